@@ -1,0 +1,61 @@
+"""Joint energy models: classifiers that know what they know, and can draw it."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from jem import data, evaluation, networks, objectives, sampling
+    from jem.errors import InputError, JemError, RunFolderError, TrainingDivergedError
+    from jem.generation import sample
+    from jem.model import JEM
+    from jem.training.recipe import RECIPES, Recipe
+    from jem.training.run_folder import load
+    from jem.training.trainer import Trainer
+
+# Names are imported when they are first asked for: `jem --help` answers without loading torch, and the command line can
+# settle how threads wait before torch starts any.
+_HOME = {
+    "JEM": "jem.model",
+    "InputError": "jem.errors",
+    "JemError": "jem.errors",
+    "RECIPES": "jem.training.recipe",
+    "Recipe": "jem.training.recipe",
+    "RunFolderError": "jem.errors",
+    "Trainer": "jem.training.trainer",
+    "TrainingDivergedError": "jem.errors",
+    "load": "jem.training.run_folder",
+    "sample": "jem.generation",
+}
+_MODULES = ("data", "evaluation", "networks", "objectives", "sampling")
+
+__all__ = [
+    "JEM",
+    "RECIPES",
+    "InputError",
+    "JemError",
+    "Recipe",
+    "RunFolderError",
+    "Trainer",
+    "TrainingDivergedError",
+    "data",
+    "evaluation",
+    "load",
+    "networks",
+    "objectives",
+    "sample",
+    "sampling",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"jem.{name}")
+    raise AttributeError(f"module 'jem' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

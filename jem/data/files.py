@@ -1,0 +1,300 @@
+"""A person's own files -> a data set in four parts."""
+
+import csv
+import math
+import os
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from jem.data.arrays import assemble, divide, from_arrays, index_labels
+from jem.data.parts import DataPart, DataSplits, LazyPart
+from jem.data.scaling import Scaling
+from jem.errors import InputError
+
+INPUT_KEYS = ("images", "x")
+LABEL_KEYS = ("labels", "y")
+LABEL_COLUMNS = ("label", "class", "target", "y")
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".ppm",
+    ".pgm",
+)
+GREY_MODES = ("1", "L", "LA")
+MEMORY_LIMIT = 2 * 1024**3
+
+Array = npt.NDArray[Any]
+
+
+def load_file(
+    path: str | os.PathLike[str],
+    *,
+    seed: int = 0,
+    label_column: str | None = None,
+    memory_limit: int = MEMORY_LIMIT,
+) -> DataSplits:
+    """Load an `.npz` file, a `.csv` file, or a folder of images with one subfolder a class.
+
+    Args:
+        path: File or folder.
+        seed: Decides which example goes to which part.
+        label_column: Column of a `.csv` file that holds the labels; otherwise one called label,
+            class, target or y.
+        memory_limit: Bytes above which a folder of images, as float32, stays on disk.
+
+    Returns:
+        Four parts in network units.
+
+    Raises:
+        InputError: If the file is missing, damaged or not as expected.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        return _load_folder(path, seed, memory_limit)
+    if not path.is_file():
+        raise InputError(f"Expected a file or a folder, found nothing at {path}.")
+    if path.stat().st_size == 0:
+        raise InputError(f"Expected data in {path}, got an empty file.")
+    if path.suffix.lower() == ".npz":
+        x, labels = read_npz(path)
+    elif path.suffix.lower() == ".csv":
+        x, labels = read_csv(path, label_column)
+    else:
+        raise InputError(
+            f"Expected an .npz file, a .csv file or a folder of images by class, got {path}."
+        )
+    try:
+        return from_arrays(x, labels, name=path.stem, seed=seed)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def read_npz(path: Path) -> tuple[Array, Array]:
+    """Read inputs (`images` or `x`) and labels (`labels` or `y`) from an `.npz` file.
+
+    Returns:
+        Raw inputs (N, ...) and labels (N,).
+    """
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"Expected an .npz archive, got a single array in {path}.")
+        with archive:
+            x_key = _find_key(path, archive.files, INPUT_KEYS, "inputs")
+            y_key = _find_key(path, archive.files, LABEL_KEYS, "labels")
+            return archive[x_key], archive[y_key]
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(
+            f"Could not read {path}: it is damaged, no .npz file, or holds Python objects "
+            f"({error})."
+        ) from error
+
+
+def _find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) -> str:
+    for key in wanted:
+        if key in keys:
+            return key
+    raise InputError(
+        f"Expected {what} under the key '{wanted[0]}' or '{wanted[1]}' in {path}, "
+        f"got the keys {', '.join(keys) or 'none'}."
+    )
+
+
+def read_csv(path: Path, label_column: str | None = None) -> tuple[Array, Array]:
+    """Read numeric columns and the column of labels from a `.csv` file with a header.
+
+    Returns:
+        Features (N, D), float64, and labels (N,), strings.
+    """
+    header, rows = _read_rows(path)
+    label = _find_label_column(path, header, label_column)
+    features = [i for i in range(len(header)) if i != label]
+    if not features or not rows:
+        what = "a column besides the labels" if rows else "rows below the header"
+        raise InputError(f"Expected {what} in {path}, got none.")
+    for number, row in rows:
+        if len(row) != len(header):
+            raise InputError(
+                f"Expected {len(header)} values in line {number} of {path}, as in the header, "
+                f"got {len(row)}."
+            )
+        if not row[label].strip():
+            raise InputError(
+                f"Expected a label in line {number}, column '{header[label]}' of {path}, got none."
+            )
+    columns = [
+        _read_column(path, header[i], [(number, row[i]) for number, row in rows]) for i in features
+    ]
+    return np.stack(columns, axis=1), np.array([row[label].strip() for _, row in rows])
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header and the rows that are not blank, each with its line number."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
+            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"Could not read {path}: it is damaged or no .csv file ({error})."
+        ) from error
+    if not rows:
+        raise InputError(f"Expected a header and rows in {path}, got blank lines alone.")
+    header = [cell.strip() for cell in rows[0][1]]
+    for i, name in enumerate(header):
+        if not name:
+            raise InputError(
+                f"Expected a name for every column of {path}, got none for column {i + 1} "
+                f"(a saved row number, perhaps): name it or remove it."
+            )
+        if name in header[:i]:
+            raise InputError(f"Expected different names of columns in {path}, got '{name}' twice.")
+    return header, rows[1:]
+
+
+def _find_label_column(path: Path, header: Sequence[str], label_column: str | None) -> int:
+    if label_column is not None and label_column in header:
+        return header.index(label_column)
+    if label_column is None:
+        lowered = [name.lower() for name in header]
+        for name in LABEL_COLUMNS:
+            if name in lowered:
+                return lowered.index(name)
+    wanted = f"called '{label_column}'" if label_column else f"({', '.join(LABEL_COLUMNS)})"
+    raise InputError(
+        f"Expected a column of labels {wanted} in {path}, got the columns {', '.join(header)}: "
+        f"name one with --label-column (label_column= in Python); the first line is the header."
+    )
+
+
+def _read_column(path: Path, name: str, cells: Sequence[tuple[int, str]]) -> Array:
+    """Convert the cells of one column, given with their line numbers."""
+    values = np.empty(len(cells))
+    for i, (number, cell) in enumerate(cells):
+        try:
+            values[i] = float(cell) if cell.strip() else math.nan
+        except ValueError:
+            raise InputError(
+                f"Expected numbers in column '{name}' of {path}, got '{cell}' in line {number}: "
+                f"encode the column as numbers or remove it."
+            ) from None
+        if not math.isfinite(values[i]):
+            raise InputError(
+                f"Expected finite numbers in column '{name}' of {path}, got "
+                f"{cell.strip() or 'an empty cell'} in line {number}: remove such rows or fill in "
+                f"the values."
+            )
+    return values
+
+
+def _load_folder(folder: Path, seed: int, memory_limit: int) -> DataSplits:
+    """Load images whose class is the name of their subfolder."""
+    files = _list_images(folder)
+    size, mode = _common_format(files)
+    classes, y = index_labels(np.array([file.parent.name for file in files]))
+    shape = (1 if mode == "L" else 3, size[1], size[0])
+    scaling = Scaling.of_bytes(shape, "channels_last")
+    read = ImageReader(scaling, mode)
+    parts: list[DataPart | LazyPart] = [
+        LazyPart([files[i] for i in part], torch.from_numpy(y[part]), read)
+        for part in divide(y, classes, seed)
+    ]
+    if 4 * len(files) * math.prod(shape) <= memory_limit:
+        parts = [DataPart(*part[:]) for part in parts]
+    return assemble(folder.name, parts, classes, scaling)
+
+
+class ImageReader:
+    """Read one image file to a network input; a class, so that worker processes can be sent it.
+
+    Args:
+        scaling: Brings bytes to network units.
+        mode: Pillow's name for grey (L) or colour (RGB).
+    """
+
+    def __init__(self, scaling: Scaling, mode: Literal["L", "RGB"]) -> None:
+        self.scaling = scaling
+        self.mode = mode
+
+    def __call__(self, file: Path) -> Tensor:
+        """Return the image as float32, shape (C, H, W)."""
+        return self.scaling(_read_image(file, self.mode))[0]
+
+
+def _list_images(folder: Path) -> list[Path]:
+    """List the images of each class, sorted; hidden files and folders are left out."""
+    files: list[Path] = []
+    subfolders = _visible(folder, Path.is_dir)
+    for subfolder in subfolders:
+        images = [
+            f for f in _visible(subfolder, Path.is_file) if f.suffix.lower() in IMAGE_SUFFIXES
+        ]
+        if not images:
+            nested = _visible(subfolder, Path.is_dir)
+            hint = f": give {subfolder} itself if its subfolders are the classes" if nested else ""
+            raise InputError(f"Expected images in the class folder {subfolder}, got none{hint}.")
+        files += images
+    if not files:
+        raise InputError(
+            f"Expected one subfolder of images for each class in {folder}, got no subfolder."
+        )
+    return files
+
+
+def _visible(folder: Path, kind: Any) -> list[Path]:  # noqa: ANN401
+    return sorted(
+        path for path in folder.iterdir() if not path.name.startswith(".") and kind(path)
+    )
+
+
+def _common_format(files: Sequence[Path]) -> tuple[tuple[int, int], Literal["L", "RGB"]]:
+    """Return the (width, height) that all images share, and L if all of them are grey."""
+    modes, sizes = set(), []
+    for file in files:
+        with _open_image(file) as image:
+            modes.add(image.mode)
+            sizes.append(image.size)
+            if image.mode.startswith(("I", "F")):
+                raise InputError(f"Expected images with 8 bits a channel, got more in {file}.")
+        if sizes[-1] != sizes[0]:
+            (w, h), (w0, h0) = sizes[-1], sizes[0]
+            raise InputError(
+                f"Expected images of one size, got {w0} x {h0} in {files[0]} and {w} x {h} in "
+                f"{file}: resize them first."
+            )
+    return sizes[0], "L" if modes <= set(GREY_MODES) else "RGB"
+
+
+def _open_image(file: Path) -> Image.Image:
+    try:
+        return Image.open(file)
+    except (UnidentifiedImageError, OSError) as error:
+        raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error
+
+
+def _read_image(file: Path, mode: Literal["L", "RGB"]) -> Array:
+    """Return bytes of shape (H, W) or (H, W, 3)."""
+    try:
+        with _open_image(file) as image:
+            return np.asarray(image.convert(mode))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error

@@ -1,0 +1,176 @@
+"""Data sets by name: some come with scikit-learn, some are downloaded, some are generated."""
+
+import difflib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sklearn.datasets
+
+from jem.data.arrays import from_arrays
+from jem.data.files import load_file
+from jem.data.parts import DataSplits
+from jem.errors import InputError
+
+NAMES: dict[str, str] = {
+    "digits": "1,797 handwritten digits, 8 x 8 grey, 10 classes; comes with scikit-learn",
+    "fashion_mnist": "70,000 pictures of clothing, 28 x 28 grey, 10 classes; download",
+    "mnist": "70,000 handwritten digits, 28 x 28 grey, 10 classes; download",
+    "cifar10": "60,000 photographs, 32 x 32 colour, 10 classes; download",
+    "cifar100": "60,000 photographs, 32 x 32 colour, 100 classes; download",
+    "svhn": "99,289 house numbers, 32 x 32 colour, 10 classes; download",
+    "breast_cancer": "569 rows, 30 measurements of tumours, 2 classes; comes with scikit-learn",
+    "wine": "178 rows, 13 measurements of wines, 3 classes; comes with scikit-learn",
+    "iris": "150 rows, 4 measurements of flowers, 3 classes; comes with scikit-learn",
+    "two_moons": "2,000 points in the plane, two interleaved half circles; generated",
+    "rings": "2,000 points in the plane, two concentric rings; generated",
+}
+
+DATA_ROOT_VARIABLE = "JEM_DATA"
+
+
+def load(
+    name: str | os.PathLike[str],
+    *,
+    root: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    seed: int = 0,
+    label_column: str | None = None,
+) -> DataSplits:
+    """Load a data set by its name in `NAMES`, or a person's own from a file or folder.
+
+    Args:
+        name: A known name, or the path of an `.npz` file, a `.csv` file or a folder of images by
+            class.
+        root: Folder of downloaded sets; the environment variable JEM_DATA if None.
+        download: Whether a missing set may be downloaded into `root`.
+        seed: Decides which example goes to which part.
+        label_column: Name of the column of a `.csv` file that holds the labels.
+
+    Returns:
+        Four parts in network units. Sets with an official test part keep it.
+
+    Raises:
+        InputError: If the name is unknown, or the data are missing or not as expected.
+
+    Example:
+        >>> load("digits").input_shape
+        (1, 8, 8)
+    """
+    key = os.fspath(name)
+    if key in _SMALL:
+        return _SMALL[key](seed)
+    if key in _DOWNLOADED:
+        return _load_downloaded(key, root, download, seed)
+    path = Path(key).expanduser()
+    if path.exists():
+        return load_file(path, seed=seed, label_column=label_column)
+    if path.suffix or len(path.parts) > 1:
+        raise InputError(
+            f"Expected an .npz file, a .csv file or a folder, found nothing at {path}."
+        )
+    close = difflib.get_close_matches(key.lower().replace("-", "_"), NAMES, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise InputError(
+        f"Expected one of the data sets {', '.join(NAMES)}, or the path of an .npz file, a .csv "
+        f"file or a folder of images by class, got '{key}'.{hint}"
+    )
+
+
+def _digits(seed: int) -> DataSplits:
+    digits = sklearn.datasets.load_digits()
+    counts = (1_117, 160, 160, 360)
+    return from_arrays(digits.images, digits.target, name="digits", seed=seed, counts=counts)
+
+
+def _table(name: str, load_set: Callable[[], Any], seed: int) -> DataSplits:
+    bunch = load_set()
+    names = [str(label) for label in bunch.target_names]
+    return from_arrays(bunch.data, bunch.target, name=name, seed=seed, classes=names)
+
+
+def _two_moons(seed: int) -> DataSplits:
+    # The points are always the same; `seed` only divides them, as for every other set.
+    x, y = sklearn.datasets.make_moons(2_000, noise=0.1, random_state=0)
+    return from_arrays(x, y, name="two_moons", seed=seed, classes=["upper", "lower"])
+
+
+def _rings(seed: int) -> DataSplits:
+    x, y = sklearn.datasets.make_circles(2_000, noise=0.05, factor=0.5, random_state=0)
+    return from_arrays(x, y, name="rings", seed=seed, classes=["outer", "inner"])
+
+
+_SMALL: dict[str, Callable[[int], DataSplits]] = {
+    "digits": _digits,
+    "breast_cancer": lambda s: _table("breast_cancer", sklearn.datasets.load_breast_cancer, s),
+    "wine": lambda s: _table("wine", sklearn.datasets.load_wine, s),
+    "iris": lambda s: _table("iris", sklearn.datasets.load_iris, s),
+    "two_moons": _two_moons,
+    "rings": _rings,
+}
+
+_DOWNLOADED: dict[str, str] = {  # to the name of the class in torchvision.datasets
+    "fashion_mnist": "FashionMNIST",
+    "mnist": "MNIST",
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "svhn": "SVHN",
+}
+
+
+def _load_downloaded(
+    name: str, root: str | os.PathLike[str] | None, download: bool, seed: int
+) -> DataSplits:
+    """Load a set of torchvision, keeping its test part."""
+    folder = _data_root(name, root)
+    train = _read_official(name, folder, download, train=True)
+    test = _read_official(name, folder, download, train=False)
+    return from_arrays(
+        *_images_and_labels(train),
+        name=name,
+        seed=seed,
+        test=_images_and_labels(test),
+        channels="first" if name == "svhn" else "last",
+        classes=_class_names(name, train),
+    )
+
+
+def _data_root(name: str, root: str | os.PathLike[str] | None) -> Path:
+    root = root or os.environ.get(DATA_ROOT_VARIABLE)
+    if not root:
+        raise InputError(
+            f"Expected a folder to find {name} in, got none: give --data-root (root= in Python) "
+            f"or set {DATA_ROOT_VARIABLE}."
+        )
+    return Path(root).expanduser()
+
+
+def _read_official(name: str, folder: Path, download: bool, *, train: bool) -> Any:  # noqa: ANN401
+    import torchvision.datasets  # takes a second, which only those who download should pay
+
+    read = getattr(torchvision.datasets, _DOWNLOADED[name])
+    which: dict[str, Any] = {"train": train}
+    if name == "svhn":
+        which = {"split": "train" if train else "test"}
+    try:
+        return read(root=str(folder), download=download, **which)
+    except (RuntimeError, OSError, EOFError, ValueError) as error:
+        if download:
+            raise InputError(f"Could not download {name} into {folder}: {error}") from error
+        raise InputError(
+            f"Expected the data set {name} in the folder {folder}, found it missing or damaged "
+            f"({error}): give --download (download=True in Python) or another --data-root."
+        ) from error
+
+
+def _images_and_labels(official: Any) -> tuple[Any, Any]:  # noqa: ANN401
+    labels = official.labels if hasattr(official, "labels") else official.targets
+    return np.asarray(official.data), np.asarray(labels)
+
+
+def _class_names(name: str, official: Any) -> list[str]:  # noqa: ANN401
+    if name in ("mnist", "svhn"):
+        return [str(digit) for digit in range(10)]
+    return list(official.classes)

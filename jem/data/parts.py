@@ -1,0 +1,225 @@
+"""The four parts of a data set, and how they are divided."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from jem.data.scaling import Scaling
+from jem.errors import InputError
+from jem.randomness import derive_seed
+
+PART_NAMES = ("train", "validation", "calibration", "test")
+DEFAULT_FRACTIONS = (0.6, 0.1, 0.1, 0.2)
+
+Indices = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class DataPart(Dataset[tuple[Tensor, Tensor]]):
+    """One part of a data set, held in memory.
+
+    Args:
+        x: Inputs in network units, shape (N, *input_shape), float32.
+        y: Class indices, shape (N,), int64.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.x)
+
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Return one example, or several for a slice or a tensor of indices."""
+        return self.x[index], self.y[index]
+
+
+@dataclass(frozen=True, eq=False)
+class LazyPart(Dataset[tuple[Tensor, Tensor]]):
+    """One part of a data set too large for memory: inputs are read when asked for.
+
+    Args:
+        sources: What `read` takes, one an example, such as file names.
+        y: Class indices, shape (N,), int64.
+        read: Maps a source to a network input of shape (*input_shape), float32.
+    """
+
+    sources: Sequence[Any]
+    y: Tensor
+    read: Callable[[Any], Tensor]
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.sources)
+
+    def __getitem__(self, index: int | slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Return one example, or several for a slice or a tensor of indices."""
+        if isinstance(index, Tensor) and index.ndim == 0:
+            index = int(index)
+        if isinstance(index, int):
+            return self.read(self.sources[index]), self.y[index]
+        chosen = torch.arange(len(self))[index]
+        x = torch.stack([self.read(self.sources[int(i)]) for i in chosen])
+        return x, self.y[chosen]
+
+
+@dataclass(frozen=True, eq=False)
+class DataSplits:
+    """A data set in four parts that share no example.
+
+    Args:
+        name: What the set is called.
+        train: What the network learns from; scaling and domain come from this part alone.
+        validation: Chooses epochs and temperatures.
+        calibration: Sets thresholds and p-values; nothing else may have seen it.
+        test: Measured once, at the end.
+        classes: Names of the classes, in the order of their indices.
+        scaling: Maps what a person has to network units.
+        domain: Lowest and highest value of each input in network units, broadcastable to
+            `input_shape`.
+        kind: Whether inputs are images (C, H, W) or rows (D,) of a table.
+        input_shape: Shape of one network input.
+    """
+
+    name: str
+    train: DataPart | LazyPart
+    validation: DataPart | LazyPart
+    calibration: DataPart | LazyPart
+    test: DataPart | LazyPart
+    classes: tuple[str, ...]
+    scaling: Scaling
+    domain: tuple[Tensor, Tensor]
+    kind: Literal["image", "table"]
+    input_shape: tuple[int, ...]
+
+    def describe(self) -> str:
+        """Return a few lines for people: shape, sizes and class counts."""
+        shape = " x ".join(str(size) for size in self.input_shape)
+        what = f"images of {shape}" if self.kind == "image" else f"rows of {shape} numbers"
+        parts = [(name, getattr(self, name)) for name in PART_NAMES]
+        sizes = ", ".join(f"{name} {len(part):,}" for name, part in parts)
+        lazy = " (read from disk when needed)" if isinstance(self.train, LazyPart) else ""
+        return (
+            f"{self.name}: {what}, {len(self.classes)} classes{lazy}\n"
+            f"  {sizes}\n  {self._describe_classes()}"
+        )
+
+    def _describe_classes(self) -> str:
+        counts = torch.bincount(self.train.y, minlength=len(self.classes)).tolist()
+        if len(self.classes) > 20:
+            return f"training examples a class: {min(counts):,} to {max(counts):,}"
+        pairs = zip(self.classes, counts, strict=True)
+        return "training examples: " + ", ".join(f"{name}: {count:,}" for name, count in pairs)
+
+
+def split_indices(
+    y: npt.ArrayLike | Tensor,
+    *,
+    seed: int,
+    fractions: Sequence[float] | None = None,
+    counts: Sequence[int] | None = None,
+    classes: Sequence[str] | None = None,
+) -> tuple[Indices, Indices, Indices, Indices]:
+    """Divide examples into train, validation, calibration and test, classes in proportion.
+
+    Args:
+        y: Class indices, shape (N,).
+        seed: The same seed gives the same parts on any machine.
+        fractions: Four shares that sum to 1 (default 0.6, 0.1, 0.1, 0.2). A part grows if it is
+            too small to hold every class; a share of 0 leaves a part empty.
+        counts: Four sizes that sum to N, instead of `fractions`; kept exactly.
+        classes: Names of the classes for messages.
+
+    Returns:
+        Four arrays of indices in random order, disjoint and together all of them. Every class is
+        in every part that is not empty.
+
+    Raises:
+        InputError: If a class has too few examples, or the sizes do not fit.
+    """
+    y = np.asarray(y).astype(np.int64)
+    if y.ndim != 1 or len(y) == 0:
+        raise InputError(f"Expected class indices of shape (N,), N > 0, got shape {y.shape}.")
+    present, y = np.unique(y, return_inverse=True)
+    names = [classes[i] if classes is not None else str(i) for i in present]
+    sizes = _sizes(len(y), len(present), fractions, counts)
+    _check_enough(np.bincount(y), names, sizes)
+    rng = np.random.default_rng(derive_seed(seed, "split"))
+    part = _spread(y, sizes, rng)
+    order = rng.permutation(len(y))
+    train, validation, calibration, test = (order[part[order] == p] for p in range(4))
+    return train, validation, calibration, test
+
+
+def _sizes(
+    total: int, num_classes: int, fractions: Sequence[float] | None, counts: Sequence[int] | None
+) -> list[int]:
+    """Return the sizes of the four parts."""
+    if fractions is not None and counts is not None:
+        raise InputError("Expected fractions or counts, got both: give one of them.")
+    if counts is not None:
+        if len(counts) != 4 or min(counts) < 0 or counts[0] == 0 or sum(counts) != total:
+            raise InputError(
+                f"Expected four counts that sum to the {total} examples, the first above 0, "
+                f"got {list(counts)}."
+            )
+        return list(counts)
+    shares = DEFAULT_FRACTIONS if fractions is None else tuple(fractions)
+    if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 or shares[0] == 0:
+        raise InputError(
+            f"Expected four fractions that sum to 1, the first above 0, got {list(shares)}."
+        )
+    rest = [max(round(share * total), num_classes) if share > 0 else 0 for share in shares[1:]]
+    return [total - sum(rest), *rest]
+
+
+def _check_enough(class_counts: Indices, names: Sequence[str], sizes: Sequence[int]) -> None:
+    """Refuse sizes with which some part must lack some class."""
+    needed = 1 + sum(size > 0 for size in sizes[1:])
+    rarest = int(class_counts.argmin())
+    if class_counts[rarest] < needed:
+        raise InputError(
+            f"Expected at least {needed} examples of every class, one for each part, got "
+            f"{class_counts[rarest]} of class '{names[rarest]}': add examples or leave the class "
+            f"out."
+        )
+    for name, size in zip(PART_NAMES, sizes, strict=True):
+        if size < len(names) and (size > 0 or name == "train"):
+            raise InputError(
+                f"Expected at least {len(names)} examples in the {name} part, one for each class, "
+                f"got {size}: add examples or make the part larger."
+            )
+
+
+def _spread(y: Indices, sizes: Sequence[int], rng: np.random.Generator) -> Indices:
+    """Give each example a part so that classes are in proportion and none is missing.
+
+    Examples are ordered by their (random) rank within their class, relative to its size. Any
+    stretch of that order then holds each class in proportion, give or take one example; rare
+    classes may miss a part, and are swapped in.
+    """
+    rank = np.empty(len(y))
+    for c in range(int(y.max()) + 1):
+        members = np.flatnonzero(y == c)
+        rank[members] = (rng.permutation(len(members)) + rng.random()) / len(members)
+    part = np.empty(len(y), dtype=np.int64)
+    part[np.argsort(rank, kind="stable")] = np.repeat(np.arange(4), sizes)
+
+    held = np.zeros((int(y.max()) + 1, 4), dtype=np.int64)
+    np.add.at(held, (y, part), 1)
+    missing = [(c, p) for c, p in np.argwhere(held == 0).tolist() if sizes[p] > 0]
+    for c, p in missing:
+        giver, spare = int(held[c].argmax()), int(held[:, p].argmax())
+        incoming = np.flatnonzero((y == c) & (part == giver))[0]
+        outgoing = np.flatnonzero((y == spare) & (part == p))[0]
+        part[incoming], part[outgoing] = p, giver
+        for row, column, change in ((c, p, 1), (c, giver, -1), (spare, p, -1), (spare, giver, 1)):
+            held[row, column] += change
+    return part

@@ -1,0 +1,24 @@
+"""What can go wrong through no fault of the code: one root class, one clear line each.
+
+The command line turns every `JemError` into a message and exit status 2; anything else is a bug and keeps its traceback.
+"""
+
+
+class JemError(Exception):
+    """Root of the errors that a person can cause and mend."""
+
+
+class InputError(JemError, ValueError):
+    """An argument, a file or a data set is not what was expected."""
+
+
+class RunFolderError(JemError):
+    """A run folder is missing, taken, locked, damaged or cannot be written."""
+
+
+class TrainingDivergedError(JemError, RuntimeError):
+    """Training diverged more often than the recipe allows; the message names the knobs to try."""
+
+
+class TrainingInterrupted(JemError):  # noqa: N818
+    """A person or the system asked the run to stop; its state was saved first."""

@@ -1,0 +1,276 @@
+"""Whether a classifier's probabilities can be believed: every figure, with its uncertainty."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jem.errors import InputError
+from jem.evaluation.calibration_errors import (
+    BinTotals,
+    Confidences,
+    bin_totals,
+    binned_error,
+    brier_parts,
+    class_wise_error,
+    debiased_rms_error,
+    equal_mass_edges,
+    equal_width_edges,
+    group_by_confidence,
+    maximum_error,
+    smooth_error,
+)
+from jem.evaluation.intervals import (
+    Interval,
+    percentile_interval,
+    resampling_counts,
+    wilson_interval,
+)
+from jem.evaluation.predictions import (
+    FloatArray,
+    IntArray,
+    Values,
+    check_labels,
+    check_probabilities,
+)
+from jem.evaluation.selective import RiskCoverage, augrc, aurc, risk_coverage_curve
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SMALLEST_PROBABILITY = float(np.finfo(np.float64).tiny)  # what NLL takes 0 for: 708.4 nats
+
+
+class ReliabilityBins(NamedTuple):
+    """The equal-width bins (lower, upper] of a reliability diagram; B of them.
+
+    An empty bin has NaN for confidence and accuracy, and the band [0, 1].
+    """
+
+    edges: FloatArray  # (B + 1,)
+    counts: IntArray  # (B,)
+    confidence: FloatArray  # (B,) mean over the bin
+    accuracy: FloatArray  # (B,)
+    accuracy_low: FloatArray  # (B,) Wilson band of the accuracy
+    accuracy_high: FloatArray  # (B,)
+
+
+@dataclass(frozen=True)
+class CalibrationReport:
+    """Figures of `calibration_report`; lower is better except accuracy and discrimination.
+
+    Attributes:
+        num_samples: N.
+        num_classes: K.
+        num_bins: B, of every binned figure.
+        accuracy: Share of inputs whose most probable class is the true one.
+        nll: Mean of -log p(y|x), nats.
+        brier: Multiclass Brier score, the mean of sum_k (p_k - [y = k])^2, in [0, 2].
+        brier_top_label: Mean of (confidence - correct)^2, in [0, 1];
+            equals miscalibration - discrimination + uncertainty.
+        miscalibration: Part of `brier_top_label` that isotonic recalibration removes.
+        discrimination: Part that confidence, once recalibrated, gains over a constant.
+        uncertainty: accuracy * (1 - accuracy), the score of a constant forecast.
+        ece: Expected calibration error of the top label, bins of equal width.
+        ece_equal_mass: The same with bins of equal mass.
+        class_wise_ece: Mean over classes of the ECE of each class's probability, equal width.
+        smooth_ece: Kernel-smoothed ECE with the width that equals it.
+        debiased_rmsce: Root-mean-square calibration error less sampling noise, equal mass.
+        mce: Largest gap of any bin that is not empty, equal width.
+        aurc: Area under the risk-coverage curve.
+        augrc: Area under the generalised risk-coverage curve.
+        confidence: Level of the intervals and bands.
+        num_bootstrap: Replicates behind the intervals.
+        intervals: Interval of each figure by its name; empty without replicates.
+        bins: The reliability diagram.
+        risk_coverage: The risk-coverage curve.
+    """
+
+    num_samples: int
+    num_classes: int
+    num_bins: int
+    accuracy: float
+    nll: float
+    brier: float
+    brier_top_label: float
+    miscalibration: float
+    discrimination: float
+    uncertainty: float
+    ece: float
+    ece_equal_mass: float
+    class_wise_ece: float
+    smooth_ece: float
+    debiased_rmsce: float
+    mce: float
+    aurc: float
+    augrc: float
+    confidence: float
+    num_bootstrap: int
+    intervals: dict[str, Interval]
+    bins: ReliabilityBins
+    risk_coverage: RiskCoverage
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values for JSON: arrays as lists, NaN as None.
+
+        Returns:
+            One entry an attribute; `intervals`, `bins` and `risk_coverage` are dicts themselves.
+
+        Example:
+            >>> report = calibration_report([[0.9, 0.1]], [0], num_bins=2, num_bootstrap=0)
+            >>> report.to_dict()["bins"]["accuracy"]
+            [None, 1.0]
+        """
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain: dict[str, Any] = _plain(fields)
+        return plain
+
+    def plot(self) -> Figure:
+        """Draw the reliability diagram with its bands and counts.
+
+        Returns:
+            A figure that no global state holds; `figure.savefig(path)` writes it.
+        """
+        from jem.plotting import reliability_diagram
+
+        return reliability_diagram(self)
+
+
+def calibration_report(
+    probabilities: Values,
+    labels: Values,
+    *,
+    num_bins: int = 15,
+    num_bootstrap: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> CalibrationReport:
+    """Measure how well class probabilities agree with labels.
+
+    Use inputs on which nothing was fitted, the temperature included. The predicted class is the
+    most probable one, the first of equals. A true class of probability 0 costs 708.4 nats, the
+    probability being raised to the smallest normal float64. Bins are (lower, upper].
+
+    Args:
+        probabilities: p(y|x), shape (N, K), K >= 2, rows summing to 1 within 1e-3.
+        labels: True class indices, shape (N,), integers in [0, K).
+        num_bins: Bins of the binned figures.
+        num_bootstrap: Replicates for the intervals, each N inputs drawn with replacement; bins of
+            equal mass keep the edges of the sample. 0 leaves `intervals` empty.
+        confidence: Level of the intervals and of the bands, in (0, 1).
+        seed: Decides the replicates.
+
+    Returns:
+        Every figure with its interval, the reliability bins and the risk-coverage curve.
+
+    Raises:
+        InputError: If probabilities and labels are not what is said above, or a setting is out of
+            range.
+
+    Example:
+        >>> probabilities = [[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.6, 0.4]]
+        >>> report = calibration_report(probabilities, [0, 0, 1, 1], num_bootstrap=100)
+        >>> report.accuracy, round(report.ece, 4), round(report.nll, 4)
+        (0.75, 0.3, 0.4004)
+    """
+    checked = check_probabilities(probabilities)
+    classes = check_labels(labels, *checked.shape)
+    _check_settings(num_bins, num_bootstrap, confidence)
+    edges = equal_width_edges(num_bins), equal_mass_edges(checked.max(axis=1), num_bins)
+    whole = np.ones((1, len(classes)))
+    groups = _top_label(checked, classes, whole)
+    figures = _figures(checked, classes, whole, edges)
+    blocks = [
+        _figures(checked, classes, weights, edges)
+        for weights in resampling_counts(len(classes), num_bootstrap, seed)
+    ]
+    return CalibrationReport(
+        num_samples=len(classes),
+        num_classes=checked.shape[1],
+        num_bins=num_bins,
+        **{name: float(value[0]) for name, value in figures.items()},
+        confidence=confidence,
+        num_bootstrap=num_bootstrap,
+        intervals=_intervals(blocks, confidence),
+        bins=_reliability_bins(bin_totals(groups, edges[0]), edges[0], confidence),
+        risk_coverage=risk_coverage_curve(groups),
+    )
+
+
+def _check_settings(num_bins: int, num_bootstrap: int, confidence: float) -> None:
+    if num_bins < 1:
+        raise InputError(f"num_bins: expected at least 1, got {num_bins}")
+    if num_bootstrap < 0:
+        raise InputError(f"num_bootstrap: expected at least 0, got {num_bootstrap}")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: expected a level in (0, 1), got {confidence}")
+
+
+def _top_label(probabilities: FloatArray, labels: IntArray, weights: FloatArray) -> Confidences:
+    correct = probabilities.argmax(axis=1) == labels
+    return group_by_confidence(probabilities.max(axis=1), correct, weights)
+
+
+def _figures(
+    probabilities: FloatArray,
+    labels: IntArray,
+    weights: FloatArray,
+    edges: tuple[FloatArray, FloatArray],
+) -> dict[str, FloatArray]:
+    """Every figure under each of R weightings; edges are those of equal width and equal mass."""
+    groups = _top_label(probabilities, labels, weights)
+    width, mass = (bin_totals(groups, part) for part in edges)
+    top = brier_parts(groups)
+    true = np.maximum(probabilities[np.arange(len(labels)), labels], SMALLEST_PROBABILITY)
+    squares = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
+    total = weights.sum(axis=1)
+    return {
+        "accuracy": groups.hits.sum(axis=1) / total,
+        "nll": weights @ -np.log(true) / total,
+        "brier": weights @ squares / total,
+        "brier_top_label": top.score,
+        "miscalibration": top.miscalibration,
+        "discrimination": top.discrimination,
+        "uncertainty": top.uncertainty,
+        "ece": binned_error(width),
+        "ece_equal_mass": binned_error(mass),
+        "class_wise_ece": class_wise_error(probabilities, labels, weights, edges[0]),
+        "smooth_ece": smooth_error(groups),
+        "debiased_rmsce": debiased_rms_error(mass),
+        "mce": maximum_error(width),
+        "aurc": aurc(groups),
+        "augrc": augrc(groups),
+    }
+
+
+def _intervals(blocks: list[dict[str, FloatArray]], confidence: float) -> dict[str, Interval]:
+    if not blocks:
+        return {}
+    return {
+        name: percentile_interval(np.concatenate([block[name] for block in blocks]), confidence)
+        for name in blocks[0]
+    }
+
+
+def _reliability_bins(totals: BinTotals, edges: FloatArray, confidence: float) -> ReliabilityBins:
+    counts, hits, stated = (part[0] for part in totals)
+    filled = np.where(counts > 0, counts, np.nan)
+    low, high = wilson_interval(hits, counts, confidence)
+    return ReliabilityBins(
+        edges, counts.astype(np.int64), stated / filled, hits / filled, low, high
+    )
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value
+    """Turn arrays, named tuples and NaN into what JSON can hold."""
+    if isinstance(value, dict):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, tuple):
+        return _plain(value._asdict())  # type: ignore[attr-defined]
+    if isinstance(value, np.ndarray):
+        return [_plain(entry) for entry in value.tolist()]
+    return None if isinstance(value, float) and math.isnan(value) else value

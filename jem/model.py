@@ -1,0 +1,224 @@
+"""A classifier read as a joint energy model: logits in, energies and densities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from jem.data.scaling import Scaling
+from jem.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put every submodule in evaluation mode, and afterwards each one back in the mode it had.
+
+    Args:
+        module: The module to switch; its parameters, buffers and gradients are not touched.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for submodule, training in modes:
+            submodule.training = training
+
+
+def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
+    r"""Energy from logits, of the input alone or of the input with a class.
+
+    .. math:: E(x, y) = -f(x)[y], \qquad E(x) = -\log \sum_y \exp f(x)[y]
+
+    Args:
+        logits: f(x), shape (B, K).
+        y: Class indices, shape (B,); `None` sums the classes out.
+
+    Returns:
+        Energies, shape (B,), nats; low = compatible.
+
+    References:
+        Grathwohl et al. (2020), arXiv:1912.03263, equations 5 and 6.
+
+    Example:
+        >>> joint_energy(torch.zeros(1, 4)).item()
+        -1.3862943649291992
+    """
+    if y is None:
+        return -torch.logsumexp(logits, dim=1)
+    return -logits.gather(1, y[:, None]).squeeze(1)
+
+
+class JEM(nn.Module):
+    r"""Any network x -> logits, read as an energy-based model of the inputs.
+
+    With logits f(x) in R^K, the joint energy is E(x, y) = -f(x)[y]; summing the class out gives
+    E(x) = -logsumexp_y f(x)[y] and log p(x) = -E(x) - log Z with an unknown log Z. p(y|x) is the usual softmax, so
+    `model(x)` is still the classifier that it was. K = 1 is the plain energy-based model.
+
+    `logits`, `energy` and `log_density` are differentiable and run in the mode that the network is in;
+    `predict_proba` runs in evaluation mode without gradients and restores the mode.
+
+    Args:
+        network: Maps (B, *shape) to logits (B, K). Rows must not interact in evaluation mode.
+        input_shape: Shape of one input without the batch axis; set by training if left out.
+        classes: Names of the K classes, in the order of the logits; set by training if left out.
+        domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to `input_shape`: sampling
+            stays inside. Set by training if left out.
+        scaling: What turns a person's raw data into inputs; see `preprocess`.
+
+    Attributes:
+        chain: Settings of the sampler (`jem.sampling.ChainSettings`), set by training.
+
+    References:
+        Grathwohl et al. (2020), Your classifier is secretly an energy based model, arXiv:1912.03263.
+
+    Example:
+        >>> model = JEM(nn.Linear(2, 3))
+        >>> x = torch.zeros(5, 2)
+        >>> model(x).shape, model.energy(x).shape
+        (torch.Size([5, 3]), torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        input_shape: Sequence[int] | None = None,
+        classes: Sequence[str] | None = None,
+        domain: tuple[Tensor | float, Tensor | float] | None = None,
+        scaling: Scaling | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise InputError(f"`network` must be a torch.nn.Module, but got {type(network).__name__}")
+        self.network = network
+        self.input_shape = None if input_shape is None else tuple(int(n) for n in input_shape)
+        self.classes = None if classes is None else tuple(str(name) for name in classes)
+        self.domain = domain
+        self.scaling = scaling
+        self.chain: Any = None
+
+    @property
+    def domain(self) -> tuple[Tensor, Tensor] | None:
+        """Lower and upper bounds of the inputs, each broadcastable to `input_shape`, or None."""
+        return self._domain
+
+    @domain.setter
+    def domain(self, bounds: tuple[Tensor | float, Tensor | float] | None) -> None:
+        if bounds is None:
+            self._domain = None
+            return
+        low, high = (torch.as_tensor(b, dtype=torch.float32).detach().cpu() for b in bounds)
+        if not bool((low < high).all()):
+            raise InputError(f"`domain` must be (low, high) with low < high, but got {bounds}")
+        self._domain = (low, high)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits f(x), shape (B, K): see `logits`."""
+        return self.logits(x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Logits f(x) of the network, in float32 at least.
+
+        Args:
+            x: Inputs in the network's units, shape (B, *shape).
+
+        Returns:
+            Logits, shape (B, K).
+
+        Raises:
+            InputError: If the network returns anything but a two-dimensional tensor.
+        """
+        logits = self.network(x)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise InputError(f"the network must return logits of shape (B, K), but returned {came}")
+        # Half precision near 32 is spaced a quarter of a nat: too coarse for an energy.
+        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """Energy E(x) = -logsumexp f(x), or E(x, y) = -f(x)[y].
+
+        Args:
+            x: Inputs, shape (B, *shape).
+            y: Class indices, shape (B,), or None.
+
+        Returns:
+            Energies, shape (B,), nats; low = compatible.
+        """
+        return joint_energy(self.logits(x), y)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Log-density log p(x) + log Z = -E(x): *unnormalised*, and no likelihood.
+
+        Its scale is nominal too: the usual chains run far below temperature 1. It ranks inputs.
+
+        Args:
+            x: Inputs, shape (B, *shape).
+
+        Returns:
+            Log-density, shape (B,), nats; high = likely.
+        """
+        return -self.energy(x)
+
+    def predict_proba(self, x: Tensor) -> Tensor:
+        """Class probabilities p(y|x) = softmax f(x), in evaluation mode and without gradients.
+
+        Args:
+            x: Inputs, shape (B, *shape).
+
+        Returns:
+            Probabilities, shape (B, K); rows sum to one.
+
+        Raises:
+            InputError: If the model has a single output (K = 1), and so no classes.
+        """
+        with torch.no_grad(), evaluation_mode(self):
+            logits = self.logits(x)
+        if logits.shape[1] == 1:
+            raise InputError("a model with one output (K = 1) has no classes; use `log_density`")
+        return logits.softmax(dim=1)
+
+    def preprocess(self, raw: ArrayLike | Tensor) -> Tensor:
+        """Turn what a person has into what the network takes: layout, dtype and scale.
+
+        Args:
+            raw: One input or a batch, in the raw units of the training data (for example uint8 images).
+
+        Returns:
+            Inputs, shape (B, *input_shape), float32, on the model's device.
+
+        Raises:
+            InputError: If the shape does not fit, or a value is not finite.
+        """
+        if self.scaling is None:
+            raise InputError(
+                "this model keeps no input scaling; pass inputs in the network's own units, "
+                "or set `model.scaling` (jem.data.Scaling)"
+            )
+        return self.scaling(raw).to(self.device)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are (CPU for a network that has none)."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def bounds(self, device: torch.device | str | None = None) -> tuple[Tensor, Tensor] | None:
+        """Return the domain's bounds on a device, as kernels take them.
+
+        Args:
+            device: Where to put them; the model's own device if None.
+        """
+        if self._domain is None:
+            return None
+        low, high = self._domain
+        where = self.device if device is None else device
+        return low.to(where), high.to(where)

@@ -1,0 +1,51 @@
+"""The classifier's half of the objective."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    r"""Mean cross-entropy, -log p(y|x), of a batch.
+
+    With one class (K = 1) it is exactly zero, and so is its gradient: the model is trained on the density alone.
+
+    Args:
+        logits: f(x), shape (B, K).
+        labels: Class indices, shape (B,).
+        class_weight: Weight of each class, shape (K,), or None; the mean is weighted.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+
+    Returns:
+        Scalar >= 0, nats.
+    """
+    if logits.shape[1] == 1:
+        return logits.sum() * 0.0
+    return F.cross_entropy(logits, labels, weight=class_weight, label_smoothing=label_smoothing)
+
+
+def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
+    """Weights inversely proportional to class counts, with a mean of one over the examples.
+
+    Args:
+        labels: Class indices of the training data, shape (N,).
+        num_classes: K.
+
+    Returns:
+        N / (K * count), shape (K,), float32; 0 for a class that does not occur.
+
+    Example:
+        >>> balanced_class_weights(torch.tensor([0, 0, 0, 1]), 2)
+        tensor([0.6667, 2.0000])
+    """
+    counts = torch.bincount(labels, minlength=num_classes).float()
+    weights = len(labels) / ((counts > 0).sum() * counts.clamp_min(1))
+    return torch.where(counts > 0, weights, 0.0)

@@ -1,0 +1,109 @@
+"""The density's half of the objective: data against chains, as a function of their energies alone.
+
+Because a chain enters only through its energy, the backward pass of these losses also holds the gradient that moves the
+chain: see `jem.training.steps.fused_step`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jem.errors import InputError
+
+
+def generative_loss(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
+    r"""Contrast data with chains: the surrogate whose gradient estimates that of -log p(x).
+
+    .. math:: L = \tfrac{1}{N}\sum_i E(x_i) - \tfrac{1}{M}\sum_j E(\tilde x_j)
+
+    The *value* is no likelihood: it may be negative, has no floor, and must not be reported as NLL. It is unbiased only
+    if the negatives follow the model; short chains make it an approximation.
+
+    Args:
+        energy_data: E of training points, shape (N,), nats.
+        energy_negative: E of chain ends, shape (M,); M may differ from N. Detach the ends from the chain's graph.
+
+    Returns:
+        Scalar; descending it lowers the energy of data and raises that of negatives.
+
+    Raises:
+        InputError: If either input is empty or not one-dimensional (a (B, 1) energy is refused).
+
+    References:
+        Hinton (2002), contrastive divergence. Tieleman (2008), persistent chains.
+
+    Example:
+        >>> generative_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.5]))
+        tensor(1.5000)
+    """
+    for name, energy in (("energy_data", energy_data), ("energy_negative", energy_negative)):
+        if energy.ndim != 1 or not len(energy):
+            raise InputError(
+                f"`{name}` must have shape (B,) with B >= 1, but got {tuple(energy.shape)}"
+            )
+    return energy_data.mean() - energy_negative.mean()
+
+
+def energy_gap(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
+    """Mean energy of chains minus that of data, a scalar in nats, without gradient.
+
+    Near zero when chains follow the model; large and positive when they are left behind.
+
+    Args:
+        energy_data: E of training points, shape (N,).
+        energy_negative: E of chains, shape (M,).
+    """
+    return energy_negative.detach().mean() - energy_data.detach().mean()
+
+
+class ContrastiveTerms(NamedTuple):
+    """The contrastive objective and what it is made of, all scalars in nats."""
+
+    loss: Tensor  # weighted sum, to be minimised
+    contrast: Tensor  # E(data) - E(negatives), unweighted
+    gap: Tensor  # E(negatives) - E(data), without gradient
+    regulariser: Tensor  # the energy penalties, as they enter the loss
+
+
+def contrastive_loss(
+    energy_data: Tensor,
+    energy_negative: Tensor,
+    *,
+    weight: float,
+    energy_l2: float = 0.0,
+    gauge: float = 0.0,
+    thermostat: float | None = None,
+) -> ContrastiveTerms:
+    r"""Weighted contrast with the penalties that keep energies in place.
+
+    .. math:: L = w\,\tau\,(\bar E - \bar{\tilde E})
+              + \tfrac{c}{2}\big(\overline{E^2} + \overline{\tilde E^2}\big)
+              + \gamma \Big(\tfrac{\bar E + \bar{\tilde E}}{2}\Big)^2
+
+    The penalty c on each energy has a fixed point: once the gap opens it settles at w/c with the contrast cancelled
+    exactly, and chains stay stuck. The gauge penalises only the common level and leaves the gap alone. The thermostat
+    tau = clip(1 - gap / g_max, 0.02, 1), a constant for the gradient, makes the model wait for its chains.
+
+    Args:
+        energy_data: E of training points, shape (N,), nats.
+        energy_negative: Energy that moves the chains, at the chains, shape (M,), nats.
+        weight: w >= 0.
+        energy_l2: c >= 0.
+        gauge: gamma >= 0.
+        thermostat: g_max > 0 in nats, or None for tau = 1.
+
+    Returns:
+        The loss and its terms.
+    """
+    contrast = generative_loss(energy_data, energy_negative)
+    gap = energy_gap(energy_data, energy_negative)
+    scale = 1.0 if thermostat is None else (1 - gap / thermostat).clamp(0.02, 1.0)
+    level = (energy_data.mean() + energy_negative.mean()) / 2
+    regulariser = gauge * level.square()
+    if energy_l2:
+        squares = energy_data.square().mean() + energy_negative.square().mean()
+        regulariser = regulariser + energy_l2 / 2 * squares
+    return ContrastiveTerms(weight * scale * contrast + regulariser, contrast, gap, regulariser)

@@ -1,0 +1,174 @@
+"""Persistent chains: a replay buffer in which every slot is one chain, with its class and its age."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jem.errors import InputError
+from jem.sampling.langevin import per_row
+from jem.sampling.starts import Start
+
+
+class Draw(NamedTuple):
+    """Chains taken from a buffer, to be moved and committed back."""
+
+    indices: Tensor  # (B,) slots
+    x: Tensor  # (B, *shape) positions, restarted ones among them
+    labels: Tensor | None  # (B,) class of each chain; None for marginal chains
+    ages: Tensor  # (B,) Langevin moves since the chain began
+
+
+def slots_by_class(capacity: int, frequencies: Tensor) -> Tensor:
+    """Allot slots to classes in proportion to their frequencies, at least one each.
+
+    Args:
+        capacity: Number of slots, at least the number of classes that occur.
+        frequencies: Class probabilities, shape (K,); a class of frequency 0 gets no slot.
+
+    Returns:
+        The class of each slot, shape (capacity,), sorted.
+
+    Example:
+        >>> slots_by_class(5, torch.tensor([0.6, 0.4]))
+        tensor([0, 0, 0, 1, 1])
+    """
+    occurs = frequencies > 0
+    if capacity < int(occurs.sum()):
+        raise InputError(
+            f"`capacity` must give each of {int(occurs.sum())} classes a slot, but got {capacity}"
+        )
+    wanted = frequencies.double() / frequencies.double().sum() * capacity
+    slots = torch.where(occurs, wanted.floor().clamp_min(1), 0).long()
+    while int(slots.sum()) != capacity:  # hand out, or take back, where rounding was least fair
+        short = int(slots.sum()) < capacity
+        unfair = torch.where(occurs & ((slots > 1) | short), wanted - slots, -torch.inf if short else torch.inf)
+        slots[unfair.argmax() if short else unfair.argmin()] += 1 if short else -1
+    return torch.repeat_interleave(torch.arange(len(slots)), slots)
+
+
+class ReplayBuffer:
+    """Chains that persist from one training iteration to the next.
+
+    A slot is one chain. It keeps its class for good when chains are conditional, so a chain never moves on the energy of
+    two classes. Everything lives on one device.
+
+    Args:
+        chains: First positions, shape (capacity, *shape).
+        labels: Class of each slot, shape (capacity,), or None for marginal chains.
+
+    Example:
+        >>> g = torch.Generator().manual_seed(0)
+        >>> from jem.sampling.starts import UniformStart
+        >>> start = UniformStart(-1.0, 1.0, (2,))
+        >>> buffer = ReplayBuffer.from_start(start, 8, generator=g)
+        >>> draw = buffer.draw(4, start=start, restart_prob=0.1, generator=g)
+        >>> buffer.commit(draw, draw.x + 0.1, moves=1)
+    """
+
+    def __init__(self, chains: Tensor, labels: Tensor | None = None) -> None:
+        if not len(chains) or (labels is not None and labels.shape != (len(chains),)):
+            raise InputError(
+                "`chains` must be (capacity, *shape) with capacity >= 1 and `labels` None or (capacity,), "
+                f"but got {tuple(chains.shape)} and {None if labels is None else tuple(labels.shape)}"
+            )
+        self.chains = chains
+        self.labels = None if labels is None else labels.to(chains.device)
+        self.ages = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
+
+    @classmethod
+    def from_start(
+        cls,
+        start: Start,
+        capacity: int,
+        *,
+        generator: torch.Generator,
+        class_frequencies: Tensor | None = None,
+    ) -> ReplayBuffer:
+        """Fill a buffer with fresh chains.
+
+        Args:
+            start: Where they begin.
+            capacity: Number of slots.
+            generator: Source of randomness; the buffer lives on its device.
+            class_frequencies: Class probabilities, shape (K,), for conditional chains; None for marginal ones.
+
+        Returns:
+            A buffer whose chains all have age 0.
+        """
+        labels = None
+        if class_frequencies is not None:
+            labels = slots_by_class(capacity, class_frequencies.cpu()).to(generator.device)
+        return cls(start.sample(capacity, labels, generator=generator), labels)
+
+    def __len__(self) -> int:
+        """Number of slots."""
+        return len(self.chains)
+
+    def draw(
+        self,
+        count: int,
+        *,
+        start: Start,
+        restart_prob: float,
+        generator: torch.Generator,
+        replacement: bool = False,
+    ) -> Draw:
+        """Take chains, some of them restarted; a chain that is no longer finite always is.
+
+        Args:
+            count: Number of chains B.
+            start: Where restarted chains begin.
+            restart_prob: Probability that a chain is restarted, in [0, 1].
+            generator: Source of randomness, on the buffer's device.
+            replacement: Draw slots with replacement, as the official JEM code does. Of two copies of one chain the
+                last committed stays.
+
+        Returns:
+            The chains. The buffer itself does not change until `commit`.
+
+        Raises:
+            InputError: If more chains are asked for than there are, without replacement.
+        """
+        if count > len(self) and not replacement:
+            raise InputError(
+                f"cannot draw {count} different chains from a buffer of {len(self)}; "
+                "lower the number of chains or raise the buffer's capacity"
+            )
+        device = self.chains.device
+        if replacement:
+            indices = torch.randint(len(self), (count,), generator=generator, device=device)
+        else:
+            indices = torch.randperm(len(self), generator=generator, device=device)[:count]
+        x, ages = self.chains[indices], self.ages[indices]
+        labels = None if self.labels is None else self.labels[indices]
+        fresh = start.sample(count, labels, generator=generator)
+        restart = torch.rand(count, generator=generator, device=device) < restart_prob
+        restart |= ~x.flatten(1).isfinite().all(dim=1)
+        # `where`, not an arithmetic mask: 0 * NaN is NaN, and the dead chain would live on.
+        x = torch.where(per_row(restart, x), fresh, x)
+        return Draw(indices, x, labels, torch.where(restart, 0, ages))
+
+    def commit(self, draw: Draw, x: Tensor, *, moves: int) -> None:
+        """Put moved chains back into their slots.
+
+        Args:
+            draw: What `draw` returned.
+            x: Their new positions, shape (B, *shape).
+            moves: Langevin moves that they made, added to their ages.
+        """
+        self.chains[draw.indices] = x.detach().to(self.chains.dtype)
+        self.ages[draw.indices] = draw.ages + moves
+
+    def state_dict(self) -> dict[str, Any]:
+        """Positions, classes and ages."""
+        return {"chains": self.chains, "labels": self.labels, "ages": self.ages}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take positions, classes and ages from `state_dict`."""
+        device = self.chains.device
+        self.chains = state["chains"].to(device, copy=True)
+        self.labels = None if state["labels"] is None else state["labels"].to(device, copy=True)
+        self.ages = state["ages"].to(device, copy=True)

@@ -1,0 +1,66 @@
+"""Negatives: the persistent chains that training contrasts data with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jem.sampling.buffer import Draw, ReplayBuffer
+from jem.sampling.langevin import Bounds, langevin_update, sgld_chain
+from jem.sampling.starts import Start
+
+
+@dataclass
+class Negatives:
+    """A buffer of chains, where they restart, and how they move.
+
+    Attributes:
+        buffer: The chains.
+        start: Where restarted chains begin.
+        count: Chains drawn an iteration, M.
+        restart_prob: Probability that a drawn chain is restarted.
+        replacement: Draw slots with replacement.
+        move: Keyword arguments of `langevin_update` that describe a move.
+        bounds: Where chains stay, or None.
+        generator: Source of all their randomness, on the buffer's device.
+    """
+
+    buffer: ReplayBuffer
+    start: Start
+    count: int
+    restart_prob: float
+    replacement: bool
+    move: dict[str, Any]
+    bounds: Bounds | None
+    generator: torch.Generator
+
+    def draw(self) -> Draw:
+        """Take `count` chains from the buffer."""
+        return self.buffer.draw(
+            self.count,
+            start=self.start,
+            restart_prob=self.restart_prob,
+            generator=self.generator,
+            replacement=self.replacement,
+        )
+
+    def run(self, x: Tensor, energy_fn: Callable[[Tensor], Tensor], num_steps: int) -> Tensor:
+        """Move chains, shape (M, *shape), by a number of Langevin steps on an energy (M, *shape) -> (M,)."""
+        return sgld_chain(
+            x,
+            energy_fn,
+            num_steps=num_steps,
+            generator=self.generator,
+            bounds=self.bounds,
+            **self.move,
+        )
+
+    def update(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Move chains once with a gradient of their energies that is already known; both (M, *shape)."""
+        return langevin_update(
+            x, grad, generator=self.generator, bounds=self.bounds, **self.move
+        )

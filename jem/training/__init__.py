@@ -1,0 +1,1 @@
+"""Training: recipes, steps, the loop, divergence and checkpoints."""

@@ -1,0 +1,168 @@
+"""Checkpoints: written whole or not at all, verified before use, never able to run code."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jem.errors import RunFolderError
+
+FORMAT = 1
+_NAME = re.compile(r"(\d+)\.pt")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its target, flush it to disk and rename it over the target.
+
+    Args:
+        path: The target; its folder must exist.
+        content: The whole content.
+
+    Raises:
+        RunFolderError: If the disk is full or the folder cannot be written; the target is as it was.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise RunFolderError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+        ) from error
+
+
+def serialise(state: dict[str, Any]) -> bytes:
+    """Turn tensors and plain values into the bytes of a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def deserialise(content: bytes, source: str = "checkpoint") -> dict[str, Any]:
+    """Turn the bytes of a checkpoint back into tensors (on the CPU) and plain values.
+
+    Args:
+        content: What `serialise` returned.
+        source: How to name it in an error.
+
+    Raises:
+        RunFolderError: If it is truncated or damaged (every part carries a checksum), holds anything but tensors and plain
+            values, or is of a format that this version does not read.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise RunFolderError(f"{source} is damaged: the checksum of {damaged} does not match")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except RunFolderError:
+        raise
+    except Exception as error:  # a damaged archive can fail in any way at all
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunFolderError(f"{source} cannot be read: {reason[:200]}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise RunFolderError(f"{source} is no checkpoint of format {FORMAT}")
+    return state
+
+
+class Checkpoints:
+    """The checkpoints of a run, in its folder, or in memory for a run without one.
+
+    The newest two are kept, so that a damaged one can be replaced by the one before.
+
+    Args:
+        folder: Where they are; None keeps them in memory.
+        keep: How many are kept.
+    """
+
+    def __init__(self, folder: Path | None, keep: int = 2) -> None:
+        self.folder, self.keep = folder, keep
+        self._memory: dict[int, bytes] = {}
+
+    def iterations(self) -> list[int]:
+        """Iterations that have a checkpoint, oldest first."""
+        if self.folder is None:
+            return sorted(self._memory)
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, iteration: int) -> Path | None:
+        """File of the checkpoint of an iteration; None in memory."""
+        return None if self.folder is None else self.folder / f"{iteration:08d}.pt"
+
+    def save(self, iteration: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint of an iteration, then drop the oldest beyond `keep`.
+
+        Raises:
+            RunFolderError: If it cannot be written; the ones before stay.
+        """
+        content = serialise({"format": FORMAT, **state})
+        path = self.path(iteration)
+        if path is None:
+            self._memory[iteration] = content
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, content)
+        for old in self.iterations()[: -self.keep]:
+            self.drop(old)
+
+    def drop(self, iteration: int) -> None:
+        """Remove the checkpoint of an iteration."""
+        path = self.path(iteration)
+        if path is None:
+            del self._memory[iteration]
+        else:
+            path.unlink(missing_ok=True)
+
+    def load(self, iteration: int) -> dict[str, Any]:
+        """Read the checkpoint of an iteration.
+
+        Raises:
+            RunFolderError: If it is damaged.
+        """
+        path = self.path(iteration)
+        if path is None:
+            return deserialise(self._memory[iteration])
+        try:
+            return deserialise(path.read_bytes(), str(path))
+        except OSError as error:
+            raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+
+    def load_latest(self) -> tuple[int, dict[str, Any]]:
+        """Read the newest checkpoint that is whole; a damaged newer one is named in a warning and passed over.
+
+        Returns:
+            Its iteration and its content.
+
+        Raises:
+            RunFolderError: If there is none.
+        """
+        problems = []
+        for iteration in reversed(self.iterations()):
+            try:
+                state = self.load(iteration)
+            except RunFolderError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                warnings.warn(
+                    f"{'; '.join(problems)}; going on from iteration {iteration} instead",
+                    stacklevel=2,
+                )
+            return iteration, state
+        where = "memory" if self.folder is None else str(self.folder)
+        detail = "; ".join(problems) or "there is none"
+        raise RunFolderError(f"no usable checkpoint in {where}: {detail}")

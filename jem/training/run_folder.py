@@ -1,0 +1,168 @@
+"""A run folder: its files, who may write to it, and the trained model in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from torch import nn
+
+from jem.data.scaling import Scaling
+from jem.errors import InputError, RunFolderError
+from jem.model import JEM
+from jem.networks import network_from_reference, network_from_spec
+from jem.sampling.settings import ChainSettings
+from jem.training.checkpoint import Checkpoints, write_atomically
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Args:
+        path: The folder; it need not exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.samples = self.path / "samples.png"
+        self.checkpoints = self.path / "checkpoints"
+
+    def holds_run(self) -> bool:
+        """Whether a run was ever started here."""
+        return self.config.exists() or self.checkpoints.exists()
+
+    def create(self) -> None:
+        """Make the folder.
+
+        Raises:
+            RunFolderError: If it cannot be made or written to.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self.path / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write to the run folder {self.path}: {error.strerror or error}"
+            ) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder against a second process; the system frees it if this one is killed.
+
+        Raises:
+            RunFolderError: If another process trains in it.
+        """
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise RunFolderError(
+                f"another process is training in {self.path}; wait for it or choose another folder"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write `config.json`, whole or not at all."""
+        write_atomically(self.config, (json.dumps(config, indent=2) + "\n").encode())
+
+    def read_config(self) -> dict[str, Any]:
+        """Read `config.json`.
+
+        Raises:
+            RunFolderError: If the folder holds no run, or the file is damaged.
+        """
+        try:
+            config = json.loads(self.config.read_text())
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"{self.path} holds no run: there is no {self.config.name} in it"
+            ) from error
+        except (OSError, ValueError) as error:
+            raise RunFolderError(f"cannot read {self.config}: {error}") from error
+        if not isinstance(config, dict):
+            raise RunFolderError(f"{self.config} must hold a JSON object")
+        return config
+
+
+def model_settings(model: JEM) -> dict[str, Any]:
+    """What a model keeps beside its parameters, as tensors and plain values."""
+    return {
+        "input_shape": model.input_shape,
+        "classes": model.classes,
+        "domain": model.domain,
+        "scaling": None if model.scaling is None else model.scaling.state_dict(),
+        "chain": None if model.chain is None else model.chain.state_dict(),
+    }
+
+
+def restore_settings(model: JEM, settings: dict[str, Any]) -> None:
+    """Give a model what `model_settings` took from another."""
+    model.input_shape = None if settings["input_shape"] is None else tuple(settings["input_shape"])
+    model.classes = None if settings["classes"] is None else tuple(settings["classes"])
+    model.domain = settings["domain"]
+    scaling, chain = settings["scaling"], settings["chain"]
+    model.scaling = None if scaling is None else Scaling.from_state_dict(scaling)
+    model.chain = None if chain is None else ChainSettings.from_state(chain)
+
+
+def build_network(spec: dict[str, Any] | str | None, settings: dict[str, Any]) -> nn.Module:
+    """Build the network of a run from what its checkpoint says of it.
+
+    Args:
+        spec: Name and arguments, or `module:factory`, or None for a network that only its owner can build.
+        settings: What `model_settings` returned.
+
+    Raises:
+        InputError: If the network cannot be built from this.
+    """
+    if isinstance(spec, dict):
+        return network_from_spec(spec)
+    if isinstance(spec, str):
+        return network_from_reference(spec, settings["input_shape"], len(settings["classes"]))
+    raise InputError(
+        "this run was trained on a network of your own; pass it: jem.load(run, network=my_network)"
+    )
+
+
+def load(run: str | Path, network: nn.Module | None = None, *, device: str = "cpu") -> JEM:
+    """Load the model of a run: averaged weights, evaluation mode, sampler settings and all.
+
+    Args:
+        run: The run folder.
+        network: The network that was trained, freshly built, if it is not one of `jem.networks`.
+        device: Where to put it.
+
+    Returns:
+        The model, ready to classify, score and sample.
+
+    Raises:
+        RunFolderError: If the folder holds no usable checkpoint.
+        InputError: If `network` is needed, or does not fit the weights.
+    """
+    folder = RunFolder(run)
+    if not folder.checkpoints.is_dir():
+        raise RunFolderError(f"{folder.path} holds no run: there is no folder `checkpoints` in it")
+    _, state = Checkpoints(folder.checkpoints).load_latest()
+    if network is None:
+        network = build_network(state["network"], state["settings"])
+    model = JEM(network)
+    try:
+        model.load_state_dict(state["modules"]["average"])
+    except RuntimeError as error:
+        raise InputError(
+            f"`network` does not fit the weights in {folder.path}: {str(error).splitlines()[-1].strip()}"
+        ) from error
+    restore_settings(model, state["settings"])
+    return model.to(torch.device(device)).eval()

@@ -1,0 +1,223 @@
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jem.data import DataPart, LazyPart, load, load_file
+from jem.data.batches import BatchStream
+from jem.errors import InputError
+
+RNG = np.random.default_rng(0)
+ROWS = RNG.normal(size=(40, 2)).round(3)
+LABELS = np.array(["cat", "dog"] * 20)
+
+
+def write_csv(path, header, rows, delimiter=","):
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file, delimiter=delimiter)
+        writer.writerow(header)
+        writer.writerows(rows)
+    return path
+
+
+def table_rows():
+    return [[*row, label] for row, label in zip(ROWS.tolist(), LABELS.tolist(), strict=True)]
+
+
+def write_images(folder, classes=("cat", "dog"), count=8, size=(5, 4), mode="L"):
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+            pixels = RNG.integers(100 * number, 100 * number + 50, shape).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(("x_key", "y_key"), [("images", "labels"), ("x", "y")])
+def test_npz_of_images(tmp_path, x_key, y_key):
+    images = RNG.integers(0, 256, (40, 6, 5)).astype(np.uint8)
+    np.savez(tmp_path / "mine.npz", **{x_key: images, y_key: LABELS})
+    splits = load(tmp_path / "mine.npz")
+    assert splits.name == "mine"
+    assert splits.input_shape == (1, 6, 5)
+    assert splits.classes == ("cat", "dog")
+    assert len(splits.train) + len(splits.test) == 32
+
+
+def test_csv_with_label_column_anywhere(tmp_path):
+    path = write_csv(tmp_path / "a.csv", ["age", "height", "Class"], table_rows())
+    expected = load(path)
+    moved = [[row[2], *row[:2]] for row in table_rows()]
+    path = write_csv(tmp_path / "b.csv", ["animal", "age", "height"], moved, delimiter=";")
+    splits = load(path, label_column="animal")
+    assert splits.classes == ("cat", "dog")
+    assert torch.equal(splits.train.x, expected.train.x)
+    assert torch.equal(splits.train.y, expected.train.y)
+
+
+def test_csv_values_reach_the_parts(tmp_path):
+    path = write_csv(tmp_path / "a.csv", ["age", "height", "label"], table_rows())
+    splits = load_file(path)
+    raw = splits.scaling.invert(splits.test.x).numpy()
+    for row, label in zip(raw, splits.test.y, strict=True):
+        nearest = np.abs(ROWS - row).sum(1).argmin()
+        np.testing.assert_allclose(ROWS[nearest], row, atol=1e-5)
+        assert LABELS[nearest] == splits.classes[label]
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_folder_of_images(tmp_path, mode, channels):
+    folder = write_images(tmp_path / "pets", mode=mode)
+    (folder / ".cache").mkdir()
+    (folder / "cat" / "notes.txt").write_text("not an image")
+    splits = load(folder)
+    assert splits.input_shape == (channels, 4, 5)
+    assert splits.classes == ("cat", "dog")
+    assert isinstance(splits.train, DataPart)
+    brightness = splits.train.x.flatten(1).mean(1)
+    assert (brightness[splits.train.y == 0] < -0.55).all()
+    assert (brightness[splits.train.y == 1] > -0.25).all()
+
+
+def test_large_folder_stays_on_disk_and_gives_the_same(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    memory, disk = load_file(folder), load_file(folder, memory_limit=100)
+    assert isinstance(disk.train, LazyPart)
+    assert torch.equal(disk.train[:][0], memory.train.x)
+    assert torch.equal(disk.train.y, memory.train.y)
+    assert "read from disk" in disk.describe()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_from_disk_equal_those_from_memory(tmp_path, num_workers):
+    folder = write_images(tmp_path / "pets")
+    batches = []
+    for limit in (100, 10**9):
+        part = load_file(folder, memory_limit=limit).train
+        stream = BatchStream(part, 3, seed=1, name="b", num_workers=num_workers)
+        batches.append(list(stream.epoch(2)))
+    for (x, y), (x_memory, y_memory) in zip(*batches, strict=True):
+        assert torch.equal(x, x_memory)
+        assert torch.equal(y, y_memory)
+
+
+def test_one_colour_image_makes_all_of_them_colour(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    Image.new("RGB", (5, 4), "red").save(folder / "cat" / "red.png")
+    assert load(folder).input_shape == (3, 4, 5)
+
+
+def test_sizes_that_differ_name_both_files(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    Image.new("L", (9, 4)).save(folder / "dog" / "wide.png")
+    with pytest.raises(InputError, match=r"5 x 4 in .*0\.png and 9 x 4 in .*wide\.png"):
+        load(folder)
+
+
+def test_damaged_images_are_named(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    whole = (folder / "dog" / "3.png").read_bytes()
+    (folder / "dog" / "3.png").write_bytes(b"no image")
+    with pytest.raises(InputError, match=r"3\.png: it is damaged"):
+        load(folder)
+    (folder / "dog" / "3.png").write_bytes(whole[: len(whole) - 30])
+    with pytest.raises(InputError, match=r"3\.png: it is damaged"):
+        load(folder)
+
+
+def test_images_of_sixteen_bits_are_refused(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    Image.fromarray(np.ones((4, 5), np.uint16)).save(folder / "dog" / "deep.png")
+    with pytest.raises(InputError, match=r"8 bits a channel, got more in .*deep\.png"):
+        load(folder)
+
+
+def test_folders_that_are_no_classes(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="one subfolder of images for each class"):
+        load(tmp_path / "empty")
+    with pytest.raises(InputError, match="at least two classes, got only 'cat'"):
+        load(write_images(tmp_path / "one", classes=["cat"]))
+    write_images(tmp_path / "nested" / "train")
+    with pytest.raises(InputError, match=r"give .*train itself"):
+        load(tmp_path / "nested")
+
+
+def test_npz_problems(tmp_path):
+    path = tmp_path / "a.npz"
+    np.savez(path, images=ROWS)
+    with pytest.raises(InputError, match=r"labels under the key 'labels' or 'y'.*keys images"):
+        load(path)
+    np.savez(path, data=ROWS, y=LABELS)
+    with pytest.raises(InputError, match=r"inputs under the key 'images' or 'x'.*keys data, y"):
+        load(path)
+    np.savez(path, x=ROWS, y=LABELS[:9])
+    with pytest.raises(InputError, match=r"a\.npz: .*40 inputs and 9 labels"):
+        load(path)
+    np.savez(path, x=ROWS, y=LABELS.astype(object))
+    with pytest.raises(InputError, match="holds Python objects"):
+        load(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match="damaged"):
+        load(path)
+    np.savez_compressed(path, x=np.zeros((40, 500)), y=LABELS)
+    broken = bytearray(path.read_bytes())
+    broken[60:90] = bytes(30)
+    path.write_bytes(broken)
+    with pytest.raises(InputError, match="damaged"):
+        load(path)
+    path.write_bytes(b"")
+    with pytest.raises(InputError, match="got an empty file"):
+        load(path)
+    with open(path, "wb") as file:
+        np.save(file, ROWS)
+    with pytest.raises(InputError, match="single array"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b,c\n1,2,x\n", "column of labels .label, class, target, y.*columns a, b, c"),
+        ("a,label\n1,x\ntall,y\n", "column 'a' of .*got 'tall' in line 3"),
+        ("a,label\n1,x\n,y\n", "column 'a' .*an empty cell in line 3"),
+        ("a,label\n1,x\n\nnan,y\n", "column 'a' .*got nan in line 4"),
+        ("a,label\n1,x\ninf,y\n", "got inf in line 3"),
+        ("a,label\n1,x\n2\n", "2 values in line 3 .*got 1"),
+        ("a,label\n1,x\n2, \n", "label in line 3, column 'label'"),
+        (",a,label\n0,1,x\n", "none for column 1 .a saved row number"),
+        ("a,a,label\n0,1,x\n", "'a' twice"),
+        ("label\nx\ny\n", "a column besides the labels"),
+        ("a,label\n", "rows below the header"),
+        ("\n \n", "blank lines alone"),
+        ("a,label\n1,x\n2,x\n", "at least two classes, got only 'x'"),
+        ("a,label\n1,x\n2,y\n", "at least 4 examples of every class"),
+        ('a,label\n"1,x\n', "damaged"),
+    ],
+)
+def test_csv_problems(tmp_path, text, message):
+    path = tmp_path / "a.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+def test_csv_that_is_no_text_or_lacks_the_column(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes(bytes(range(128, 256)))
+    with pytest.raises(InputError, match=r"damaged or no \.csv file"):
+        load(path)
+    path.write_text("a,label\n1,x\n")
+    with pytest.raises(InputError, match=r"called 'kind'.*columns a, label.*--label-column"):
+        load(path, label_column="kind")
+
+
+def test_other_files_are_refused(tmp_path):
+    path = tmp_path / "a.xlsx"
+    path.write_text("anything")
+    with pytest.raises(InputError, match=r"an \.npz file, a \.csv file or a folder.*a\.xlsx"):
+        load(path)

@@ -1,0 +1,150 @@
+import os
+import struct
+
+import numpy as np
+import pytest
+import torch
+
+import jem.data.named
+from jem.data import NAMES, load
+from jem.errors import InputError
+
+PARTS = ("train", "validation", "calibration", "test")
+WITHOUT_DOWNLOAD = ("digits", "breast_cancer", "wine", "iris", "two_moons", "rings")
+
+
+def write_idx(path, array):
+    head = struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape)
+    path.write_bytes(head + array.astype(np.uint8).tobytes())
+
+
+@pytest.fixture
+def small_mnist(tmp_path):
+    """A folder laid out as MNIST is, with 100 and 20 images."""
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for prefix, count in (("train", 100), ("t10k", 20)):
+        labels = np.arange(count) % 10
+        images = np.zeros((count, 28, 28)) + 20 * labels[:, None, None] + 60
+        write_idx(raw / f"{prefix}-images-idx3-ubyte", images)
+        write_idx(raw / f"{prefix}-labels-idx1-ubyte", labels)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", WITHOUT_DOWNLOAD)
+def test_sets_that_need_no_download(name):
+    splits = load(name)
+    assert splits.name == name
+    low, high = splits.domain
+    for part in (getattr(splits, part) for part in PARTS):
+        assert part.x.dtype == torch.float32
+        assert part.y.dtype == torch.int64
+        assert part.x.shape == (len(part), *splits.input_shape)
+        assert set(part.y.tolist()) == set(range(len(splits.classes)))
+    assert (splits.train.x >= low).all()
+    assert (splits.train.x <= high).all()
+
+
+def test_digits_are_scikit_learns_in_their_order():
+    from sklearn.datasets import load_digits
+
+    splits = load("digits")
+    raw = load_digits()
+    expected = {(image.tobytes(), int(y)) for image, y in zip(raw.images, raw.target, strict=True)}
+    found = set()
+    for part in (getattr(splits, part) for part in PARTS):
+        images = splits.scaling.invert(part.x)[:, 0].double().numpy()
+        found |= {(image.tobytes(), int(y)) for image, y in zip(images, part.y, strict=True)}
+    assert found == expected
+    assert splits.classes == tuple("0123456789")
+    assert [len(getattr(splits, part)) for part in PARTS] == [1117, 160, 160, 360]
+
+
+def test_seed_moves_the_parts_and_nothing_else():
+    first, second = load("rings", seed=0), load("rings", seed=1)
+    assert not torch.equal(first.test.x, second.test.x)
+
+    def points(splits):
+        raw = [splits.scaling.invert(getattr(splits, part).x) for part in PARTS]
+        return torch.cat(raw).sort(0).values
+
+    torch.testing.assert_close(points(first), points(second))
+    assert torch.equal(load("rings").train.x, first.train.x)
+
+
+def test_rings_are_two_rings():
+    splits = load("rings")
+    radius = splits.scaling.invert(splits.train.x).norm(dim=1)
+    outer = splits.train.y == splits.classes.index("outer")
+    assert radius[outer].min() > radius[~outer].max()
+
+
+def test_official_test_part_is_kept(small_mnist):
+    splits = load("mnist", root=small_mnist)
+    assert [len(getattr(splits, part)) for part in PARTS] == [80, 10, 10, 20]
+    expected = (20 * splits.test.y + 60) / 127.5 - 1
+    torch.testing.assert_close(splits.test.x[:, 0, 3, 3], expected.float())
+    assert splits.test.y.tolist() == [i % 10 for i in range(20)]
+    assert splits.input_shape == (1, 28, 28)
+
+
+def test_root_from_the_environment(small_mnist, monkeypatch):
+    monkeypatch.setenv("JEM_DATA", str(small_mnist))
+    assert load("mnist").classes == tuple("0123456789")
+
+
+def test_no_root_names_the_flag_and_the_variable(monkeypatch):
+    monkeypatch.delenv("JEM_DATA", raising=False)
+    with pytest.raises(InputError, match=r"--data-root .*JEM_DATA"):
+        load("fashion_mnist")
+
+
+@pytest.mark.parametrize("name", ["fashion_mnist", "mnist", "cifar10", "cifar100", "svhn"])
+def test_missing_set_names_the_folder_and_the_flag(name, tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}.*--download"):
+        load(name, root=tmp_path)
+
+
+def test_failed_download_is_one_clear_line(tmp_path, monkeypatch):
+    def offline(**_):
+        raise RuntimeError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.MNIST", offline)
+    with pytest.raises(InputError, match=r"Could not download mnist into .*no route to host"):
+        load("mnist", root=tmp_path, download=True)
+
+
+def test_damaged_set_is_no_traceback(small_mnist):
+    path = small_mnist / "MNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(InputError, match="missing or damaged"):
+        load("mnist", root=small_mnist)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("digit", r"digits, fashion_mnist.*path of an \.npz.*got 'digit'. Did you mean digits\?"),
+        ("Fashion-MNIST", r"Did you mean fashion_mnist\?"),
+        ("zzzzzz", r"got 'zzzzzz'\.$"),
+        ("nowhere/at.npz", r"found nothing at nowhere/at\.npz"),
+        ("missing.csv", r"found nothing at missing\.csv"),
+    ],
+)
+def test_unknown_names_get_help(name, message):
+    with pytest.raises(InputError, match=message):
+        load(name)
+
+
+def test_every_name_has_a_loader():
+    assert set(NAMES) == set(jem.data.named._SMALL) | set(jem.data.named._DOWNLOADED)
+
+
+@pytest.mark.skipif("JEM_DATA" not in os.environ, reason="JEM_DATA names no folder of data sets")
+def test_real_fashion_mnist():
+    splits = load("fashion_mnist")
+    assert [len(getattr(splits, part)) for part in PARTS] == [50_000, 5_000, 5_000, 10_000]
+    assert splits.classes[9] == "Ankle boot"
+    assert splits.validation.y.bincount().tolist() == [500] * 10
+    assert splits.train.x.min() == -1
+    assert splits.train.x.max() == 1

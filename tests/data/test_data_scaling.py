@@ -1,0 +1,146 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+
+from jem.data import Scaling
+from jem.errors import InputError
+
+GREY = Scaling.of_bytes((1, 4, 6), "channels_first")
+COLOUR = Scaling.of_bytes((3, 4, 6), "channels_last")
+TABLE = Scaling((3,), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 4.0]), "table")
+
+
+def images(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (4, 6, 1)])
+def test_single_grey_image_gains_the_batch_axis(shape):
+    raw = images(4, 6)
+    x = GREY(raw.reshape(shape))
+    assert x.shape == (1, 1, 4, 6)
+    assert x.dtype == torch.float32
+    np.testing.assert_allclose(x[0, 0].numpy(), raw / 127.5 - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 6), (5, 1, 4, 6), (5, 4, 6, 1)])
+def test_batch_of_grey_images_in_any_arrangement(shape):
+    raw = images(5, 4, 6)
+    np.testing.assert_allclose(GREY(raw.reshape(shape))[:, 0].numpy(), raw / 127.5 - 1, atol=1e-6)
+
+
+def test_colour_images_in_both_orders_give_the_same():
+    raw = images(5, 4, 6, 3)
+    expected = torch.from_numpy(raw).permute(0, 3, 1, 2) / 127.5 - 1
+    torch.testing.assert_close(COLOUR(raw), expected)
+    torch.testing.assert_close(COLOUR(raw.transpose(0, 3, 1, 2)), expected)
+    torch.testing.assert_close(COLOUR(raw[0]), expected[:1])
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_layout_decides_where_the_shape_could_be_read_both_ways(layout):
+    raw = images(2, 3, 3, 3)
+    x = Scaling.of_bytes((3, 3, 3), layout)(raw)
+    expected = torch.from_numpy(raw) / 127.5 - 1
+    torch.testing.assert_close(x, expected.movedim(-1, 1) if "last" in layout else expected)
+
+
+def test_lists_tensors_and_read_only_arrays_agree():
+    raw = np.array([[1.0, 4.0, 7.0], [2.0, 2.0, 3.0]])
+    expected = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
+    raw.setflags(write=False)
+    for given in (
+        raw,
+        raw.tolist(),
+        torch.tensor(raw.tolist()),
+        raw.astype(">f4"),
+        raw[::-1][::-1],
+    ):
+        torch.testing.assert_close(TABLE(given), expected)
+    torch.testing.assert_close(TABLE(raw.astype(np.uint16)), expected)
+    torch.testing.assert_close(TABLE(raw[0].tolist()), expected[:1])
+
+
+def test_raw_array_is_left_alone():
+    raw = np.ones((2, 3))
+    TABLE(raw)
+    assert (raw == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("scaling", "raw"), [(GREY, images(5, 1, 4, 6)), (TABLE, np.arange(6.0).reshape(2, 3))]
+)
+def test_invert_undoes_the_scaling(scaling, raw):
+    np.testing.assert_allclose(scaling.invert(scaling(raw)).numpy(), raw, atol=1e-4)
+
+
+def test_table_statistics_and_constant_column():
+    x = np.random.default_rng(0).normal(3, 2, (200, 3))
+    x[:, 1] = 0.1
+    scaled = Scaling.of_table(x)(x)
+    torch.testing.assert_close(scaled.mean(0), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std(0, correction=0), torch.tensor([1.0, 0.0, 1.0]))
+    assert Scaling.of_table(x).scale[1] == 1
+
+
+def test_large_numbers_keep_their_differences():
+    seconds = 1.7e9 + np.arange(50.0)[:, None]
+    scaled = Scaling.of_table(seconds)(seconds)
+    assert len(scaled.unique()) == 50
+    torch.testing.assert_close(scaled.diff(dim=0).std(), torch.tensor(0.0), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "shape", "message"),
+    [
+        (
+            GREY,
+            (5, 4, 5),
+            r"shape \(N, 1, 4, 6\) or \(N, 4, 6, 1\) or \(N, 4, 6\).*got \(5, 4, 5\)",
+        ),
+        (GREY, (6,), r"got \(6,\)"),
+        (GREY, (0, 4, 6), r"N > 0.*got \(0, 4, 6\)"),
+        (COLOUR, (4, 6), r"shape \(N, 4, 6, 3\) or \(N, 3, 4, 6\).*got \(4, 6\)"),
+        (TABLE, (5, 2), r"shape \(N, 3\), N > 0 .*got \(5, 2\)"),
+        (TABLE, (), r"got \(\)"),
+    ],
+)
+def test_wrong_shape_is_named(scaling, shape, message):
+    with pytest.raises(InputError, match=message):
+        scaling(np.zeros(shape))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 1e300])
+def test_values_that_are_not_finite_are_named(bad):
+    raw = np.zeros((4, 3))
+    raw[2, 1] = bad
+    with pytest.raises(InputError, match=r"finite numbers.*input 2, position \(1,\)"):
+        TABLE(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([["a", "b", "c"]], "numbers"),
+        ([[1, 2, 3], [1, 2]], "one array"),
+        (np.ones((1, 3), dtype=complex), "real numbers"),
+        (torch.ones(1, 3, dtype=torch.complex64), "real numbers"),
+        ([[1, 2, None]], "finite|numbers"),
+    ],
+)
+def test_what_is_no_number_is_refused(raw, message):
+    with pytest.raises(InputError, match=message):
+        TABLE(raw)
+
+
+def test_state_survives_a_file_that_may_hold_no_code():
+    file = io.BytesIO()
+    torch.save(COLOUR.state_dict(), file)
+    file.seek(0)
+    copy = Scaling.from_state_dict(torch.load(file, weights_only=True))
+    raw = images(2, 4, 6, 3)
+    assert torch.equal(copy(raw), COLOUR(raw))
+    assert copy.input_shape == (3, 4, 6)
+    assert copy.layout == "channels_last"
