@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from jem.training.run_folder import load
     from jem.training.trainer import Trainer
 
-# Names are imported when they are first asked for: `jem --help` answers without loading torch, and the command line can
-# settle how threads wait before torch starts any.
+# Names are imported when they are first asked for: `jem --help` answers without loading torch, and
+# the command line can settle how threads wait before torch starts any.
 _HOME = {
     "JEM": "jem.model",
     "InputError": "jem.errors",

@@ -27,12 +27,14 @@ def sample(
 ) -> Tensor:
     r"""Draw inputs with Langevin chains from fresh starts, for classes you name.
 
-    Chains move on E(x, y) = -f(x)[y] of their class, with the moves that the model was trained with. They are short and
-    far below temperature 1: samples of what the model holds likely, not exact samples of its density.
+    Chains move on E(x, y) = -f(x)[y] of their class, with the moves that the model was trained
+    with. They are short and far below temperature 1: samples of what the model holds likely, not
+    exact samples of its density.
 
     Args:
         model: A model trained with a generative recipe, or with `chain` and `domain` set.
-        labels: Class indices, shape (B,); None draws the classes too, at their frequencies in the training data.
+        labels: Class indices, shape (B,); None draws the classes too, at their frequencies in the
+            training data.
         count: Number of samples where `labels` is None; 16 by default. With labels, B counts.
         seed: Sample i depends on the seed, i and its label alone, not on how many are drawn.
         num_steps: Langevin moves; None takes the model's.
@@ -67,7 +69,9 @@ def _run_block(
     generator = named_generator(seed, "sample", block, device=model.device)
     frequencies = chain.class_frequencies.to(model.device)
     drawn = torch.multinomial(frequencies, BLOCK, replacement=True, generator=generator)
-    if labels is not None:  # fill the block up: what the last rows are does not matter, only that they are there
+    if (
+        labels is not None
+    ):  # fill the block up: what the last rows are does not matter, only that they are there
         drawn[: len(labels)] = labels.to(model.device)
         drawn[len(labels) :] = 0
     x = chain.start.sample(BLOCK, drawn, generator=generator)

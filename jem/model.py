@@ -60,25 +60,27 @@ class JEM(nn.Module):
     r"""Any network x -> logits, read as an energy-based model of the inputs.
 
     With logits f(x) in R^K, the joint energy is E(x, y) = -f(x)[y]; summing the class out gives
-    E(x) = -logsumexp_y f(x)[y] and log p(x) = -E(x) - log Z with an unknown log Z. p(y|x) is the usual softmax, so
-    `model(x)` is still the classifier that it was. K = 1 is the plain energy-based model.
+    E(x) = -logsumexp_y f(x)[y] and log p(x) = -E(x) - log Z with an unknown log Z. p(y|x) is the
+    usual softmax, so `model(x)` is still the classifier that it was. K = 1 is the plain
+    energy-based model.
 
-    `logits`, `energy` and `log_density` are differentiable and run in the mode that the network is in;
-    `predict_proba` runs in evaluation mode without gradients and restores the mode.
+    `logits`, `energy` and `log_density` are differentiable and run in the mode that the network is
+    in; `predict_proba` runs in evaluation mode without gradients and restores the mode.
 
     Args:
         network: Maps (B, *shape) to logits (B, K). Rows must not interact in evaluation mode.
         input_shape: Shape of one input without the batch axis; set by training if left out.
         classes: Names of the K classes, in the order of the logits; set by training if left out.
-        domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to `input_shape`: sampling
-            stays inside. Set by training if left out.
+        domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to
+            `input_shape`: sampling stays inside. Set by training if left out.
         scaling: What turns a person's raw data into inputs; see `preprocess`.
 
     Attributes:
         chain: Settings of the sampler (`jem.sampling.ChainSettings`), set by training.
 
     References:
-        Grathwohl et al. (2020), Your classifier is secretly an energy based model, arXiv:1912.03263.
+        Grathwohl et al. (2020), Your classifier is secretly an energy based model,
+        arXiv:1912.03263.
 
     Example:
         >>> model = JEM(nn.Linear(2, 3))
@@ -98,7 +100,9 @@ class JEM(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
-            raise InputError(f"`network` must be a torch.nn.Module, but got {type(network).__name__}")
+            raise InputError(
+                f"`network` must be a torch.nn.Module, but got {type(network).__name__}"
+            )
         self.network = network
         self.input_shape = None if input_shape is None else tuple(int(n) for n in input_shape)
         self.classes = None if classes is None else tuple(str(name) for name in classes)
@@ -140,7 +144,9 @@ class JEM(nn.Module):
         logits = self.network(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(f"the network must return logits of shape (B, K), but returned {came}")
+            raise InputError(
+                f"the network must return logits of shape (B, K), but returned {came}"
+            )
         # Half precision near 32 is spaced a quarter of a nat: too coarse for an energy.
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
@@ -191,7 +197,8 @@ class JEM(nn.Module):
         """Turn what a person has into what the network takes: layout, dtype and scale.
 
         Args:
-            raw: One input or a batch, in the raw units of the training data (for example uint8 images).
+            raw: One input or a batch, in the raw units of the training data (for example uint8
+                images).
 
         Returns:
             Inputs, shape (B, *input_shape), float32, on the model's device.

@@ -1,6 +1,7 @@
 """Networks x -> logits, small and smooth enough to be sampled from; one chooser by input shape.
 
-Every network remembers how it was made in `.spec` (plain values), so that a run folder can build it again.
+Every network remembers how it was made in `.spec` (plain values), so that a run folder can build
+it again.
 """
 
 from __future__ import annotations
@@ -37,8 +38,9 @@ class FactoredHead(nn.Module):
 
     .. math:: f(x)[y] = \log \mathrm{softmax}(h(x))[y] + g(x)
 
-    The softmax of these logits is that of h, and their logsumexp is exactly g(x), so E(x) = -g(x): cross-entropy has
-    no gradient through g, and does not raise the density of data as a by-product.
+    The softmax of these logits is that of h, and their logsumexp is exactly g(x), so E(x) = -g(x):
+    cross-entropy has no gradient through g, and does not raise the density of data as a
+    by-product.
     """
 
     def __init__(self, num_features: int, num_classes: int) -> None:
@@ -77,7 +79,9 @@ class Network(nn.Module):
         return self.head(self.body(x))  # type: ignore[no-any-return]
 
 
-def _checked(shape: Sequence[int], num_classes: int, head: str, axes: int | None = None) -> tuple[int, ...]:
+def _checked(
+    shape: Sequence[int], num_classes: int, head: str, axes: int | None = None
+) -> tuple[int, ...]:
     shape = tuple(int(n) for n in shape)
     if not shape or min(shape) < 1 or (axes is not None and len(shape) != axes):
         wanted = "(C, H, W)" if axes == 3 else "positive sizes"
@@ -128,8 +132,9 @@ def small_cnn(
 ) -> Network:
     """Small smooth convolutional network for images from 8x8 to 64x64.
 
-    Two convolutions at full size, then pairs that halve it until at most 7 pixels a side are left. The features are
-    flattened, not pooled: a pooled head forgets where strokes are, and its samples tile them.
+    Two convolutions at full size, then pairs that halve it until at most 7 pixels a side are left.
+    The features are flattened, not pooled: a pooled head forgets where strokes are, and its
+    samples tile them.
 
     Args:
         shape: (C, H, W), each side at least 4.
@@ -147,7 +152,9 @@ def small_cnn(
     shape = _checked(shape, num_classes, head, axes=3)
     channels, *size = shape
     if min(size) < 4:
-        raise InputError(f"`small_cnn` takes images of at least 4x4 pixels, but got {shape}; use `mlp`")
+        raise InputError(
+            f"`small_cnn` takes images of at least 4x4 pixels, but got {shape}; use `mlp`"
+        )
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
     now = width
     while True:
@@ -271,13 +278,13 @@ def network_from_spec(spec: dict[str, Any]) -> Network:
     """
     arguments = {key: value for key, value in spec.items() if key != "name"}
     if spec.get("name") not in NETWORKS:
-        raise InputError(f"unknown network {spec.get('name')!r}: expected one of {sorted(NETWORKS)}")
+        raise InputError(
+            f"unknown network {spec.get('name')!r}: expected one of {sorted(NETWORKS)}"
+        )
     return NETWORKS[spec["name"]](**arguments)
 
 
-def network_from_reference(
-    reference: str, shape: Sequence[int], num_classes: int
-) -> nn.Module:
+def network_from_reference(reference: str, shape: Sequence[int], num_classes: int) -> nn.Module:
     """Build a person's own network from `module:factory`, called as factory(shape, num_classes).
 
     Args:
@@ -300,5 +307,7 @@ def network_from_reference(
         raise InputError(f"cannot find the network factory {reference!r}: {error}") from error
     network = factory(tuple(shape), num_classes)
     if not isinstance(network, nn.Module):
-        raise InputError(f"{reference!r} must return a torch.nn.Module, but got {type(network).__name__}")
+        raise InputError(
+            f"{reference!r} must return a torch.nn.Module, but got {type(network).__name__}"
+        )
     return network

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,8 +27,10 @@ from jem.evaluation.calibration_errors import (
 )
 from jem.evaluation.intervals import (
     Interval,
+    error_interval,
     percentile_interval,
     resampling_counts,
+    rows_by_block,
     wilson_interval,
 )
 from jem.evaluation.predictions import (
@@ -43,6 +46,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).tiny)  # what NLL takes 0 for: 708.4 nats
+
+TOP_LABEL_ERRORS = (
+    "miscalibration",
+    "ece",
+    "ece_equal_mass",
+    "smooth_ece",
+    "debiased_rmsce",
+    "mce",
+)
+INFLATED = {*TOP_LABEL_ERRORS, "class_wise_ece", "discrimination"}  # by sampling noise
+Edges = tuple[FloatArray, FloatArray]  # of bins of equal width, of equal mass
 
 
 class ReliabilityBins(NamedTuple):
@@ -86,6 +100,9 @@ class CalibrationReport:
         confidence: Level of the intervals and bands.
         num_bootstrap: Replicates behind the intervals.
         intervals: Interval of each figure by its name; empty without replicates.
+        if_calibrated: What each top-label calibration error stays below, with probability
+            `confidence`, for a perfectly calibrated classifier of the same confidences and N: an
+            error below it is no evidence of miscalibration. Empty without replicates.
         bins: The reliability diagram.
         risk_coverage: The risk-coverage curve.
     """
@@ -111,6 +128,7 @@ class CalibrationReport:
     confidence: float
     num_bootstrap: int
     intervals: dict[str, Interval]
+    if_calibrated: dict[str, float]
     bins: ReliabilityBins
     risk_coverage: RiskCoverage
 
@@ -159,8 +177,10 @@ def calibration_report(
         probabilities: p(y|x), shape (N, K), K >= 2, rows summing to 1 within 1e-3.
         labels: True class indices, shape (N,), integers in [0, K).
         num_bins: Bins of the binned figures.
-        num_bootstrap: Replicates for the intervals, each N inputs drawn with replacement; bins of
-            equal mass keep the edges of the sample. 0 leaves `intervals` empty.
+        num_bootstrap: Bootstrap replicates, each N inputs drawn with replacement, bins of equal
+            mass keeping the edges of the sample; and draws for `if_calibrated`. 0 leaves both
+            `intervals` and `if_calibrated` empty. Intervals are of percentiles, except Wilson's
+            for the accuracy and `error_interval` for the calibration errors and discrimination.
         confidence: Level of the intervals and of the bands, in (0, 1).
         seed: Decides the replicates.
 
@@ -183,19 +203,29 @@ def calibration_report(
     edges = equal_width_edges(num_bins), equal_mass_edges(checked.max(axis=1), num_bins)
     whole = np.ones((1, len(classes)))
     groups = _top_label(checked, classes, whole)
-    figures = _figures(checked, classes, whole, edges)
-    blocks = [
+    figures = {
+        name: float(value[0]) for name, value in _figures(checked, classes, whole, edges).items()
+    }
+    replicates = _stack(
         _figures(checked, classes, weights, edges)
         for weights in resampling_counts(len(classes), num_bootstrap, seed)
-    ]
+    )
+    calibrated = _stack(
+        _top_label_figures(drawn, edges) for drawn in _calibrated(groups, num_bootstrap, seed)
+    )
     return CalibrationReport(
         num_samples=len(classes),
         num_classes=checked.shape[1],
         num_bins=num_bins,
-        **{name: float(value[0]) for name, value in figures.items()},
+        **figures,
         confidence=confidence,
         num_bootstrap=num_bootstrap,
-        intervals=_intervals(blocks, confidence),
+        intervals=_intervals(figures, replicates, confidence, len(classes)),
+        if_calibrated={
+            name: float(np.quantile(calibrated[name], confidence))
+            for name in TOP_LABEL_ERRORS
+            if calibrated
+        },
         bins=_reliability_bins(bin_totals(groups, edges[0]), edges[0], confidence),
         risk_coverage=risk_coverage_curve(groups),
     )
@@ -216,15 +246,10 @@ def _top_label(probabilities: FloatArray, labels: IntArray, weights: FloatArray)
 
 
 def _figures(
-    probabilities: FloatArray,
-    labels: IntArray,
-    weights: FloatArray,
-    edges: tuple[FloatArray, FloatArray],
+    probabilities: FloatArray, labels: IntArray, weights: FloatArray, edges: Edges
 ) -> dict[str, FloatArray]:
-    """Every figure under each of R weightings; edges are those of equal width and equal mass."""
+    """Every figure under each of R weightings."""
     groups = _top_label(probabilities, labels, weights)
-    width, mass = (bin_totals(groups, part) for part in edges)
-    top = brier_parts(groups)
     true = np.maximum(probabilities[np.arange(len(labels)), labels], SMALLEST_PROBABILITY)
     squares = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
     total = weights.sum(axis=1)
@@ -232,28 +257,65 @@ def _figures(
         "accuracy": groups.hits.sum(axis=1) / total,
         "nll": weights @ -np.log(true) / total,
         "brier": weights @ squares / total,
-        "brier_top_label": top.score,
-        "miscalibration": top.miscalibration,
-        "discrimination": top.discrimination,
-        "uncertainty": top.uncertainty,
+        "class_wise_ece": class_wise_error(probabilities, labels, weights, edges[0]),
+        "aurc": aurc(groups),
+        "augrc": augrc(groups),
+        **_top_label_figures(groups, edges),
+    }
+
+
+def _top_label_figures(groups: Confidences, edges: Edges) -> dict[str, FloatArray]:
+    """The Brier score of the predicted class, its parts, and the other errors of confidence."""
+    brier = brier_parts(groups)
+    width, mass = (bin_totals(groups, part) for part in edges)
+    return {
+        "brier_top_label": brier.score,
+        "miscalibration": brier.miscalibration,
+        "discrimination": brier.discrimination,
+        "uncertainty": brier.uncertainty,
         "ece": binned_error(width),
         "ece_equal_mass": binned_error(mass),
-        "class_wise_ece": class_wise_error(probabilities, labels, weights, edges[0]),
         "smooth_ece": smooth_error(groups),
         "debiased_rmsce": debiased_rms_error(mass),
         "mce": maximum_error(width),
-        "aurc": aurc(groups),
-        "augrc": augrc(groups),
     }
 
 
-def _intervals(blocks: list[dict[str, FloatArray]], confidence: float) -> dict[str, Interval]:
-    if not blocks:
-        return {}
-    return {
-        name: percentile_interval(np.concatenate([block[name] for block in blocks]), confidence)
-        for name in blocks[0]
+def _calibrated(groups: Confidences, num_draws: int, seed: int) -> Iterator[Confidences]:
+    """Answers as right as their confidence says, for the inputs of the sample (one weighting)."""
+    generator = np.random.default_rng([seed, 1])
+    counts = groups.counts[0].astype(np.int64)
+    for rows in rows_by_block(num_draws, len(counts)):
+        shape = (rows, len(counts))
+        hits = generator.binomial(counts, groups.levels, size=shape).astype(np.float64)
+        yield Confidences(groups.levels, np.broadcast_to(groups.counts, shape), hits)
+
+
+def _stack(blocks: Iterable[dict[str, FloatArray]]) -> dict[str, FloatArray]:
+    """Join the figures of all blocks; no entry without blocks."""
+    held = list(blocks)
+    names = held[0] if held else ()
+    return {name: np.concatenate([block[name] for block in held]) for name in names}
+
+
+def _intervals(
+    figures: dict[str, float],
+    replicates: dict[str, FloatArray],
+    confidence: float,
+    num_samples: int,
+) -> dict[str, Interval]:
+    """Wilson for accuracy, mirrored for what noise inflates, percentile for the rest."""
+    intervals = {
+        name: error_interval(figures[name], values, confidence)
+        if name in INFLATED
+        else percentile_interval(values, confidence)
+        for name, values in replicates.items()
     }
+    if intervals:
+        hits = round(figures["accuracy"] * num_samples)
+        low, high = wilson_interval(hits, num_samples, confidence)
+        intervals["accuracy"] = Interval(float(low), float(high))
+    return intervals
 
 
 def _reliability_bins(totals: BinTotals, edges: FloatArray, confidence: float) -> ReliabilityBins:

@@ -138,7 +138,8 @@ def bin_totals(groups: Confidences, edges: FloatArray) -> BinTotals:
         Three arrays of shape (R, B).
 
     Example:
-        >>> groups = Confidences(np.array([0.4, 0.9]), np.array([[2.0, 4.0]]), np.array([[1.0, 3.0]]))
+        >>> counts, hits = np.array([[2.0, 4.0]]), np.array([[1.0, 3.0]])
+        >>> groups = Confidences(np.array([0.4, 0.9]), counts, hits)
         >>> bin_totals(groups, equal_width_edges(2)).confidence
         array([[0.8, 3.6]])
     """
@@ -164,12 +165,14 @@ def binned_error(totals: BinTotals) -> FloatArray:
         Naeini, Cooper and Hauskrecht (2015), AAAI. Guo et al. (2017), arXiv:1706.04599, eq. 3.
 
     Example:
-        >>> totals = BinTotals(np.array([[2.0, 8.0]]), np.array([[1.0, 6.0]]), np.array([[1.0, 7.0]]))
+        >>> counts, hits = np.array([[2.0, 8.0]]), np.array([[1.0, 6.0]])
+        >>> totals = BinTotals(counts, hits, confidence=np.array([[1.0, 7.0]]))
         >>> binned_error(totals)
         array([0.1])
     """
     gaps = np.abs(totals.hits - totals.confidence)
-    return gaps.sum(axis=1) / totals.counts.sum(axis=1)
+    error: FloatArray = gaps.sum(axis=1) / totals.counts.sum(axis=1)
+    return error
 
 
 def maximum_error(totals: BinTotals) -> FloatArray:
@@ -189,12 +192,14 @@ def maximum_error(totals: BinTotals) -> FloatArray:
         Guo et al. (2017), arXiv:1706.04599, eq. 5.
 
     Example:
-        >>> totals = BinTotals(np.array([[2.0, 0.0]]), np.array([[1.0, 0.0]]), np.array([[1.5, 0.0]]))
+        >>> counts, hits = np.array([[2.0, 0.0]]), np.array([[1.0, 0.0]])
+        >>> totals = BinTotals(counts, hits, confidence=np.array([[1.5, 0.0]]))
         >>> maximum_error(totals)
         array([0.25])
     """
     gaps = np.abs(totals.hits - totals.confidence)
-    return (gaps / np.maximum(totals.counts, 1)).max(axis=1)
+    error: FloatArray = (gaps / np.maximum(totals.counts, 1)).max(axis=1)
+    return error
 
 
 def debiased_rms_error(totals: BinTotals) -> FloatArray:
@@ -225,7 +230,8 @@ def debiased_rms_error(totals: BinTotals) -> FloatArray:
     gap = (totals.hits - totals.confidence) / size
     excess = gap**2 - accuracy * (1 - accuracy) / (size - 1)
     squared = np.where(totals.counts > 1, totals.counts * excess, 0.0).sum(axis=1)
-    return np.sqrt(np.maximum(squared / totals.counts.sum(axis=1), 0.0))
+    error: FloatArray = np.sqrt(np.maximum(squared / totals.counts.sum(axis=1), 0.0))
+    return error
 
 
 def class_wise_error(
@@ -233,7 +239,9 @@ def class_wise_error(
 ) -> FloatArray:
     r"""Class-wise ECE: the ECE of each class's probability as a forecast of that class, averaged.
 
-    .. math:: \tfrac{1}{K} \sum_k \sum_b \tfrac{n_{bk}}{N} \, |\mathrm{freq}_{bk} - \mathrm{conf}_{bk}|
+    .. math:: \tfrac{1}{K} \sum_k \sum_b \tfrac{n_{bk}}{N} \, |f_{bk} - p_{bk}|
+
+    with f the frequency of class k among the inputs of a bin, and p its mean probability there.
 
     All N inputs enter for every class, most of them with small probabilities, so the figure
     shrinks as K grows.
@@ -271,7 +279,8 @@ def smooth_error(groups: Confidences) -> FloatArray:
     r"""Smooth ECE: the gap averaged under a kernel whose width the data choose.
 
     .. math:: \mathrm{smECE}_\sigma = \int_0^1 \Bigl|\tfrac{1}{N}\sum_i (y_i - p_i)
-              K_\sigma(t, p_i)\Bigr| \, dt, \qquad \mathrm{smECE} = \mathrm{smECE}_{\sigma^*} = \sigma^*
+              K_\sigma(t, p_i)\Bigr| \, dt, \qquad
+              \mathrm{smECE} = \mathrm{smECE}_{\sigma^*} = \sigma^*
 
     K is the Gaussian reflected at 0 and 1. Its cosine coefficients are exp(-(pi k sigma)^2 / 2),
     which is how it is applied, on 1024 cells. smECE_sigma falls as sigma grows, so one width
@@ -341,7 +350,8 @@ def brier_parts(groups: Confidences) -> BrierParts:
         Dimitriadis, Gneiting and Jordan (2021), PNAS 118(8), arXiv:2008.03033.
 
     Example:
-        >>> groups = Confidences(np.array([0.6, 0.9]), np.array([[4.0, 4.0]]), np.array([[2.0, 4.0]]))
+        >>> counts, hits = np.array([[4.0, 4.0]]), np.array([[2.0, 4.0]])
+        >>> groups = Confidences(np.array([0.6, 0.9]), counts, hits)
         >>> [float(part[0].round(4)) for part in brier_parts(groups)]
         [0.135, 0.01, 0.0625, 0.1875]
     """

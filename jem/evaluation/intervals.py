@@ -23,7 +23,7 @@ class Interval(NamedTuple):
 def wilson_interval(
     hits: npt.ArrayLike, counts: npt.ArrayLike, confidence: float
 ) -> tuple[FloatArray, FloatArray]:
-    r"""Wilson score interval of a share: which shares would not be surprised by hits out of counts.
+    r"""Wilson score interval of a share: the shares that hits out of counts leave plausible.
 
     .. math:: \frac{h + z^2/2 \pm z \sqrt{h (n - h) / n + z^2 / 4}}{n + z^2}
 
@@ -51,6 +51,25 @@ def wilson_interval(
     return np.where(hit == 0, 0.0, low), np.where(hit == count, 1.0, high)
 
 
+def rows_by_block(num_rows: int, row_size: int) -> Iterator[int]:
+    """Split many rows into blocks of at most two million entries, a row at least.
+
+    Args:
+        num_rows: Rows in all.
+        row_size: Entries of a row.
+
+    Yields:
+        Rows of each block.
+
+    Example:
+        >>> list(rows_by_block(5, 1_000_000))
+        [2, 2, 1]
+    """
+    at_once = max(1, BLOCK_ENTRIES // row_size)
+    for start in range(0, num_rows, at_once):
+        yield min(at_once, num_rows - start)
+
+
 def resampling_counts(num_samples: int, num_replicates: int, seed: int) -> Iterator[FloatArray]:
     """How often each input occurs in each bootstrap replicate, in blocks that fit in memory.
 
@@ -67,9 +86,7 @@ def resampling_counts(num_samples: int, num_replicates: int, seed: int) -> Itera
         [array([4., 4., 4.])]
     """
     generator = np.random.default_rng(seed)
-    rows_at_once = max(1, BLOCK_ENTRIES // num_samples)
-    for start in range(0, num_replicates, rows_at_once):
-        rows = min(rows_at_once, num_replicates - start)
+    for rows in rows_by_block(num_replicates, num_samples):
         drawn = generator.integers(num_samples, size=(rows, num_samples))
         cells = drawn + num_samples * np.arange(rows)[:, None]
         counts = np.bincount(cells.ravel(), minlength=rows * num_samples)
@@ -79,9 +96,6 @@ def resampling_counts(num_samples: int, num_replicates: int, seed: int) -> Itera
 def percentile_interval(replicates: FloatArray, confidence: float) -> Interval:
     """Percentile bootstrap interval: the central part of the replicates.
 
-    A figure that resampling inflates, as it does every calibration error of a well calibrated
-    model, has an interval that leans upwards.
-
     Args:
         replicates: The figure of each replicate, shape (R,).
         confidence: Share of the replicates inside, in (0, 1).
@@ -90,8 +104,37 @@ def percentile_interval(replicates: FloatArray, confidence: float) -> Interval:
         Lower and upper end, in the unit of the figure.
 
     Example:
-        >>> percentile_interval(np.arange(101.0), 0.9)
-        Interval(low=5.0, high=95.0)
+        >>> percentile_interval(np.arange(101.0), 0.5)
+        Interval(low=25.0, high=75.0)
     """
     low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
+
+
+def error_interval(estimate: float, replicates: FloatArray, confidence: float) -> Interval:
+    r"""Bootstrap interval of an error >= 0 that sampling noise, and resampling again, inflates.
+
+    .. math:: \hat\theta \pm \max(q_{high} - \hat\theta, \hat\theta - q_{low}), \quad \ge 0
+
+    with q the ends of the percentile interval: the hull of that interval and of its mirror image,
+    which undoes the bias. It holds the estimate, which the percentile interval need not, and leans
+    to the wide side. A true error near 0 may still lie below it.
+
+    Args:
+        estimate: The figure of the sample.
+        replicates: That of each replicate, shape (R,).
+        confidence: Level in (0, 1) of the percentile interval.
+
+    Returns:
+        Lower and upper end, in the unit of the figure.
+
+    References:
+        Davison and Hinkley (1997), Bootstrap Methods and their Application, section 5.2.
+
+    Example:
+        >>> error_interval(30.0, np.arange(101.0), 0.5)
+        Interval(low=0.0, high=75.0)
+    """
+    low, high = percentile_interval(replicates, confidence)
+    reach = max(high - estimate, estimate - low)
+    return Interval(max(0.0, estimate - reach), estimate + reach)

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from jem.errors import InputError
+from jem.evaluation.intervals import Interval, percentile_interval, wilson_interval
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
 Floats = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
-Interval = tuple[float, float]
 
 
 class Figures(NamedTuple):
@@ -141,8 +141,8 @@ def ood_metrics(
         ("fpr95_in_positive", len(values_out)),
         ("fpr95_out_positive", len(values_in)),
     ):
-        wilson = _wilson_interval(getattr(figures, name), size, confidence)
-        intervals[name] = _hull(intervals[name], wilson)
+        low, high = wilson_interval(getattr(figures, name) * size, size, confidence)
+        intervals[name] = _hull(intervals[name], Interval(float(low), float(high)))
     return OODMetrics(
         **figures._asdict(),
         num_in=len(values_in),
@@ -254,24 +254,16 @@ def _auroc_interval(tally: _Tally, confidence: float) -> Interval:
     auroc = _auroc(tally)
     exact = ((1 - confidence) / 2) ** (1 / smaller)
     if auroc in (0.0, 1.0):
-        return (exact, 1.0) if auroc else (0.0, 1 - exact)
+        return Interval(exact, 1.0) if auroc else Interval(0.0, 1 - exact)
     if smaller == 1:
-        return 0.0, 1.0
+        return Interval(0.0, 1.0)
     below, above = _placements(tally)
     spread_in = _dot(tally.count_in, (below - auroc) ** 2) / (size_in - 1)
     spread_out = _dot(tally.count_out, (above - auroc) ** 2) / (size_out - 1)
     error = math.sqrt(spread_in / size_in + spread_out / size_out) / (auroc * (1 - auroc))
     logit, z = math.log(auroc / (1 - auroc)), _quantile(confidence)
     low, high = (logit + side * z * error for side in (-1, 1))
-    return _sigmoid(low), _sigmoid(high)
-
-
-def _wilson_interval(share: float, size: int, confidence: float) -> Interval:
-    """Wilson's score interval of a binomial share."""
-    z = _quantile(confidence)
-    middle = (share + z * z / (2 * size)) / (1 + z * z / size)
-    half = z * math.sqrt(share * (1 - share) / size + (z / (2 * size)) ** 2) / (1 + z * z / size)
-    return max(0.0, middle - half), min(1.0, middle + half)
+    return Interval(_sigmoid(low), _sigmoid(high))
 
 
 def _dot(counts: Counts, values: Floats) -> float:
@@ -287,7 +279,7 @@ def _quantile(confidence: float) -> float:
 
 
 def _hull(first: Interval, second: Interval) -> Interval:
-    return min(first[0], second[0]), max(first[1], second[1])
+    return Interval(min(first.low, second.low), max(first.high, second.high))
 
 
 def _bootstrap(
@@ -305,7 +297,7 @@ def _bootstrap(
         again_in = places_in[rng.integers(len(places_in), size=len(places_in))]
         again_out = places_out[rng.integers(len(places_out), size=len(places_out))]
         row[:] = _figures(_count(again_in, again_out, size))
-    low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return {
-        name: (float(a), float(b)) for name, a, b in zip(Figures._fields, low, high, strict=True)
+        name: percentile_interval(column, confidence)
+        for name, column in zip(Figures._fields, drawn.T, strict=True)
     }

@@ -37,7 +37,8 @@ def risk_coverage_curve(groups: Confidences) -> RiskCoverage:
         El-Yaniv and Wiener (2010), JMLR 11. Geifman and El-Yaniv (2017), arXiv:1705.08500.
 
     Example:
-        >>> groups = Confidences(np.array([0.6, 0.9]), np.array([[2.0, 2.0]]), np.array([[1.0, 2.0]]))
+        >>> counts, hits = np.array([[2.0, 2.0]]), np.array([[1.0, 2.0]])
+        >>> groups = Confidences(np.array([0.6, 0.9]), counts, hits)
         >>> curve = risk_coverage_curve(groups)
         >>> curve.threshold, curve.coverage, curve.risk
         (array([0.9, 0.6]), array([0.5, 1. ]), array([0.  , 0.25]))
@@ -72,7 +73,8 @@ def aurc(groups: Confidences) -> FloatArray:
         Geifman, Uziel and El-Yaniv (2019), arXiv:1805.08206.
 
     Example:
-        >>> groups = Confidences(np.array([0.6, 0.9]), np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]]))
+        >>> counts, hits = np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]])
+        >>> groups = Confidences(np.array([0.6, 0.9]), counts, hits)
         >>> aurc(groups)  # risks 0 and 1/2
         array([0.25])
     """
@@ -106,7 +108,8 @@ def augrc(groups: Confidences) -> FloatArray:
         Traub et al. (2024), arXiv:2407.01032.
 
     Example:
-        >>> groups = Confidences(np.array([0.6, 0.9]), np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]]))
+        >>> counts, hits = np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]])
+        >>> groups = Confidences(np.array([0.6, 0.9]), counts, hits)
         >>> augrc(groups)
         array([0.125])
     """

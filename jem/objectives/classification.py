@@ -16,7 +16,8 @@ def cross_entropy(
 ) -> Tensor:
     r"""Mean cross-entropy, -log p(y|x), of a batch.
 
-    With one class (K = 1) it is exactly zero, and so is its gradient: the model is trained on the density alone.
+    With one class (K = 1) it is exactly zero, and so is its gradient: the model is trained on the
+    density alone.
 
     Args:
         logits: f(x), shape (B, K).

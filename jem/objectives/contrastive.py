@@ -1,6 +1,7 @@
 """The density's half of the objective: data against chains, as a function of their energies alone.
 
-Because a chain enters only through its energy, the backward pass of these losses also holds the gradient that moves the
+Because a chain enters only through its energy, the backward pass of these losses also holds the
+gradient that moves the
 chain: see `jem.training.steps.fused_step`.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from jem.errors import InputError
@@ -19,12 +19,14 @@ def generative_loss(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
 
     .. math:: L = \tfrac{1}{N}\sum_i E(x_i) - \tfrac{1}{M}\sum_j E(\tilde x_j)
 
-    The *value* is no likelihood: it may be negative, has no floor, and must not be reported as NLL. It is unbiased only
-    if the negatives follow the model; short chains make it an approximation.
+    The *value* is no likelihood: it may be negative, has no floor, and must not be reported as
+    NLL. It is unbiased only if the negatives follow the model; short chains make it an
+    approximation.
 
     Args:
         energy_data: E of training points, shape (N,), nats.
-        energy_negative: E of chain ends, shape (M,); M may differ from N. Detach the ends from the chain's graph.
+        energy_negative: E of chain ends, shape (M,); M may differ from N. Detach the ends from the
+            chain's graph.
 
     Returns:
         Scalar; descending it lowers the energy of data and raises that of negatives.
@@ -83,9 +85,10 @@ def contrastive_loss(
               + \tfrac{c}{2}\big(\overline{E^2} + \overline{\tilde E^2}\big)
               + \gamma \Big(\tfrac{\bar E + \bar{\tilde E}}{2}\Big)^2
 
-    The penalty c on each energy has a fixed point: once the gap opens it settles at w/c with the contrast cancelled
-    exactly, and chains stay stuck. The gauge penalises only the common level and leaves the gap alone. The thermostat
-    tau = clip(1 - gap / g_max, 0.02, 1), a constant for the gradient, makes the model wait for its chains.
+    The penalty c on each energy has a fixed point: once the gap opens it settles at w/c with the
+    contrast cancelled exactly, and chains stay stuck. The gauge penalises only the common level
+    and leaves the gap alone. The thermostat tau = clip(1 - gap / g_max, 0.02, 1), a constant for
+    the gradient, makes the model wait for its chains.
 
     Args:
         energy_data: E of training points, shape (N,), nats.

@@ -44,7 +44,9 @@ def slots_by_class(capacity: int, frequencies: Tensor) -> Tensor:
     slots = torch.where(occurs, wanted.floor().clamp_min(1), 0).long()
     while int(slots.sum()) != capacity:  # hand out, or take back, where rounding was least fair
         short = int(slots.sum()) < capacity
-        unfair = torch.where(occurs & ((slots > 1) | short), wanted - slots, -torch.inf if short else torch.inf)
+        unfair = torch.where(
+            occurs & ((slots > 1) | short), wanted - slots, -torch.inf if short else torch.inf
+        )
         slots[unfair.argmax() if short else unfair.argmin()] += 1 if short else -1
     return torch.repeat_interleave(torch.arange(len(slots)), slots)
 
@@ -52,8 +54,8 @@ def slots_by_class(capacity: int, frequencies: Tensor) -> Tensor:
 class ReplayBuffer:
     """Chains that persist from one training iteration to the next.
 
-    A slot is one chain. It keeps its class for good when chains are conditional, so a chain never moves on the energy of
-    two classes. Everything lives on one device.
+    A slot is one chain. It keeps its class for good when chains are conditional, so a chain never
+    moves on the energy of two classes. Everything lives on one device.
 
     Args:
         chains: First positions, shape (capacity, *shape).
@@ -93,7 +95,8 @@ class ReplayBuffer:
             start: Where they begin.
             capacity: Number of slots.
             generator: Source of randomness; the buffer lives on its device.
-            class_frequencies: Class probabilities, shape (K,), for conditional chains; None for marginal ones.
+            class_frequencies: Class probabilities, shape (K,), for conditional chains; None for
+                marginal ones.
 
         Returns:
             A buffer whose chains all have age 0.
@@ -123,8 +126,8 @@ class ReplayBuffer:
             start: Where restarted chains begin.
             restart_prob: Probability that a chain is restarted, in [0, 1].
             generator: Source of randomness, on the buffer's device.
-            replacement: Draw slots with replacement, as the official JEM code does. Of two copies of one chain the
-                last committed stays.
+            replacement: Draw slots with replacement, as the official JEM code does. Of two copies
+                of one chain the last committed stays.
 
         Returns:
             The chains. The buffer itself does not change until `commit`.

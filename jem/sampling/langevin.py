@@ -32,7 +32,9 @@ def clip_to_bounds(x: Tensor, bounds: Bounds | None) -> Tensor:
         return x
     low, high = bounds
     if isinstance(low, Tensor) or isinstance(high, Tensor):
-        return torch.minimum(torch.maximum(x, torch.as_tensor(low).to(x)), torch.as_tensor(high).to(x))
+        return torch.minimum(
+            torch.maximum(x, torch.as_tensor(low).to(x)), torch.as_tensor(high).to(x)
+        )
     return x.clamp(low, high)
 
 
@@ -49,11 +51,12 @@ def langevin_update(
 ) -> Tensor:
     r"""Move chains once, given the gradient of their energies.
 
-    .. math:: x' = \mathrm{clip}\big(x - \eta\,\mathrm{clamp}(\nabla_x E(x)) + \sigma\varepsilon\big),
+    .. math:: x' = \mathrm{clip}\big(x - \eta\,\mathrm{clamp}(\nabla_x E(x)) +
+    \sigma\varepsilon\big),
               \qquad \varepsilon \sim N(0, I)
 
-    One draw of the noise, after the gradient, also where the bounds then cut it off. With sigma = sqrt(2 eta), no clamp
-    and no bounds this is the unadjusted Langevin algorithm for exp(-E).
+    One draw of the noise, after the gradient, also where the bounds then cut it off. With sigma =
+    sqrt(2 eta), no clamp and no bounds this is the unadjusted Langevin algorithm for exp(-E).
 
     Args:
         x: Chain positions, shape (B, ...).
@@ -61,9 +64,12 @@ def langevin_update(
         step_size: eta, multiplies the gradient. The paper's alpha is 2 * eta.
         noise_std: sigma >= 0, in data units; 0 draws no noise.
         generator: Source of the noise, on the device of `x`.
-        bounds: (low, high), numbers or tensors that broadcast to one input; the new position is clipped to them.
-        grad_clamp: Clamp each component of the gradient to [-c, c] first (the proximal move of JEM++).
-        max_rms: Cap on the root mean square of a row's deterministic move, in data units; direction is kept.
+        bounds: (low, high), numbers or tensors that broadcast to one input; the new position is
+            clipped to them.
+        grad_clamp: Clamp each component of the gradient to [-c, c] first (the proximal move of
+            JEM++).
+        max_rms: Cap on the root mean square of a row's deterministic move, in data units;
+            direction is kept.
 
     Returns:
         New positions, shape and dtype of `x`, detached.
@@ -127,9 +133,9 @@ def sgld_step(
 
     .. math:: x' = x - \eta \nabla_x E(x) + \sigma \varepsilon, \qquad \varepsilon \sim N(0, I)
 
-    Any pair but sigma = sqrt(2 eta) samples at temperature sigma^2 / (2 eta): the usual JEM setting (1, 0.01) is 5e-5,
-    close to gradient descent, and gives no exact sample. Chains do not interact, no parameter receives a gradient,
-    and `x` is neither changed nor kept in the graph.
+    Any pair but sigma = sqrt(2 eta) samples at temperature sigma^2 / (2 eta): the usual JEM
+    setting (1, 0.01) is 5e-5, close to gradient descent, and gives no exact sample. Chains do not
+    interact, no parameter receives a gradient, and `x` is neither changed nor kept in the graph.
 
     Args:
         x: Chain positions, shape (B, ...), in data units.
@@ -150,8 +156,8 @@ def sgld_step(
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> x, info = sgld_step(
-        ...     torch.ones(1, 2), lambda x: x.square().sum(1) / 2, step_size=0.1, noise_std=0.0, generator=g
-        ... )
+        ...     torch.ones(1, 2), lambda x: x.square().sum(1) / 2, step_size=0.1, noise_std=0.0,
+        generator=g ... )
         >>> x, info.energy
         (tensor([[0.9000, 0.9000]]), tensor([1.]))
     """

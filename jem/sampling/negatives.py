@@ -61,6 +61,4 @@ class Negatives:
 
     def update(self, x: Tensor, grad: Tensor) -> Tensor:
         """Move chains once with a gradient of their energies that is already known; both (M, *shape)."""
-        return langevin_update(
-            x, grad, generator=self.generator, bounds=self.bounds, **self.move
-        )
+        return langevin_update(x, grad, generator=self.generator, bounds=self.bounds, **self.move)

@@ -1,7 +1,8 @@
 """Where chains begin: each start draws points and knows its own log-density.
 
-A start with a `log_prob` also serves as the noise of noise contrastive estimation and as the base of annealed
-importance sampling. Starts are plain objects; `state_dict` and `start_from_state` carry them through a checkpoint.
+A start with a `log_prob` also serves as the noise of noise contrastive estimation and as the base
+of annealed importance sampling. Starts are plain objects; `state_dict` and `start_from_state`
+carry them through a checkpoint.
 """
 
 from __future__ import annotations
@@ -157,8 +158,8 @@ class ClassGaussianStart:
 
     .. math:: x \mid y \sim N(\mu_y, W_y W_y^\top + \mathrm{diag}(d_y))
 
-    A full covariance would take 3.8 GB for CIFAR-100 and is rank-deficient there. Samples are clipped to the bounds;
-    `log_prob` is that of the unclipped Gaussian.
+    A full covariance would take 3.8 GB for CIFAR-100 and is rank-deficient there. Samples are
+    clipped to the bounds; `log_prob` is that of the unclipped Gaussian.
 
     Args:
         means: mu, shape (K, *shape).
@@ -239,7 +240,9 @@ class ClassGaussianStart:
         noise = torch.empty(count, dim, device=device).normal_(generator=generator)
         flat = noise * self.variances.to(device)[labels].sqrt()
         factors = self.factors.to(device)
-        for k in labels.unique().tolist():  # one small product a class, not one (D, R) matrix a chain
+        for (
+            k
+        ) in labels.unique().tolist():  # one small product a class, not one (D, R) matrix a chain
             rows = labels == k
             flat[rows] += z[rows] @ factors[k].T
         x = self.means.to(device)[labels] + flat.view(count, *self.shape)
@@ -249,9 +252,9 @@ class ClassGaussianStart:
         """Log-density given the class, or of the mixture over classes if labels is None; (B,), nats."""
         given = torch.stack(
             [
-                LowRankMultivariateNormal(mean.flatten().to(x), factor.to(x), variance.to(x)).log_prob(
-                    x.flatten(1)
-                )
+                LowRankMultivariateNormal(
+                    mean.flatten().to(x), factor.to(x), variance.to(x)
+                ).log_prob(x.flatten(1))
                 for mean, factor, variance in zip(
                     self.means, self.factors, self.variances, strict=True
                 )
@@ -263,7 +266,9 @@ class ClassGaussianStart:
         return torch.logsumexp(given + self.frequencies.to(x).log(), dim=1)
 
 
-def _low_rank_moments(rows: Tensor, rank: int, floor: float = 1e-4) -> tuple[Tensor, Tensor, Tensor]:
+def _low_rank_moments(
+    rows: Tensor, rank: int, floor: float = 1e-4
+) -> tuple[Tensor, Tensor, Tensor]:
     """Mean (D,), the top `rank` scaled directions (D, rank) and the remaining variances (D,) of rows (N, D)."""
     mean = rows.mean(dim=0)
     centred = (rows - mean) / math.sqrt(max(len(rows) - 1, 1))

@@ -26,7 +26,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         content: The whole content.
 
     Raises:
-        RunFolderError: If the disk is full or the folder cannot be written; the target is as it was.
+        RunFolderError: If the disk is full or the folder cannot be written; the target is as it
+            was.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -57,8 +58,9 @@ def deserialise(content: bytes, source: str = "checkpoint") -> dict[str, Any]:
         source: How to name it in an error.
 
     Raises:
-        RunFolderError: If it is truncated or damaged (every part carries a checksum), holds anything but tensors and plain
-            values, or is of a format that this version does not read.
+        RunFolderError: If it is truncated or damaged (every part carries a checksum), holds
+            anything but tensors and plain values, or is of a format that this version does not
+            read.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:

@@ -127,7 +127,9 @@ class ProgressDisplay:
         """Print a line for an epoch where no bar can be drawn: every tenth of the run is enough."""
         if self._enabled and not self._live and epoch % max(1, num_epochs // 10) == 0:
             shown = "  ".join(
-                f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, float)
+                f"{name} {value:.4g}"
+                for name, value in figures.items()
+                if isinstance(value, float)
             )
             self.message(f"{self._title} epoch {epoch}/{num_epochs}  {shown}")
 

@@ -111,7 +111,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every range."""
-        for name in ("batch_size", "num_chains", "num_steps", "buffer_size", "snapshot_every", "log_every"):
+        for name in (
+            "batch_size",
+            "num_chains",
+            "num_steps",
+            "buffer_size",
+            "snapshot_every",
+            "log_every",
+        ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
         if self.epochs is not None:
             self._require("epochs", self.epochs >= 1, "at least 1, or None")
@@ -134,7 +141,9 @@ class Recipe:
 
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
-            raise InputError(f"recipe field `{name}` must be {expected}, but got {getattr(self, name)}")
+            raise InputError(
+                f"recipe field `{name}` must be {expected}, but got {getattr(self, name)}"
+            )
 
     @property
     def generative(self) -> bool:
@@ -188,12 +197,15 @@ def recipe_from(name_or_recipe: str | Recipe, changes: dict[str, Any] | None = N
         The recipe.
 
     Raises:
-        InputError: If the name or a field is unknown, or a value is out of range or of the wrong type.
+        InputError: If the name or a field is unknown, or a value is out of range or of the wrong
+            type.
     """
     recipe = name_or_recipe
     if isinstance(recipe, str):
         if recipe not in RECIPES:
-            raise InputError(f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}")
+            raise InputError(
+                f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}"
+            )
         recipe = RECIPES[recipe]
     known = {f.name for f in fields(Recipe)}
     for name in changes or {}:

@@ -121,7 +121,8 @@ def build_network(spec: dict[str, Any] | str | None, settings: dict[str, Any]) -
     """Build the network of a run from what its checkpoint says of it.
 
     Args:
-        spec: Name and arguments, or `module:factory`, or None for a network that only its owner can build.
+        spec: Name and arguments, or `module:factory`, or None for a network that only its owner
+            can build.
         settings: What `model_settings` returned.
 
     Raises:

@@ -1,6 +1,7 @@
 """One training step of each kind: the whole method, from a batch to gradients and moved chains.
 
-A step fills the parameters' gradients and proposes where the chains go; the trainer checks both before anything changes.
+A step fills the parameters' gradients and proposes where the chains go; the trainer checks both
+before anything changes.
 """
 
 from __future__ import annotations
@@ -87,7 +88,9 @@ class Outcome(NamedTuple):
     moved: Moved | None = None
 
 
-def plain_step(model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int) -> Outcome:
+def plain_step(
+    model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int
+) -> Outcome:
     """Cross-entropy alone: the control.
 
     Args:
@@ -106,7 +109,9 @@ def plain_step(model: JEM, batch: Batch, method: Method, weight: float, extra_st
     return Outcome(loss, loss, logits)
 
 
-def classic_step(model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int) -> Outcome:
+def classic_step(
+    model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int
+) -> Outcome:
     """JEM step by step: move the chains K times, then score data, chains and labelled data.
 
     Args:
@@ -145,14 +150,18 @@ def classic_step(model: JEM, batch: Batch, method: Method, weight: float, extra_
     return Outcome(loss, classification, logits, energy_data, energy_negative, terms, moved)
 
 
-def fused_step(model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int) -> Outcome:
+def fused_step(
+    model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int
+) -> Outcome:
     r"""Train and move the chains with one backward pass: the last Langevin move is free.
 
     The loss sees chain i only through its energy e_i, so after the backward pass
 
-    .. math:: \nabla_x E(\tilde x_i) = \frac{\partial L / \partial \tilde x_i}{\partial L / \partial e_i}
+    .. math:: \nabla_x E(\tilde x_i) = \frac{\partial L / \partial \tilde x_i}{\partial L /
+    \partial e_i}
 
-    K - 1 moves are made as usual; the chains that they end in are scored, and move once more with this gradient.
+    K - 1 moves are made as usual; the chains that they end in are scored, and move once more with
+    this gradient.
 
     Args:
         model: The model, in training mode. Chains move and are scored in evaluation mode.
@@ -165,15 +174,14 @@ def fused_step(model: JEM, batch: Batch, method: Method, weight: float, extra_st
         Losses, energies and the moved chains.
 
     References:
-        Shafahi et al. (2019), "free" adversarial training, arXiv:1904.12843, carried to Langevin chains.
+        Shafahi et al. (2019), "free" adversarial training, arXiv:1904.12843, carried to Langevin
+        chains.
     """
     negatives = _required(method)
     draw = negatives.draw()
     num_steps = method.recipe.num_steps + extra_steps
     with evaluation_mode(model):
-        x_negative = negatives.run(
-            draw.x, lambda x: model.energy(x, draw.labels), num_steps - 1
-        )
+        x_negative = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps - 1)
     x_negative = x_negative.detach().requires_grad_()
 
     logits, logits_data, logits_negative = joint_forward(model, batch, x_negative)
@@ -197,8 +205,9 @@ STEPS = {"plain": plain_step, "classic": classic_step, "fused": fused_step}
 def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits of labelled data, of the density's data and of chains, without any of them touching the others.
 
-    One concatenated forward where no submodule behaves differently in training. Otherwise the data go first, in training
-    mode, and the chains after them in evaluation mode: no chain enters a batch statistic, none is dropped out.
+    One concatenated forward where no submodule behaves differently in training. Otherwise the data
+    go first, in training mode, and the chains after them in evaluation mode: no chain enters a
+    batch statistic, none is dropped out.
 
     Args:
         model: The model.
@@ -228,14 +237,16 @@ def input_gradient(x: Tensor, energy: Tensor, floor: float = 1e-30) -> Tensor:
     Args:
         x: Leaf of the backward pass, shape (M, *shape), with `.grad`.
         energy: Energies computed from it row by row, shape (M,), with `.grad` retained.
-        floor: Least magnitude divided by. A row whose energy the loss does not see has cotangent 0 and so x.grad 0: it
-            gets gradient 0, never NaN.
+        floor: Least magnitude divided by. A row whose energy the loss does not see has cotangent 0
+            and so x.grad 0: it gets gradient 0, never NaN.
 
     Returns:
         dE/dx, shape of `x`.
     """
     if x.grad is None or energy.grad is None:
-        raise RuntimeError("input_gradient needs a finished backward pass through `energy` and `x`")
+        raise RuntimeError(
+            "input_gradient needs a finished backward pass through `energy` and `x`"
+        )
     cotangent = energy.grad
     sign = torch.where(cotangent < 0, -1.0, 1.0).to(cotangent)
     return x.grad / per_row(sign * cotangent.abs().clamp_min(floor), x)
@@ -252,8 +263,8 @@ _SAME_IN_EVERY_MODE = (
 def depends_on_mode(network: nn.Module) -> bool:
     """Whether a network may compute something else in training mode than in evaluation mode.
 
-    Only modules known not to are trusted: a person's own module may look at `self.training`, or call a functional
-    dropout. Dropout of probability 0 counts as harmless.
+    Only modules known not to are trusted: a person's own module may look at `self.training`, or
+    call a functional dropout. Dropout of probability 0 counts as harmless.
     """
 
     def harmless(module: nn.Module) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import platform
 import signal
+import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from jem import networks
 from jem.data.augment import augment
 from jem.data.batches import BatchStream, as_part
 from jem.errors import InputError, RunFolderError, TrainingInterrupted
@@ -88,8 +89,8 @@ class Trainer:
         model: The model. After `fit` it holds the averaged weights and is in evaluation mode.
         recipe: A recipe or the name of one.
         run_dir: Where checkpoints, metrics and pictures go; None writes nothing.
-        seed: The one seed of everything random. On the CPU the same seed, machine, versions and thread count give the
-            same bits, also after being killed and resumed.
+        seed: The one seed of everything random. On the CPU the same seed, machine, versions and
+            thread count give the same bits, also after being killed and resumed.
         device: `"cpu"`, `"cuda"`, `"mps"`, or `"auto"` for the best there is.
         progress: Show a progress bar on the standard error stream.
         describe: Plain values to keep in `config.json`, such as where the data came from.
@@ -137,8 +138,8 @@ class Trainer:
         """Train to the end of the recipe.
 
         Args:
-            train: Training examples: a Dataset of (x, y), or tensors x (N, *shape), float, in the network's units, and
-                class indices y (N,).
+            train: Training examples: a Dataset of (x, y), or tensors x (N, *shape), float, in the
+                network's units, and class indices y (N,).
             valid: Validation examples, looked at after each epoch.
             resume: Go on from the last checkpoint of the run folder.
             on_epoch: Called with the metrics of each epoch.
@@ -148,7 +149,8 @@ class Trainer:
 
         Raises:
             InputError: If the data do not fit the model.
-            RunFolderError: If the folder already holds a run (without `resume`), is in use or cannot be written.
+            RunFolderError: If the folder already holds a run (without `resume`), is in use or
+                cannot be written.
             TrainingDivergedError: If training diverges more often than the recipe allows.
             TrainingInterrupted: On SIGINT or SIGTERM, after the state was saved.
         """
@@ -170,7 +172,8 @@ class Trainer:
         position = self.position
         return FitResult(position.seconds, position.iteration, position.recoveries, epochs)
 
-    # -- set-up ---------------------------------------------------------------------------------------------------
+    # -- set-up
+    # ---------------------------------------------------------------------------------------------------
 
     def _claim_folder(self, resume: bool) -> None:
         assert self.folder is not None
@@ -185,7 +188,9 @@ class Trainer:
     def _prepare(self, train: Any) -> None:  # noqa: ANN401
         """Everything that follows from model, recipe, data and seed alone: a resumed run makes it again."""
         recipe, model = self.recipe, self.model
-        torch.manual_seed(derive_seed(self.seed, "network noise") % 2**32)  # dropout draws from here
+        torch.manual_seed(
+            derive_seed(self.seed, "network noise") % 2**32
+        )  # dropout draws from here
         x, labels = _examples(train)
         num_classes = self._check_network(x[:1], labels)
         if model.input_shape is None:
@@ -199,7 +204,9 @@ class Trainer:
             train, recipe.batch_size, seed=self.seed, name="labelled", device=self.device
         )
         self.generative = (
-            BatchStream(train, recipe.batch_size, seed=self.seed, name="generative", device=self.device)
+            BatchStream(
+                train, recipe.batch_size, seed=self.seed, name="generative", device=self.device
+            )
             if recipe.streams == "separate"
             else None
         )
@@ -299,7 +306,8 @@ class Trainer:
             "device": str(self.device),
         }
 
-    # -- the ladder -----------------------------------------------------------------------------------------------
+    # -- the ladder
+    # -----------------------------------------------------------------------------------------------
 
     def _run(self, valid: Any, on_epoch: Callable[[Metrics], None] | None) -> list[Metrics]:  # noqa: ANN401
         epochs: dict[int, Metrics] = {}
@@ -379,7 +387,11 @@ class Trainer:
         self.optimizer.step()
         self.average.update_parameters(self.model)
         if moved is not None and negatives is not None:
-            x = moved.x if self.device.type == "cpu" else torch.where(healthy, moved.x, moved.draw.x)
+            x = (
+                moved.x
+                if self.device.type == "cpu"
+                else torch.where(healthy, moved.x, moved.draw.x)
+            )
             negatives.buffer.commit(moved.draw, x, moves=moved.moves)
 
     def _require_clean(self) -> None:
@@ -389,7 +401,11 @@ class Trainer:
     def _batch(self, x: Tensor, labels: Tensor, x_data: Tensor | None) -> Batch:
         recipe, generator = self.recipe, self.augmentation
         x = augment(
-            x, shift=recipe.shift, flip=recipe.flip, noise_std=recipe.input_noise, generator=generator
+            x,
+            shift=recipe.shift,
+            flip=recipe.flip,
+            noise_std=recipe.input_noise,
+            generator=generator,
         )
         if x_data is None:
             return Batch(x, labels, x)
@@ -402,11 +418,15 @@ class Trainer:
         )
         return Batch(x, labels, x_data)
 
-    # -- snapshots and recovery -----------------------------------------------------------------------------------
+    # -- snapshots and recovery
+    # -----------------------------------------------------------------------------------
 
     def _state(self) -> dict[str, Any]:
         negatives = self.method.negatives
-        generators = {"augmentation": self.augmentation.get_state(), "network": torch.get_rng_state()}
+        generators = {
+            "augmentation": self.augmentation.get_state(),
+            "network": torch.get_rng_state(),
+        }
         if negatives is not None:
             generators["chains"] = negatives.generator.get_state()
         if self.device.type == "cuda":
@@ -492,13 +512,39 @@ class Trainer:
 
     def _interrupt(self) -> None:
         self._snapshot()
-        where = "nothing was saved" if self.folder is None else f"the state is in {self.folder.path}"
+        where = (
+            "nothing was saved" if self.folder is None else f"the state is in {self.folder.path}"
+        )
         raise TrainingInterrupted(
             f"stopped at iteration {self.position.iteration} of {self.total_iterations}; {where}; "
             "go on with --resume"
         )
 
-    # -- what a person sees ---------------------------------------------------------------------------------------
+    def seconds_per_iteration(self, train: Data, iterations: int = 8) -> float:
+        """Time a few iterations, for an estimate of a run; the model is trained by them, nothing is written.
+
+        Args:
+            train: Training examples, as `fit` takes them.
+            iterations: How many are timed; as many go before them to warm up.
+
+        Returns:
+            Seconds of one iteration, the median.
+        """
+        with _isolated_randomness(self.device):
+            self._prepare(as_part(train))
+            self.log, self.display = MetricsLog(None), ProgressDisplay(1, "", enabled=False)
+            self.model.train()
+            times = []
+            batches = itertools.cycle(self.labelled.epoch(0))
+            for _ in range(2 * iterations):
+                x, labels = next(batches)
+                start = time.perf_counter()
+                self.train_step(self._batch(x, labels, x if self.generative else None))
+                times.append(time.perf_counter() - start)
+        return statistics.median(times[iterations:])
+
+    # -- what a person sees
+    # ---------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
         now = time.perf_counter()
@@ -562,7 +608,9 @@ class Trainer:
             "recoveries": self.position.recoveries,
         }
         if valid is not None:
-            metrics |= validate(self.average.module, valid, self.recipe.batch_size * 4, self.device)
+            metrics |= validate(
+                self.average.module, valid, self.recipe.batch_size * 4, self.device
+            )
         self.log.write("epoch", **metrics)
         self.display.epoch(epoch, self.num_epochs, metrics)
         if epoch % max(1, self.num_epochs // 10) == 0:
@@ -570,11 +618,30 @@ class Trainer:
         return metrics
 
     def _draw_chains(self) -> None:
+        """Show chains of the buffer while training runs, one row a class where they have one."""
         if self.folder is None or self.method.negatives is None:
             return
-        from jem.plotting import save_inputs
+        buffer = self.method.negatives.buffer
+        order = (
+            slice(None) if buffer.labels is None else torch.linspace(0, len(buffer) - 1, 64).long()
+        )
+        self._picture(buffer.chains[order][:64], "persistent chains", [])
 
-        save_inputs(self.method.negatives.buffer.chains[:64].cpu(), self.folder.samples, self.model.bounds("cpu"))
+    def _draw_samples(self) -> None:
+        """Show fresh samples of the trained model, one row a class."""
+        classes = self.model.classes or ("",)
+        rows = min(len(classes), 10)
+        labels = torch.arange(rows).repeat_interleave(8)
+        self._picture(
+            sample(self.model, labels, seed=self.seed), "fresh samples by class", classes
+        )
+
+    def _picture(self, x: Tensor, title: str, row_names: Sequence[str]) -> None:
+        from jem.plotting import inputs_figure, save_figure
+
+        assert self.folder is not None
+        figure = inputs_figure(x, self.model.bounds("cpu"), row_names=row_names, title=title)
+        save_figure(figure, self.folder.samples)
 
     def _finish(self) -> None:
         """Leave the averaged weights in the model, the last checkpoint on disk and fresh samples beside it."""
@@ -589,15 +656,11 @@ class Trainer:
         self.model.load_state_dict(self.average.module.state_dict())
         self.model.eval()
         if self.folder is not None and self.method.negatives is not None:
-            from jem.plotting import save_inputs
-
-            num_classes = len(self.model.classes or ("",))
-            labels = torch.arange(min(num_classes, 10)).repeat_interleave(8)
-            drawn = sample(self.model, labels if num_classes > 1 else None, count=80, seed=self.seed)
-            save_inputs(drawn.cpu(), self.folder.samples, self.model.bounds("cpu"))
+            self._draw_samples()
 
 
-# -- pieces that need no state ----------------------------------------------------------------------------------------
+# -- pieces that need no state
+# ----------------------------------------------------------------------------------------
 
 
 def learning_rate(recipe: Recipe, iteration: int, total: int) -> float:
@@ -605,7 +668,8 @@ def learning_rate(recipe: Recipe, iteration: int, total: int) -> float:
 
     Args:
         recipe: The recipe.
-        iteration: From 0; with a warm-up of W iterations the rate is multiplied by min(1, iteration / W).
+        iteration: From 0; with a warm-up of W iterations the rate is multiplied by min(1,
+            iteration / W).
         total: Iterations of the run.
 
     Returns:
@@ -701,7 +765,9 @@ def validate(model: JEM, examples: Any, batch_size: int, device: torch.device) -
     Returns:
         `valid_accuracy` and `valid_nll` (for K > 1) and `valid_energy`, the mean of E(x), in nats.
     """
-    stream = BatchStream(examples, batch_size, seed=0, name="valid", device=device, drop_last=False)
+    stream = BatchStream(
+        examples, batch_size, seed=0, name="valid", device=device, drop_last=False
+    )
     totals = torch.zeros(3, dtype=torch.float64)
     count, num_classes = 0, 1
     with evaluation_mode(model):

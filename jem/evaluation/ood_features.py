@@ -1,0 +1,271 @@
+"""OOD scores on the features before the head: distances to the training data there.
+
+Both are fitted once on training data; the fits are tensors, and small next to the data.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jem.errors import InputError
+from jem.model import JEM, evaluation_mode
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    Labels = Tensor | ArrayLike | None
+
+
+@contextmanager
+def quiet(model: JEM) -> Iterator[None]:
+    """Evaluation mode, no graph, and plain tensors also where inference mode is on."""
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+        yield
+
+
+def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tensor:
+    """Bring a batch or a single input to a tensor of shape (B, *shape); it stays where it is.
+
+    Args:
+        x: Tensor, array or list of floating point numbers, in the network's units.
+        input_shape: Shape of one input; None takes a vector as one input, all else as a batch.
+
+    Returns:
+        A tensor; one input gives B = 1.
+
+    Raises:
+        InputError: If these are no floating point numbers, or the shape does not fit.
+    """
+    if not isinstance(x, Tensor):
+        array = np.require(np.asarray(x), requirements=["C", "W"])
+        if array.dtype.kind not in "biuf":
+            raise InputError(f"inputs must be real numbers, but got type {array.dtype}")
+        x = torch.from_numpy(array)
+    x = x.detach()
+    if not x.is_floating_point():
+        raise InputError(
+            f"inputs must be floats in the network's units, but got {x.dtype}: "
+            "`model.preprocess` makes them from raw data"
+        )
+    if x.ndim == 1 if input_shape is None else tuple(x.shape) == input_shape:
+        x = x[None]
+    if x.ndim < 2 or (input_shape is not None and tuple(x.shape[1:]) != input_shape):
+        wanted = "(B, ...)" if input_shape is None else f"(B, {str(input_shape)[1:-1]})"
+        raise InputError(f"inputs must be of shape {wanted}, but got {tuple(x.shape)}")
+    return x
+
+
+def on_model(model: JEM, x: Tensor) -> Tensor:
+    """Move inputs to where the parameters are, and to their precision."""
+    floats = (p for p in model.parameters() if p.is_floating_point())
+    parameter = next(floats, None)
+    return x if parameter is None else x.to(parameter.device, parameter.dtype)
+
+
+class NeighbourBank(NamedTuple):
+    """What `knn` compares with: the training inputs' features, scaled to length one."""
+
+    features: Tensor  # (N, F)
+
+    @classmethod
+    def fit(
+        cls, model: JEM, x_train: Tensor | ArrayLike, y_train: Labels = None, batch_size: int = 256
+    ) -> NeighbourBank:
+        """Compute the features.
+
+        Args:
+            model: A model whose network gives `features(x)`.
+            x_train: Training inputs, shape (N, *shape), N >= 1.
+            y_train: Not used.
+            batch_size: Inputs computed at once.
+        """
+        return cls(F.normalize(_all_features(model, x_train, batch_size), dim=1))
+
+
+class ClassGaussians(NamedTuple):
+    """What `mahalanobis` compares with: a mean for each class that occurs, and one covariance."""
+
+    means: Tensor  # (K, F)
+    cholesky: Tensor  # (F, F), lower triangular
+
+    @classmethod
+    def fit(
+        cls, model: JEM, x_train: Tensor | ArrayLike, y_train: Labels = None, batch_size: int = 256
+    ) -> ClassGaussians:
+        r"""Fit class means and one covariance of the features, shrunk towards a multiple of I.
+
+        .. math:: \Sigma = (1 - \lambda) S + \lambda \, (\mathrm{tr}\, S / F) \, I
+
+        S is the covariance within classes, lambda the Ledoit-Wolf intensity: Sigma can be inverted
+        also with fewer inputs than features. Memory is F x F numbers, in double precision.
+
+        Args:
+            model: A model whose network gives `features(x)`.
+            x_train: Training inputs, shape (N, *shape), N >= 1.
+            y_train: Class indices, shape (N,); None is one class.
+            batch_size: Inputs computed at once.
+
+        References:
+            Ledoit and Wolf (2004), Journal of Multivariate Analysis 88.
+        """
+        z = _all_features(model, x_train, batch_size)
+        z64, (groups, num_groups) = z.cpu().double(), _groups(y_train, len(z))
+        sums = z64.new_zeros(num_groups, z64.shape[1]).index_add_(0, groups, z64)
+        means = sums / groups.bincount(minlength=num_groups)[:, None]
+        covariance = _shrunk_covariance(z64 - means[groups])
+        return cls(means.to(z), torch.linalg.cholesky(covariance).to(z))
+
+
+Fitted = NeighbourBank | ClassGaussians
+Reference = tuple[Any, Any] | Fitted
+Kind = TypeVar("Kind", NeighbourBank, ClassGaussians)
+
+# The scores that compare with training data, and what each keeps of them.
+FITS: dict[str, type[NeighbourBank] | type[ClassGaussians]] = {
+    "knn": NeighbourBank,
+    "mahalanobis": ClassGaussians,
+}
+
+
+def fitted(
+    model: JEM, kind: type[Kind], reference: Reference | None, batch_size: int = 256
+) -> Kind:
+    """Return what a score compares with, fitting it where training data came instead.
+
+    Args:
+        model: The model.
+        kind: One of the values of `FITS`.
+        reference: (x_train, y_train), or what was fitted on them.
+        batch_size: Inputs computed at once.
+
+    Raises:
+        InputError: If neither came.
+    """
+    if isinstance(reference, kind):
+        return reference
+    fit_of_other = isinstance(reference, NeighbourBank | ClassGaussians)
+    if fit_of_other or not isinstance(reference, tuple | list) or len(reference) != 2:
+        came = "nothing" if reference is None else type(reference).__name__
+        raise InputError(
+            f"this score compares with training data: pass reference=(x_train, y_train), not {came}"
+        )
+    x_train, y_train = reference
+    return kind.fit(model, x_train, y_train, batch_size)
+
+
+def knn(model: JEM, x: Tensor, *, reference: Reference, k: int | None = None) -> Tensor:
+    r"""Minus the distance to the k-th nearest training input, on features of length one.
+
+    .. math:: s(x) = -\lVert z - z_{(k)} \rVert_2, \qquad z = h(x) / \lVert h(x) \rVert_2
+
+    Args:
+        model: A model whose network gives `features(x)`.
+        x: Inputs, shape (B, *shape).
+        reference: Training data (x_train, y_train), or a `NeighbourBank` made from them once. The
+            labels are not used.
+        k: Which neighbour, 1 <= k <= N; None takes the root of N, at most 50.
+
+    Returns:
+        Scores, shape (B,), in [-2, 0]; higher = in-distribution.
+
+    References:
+        Sun et al. (2022), arXiv:2204.06507.
+    """
+    bank = fitted(model, NeighbourBank, reference).features
+    num = len(bank)
+    k = min(50, math.isqrt(num)) if k is None else k
+    if not 1 <= k <= num:
+        raise InputError(f"`k` must lie between 1 and the {num} reference inputs, but got {k}")
+    z = F.normalize(_features(model, x), dim=1)
+    nearest = z.new_empty(len(z), 0)
+    for rows in torch.split(bank, 4096):
+        distances = torch.cat([nearest, torch.cdist(z, rows.to(z))], dim=1)
+        nearest = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values
+    return -nearest.amax(dim=1)
+
+
+def mahalanobis(model: JEM, x: Tensor, *, reference: Reference) -> Tensor:
+    r"""Minus the squared Mahalanobis distance of the features to the nearest class mean.
+
+    .. math:: s(x) = -\min_c \, (h(x) - \mu_c)^T \Sigma^{-1} (h(x) - \mu_c)
+
+    Sigma is the covariance within classes, shrunk: see `ClassGaussians.fit`.
+
+    Args:
+        model: A model whose network gives `features(x)`.
+        x: Inputs, shape (B, *shape).
+        reference: Training data (x_train, y_train), or the `ClassGaussians` made from them once.
+
+    Returns:
+        Scores, shape (B,), no unit, at most 0; higher = in-distribution.
+
+    References:
+        Lee et al. (2018), arXiv:1807.03888.
+    """
+    gaussians = fitted(model, ClassGaussians, reference)
+    z = _features(model, x)
+    means, cholesky = gaussians.means.to(z), gaussians.cholesky.to(z)
+    centred = torch.cat([z, means]) - means[:1]  # a common offset would cost digits
+    white = torch.linalg.solve_triangular(cholesky, centred.T, upper=False).T
+    distances = [(white[: len(z)] - mean).square().sum(dim=1) for mean in white[len(z) :]]
+    return -torch.stack(distances).amin(dim=0)
+
+
+def _features(model: JEM, x: Tensor) -> Tensor:
+    features = getattr(model.network, "features", None)
+    if not callable(features):
+        raise InputError(
+            "this score needs a network with a method `features(x)`, "
+            f"which {type(model.network).__name__} lacks: use a score of the logits"
+        )
+    with quiet(model):
+        z: Tensor = features(x)
+    z = z.flatten(1)
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+
+def _all_features(model: JEM, x_train: Tensor | ArrayLike, batch_size: int) -> Tensor:
+    x = as_batch(x_train, model.input_shape)
+    if not len(x):
+        raise InputError("`reference` holds no input")
+    batches = (on_model(model, rows) for rows in torch.split(x, batch_size))
+    z = torch.cat([_features(model, rows) for rows in batches])
+    if not bool(z.isfinite().all()):
+        raise InputError("the features of `reference` are not all finite")
+    return z
+
+
+def _groups(labels: Labels, num: int) -> tuple[Tensor, int]:
+    """Number the classes that occur from 0, and say how many they are."""
+    if labels is None:
+        return torch.zeros(num, dtype=torch.long), 1
+    labels = torch.as_tensor(labels).cpu()
+    if labels.shape != (num,):
+        raise InputError(
+            f"`reference` must hold one label for each of its {num} inputs, "
+            f"but its labels have shape {tuple(labels.shape)}"
+        )
+    distinct, groups = torch.unique(labels, return_inverse=True)
+    return groups, len(distinct)
+
+
+def _shrunk_covariance(centred: Tensor) -> Tensor:
+    """Ledoit-Wolf estimate of the covariance of rows of mean zero, never singular."""
+    num, width = centred.shape
+    sample = centred.T @ centred / num
+    scale = sample.diagonal().mean().clamp_min(1e-12)
+    distance = sample.square().sum() - width * scale.square()
+    noise = (centred.square().sum(dim=1).square().mean() - sample.square().sum()) / num
+    # Rounding may make either negative; the floors keep the factor invertible in float32.
+    intensity = (noise / distance.clamp_min(1e-300)).clamp(1e-6, 1.0)
+    shrunk = (1 - intensity) * sample
+    shrunk.diagonal().add_(intensity * scale)
+    return shrunk

@@ -1,0 +1,228 @@
+"""Pictures: arrays in, matplotlib figures out. The only module that draws, imported where a picture is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by the colour-blind
+
+
+def tile_images(x: Tensor, columns: int, gap: int = 1) -> Tensor:
+    """Lay images out in a grid, row by row.
+
+    Args:
+        x: Images in [0, 1], shape (B, C, H, W).
+        columns: Images a row; the last row is filled with white.
+        gap: White pixels between images.
+
+    Returns:
+        One image, shape (H', W', C).
+    """
+    count, channels, height, width = x.shape
+    rows = -(-count // columns)
+    tiles = torch.ones(rows * columns, channels, height + gap, width + gap)
+    tiles[:count, :, :height, :width] = x
+    grid = tiles.view(rows, columns, channels, height + gap, width + gap)
+    grid = grid.permute(0, 3, 1, 4, 2).reshape(
+        rows * (height + gap), columns * (width + gap), channels
+    )
+    return grid[: -gap or None, : -gap or None]
+
+
+def inputs_figure(
+    x: Tensor,
+    bounds: tuple[Tensor, Tensor] | None,
+    *,
+    columns: int = 8,
+    row_names: Sequence[str] = (),
+    title: str = "",
+) -> Figure:
+    """Show inputs: images as a grid, points in the plane as points, rows of a table as rows of colour.
+
+    Args:
+        x: Inputs in the network's units, shape (B, *shape).
+        bounds: Values shown as black and white; the range of `x` if None.
+        columns: Images a row.
+        row_names: Name of each row of images, such as its class.
+        title: Heading.
+
+    Returns:
+        The figure.
+    """
+    x = x.detach().cpu().float()
+    low, high = (x.amin(), x.amax()) if bounds is None else bounds
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        return _image_figure(((x - low) / (high - low)).clamp(0, 1), columns, row_names, title)
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axes = figure.add_subplot(title=title)
+    flat = x.flatten(1)
+    if flat.shape[1] == 2:
+        axes.scatter(flat[:, 0].numpy(), flat[:, 1].numpy(), s=8)
+        axes.set(xlabel="first component", ylabel="second component")
+    else:
+        shown = axes.imshow(flat.numpy(), aspect="auto", interpolation="nearest")
+        figure.colorbar(shown, label="value, in the network's units")
+        axes.set(xlabel="component", ylabel="sample")
+    return figure
+
+
+def _image_figure(x: Tensor, columns: int, row_names: Sequence[str], title: str) -> Figure:
+    grid = tile_images(x, columns)
+    rows = -(-len(x) // columns)
+    scale = 0.55
+    figure = Figure(figsize=(scale * columns + 1.2, scale * rows + 0.4), layout="constrained")
+    axes = figure.add_subplot(title=title)
+    pixels = grid.numpy()
+    axes.imshow(
+        pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1
+    )
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if row_names:
+        height = x.shape[2] + 1
+        axes.set_yticks((np.arange(rows) + 0.5) * height - 1, labels=list(row_names)[:rows])
+    axes.tick_params(length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, beside its target and renamed over it, so that a viewer never sees half a picture."""
+    partial = path.with_name(f"{path.name}.partial")
+    figure.savefig(partial, format="png", dpi=150)
+    partial.replace(path)
+
+
+class _Bins(Protocol):
+    """What a reliability diagram needs of its bins."""
+
+    @property
+    def edges(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def counts(self) -> npt.NDArray[np.int64]: ...
+    @property
+    def confidence(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def accuracy(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def accuracy_low(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def accuracy_high(self) -> npt.NDArray[np.float64]: ...
+
+
+class _Curve(Protocol):
+    """What a risk-coverage plot needs of its curve."""
+
+    @property
+    def coverage(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def risk(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def generalized_risk(self) -> npt.NDArray[np.float64]: ...
+
+
+class _Report(Protocol):
+    """What the two plots need of a calibration report."""
+
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def num_bins(self) -> int: ...
+    @property
+    def confidence(self) -> float: ...
+    @property
+    def accuracy(self) -> float: ...
+    @property
+    def ece(self) -> float: ...
+    @property
+    def smooth_ece(self) -> float: ...
+    @property
+    def aurc(self) -> float: ...
+    @property
+    def augrc(self) -> float: ...
+    @property
+    def bins(self) -> _Bins: ...
+    @property
+    def risk_coverage(self) -> _Curve: ...
+
+
+def reliability_diagram(report: _Report, *, title: str = "Reliability") -> Figure:
+    """Draw accuracy against confidence by bin, with Wilson bands and the count of every bin.
+
+    Points below the diagonal are overconfident. Empty bins are left out.
+
+    Args:
+        report: Of `jem.calibration_report`.
+        title: Heading.
+
+    Returns:
+        A figure of two panels, held by no global state.
+    """
+    figure = Figure(figsize=(4.8, 5.6), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    _draw_bins(upper, report.bins, f"{report.confidence:.0%} band")
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
+    upper.set_aspect("equal", adjustable="box")
+    upper.text(
+        0.97,
+        0.04,
+        f"N = {report.num_samples}\naccuracy {report.accuracy:.3f}\n"
+        f"ECE {report.ece:.4f} ({report.num_bins} bins)\nsmooth ECE {report.smooth_ece:.4f}",
+        ha="right",
+        va="bottom",
+        fontsize=9,
+    )
+    upper.legend(loc="upper left", frameon=False, fontsize=9)
+    edges = report.bins.edges
+    lower.bar(edges[:-1], report.bins.counts, np.diff(edges), align="edge", color=BLUE, ec="white")
+    lower.set(xlabel="confidence", ylabel="inputs")
+    return figure
+
+
+def risk_coverage_plot(report: _Report, *, title: str = "Refusing the least confident") -> Figure:
+    """Draw the share of errors against the share of inputs answered.
+
+    Args:
+        report: Of `jem.calibration_report`.
+        title: Heading.
+
+    Returns:
+        A figure of one panel, held by no global state.
+    """
+    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    axes = figure.subplots()
+    curve = report.risk_coverage
+    axes.plot(
+        curve.coverage, curve.risk, color=BLUE, label=f"of the answered (AURC {report.aurc:.4f})"
+    )
+    axes.plot(
+        curve.coverage,
+        curve.generalized_risk,
+        color=ORANGE,
+        ls="--",
+        label=f"of all inputs (AUGRC {report.augrc:.4f})",
+    )
+    axes.set(xlim=(0, 1), xlabel="share of inputs answered", ylabel="share wrong", title=title)
+    axes.set_ylim(bottom=0)
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    return figure
+
+
+def _draw_bins(axes: Axes, bins: _Bins, label: str) -> None:
+    filled = bins.counts > 0
+    x, y = bins.confidence[filled], bins.accuracy[filled]
+    reach = np.stack([y - bins.accuracy_low[filled], bins.accuracy_high[filled] - y])
+    axes.plot([0, 1], [0, 1], color="grey", ls=":", label="calibrated")
+    axes.errorbar(
+        x, y, np.maximum(reach, 0), fmt="o-", ms=4, lw=1, capsize=2, color=BLUE, label=label
+    )
