@@ -8,6 +8,7 @@ import os
 # settled before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import itertools
 import json
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -46,7 +47,7 @@ class Train:
     recipe: str = "fast"
     """A named recipe (see `jem recipes`)."""
     out: Path | None = None
-    """Run folder; runs/NAME if left out."""
+    """Run folder; the first free of runs/NAME, runs/NAME-2, ... if left out."""
     resume: bool = False
     """Go on with the run in the folder, with the settings that it was started with."""
     control: bool = False
@@ -169,7 +170,7 @@ def _overview() -> None:
 
 def _train(argv: list[str]) -> int:
     args: Train = tyro.cli(Train, args=argv, prog="jem train", default=_defaults(argv))
-    out = args.out or Path("runs") / Path(args.data).stem
+    out = args.out or _default_folder(Path("runs"), Path(args.data).stem, args.resume)
     if args.resume:
         args = _as_started(args, out)
     splits = _load(args)
@@ -195,6 +196,17 @@ def _train(argv: list[str]) -> int:
     if args.settings.generative:
         print(f"samples:    {out / 'samples.png'}")
     return 0
+
+
+def _default_folder(parent: Path, stem: str, resume: bool) -> Path:
+    """The first free of NAME, NAME-2, NAME-3, ...; to resume, the last that is taken."""
+    taken = parent / stem
+    for number in itertools.count(1):
+        folder = parent / (stem if number == 1 else f"{stem}-{number}")
+        if not folder.exists():
+            return taken if resume else folder
+        taken = folder
+    raise AssertionError("unreachable: the count has no end")
 
 
 def _defaults(argv: list[str]) -> Train:

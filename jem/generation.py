@@ -14,7 +14,7 @@ from jem.sampling.langevin import sgld_chain
 from jem.sampling.settings import ChainSettings
 
 BLOCK = 16
-"""Chains that share a generator. Blocks are always run whole, so sample i does not depend on how many are asked for."""
+"""Chains that share a generator. Blocks always run whole: sample i is the same for any count."""
 
 
 def sample(
@@ -55,8 +55,11 @@ def sample(
     if total < 1:
         raise InputError(f"`count` must be at least 1, but got {total}")
     steps = chain.num_steps if num_steps is None else num_steps
+    if steps < 0:
+        raise InputError(f"`num_steps` must be at least 0, but got {steps}")
     blocks = []
-    with evaluation_mode(model):
+    # Class indices made in inference mode could not enter the energy's graph.
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
         for block in range(-(-total // BLOCK)):
             rows = None if wanted is None else wanted[block * BLOCK : (block + 1) * BLOCK]
             blocks.append(_run_block(model, chain, rows, steps, seed, block))
@@ -69,9 +72,7 @@ def _run_block(
     generator = named_generator(seed, "sample", block, device=model.device)
     frequencies = chain.class_frequencies.to(model.device)
     drawn = torch.multinomial(frequencies, BLOCK, replacement=True, generator=generator)
-    if (
-        labels is not None
-    ):  # fill the block up: what the last rows are does not matter, only that they are there
+    if labels is not None:  # what fills the block up does not matter, only that it is full
         drawn[: len(labels)] = labels.to(model.device)
         drawn[len(labels) :] = 0
     x = chain.start.sample(BLOCK, drawn, generator=generator)
@@ -89,19 +90,26 @@ def _run_block(
 def _chain_of(model: JEM) -> ChainSettings:
     if not isinstance(model.chain, ChainSettings):
         raise InputError(
-            "this model keeps no sampler settings: train it with a generative recipe such as 'fast'"
+            "this model keeps no sampler settings: "
+            "train it with a generative recipe such as 'fast'"
         )
     return model.chain
 
 
 def _checked_labels(labels: Tensor | Sequence[int], num_classes: int) -> Tensor:
-    wanted = torch.as_tensor(labels)
-    if wanted.ndim != 1 or not len(wanted) or wanted.is_floating_point():
+    try:
+        wanted = torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`labels` must be class indices, but got {labels!r}") from error
+    number = wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool
+    if wanted.ndim != 1 or not len(wanted) or number:
         raise InputError(
-            f"`labels` must be class indices of shape (B,), but got {wanted.dtype} of shape {tuple(wanted.shape)}"
+            "`labels` must be class indices of shape (B,), "
+            f"but got {wanted.dtype} of shape {tuple(wanted.shape)}"
         )
     if int(wanted.min()) < 0 or int(wanted.max()) >= num_classes:
         raise InputError(
-            f"`labels` must lie in 0..{num_classes - 1}, but got {int(wanted.min())}..{int(wanted.max())}"
+            f"`labels` must lie in 0..{num_classes - 1}, "
+            f"but got {int(wanted.min())}..{int(wanted.max())}"
         )
     return wanted.long()

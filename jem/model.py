@@ -44,6 +44,9 @@ def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
     Returns:
         Energies, shape (B,), nats; low = compatible.
 
+    Raises:
+        InputError: If `y` does not hold one class index a row.
+
     References:
         Grathwohl et al. (2020), arXiv:1912.03263, equations 5 and 6.
 
@@ -53,6 +56,8 @@ def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
     """
     if y is None:
         return -torch.logsumexp(logits, dim=1)
+    if y.shape != logits.shape[:1]:  # `gather` would quietly drop the rows that have no index
+        raise InputError(f"`y` must have shape ({len(logits)},), but got {tuple(y.shape)}")
     return -logits.gather(1, y[:, None]).squeeze(1)
 
 

@@ -30,7 +30,8 @@ class JointHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, F) to logits (B, K), always in float32 or wider."""
         with torch.autocast(features.device.type, enabled=False):
-            return self.linear(features.to(self.linear.weight.dtype))
+            logits: Tensor = self.linear(features.to(self.linear.weight.dtype))
+        return logits
 
 
 class FactoredHead(nn.Module):
@@ -50,7 +51,7 @@ class FactoredHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, F) to logits (B, K), always in float32 or wider."""
         with torch.autocast(features.device.type, enabled=False):
-            out = self.linear(features.to(self.linear.weight.dtype))
+            out: Tensor = self.linear(features.to(self.linear.weight.dtype))
         return out[:, :-1].log_softmax(dim=1) + out[:, -1:]
 
 
@@ -132,9 +133,9 @@ def small_cnn(
 ) -> Network:
     """Small smooth convolutional network for images from 8x8 to 64x64.
 
-    Two convolutions at full size, then pairs that halve it until at most 7 pixels a side are left.
-    The features are flattened, not pooled: a pooled head forgets where strokes are, and its
-    samples tile them.
+    One convolution at full size, then some that halve it until at most 7 pixels a side are left
+    (or the shorter side is down to one), then one more at that size. The features are flattened,
+    not pooled: a pooled head forgets where strokes are, and its samples tile them.
 
     Args:
         shape: (C, H, W), each side at least 4.
@@ -161,7 +162,7 @@ def small_cnn(
         wider = min(2 * now, 4 * width)
         layers += [nn.Conv2d(now, wider, 4, stride=2, padding=1), nn.SiLU()]
         now, size = wider, [n // 2 for n in size]
-        if max(size) <= 7:
+        if max(size) <= 7 or min(size) < 2:
             break
     layers += [nn.Conv2d(now, now, 3, padding=1), nn.SiLU(), nn.Flatten()]
     spec = {"name": "small_cnn", "shape": list(shape), "num_classes": num_classes}
@@ -275,13 +276,19 @@ def network_from_spec(spec: dict[str, Any]) -> Network:
 
     Returns:
         A freshly initialised network of that kind.
+
+    Raises:
+        InputError: If the name or an argument is unknown, or one is missing or out of range.
     """
     arguments = {key: value for key, value in spec.items() if key != "name"}
     if spec.get("name") not in NETWORKS:
         raise InputError(
             f"unknown network {spec.get('name')!r}: expected one of {sorted(NETWORKS)}"
         )
-    return NETWORKS[spec["name"]](**arguments)
+    try:
+        return NETWORKS[spec["name"]](**arguments)
+    except TypeError as error:  # an argument is missing, unknown or of the wrong type
+        raise InputError(f"cannot build the network {spec}: {error}") from error
 
 
 def network_from_reference(reference: str, shape: Sequence[int], num_classes: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Pictures: arrays in, matplotlib figures out. The only module that draws, imported where a picture is wanted."""
+"""Pictures: arrays in, matplotlib figures out. The only module that draws; imported if needed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def inputs_figure(
     row_names: Sequence[str] = (),
     title: str = "",
 ) -> Figure:
-    """Show inputs: images as a grid, points in the plane as points, rows of a table as rows of colour.
+    """Show inputs: images as a grid, points of the plane as points, tables as rows of colour.
 
     Args:
         x: Inputs in the network's units, shape (B, *shape).
@@ -59,9 +59,10 @@ def inputs_figure(
         The figure.
     """
     x = x.detach().cpu().float()
-    low, high = (x.amin(), x.amax()) if bounds is None else bounds
+    low, high = (x.amin(), x.amax()) if bounds is None else (bound.cpu() for bound in bounds)
     if x.ndim == 4 and x.shape[1] in (1, 3):
-        return _image_figure(((x - low) / (high - low)).clamp(0, 1), columns, row_names, title)
+        width = torch.where(high > low, high - low, 1.0)  # images that are all of one grey
+        return _image_figure(((x - low) / width).clamp(0, 1), columns, row_names, title)
     figure = Figure(figsize=(5, 4), layout="constrained")
     axes = figure.add_subplot(title=title)
     flat = x.flatten(1)
@@ -88,8 +89,8 @@ def _image_figure(x: Tensor, columns: int, row_names: Sequence[str], title: str)
     axes.set_xticks([])
     axes.set_yticks([])
     if row_names:
-        height = x.shape[2] + 1
-        axes.set_yticks((np.arange(rows) + 0.5) * height - 1, labels=list(row_names)[:rows])
+        height, names = x.shape[2] + 1, list(row_names)[:rows]
+        axes.set_yticks((np.arange(len(names)) + 0.5) * height - 1, labels=names)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
@@ -97,7 +98,7 @@ def _image_figure(x: Tensor, columns: int, row_names: Sequence[str], title: str)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, beside its target and renamed over it, so that a viewer never sees half a picture."""
+    """Write a PNG beside its target and rename it over it: a viewer never sees half a picture."""
     partial = path.with_name(f"{path.name}.partial")
     figure.savefig(partial, format="png", dpi=150)
     partial.replace(path)
@@ -170,9 +171,8 @@ def reliability_diagram(report: _Report, *, title: str = "Reliability") -> Figur
     """
     figure = Figure(figsize=(4.8, 5.6), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    _draw_bins(upper, report.bins, f"{report.confidence:.0%} band")
+    _draw_bins(upper, report.bins, f"observed, {report.confidence:.0%} band")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
-    upper.set_aspect("equal", adjustable="box")
     upper.text(
         0.97,
         0.04,

@@ -17,7 +17,8 @@ def derive_seed(seed: int, *names: str | int) -> int:
         An integer in [0, 2^63).
     """
     keys = [zlib.crc32(name.encode()) if isinstance(name, str) else int(name) for name in names]
-    words = np.random.SeedSequence([int(seed), *keys]).generate_state(2, np.uint32)
+    # Keys in one list with the seed would be zero-padded: (name,) and (name, 0) would be the same.
+    words = np.random.SeedSequence(int(seed), spawn_key=keys).generate_state(2, np.uint32)
     return ((int(words[0]) << 32) | int(words[1])) & (2**63 - 1)
 
 

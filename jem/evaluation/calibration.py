@@ -23,7 +23,6 @@ from jem.evaluation.calibration_errors import (
     equal_width_edges,
     group_by_confidence,
     maximum_error,
-    smooth_error,
 )
 from jem.evaluation.intervals import (
     Interval,
@@ -41,6 +40,7 @@ from jem.evaluation.predictions import (
     check_probabilities,
 )
 from jem.evaluation.selective import RiskCoverage, augrc, aurc, risk_coverage_curve
+from jem.evaluation.smooth_error import smooth_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -133,10 +133,10 @@ class CalibrationReport:
     risk_coverage: RiskCoverage
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values for JSON: arrays as lists, NaN as None.
+        """The report as plain values for JSON: arrays and intervals as lists, NaN as None.
 
         Returns:
-            One entry an attribute; `intervals`, `bins` and `risk_coverage` are dicts themselves.
+            One entry an attribute; `bins` and `risk_coverage` are dicts of lists.
 
         Example:
             >>> report = calibration_report([[0.9, 0.1]], [0], num_bins=2, num_bootstrap=0)
@@ -331,6 +331,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of va
     """Turn arrays, named tuples and NaN into what JSON can hold."""
     if isinstance(value, dict):
         return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, Interval):
+        return list(value)
     if isinstance(value, tuple):
         return _plain(value._asdict())  # type: ignore[attr-defined]
     if isinstance(value, np.ndarray):

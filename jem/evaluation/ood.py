@@ -181,7 +181,7 @@ class OODDetector:
     def _fitted_reference(self) -> Fitted:
         kind: Any = FITS[self.score_name]
         fit: Fitted = fitted(self.model, kind, self.reference, self.batch_size)
-        self.reference = fit  # in place of the training data
+        self.reference = fit  # the training data are no longer held
         return fit
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """OOD scores on the features before the head: distances to the training data there.
 
-Both are fitted once on training data; the fits are tensors, and small next to the data.
+Both are fitted once on training data. The fits are tensors: N x F numbers for `knn`, F x F for
+`mahalanobis`, with N training inputs of F features.
 """
 
 from __future__ import annotations
@@ -155,7 +156,7 @@ def fitted(
     if fit_of_other or not isinstance(reference, tuple | list) or len(reference) != 2:
         came = "nothing" if reference is None else type(reference).__name__
         raise InputError(
-            f"this score compares with training data: pass reference=(x_train, y_train), not {came}"
+            f"this score needs training data: pass reference=(x_train, y_train), not {came}"
         )
     x_train, y_train = reference
     return kind.fit(model, x_train, y_train, batch_size)

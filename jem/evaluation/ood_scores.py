@@ -134,7 +134,8 @@ def gen(model: JEM, x: Tensor, *, gamma: float = 0.1, num_classes: int = 100) ->
         Scores, shape (B,), at most 0; higher = in-distribution.
 
     References:
-        Liu, Lochman and Zach (2023), GEN, CVPR, equation 5.
+        Liu, Lochman and Zach (2023), GEN: pushing the limits of softmax-based out-of-distribution
+        detection, CVPR.
     """
     logits = _class_logits(model, x).sort(dim=1, descending=True).values
     log_p = logits.log_softmax(dim=1)
@@ -184,6 +185,8 @@ def energy_change(model: JEM, x: Tensor, *, num_steps: int = 5) -> Tensor:
     References:
         Nijkamp et al. (2019), arXiv:1904.09770, for short runs from the model.
     """
+    if num_steps < 1:
+        raise InputError(f"`num_steps` must be at least 1, but got {num_steps}")
     move = DEFAULT_MOVE if model.chain is None else model.chain.move
     with quiet(model):
         moved = sgld_chain(

@@ -1,8 +1,7 @@
 """The density's half of the objective: data against chains, as a function of their energies alone.
 
 Because a chain enters only through its energy, the backward pass of these losses also holds the
-gradient that moves the
-chain: see `jem.training.steps.fused_step`.
+gradient that moves the chain: see `jem.training.steps.fused_step`.
 """
 
 from __future__ import annotations
@@ -38,6 +37,7 @@ def generative_loss(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
         Hinton (2002), contrastive divergence. Tieleman (2008), persistent chains.
 
     Example:
+        >>> import torch
         >>> generative_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.5]))
         tensor(1.5000)
     """

@@ -1,4 +1,4 @@
-"""Persistent chains: a replay buffer in which every slot is one chain, with its class and its age."""
+"""Persistent chains: a replay buffer whose slots are chains, each with its class and its age."""
 
 from __future__ import annotations
 
@@ -73,8 +73,9 @@ class ReplayBuffer:
     def __init__(self, chains: Tensor, labels: Tensor | None = None) -> None:
         if not len(chains) or (labels is not None and labels.shape != (len(chains),)):
             raise InputError(
-                "`chains` must be (capacity, *shape) with capacity >= 1 and `labels` None or (capacity,), "
-                f"but got {tuple(chains.shape)} and {None if labels is None else tuple(labels.shape)}"
+                "`chains` must be (capacity, *shape) with capacity >= 1 and `labels` None or "
+                f"(capacity,), but got {tuple(chains.shape)} and "
+                f"{None if labels is None else tuple(labels.shape)}"
             )
         self.chains = chains
         self.labels = None if labels is None else labels.to(chains.device)

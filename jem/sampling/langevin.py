@@ -27,7 +27,7 @@ def per_row(values: Tensor, x: Tensor) -> Tensor:
 
 
 def clip_to_bounds(x: Tensor, bounds: Bounds | None) -> Tensor:
-    """Clip inputs to (low, high), numbers or tensors that broadcast to one input; None leaves them."""
+    """Clip inputs to (low, high), numbers or tensors that broadcast to one; None leaves them."""
     if bounds is None:
         return x
     low, high = bounds
@@ -111,8 +111,8 @@ def energy_and_gradient(x: Tensor, energy_fn: EnergyFunction) -> tuple[Tensor, T
         energy = energy_fn(leaf)
         if energy.shape != x.shape[:1]:
             raise InputError(
-                f"an energy function must return shape {tuple(x.shape[:1])} for a batch of {len(x)}, "
-                f"but returned {tuple(energy.shape)}"
+                f"an energy function must return shape {tuple(x.shape[:1])} "
+                f"for a batch of {len(x)}, but returned {tuple(energy.shape)}"
             )
         (grad,) = torch.autograd.grad(energy.sum(), leaf)
     return energy.detach(), grad
@@ -156,8 +156,12 @@ def sgld_step(
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> x, info = sgld_step(
-        ...     torch.ones(1, 2), lambda x: x.square().sum(1) / 2, step_size=0.1, noise_std=0.0,
-        generator=g ... )
+        ...     torch.ones(1, 2),
+        ...     lambda x: x.square().sum(1) / 2,
+        ...     step_size=0.1,
+        ...     noise_std=0.0,
+        ...     generator=g,
+        ... )
         >>> x, info.energy
         (tensor([[0.9000, 0.9000]]), tensor([1.]))
     """

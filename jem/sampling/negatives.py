@@ -49,7 +49,7 @@ class Negatives:
         )
 
     def run(self, x: Tensor, energy_fn: Callable[[Tensor], Tensor], num_steps: int) -> Tensor:
-        """Move chains, shape (M, *shape), by a number of Langevin steps on an energy (M, *shape) -> (M,)."""
+        """Move chains (M, *shape) by Langevin steps on an energy (M, *shape) -> (M,)."""
         return sgld_chain(
             x,
             energy_fn,
@@ -60,5 +60,5 @@ class Negatives:
         )
 
     def update(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Move chains once with a gradient of their energies that is already known; both (M, *shape)."""
+        """Move chains once with a known gradient of their energies; both (M, *shape)."""
         return langevin_update(x, grad, generator=self.generator, bounds=self.bounds, **self.move)

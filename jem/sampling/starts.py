@@ -25,7 +25,10 @@ class Start(Protocol):
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
-        """Draw `count` points, shape (count, *shape), for the classes `labels` where the start knows classes."""
+        """Draw `count` points, shape (count, *shape).
+
+        Starts that know classes draw for `labels`, shape (count,); the others do not look at them.
+        """
         ...
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -87,7 +90,8 @@ class UniformStart(_Box):
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Minus the log-volume of the box inside it, -inf outside; shape (B,), nats."""
-        inside = (self._offset(x).flatten(1).abs() <= 1).all(dim=1)
+        # Compared without arithmetic: chains clipped to the box lie exactly on its faces.
+        inside = ((x >= self.low.to(x)) & (x <= self.high.to(x))).flatten(1).all(dim=1)
         constant = torch.full((len(x),), -self._log_volume(), dtype=x.dtype, device=x.device)
         return torch.where(inside, constant, -math.inf)
 
@@ -154,7 +158,7 @@ class ContrastStart(_Box):
 
 
 class ClassGaussianStart:
-    r"""One Gaussian a class, with a covariance of low rank plus a diagonal (informative start of JEM++).
+    r"""One Gaussian a class, of low rank plus a diagonal (the informative start of JEM++).
 
     .. math:: x \mid y \sim N(\mu_y, W_y W_y^\top + \mathrm{diag}(d_y))
 
@@ -201,7 +205,7 @@ class ClassGaussianStart:
         Args:
             x: Training inputs, shape (N, *shape).
             labels: Class indices, shape (N,).
-            num_classes: K; a class without examples gets the moments of all data.
+            num_classes: K; a class with fewer than two examples gets the moments of all data.
             rank: Directions of largest variance kept a class; 0 keeps the diagonal alone.
             bounds: (low, high) that samples are clipped to, or None.
 
@@ -232,7 +236,7 @@ class ClassGaussianStart:
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
-        """Draw (count, *shape) for `labels` (count,); without labels, classes come at their frequencies."""
+        """Draw (count, *shape) for `labels` (count,); None draws classes at their frequencies."""
         device = generator.device
         labels = self._labels(count, labels, generator)
         dim, rank = self.factors.shape[1:]
@@ -240,9 +244,7 @@ class ClassGaussianStart:
         noise = torch.empty(count, dim, device=device).normal_(generator=generator)
         flat = noise * self.variances.to(device)[labels].sqrt()
         factors = self.factors.to(device)
-        for (
-            k
-        ) in labels.unique().tolist():  # one small product a class, not one (D, R) matrix a chain
+        for k in sorted(set(labels.tolist())):  # a small product a class, not a matrix a chain
             rows = labels == k
             flat[rows] += z[rows] @ factors[k].T
         x = self.means.to(device)[labels] + flat.view(count, *self.shape)
@@ -250,14 +252,11 @@ class ClassGaussianStart:
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Log-density given the class, or of the mixture over classes if labels is None; (B,), nats."""
+        moments = zip(self.means, self.factors, self.variances, strict=True)
         given = torch.stack(
             [
-                LowRankMultivariateNormal(
-                    mean.flatten().to(x), factor.to(x), variance.to(x)
-                ).log_prob(x.flatten(1))
-                for mean, factor, variance in zip(
-                    self.means, self.factors, self.variances, strict=True
-                )
+                _gaussian_log_prob(x.flatten(1), mean.flatten().to(x), w.to(x), d.to(x))
+                for mean, w, d in moments
             ],
             dim=1,
         )
@@ -266,10 +265,19 @@ class ClassGaussianStart:
         return torch.logsumexp(given + self.frequencies.to(x).log(), dim=1)
 
 
+def _gaussian_log_prob(x: Tensor, mean: Tensor, factor: Tensor, variance: Tensor) -> Tensor:
+    """Log-density of rows (N, D) under N(mean, W W^T + diag(d)), W (D, R) with R >= 0."""
+    if not factor.shape[1]:  # torch's own takes R >= 1
+        factor = torch.zeros_like(variance)[:, None]
+    gaussian = LowRankMultivariateNormal(mean, factor, variance, validate_args=False)
+    log_prob: Tensor = gaussian.log_prob(x)  # type: ignore[no-untyped-call]
+    return log_prob
+
+
 def _low_rank_moments(
     rows: Tensor, rank: int, floor: float = 1e-4
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (D,), the top `rank` scaled directions (D, rank) and the remaining variances (D,) of rows (N, D)."""
+    """Mean (D,), top scaled directions (D, rank) and remaining variances (D,) of rows (N, D)."""
     mean = rows.mean(dim=0)
     centred = (rows - mean) / math.sqrt(max(len(rows) - 1, 1))
     rank_found = min(rank, min(centred.shape))
@@ -310,7 +318,7 @@ class MixtureStart:
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
-        """Draw (count, *shape): every part draws for all chains, then one part is kept for each."""
+        """Draw (count, *shape): every part draws for all chains, and one is kept for each."""
         weights = torch.tensor(self.weights, device=generator.device)
         choice = torch.multinomial(weights, count, replacement=True, generator=generator)
         draws = [part.sample(count, labels, generator=generator) for part in self.parts]
@@ -342,5 +350,9 @@ def start_from_state(state: dict[str, Any]) -> Start:
         return MixtureStart([start_from_state(s) for s in state["parts"]], state["weights"])
     if state["kind"] == "gaussian":
         return ClassGaussianStart(**arguments)
-    box = {"uniform": UniformStart, "contrast": ContrastStart}[state["kind"]]
-    return box(shape=tuple(state["low"].shape), **arguments)
+    shape = tuple(state["low"].shape)
+    if state["kind"] == "contrast":
+        return ContrastStart(shape=shape, **arguments)
+    if state["kind"] == "uniform":
+        return UniformStart(shape=shape, **arguments)
+    raise InputError(f"unknown kind of start {state['kind']!r}")

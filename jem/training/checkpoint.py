@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -37,7 +38,8 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
         raise RunFolderError(
             f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
         ) from error
@@ -81,15 +83,17 @@ def deserialise(content: bytes, source: str = "checkpoint") -> dict[str, Any]:
 class Checkpoints:
     """The checkpoints of a run, in its folder, or in memory for a run without one.
 
-    The newest two are kept, so that a damaged one can be replaced by the one before.
+    The newest at fixed iterations are kept, so that a damaged one can be replaced by the one
+    before, and any newer one that was made in between because the run was stopped.
 
     Args:
         folder: Where they are; None keeps them in memory.
-        keep: How many are kept.
+        every: Checkpoints at multiples of this count as made at fixed iterations.
+        keep: How many of those are kept.
     """
 
-    def __init__(self, folder: Path | None, keep: int = 2) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path | None, every: int = 1, keep: int = 3) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
         self._memory: dict[int, bytes] = {}
 
     def iterations(self) -> list[int]:
@@ -101,12 +105,16 @@ class Checkpoints:
         found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
+    def fixed_iterations(self) -> list[int]:
+        """Iterations at multiples of `every` that have a checkpoint, oldest first."""
+        return [n for n in self.iterations() if n % self.every == 0]
+
     def path(self, iteration: int) -> Path | None:
         """File of the checkpoint of an iteration; None in memory."""
         return None if self.folder is None else self.folder / f"{iteration:08d}.pt"
 
     def save(self, iteration: int, state: dict[str, Any]) -> None:
-        """Write the checkpoint of an iteration, then drop the oldest beyond `keep`.
+        """Write the checkpoint of an iteration, then drop older ones that are no longer needed.
 
         Raises:
             RunFolderError: If it cannot be written; the ones before stay.
@@ -116,10 +124,16 @@ class Checkpoints:
         if path is None:
             self._memory[iteration] = content
         else:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise RunFolderError(f"cannot make {path.parent}: {reason}") from error
             write_atomically(path, content)
-        for old in self.iterations()[: -self.keep]:
-            self.drop(old)
+        fixed = self.fixed_iterations()
+        for other in self.iterations():
+            if other not in fixed[-self.keep :] and other < iteration:
+                self.drop(other)
 
     def drop(self, iteration: int) -> None:
         """Remove the checkpoint of an iteration."""
@@ -144,7 +158,7 @@ class Checkpoints:
             raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
 
     def load_latest(self) -> tuple[int, dict[str, Any]]:
-        """Read the newest checkpoint that is whole; a damaged newer one is named in a warning and passed over.
+        """Read the newest checkpoint that is whole; damaged newer ones are named in a warning.
 
         Returns:
             Its iteration and its content.

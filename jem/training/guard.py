@@ -1,4 +1,4 @@
-"""Divergence: seen before it can hurt, undone by going back to a snapshot, and bounded in number."""
+"""Divergence: seen before it hurts, undone by going back to a snapshot, bounded in number."""
 
 from __future__ import annotations
 

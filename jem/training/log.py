@@ -31,9 +31,13 @@ class MetricsLog:
 
     def truncate(self, position: int) -> None:
         """Forget what was written after a checkpoint: a resumed run writes it again."""
-        if self.path is not None and self.path.exists():
-            with self.path.open("r+b") as file:
-                file.truncate(position)
+        if self.path is None or not self.path.exists():
+            return
+        with self.path.open("r+b") as file:
+            kept = file.read(position)
+            # A power cut can leave less than that, and the last record torn: growing the file
+            # would fill it with zeros, going on in mid-line would spoil the next record.
+            file.truncate(kept.rfind(b"\n") + 1)
 
     def write(self, kind: str, **values: Any) -> None:  # noqa: ANN401
         """Append a record; numbers that are not finite become null, since JSON has none.
@@ -60,6 +64,8 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
         return float(f"{value:.6g}") if math.isfinite(value) else None
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
     return value
 
 
@@ -71,10 +77,18 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
         kind: Keep only records of this kind: `"step"`, `"epoch"`, `"recovery"` or `"end"`.
 
     Returns:
-        The records, oldest first.
+        The records, oldest first. A last line that is not finished (the run was killed, or is
+        writing it now) is left out.
+
+    Raises:
+        RunFolderError: If the file is missing or damaged.
     """
-    records = [json.loads(line) for line in path.read_text().splitlines() if line]
-    return [record for record in records if kind is None or record["kind"] == kind]
+    try:
+        lines = path.read_text().split("\n")[:-1]
+        records = [json.loads(line) for line in lines if line]
+        return [record for record in records if kind is None or record["kind"] == kind]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
 
 
 class ProgressDisplay:
@@ -124,7 +138,7 @@ class ProgressDisplay:
             self._bar.update(self._task, completed=iteration, figures=shown)
 
     def epoch(self, epoch: int, num_epochs: int, figures: dict[str, Any]) -> None:
-        """Print a line for an epoch where no bar can be drawn: every tenth of the run is enough."""
+        """Print a line for an epoch where no bar can be drawn, at every tenth of the run."""
         if self._enabled and not self._live and epoch % max(1, num_epochs // 10) == 0:
             shown = "  ".join(
                 f"{name} {value:.4g}"

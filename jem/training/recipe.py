@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from jem.errors import InputError
 
@@ -34,13 +36,13 @@ class Recipe:
     weight_decay: float = 0.0
     """Weight decay, as the optimiser defines it."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """Learning rate after warm-up: cosine to zero, times 0.3 at 80 % and 90 % of the run, or constant."""
+    """After warm-up: cosine to zero, times 0.3 at 80 % and at 90 % of the run, or constant."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises linearly from zero."""
     grad_clip: float | None = None
     """Largest norm of the parameters' gradient; None leaves it."""
     average: float = 0.99
-    """Decay of the exponential average of the weights, which is what training returns; 0 keeps the last weights."""
+    """Decay of the average of the weights that training returns; 0 returns the last weights."""
 
     label_smoothing: float = 0.0
     """Share of the target that is spread over all classes."""
@@ -56,7 +58,7 @@ class Recipe:
     gauge: float = 0.0
     """Penalty on the square of the common level of the energies of data and chains."""
     thermostat: float | None = None
-    """Gap g_max in nats at which the contrast is nearly switched off, so that chains catch up; None never."""
+    """Gap in nats at which the contrast is nearly off, so that chains catch up; None never."""
 
     num_chains: int = 64
     """Chains moved an iteration, M."""
@@ -75,7 +77,7 @@ class Recipe:
     conditional: bool = False
     """Chains belong to a class and move on E(x, y); otherwise they move on E(x)."""
     start: Literal["uniform", "contrast", "gaussian", "mixed"] = "uniform"
-    """Where chains begin: uniform noise, noise of random contrast, class Gaussians, or a third of each."""
+    """Uniform noise, noise of random contrast, class Gaussians, or a third of each."""
     buffer_size: int = 256
     """Number of persistent chains."""
     restart_prob: float = 0.02
@@ -86,7 +88,7 @@ class Recipe:
     """Moves of a fresh chain when the trained model is sampled."""
 
     streams: Literal["shared", "separate"] = "shared"
-    """One batch for both halves of the objective, or an independently shuffled one for the density."""
+    """One batch for both halves of the objective, or another one for the density."""
     shift: int = 0
     """Random shift of images by up to this many pixels."""
     flip: bool = False
@@ -101,7 +103,7 @@ class Recipe:
     """As `input_noise`, for the separate generative stream."""
 
     max_gap: float = 1000.0
-    """Gap between the energies of chains and data, in nats, beyond which the run counts as diverged."""
+    """Gap between the energies of chains and data, in nats, beyond which a run has diverged."""
     snapshot_every: int = 250
     """Iterations between checkpoints, which are also what a diverged run goes back to."""
     max_recoveries: int = 5
@@ -110,7 +112,9 @@ class Recipe:
     """Iterations between lines of `metrics.jsonl`."""
 
     def __post_init__(self) -> None:
-        """Check every range."""
+        """Check the type of every field, then its range."""
+        for name, kind in get_type_hints(type(self)).items():
+            self._require(name, _is_a(kind, getattr(self, name)), _described(kind))
         for name in (
             "batch_size",
             "num_chains",
@@ -132,8 +136,9 @@ class Recipe:
         for name in ("average", "label_smoothing", "momentum"):
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in (
-            "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "shift", "input_noise",
-            "generative_shift", "generative_noise", "max_recoveries", "sample_steps",
+            "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "shift",
+            "input_noise", "generative_shift", "generative_noise", "max_recoveries",
+            "sample_steps",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "at least 0")
         fits = self.replacement or self.num_chains <= self.buffer_size or self.step == "plain"
@@ -142,7 +147,7 @@ class Recipe:
     def _require(self, name: str, holds: bool, expected: str) -> None:
         if not holds:
             raise InputError(
-                f"recipe field `{name}` must be {expected}, but got {getattr(self, name)}"
+                f"recipe field `{name}` must be {expected}, but got {getattr(self, name)!r}"
             )
 
     @property
@@ -155,6 +160,29 @@ class Recipe:
         if self.epochs is not None:
             return self.epochs
         return min(100, max(8, round(1500 / steps_per_epoch)))
+
+
+def _is_a(kind: Any, value: Any) -> bool:  # noqa: ANN401
+    """Whether a value is of a field's type; whole numbers also count as numbers, and NaN as none."""
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if isinstance(kind, UnionType):
+        return any(_is_a(option, value) for option in get_args(kind))
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _described(kind: Any) -> str:  # noqa: ANN401
+    """A field's type, in words."""
+    if get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(option) for option in get_args(kind))
+    if isinstance(kind, UnionType):
+        return " or ".join(_described(option) for option in get_args(kind))
+    words = {int: "a whole number", float: "a finite number", bool: "true or false"}
+    return words.get(kind, "None")
 
 
 RECIPES: dict[str, Recipe] = {
@@ -183,7 +211,7 @@ RECIPES: dict[str, Recipe] = {
         max_gap=1e8,
     ),
 }
-"""The named recipes: `fast` (fused step), `plain` (cross-entropy, the control) and `jem` (the official method)."""
+"""Recipes by name: `fast` (fused step), `plain` (cross-entropy, the control), `jem` (official)."""
 
 
 def recipe_from(name_or_recipe: str | Recipe, changes: dict[str, Any] | None = None) -> Recipe:
@@ -207,11 +235,10 @@ def recipe_from(name_or_recipe: str | Recipe, changes: dict[str, Any] | None = N
                 f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}"
             )
         recipe = RECIPES[recipe]
+    if not isinstance(recipe, Recipe):
+        raise InputError(f"expected a recipe or its name, but got {type(recipe).__name__}")
     known = {f.name for f in fields(Recipe)}
     for name in changes or {}:
         if name not in known:
             raise InputError(f"unknown recipe field {name!r}; `jem recipes` lists them")
-    try:
-        return replace(recipe, **(changes or {}))
-    except TypeError as error:  # a string where a number belongs
-        raise InputError(f"a recipe field has a value of the wrong type: {error}") from error
+    return replace(recipe, **(changes or {}))

@@ -163,7 +163,8 @@ def load(run: str | Path, network: nn.Module | None = None, *, device: str = "cp
         model.load_state_dict(state["modules"]["average"])
     except RuntimeError as error:
         raise InputError(
-            f"`network` does not fit the weights in {folder.path}: {str(error).splitlines()[-1].strip()}"
+            f"`network` does not fit the weights in {folder.path}: "
+            f"{str(error).splitlines()[-1].strip()}"
         ) from error
     restore_settings(model, state["settings"])
     return model.to(torch.device(device)).eval()

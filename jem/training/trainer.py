@@ -280,7 +280,9 @@ class Trainer:
         )
 
     def _begin(self, resume: bool) -> None:
-        self.checkpoints = Checkpoints(None if self.folder is None else self.folder.checkpoints)
+        self.checkpoints = Checkpoints(
+            None if self.folder is None else self.folder.checkpoints, self.recipe.snapshot_every
+        )
         self.log = MetricsLog(None if self.folder is None else self.folder.metrics)
         if resume and self.checkpoints.iterations():
             self._restore(self.checkpoints.load_latest()[1])
@@ -503,12 +505,14 @@ class Trainer:
         self._snapshot()  # over the one gone back to: a run killed now resumes after the recovery
 
     def _rollback_target(self) -> int:
-        """Newest snapshot at a fixed iteration; the one before where going back to it did not help."""
-        every = self.recipe.snapshot_every
-        fixed = [n for n in self.checkpoints.iterations() if n % every == 0]
-        if fixed[-1] == self.position.rolled_back_to and len(fixed) > 1:
-            self.checkpoints.drop(fixed.pop())
-        return fixed[-1]
+        """Newest snapshot at a fixed iteration; the one before if going back to it did not help."""
+        *older, target = self.checkpoints.fixed_iterations()
+        if target == self.position.rolled_back_to and older:
+            target = older[-1]
+        for iteration in self.checkpoints.iterations():
+            if iteration > target:
+                self.checkpoints.drop(iteration)
+        return target
 
     def _interrupt(self) -> None:
         self._snapshot()

@@ -1,0 +1,45 @@
+# Each target is a line or two that you could type yourself; README.md shows them.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+# A CPU build of torch is far smaller: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
+
+.PHONY: demo test test-slow test-all check benchmark
+.DELETE_ON_ERROR:
+
+$(VENV)/made:
+	$(PYTHON) -m venv $(VENV)
+	$(if $(TORCH_INDEX),$(BIN)/pip install torch torchvision --index-url $(TORCH_INDEX))
+	touch $@
+
+$(VENV)/installed: setup.cfg pyproject.toml | $(VENV)/made
+	$(BIN)/pip install --quiet -e .
+	touch $@
+
+$(VENV)/installed-test: $(VENV)/installed
+	$(BIN)/pip install --quiet -e '.[test]'
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed-test
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/jem train --control
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m "not slow" --cov=jem --cov-report=term
+
+test-slow: $(VENV)/installed-test
+	$(BIN)/python -m pytest -m slow
+
+test-all: test test-slow
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+benchmark: $(VENV)/installed
+	$(BIN)/python scripts/benchmark_recipes.py

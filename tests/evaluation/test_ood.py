@@ -1,0 +1,212 @@
+"""The detector: what its threshold and p-values promise, and that it can be saved."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from jem.errors import InputError
+from jem.evaluation.ood import SCORES, OODDetector, PytorchOODAdapter, score
+from jem.evaluation.ood_features import FITS
+from jem.model import JEM
+from jem.networks import mlp
+
+
+class FirstColumn(nn.Module):
+    """K = 1 with log p(x) = x[0]: inputs are their own scores."""
+
+    def forward(self, x):
+        return x[:, :1]
+
+
+def detector_on(scores, accept=0.95):
+    return OODDetector(JEM(FirstColumn())).fit(column(scores), accept=accept)
+
+
+def column(scores):
+    return torch.as_tensor(scores, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("accept", "needed"),
+    [(0.95, 19), (0.9, 9), (0.99, 99), (0.999, 999), (0.8, 4), (0.7, 3), (0.5, 1), (2 / 3, 2)],
+)
+def test_fewest_calibration_inputs(accept, needed):
+    detector = detector_on(range(needed), accept)
+    # The lowest score has p = 1 / (n + 1), and so is just accepted; anything lower is flagged.
+    assert detector.is_ood(column([-1.0, 0.0])).tolist() == [True, False]
+    if needed > 1:
+        with pytest.raises(InputError, match=f"at least {needed} calibration"):
+            detector_on(range(needed - 1), accept)
+
+
+@pytest.mark.parametrize("accept", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.1, 1 / 3])
+@pytest.mark.parametrize("num", [19, 20, 39, 59, 99, 100])
+def test_flags_say_what_the_p_values_say(accept, num):
+    rng = np.random.default_rng(num)
+    detector = detector_on(np.round(rng.normal(size=num), 1), accept)  # with ties
+    x = column(np.round(rng.normal(size=300), 1))
+    p = detector.p_value(x)
+    assert p.dtype == torch.float64
+    assert p.min() >= 1 / (num + 1) - 1e-12
+    assert detector.is_ood(x).equal(p <= 1 - accept + 1e-9)
+
+
+def test_p_values_by_hand():
+    detector = detector_on([3.0, 1.0, 2.0, 2.0], accept=0.5)
+    found = detector.p_value(column([0.0, 1.0, 1.5, 2.0, 9.0]))
+    assert found.tolist() == pytest.approx([0.2, 0.4, 0.4, 0.8, 1.0])
+    assert detector.threshold == 2.0  # r = 2: the second lowest
+
+
+@pytest.mark.parametrize("digits", [8, 0])
+def test_p_values_are_super_uniform_over_calibration_sets(digits):
+    rng, levels = np.random.default_rng(0), np.array([0.05, 0.1, 0.25, 0.5, 0.9])
+    p = []
+    for _ in range(400):
+        detector = detector_on(rng.normal(size=19).round(digits))
+        p.append(detector.p_value(column(rng.normal(size=5).round(digits))).numpy())
+    below = (np.array(p)[:, :, None] <= levels + 1e-12).mean(axis=1)  # (400, levels)
+    error = below.std(axis=0) / 20
+    assert (below.mean(axis=0) <= levels + 3.5 * error).all()
+    if digits:  # without ties the levels that are multiples of 1/20 are met exactly
+        assert (below.mean(axis=0) >= levels - 3.5 * error).all()
+
+
+def test_accepted_share_follows_its_beta_law_over_calibration_sets():
+    rng, num, accept = np.random.default_rng(1), 60, 0.9
+    law = (num + 1 - 6, 6)  # r = floor(0.1 * 61) = 6
+    shares, within = [], 0
+    low, high = stats.betabinom.ppf([0.005, 0.995], 200, *law)
+    for _ in range(300):
+        detector = detector_on(rng.normal(size=num), accept)
+        shares.append(stats.norm.sf(detector.threshold))
+        accepted = int((~detector.is_ood(column(rng.normal(size=200)))).sum())
+        within += low <= accepted <= high
+    assert stats.kstest(shares, stats.beta(*law).cdf).pvalue > 1e-3
+    assert np.mean(shares) >= accept - 0.01
+    assert within >= 288  # 99 % of 300, less three standard errors
+
+
+def test_infinite_scores_are_ordered_like_numbers():
+    inf = float("inf")
+    detector = detector_on([-inf, *range(18), inf], accept=0.9)  # r = 2
+    assert detector.threshold == 0.0
+    assert detector.is_ood(column([-inf, 0.0, inf])).tolist() == [True, False, False]
+    assert detector.p_value(column([-inf, inf])).tolist() == pytest.approx([2 / 21, 1.0])
+    lenient = detector_on([-inf] * 2 + list(range(17)), accept=0.9)
+    assert not lenient.is_ood(column([-inf]))
+
+
+def test_nan_scores_are_refused():
+    detector = detector_on(range(30))
+    bad = column([0.0, float("nan")])
+    for method in (detector.score, detector.is_ood, detector.p_value):
+        with pytest.raises(InputError, match="input 1 is NaN"):
+            method(bad)
+    with pytest.raises(InputError, match="NaN"):
+        detector_on([float("nan")] * 30)
+
+
+def test_single_inputs_and_batches_agree():
+    torch.manual_seed(0)
+    x = torch.randn(50, 1, 4, 4)
+    detector = OODDetector(JEM(mlp((1, 4, 4), 3, width=8, depth=1)), "entropy").fit(x, accept=0.9)
+    for method in (detector.score, detector.p_value, detector.is_ood):
+        batch = method(x[:4].numpy())
+        assert batch.shape == (4,)
+        for row in range(4):
+            torch.testing.assert_close(method(x[row]), batch[row : row + 1])
+    assert bool(detector.is_ood(x[0])) in (True, False)
+    with pytest.raises(InputError, match="shape"):
+        detector.score(torch.zeros(2, 1, 5, 5))
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_detector_survives_saving(name, context, tmp_path):
+    torch.manual_seed(0)
+    model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(60, 2)
+    with context():
+        detector = OODDetector(model, name, (x[:30], torch.arange(30) % 3)).fit(x[30:], accept=0.8)
+    torch.save(detector.state_dict(), tmp_path / "detector.pt")
+    state = torch.load(tmp_path / "detector.pt", weights_only=True)
+    loaded = OODDetector(model).load_state_dict(state)
+    assert loaded.threshold == detector.threshold
+    assert (loaded.score_name, loaded.accept) == (name, 0.8)
+    with context():
+        for method in ("score", "p_value", "is_ood"):
+            assert getattr(loaded, method)(x).equal(getattr(detector, method)(x))
+        assert loaded.score(x[0]).shape == (1,)
+
+
+def test_options_reach_the_score_and_are_saved():
+    model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(60, 2)
+    detector = OODDetector(model, "knn", (x, None), k=3)
+    expected = score(model, x, "knn", reference=(x, None), k=3)
+    assert detector.score(x).equal(expected)  # before `fit`
+    assert OODDetector(model).load_state_dict(detector.state_dict()).score(x).equal(expected)
+
+
+def test_misuse_is_refused_with_a_clear_line():
+    model, x = JEM(FirstColumn()), torch.randn(30, 1)
+    with pytest.raises(InputError, match="unknown OOD score"):
+        OODDetector(model, "energy")
+    for method in (OODDetector(model).is_ood, OODDetector(model).p_value):
+        with pytest.raises(InputError, match="call `fit"):
+            method(x)
+    for accept in (0.0, 1.0, float("nan")):
+        with pytest.raises(InputError, match="accept"):
+            OODDetector(model).fit(x, accept=accept)
+    for name in FITS:
+        with pytest.raises(InputError, match="reference="):
+            OODDetector(model, name).fit(x)
+    with pytest.raises(InputError, match="K = 1"):
+        OODDetector(model, "gen").fit(x)
+
+
+def test_fit_leaves_a_training_model_in_training():
+    model = JEM(nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 3))).train()
+    x = torch.randn(40, 2)
+    detector = OODDetector(model).fit(x)
+    assert all(m.training for m in model.modules())
+    assert detector.score(x).equal(detector.score(x))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_adapter_speaks_the_protocol_of_pytorch_ood():
+    torch.manual_seed(0)
+    model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(40, 2)
+    labels = torch.arange(40) % 4 - 1  # every fourth is OOD by their rule
+    loader = [(x[:25], labels[:25]), (x[25:], labels[25:])]
+    known = (x[labels >= 0], labels[labels >= 0])
+    for name in SCORES:
+        adapter = PytorchOODAdapter(model, name).fit(loader)
+        expected = -score(model, x, name, reference=known)
+        torch.testing.assert_close(adapter.predict(x), expected)
+        torch.testing.assert_close(adapter(x), expected)
+    with pytest.raises(InputError, match="reference="):
+        PytorchOODAdapter(model, "knn").predict(x)
+    with pytest.raises(InputError, match="no batch"):
+        PytorchOODAdapter(model, "knn").fit([])
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("log_density", "EnergyBased"),
+        ("max_probability", "MaxSoftmax"),
+        ("max_logit", "MaxLogit"),
+        ("entropy", "Entropy"),
+        ("gen", "GEN"),
+    ],
+)
+def test_adapter_gives_the_scores_of_pytorch_ood(name, theirs):
+    detectors = pytest.importorskip("pytorch_ood.detector")
+    torch.manual_seed(0)
+    model, x = JEM(mlp((2,), 5, width=8, depth=1)).eval(), torch.randn(40, 2)
+    expected = getattr(detectors, theirs)(model).predict(x).detach()
+    if name == "gen":
+        expected = 5 * expected  # they average over the classes; the paper sums
+    torch.testing.assert_close(PytorchOODAdapter(model, name).predict(x), expected)

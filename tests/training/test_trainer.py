@@ -1,0 +1,581 @@
+"""The loop: learns, repeats itself, resumes to the same bits, recovers, and loses nothing."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+import jem
+from jem import networks
+from jem.errors import (
+    InputError,
+    RunFolderError,
+    TrainingDivergedError,
+    TrainingInterrupted,
+)
+from jem.model import JEM
+from jem.training.checkpoint import Checkpoints
+from jem.training.log import read_metrics
+from jem.training.recipe import RECIPES, Recipe
+from jem.training.trainer import (
+    Trainer,
+    clip_gradients,
+    domain_of,
+    learning_rate,
+    make_optimizer,
+    make_start,
+    validate,
+)
+
+SMALL = replace(
+    RECIPES["fast"], epochs=4, batch_size=16, num_chains=16, buffer_size=32, snapshot_every=5
+)
+
+
+def blobs(count=96, seed=0):
+    """Two classes in the plane, well apart."""
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.arange(count) % 2
+    x = torch.randn(count, 2, generator=generator) * 0.15 + (y[:, None] - 0.5)
+    return x.clamp(-1, 1), y
+
+
+def model_of(seed=0, **kwargs):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return JEM(networks.mlp((2,), 2, width=16, depth=2, head="factored", **kwargs))
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same_bits(first, second):
+    assert first.keys() == second.keys()
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+
+
+@pytest.fixture
+def train():
+    return blobs()
+
+
+@pytest.mark.parametrize("name", ["plain", "jem", "fast"])
+def test_every_recipe_learns_two_blobs(name, train):
+    recipe = replace(
+        RECIPES[name], epochs=20, learning_rate=5e-3, batch_size=16, num_chains=16, num_steps=2,
+        buffer_size=64,
+    )  # fmt: skip
+    model = model_of()
+    trainer = Trainer(model, recipe, device="cpu")
+    result = trainer.fit(train, blobs(seed=1))
+    assert result.iterations == 20 * 6
+    assert result.epochs[-1]["valid_accuracy"] > 0.97
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_density_is_higher_on_data_than_on_background(train):
+    model = model_of()
+    recipe = replace(SMALL, epochs=60, learning_rate=5e-3, step_size=0.1)
+    Trainer(model, recipe, device="cpu").fit(train)
+    background = torch.rand(500, 2) * 2 - 1
+    far = background[(background[:, 0] * background[:, 1] < -0.2)]  # the two empty corners
+    ranked = model.log_density(train[0])[:, None] > model.log_density(far)[None, :]
+    assert ranked.float().mean() > 0.9  # AUROC; the scale of a log-density is nominal
+
+
+def test_same_seed_same_bits_and_other_seed_other_bits(train):
+    first, second, third = model_of(), model_of(), model_of()
+    Trainer(first, SMALL, device="cpu", seed=3).fit(train)
+    torch.rand(7)  # what others do with the global generator must not matter
+    Trainer(second, SMALL, device="cpu", seed=3).fit(train)
+    Trainer(third, SMALL, device="cpu", seed=4).fit(train)
+    assert_same_bits(weights(first), weights(second))
+    assert not torch.equal(first.network.head.linear.weight, third.network.head.linear.weight)
+
+
+def test_fit_leaves_the_global_state_of_torch_alone(train):
+    before = torch.get_rng_state()
+    Trainer(model_of(dropout=0.2), SMALL, device="cpu").fit(train)
+    assert torch.equal(before, torch.get_rng_state())
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+class Stop(Exception):
+    """Raised from a callback, as a crash would be."""
+
+
+@pytest.mark.parametrize("epochs_done", [1, 3])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"conditional": True, "head": "joint"},
+        {"streams": "separate", "input_noise": 0.1, "generative_noise": 0.05},
+        {"step": "classic", "replacement": True, "optimizer": "sgd", "start": "mixed"},
+        {"step": "plain"},
+    ],
+)
+def test_resumed_run_ends_in_the_same_bits(tmp_path, train, epochs_done, change):
+    recipe = replace(SMALL, **change)
+    whole = model_of(dropout=0.1)
+    Trainer(whole, recipe, run_dir=tmp_path / "whole", device="cpu").fit(train, train)
+
+    def crash(metrics):
+        if metrics["epoch"] == epochs_done:
+            raise Stop
+
+    with pytest.raises(Stop):
+        Trainer(model_of(dropout=0.1), recipe, run_dir=tmp_path / "cut", device="cpu").fit(
+            train, train, on_epoch=crash
+        )
+    resumed = model_of(seed=99, dropout=0.1)  # its own first weights must not matter
+    Trainer(resumed, recipe, run_dir=tmp_path / "cut", device="cpu").fit(train, train, resume=True)
+    assert_same_bits(weights(whole), weights(resumed))
+    steps = [
+        [(r["iteration"], r["loss"]) for r in read_metrics(tmp_path / name / "metrics.jsonl", "step")]
+        for name in ("whole", "cut")
+    ]
+    assert steps[0] == steps[1]
+
+
+def test_resume_of_a_finished_run_changes_nothing(tmp_path, train):
+    first = model_of()
+    Trainer(first, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
+    again = model_of(seed=5)
+    result = Trainer(again, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, resume=True)
+    assert_same_bits(weights(first), weights(again))
+    assert result.epochs == []
+
+
+def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, train):
+    whole = model_of()
+    run = tmp_path / "run"
+    Trainer(whole, SMALL, run_dir=run, device="cpu").fit(train)
+    newest = sorted((run / "checkpoints").glob("*.pt"))[-1]
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    newest.write_bytes(bytes(content))
+    resumed = model_of(seed=5)
+    with pytest.warns(UserWarning, match=newest.name):
+        Trainer(resumed, SMALL, run_dir=run, device="cpu").fit(train, resume=True)
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_load_gives_the_trained_model_with_all_it_needs(tmp_path, train):
+    model = model_of()
+    model.classes = ("left", "right")
+    Trainer(model, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
+    loaded = jem.load(tmp_path / "run")
+    assert_same_bits(weights(model), weights(loaded))
+    assert loaded.classes == ("left", "right")
+    assert loaded.input_shape == (2,)
+    assert not loaded.training
+    assert torch.equal(jem.sample(model, [0, 1], seed=2), jem.sample(loaded, [0, 1], seed=2))
+
+
+def test_run_folder_explains_itself(tmp_path, train):
+    Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert Recipe(**config["recipe"]) == SMALL
+    assert config["network"]["name"] == "mlp"
+    step = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")[0]
+    for key in ("loss", "gap", "gradient_norm", "share_at_bounds", "chain_age", "energy_data"):
+        assert isinstance(step[key], float), key
+    epochs = read_metrics(tmp_path / "run" / "metrics.jsonl", "epoch")
+    assert [record["epoch"] for record in epochs] == [1, 2, 3, 4]
+    assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+# -- divergence -----------------------------------------------------------------------------------
+
+UNSTABLE = replace(
+    SMALL, num_steps=1, energy_l2=0.0, generative_weight=1.0, head="joint", epochs=25,
+    schedule="constant", step_size=1.0, learning_rate=0.2, max_gap=50.0, max_recoveries=8,
+    warmup=0.0, snapshot_every=30,
+)  # fmt: skip
+"""A real divergence: no regulariser, one move an iteration, and a learning rate far too large."""
+
+
+def test_divergence_recovers_and_finishes(tmp_path, train):
+    model = model_of()
+    trainer = Trainer(model, UNSTABLE, run_dir=tmp_path / "run", device="cpu")
+    result = trainer.fit(train, train)
+    assert result.recoveries >= 1
+    assert result.iterations == 25 * 6
+    assert all(p.isfinite().all() for p in model.parameters())
+    recoveries = read_metrics(tmp_path / "run" / "metrics.jsonl", "recovery")
+    assert len(recoveries) == result.recoveries
+    for record in recoveries:
+        assert record["back_to"] <= record["iteration"]
+        assert record["back_to"] % UNSTABLE.snapshot_every == 0
+
+
+def test_divergence_recovers_without_a_run_folder_and_to_the_same_bits(tmp_path, train):
+    first, second = model_of(), model_of()
+    Trainer(first, UNSTABLE, run_dir=tmp_path / "run", device="cpu").fit(train)
+    Trainer(second, UNSTABLE, device="cpu").fit(train)
+    assert_same_bits(weights(first), weights(second))
+
+
+def test_diverged_run_that_was_cut_resumes_to_the_same_bits(tmp_path, train):
+    whole = model_of()
+    Trainer(whole, UNSTABLE, run_dir=tmp_path / "whole", device="cpu").fit(train)
+    calls = []
+
+    def crash(metrics):
+        calls.append(metrics)
+        if metrics["recoveries"] and len(calls) > 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        Trainer(model_of(), UNSTABLE, run_dir=tmp_path / "cut", device="cpu").fit(
+            train, on_epoch=crash
+        )
+    resumed = model_of(seed=8)
+    Trainer(resumed, UNSTABLE, run_dir=tmp_path / "cut", device="cpu").fit(train, resume=True)
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_after_too_many_recoveries_the_error_names_knobs(train):
+    hopeless = replace(UNSTABLE, learning_rate=1e6, max_recoveries=2)
+    with pytest.raises(TrainingDivergedError, match=r"after 2 recoveries; try .*--learning-rate"):
+        Trainer(model_of(), hopeless, device="cpu").fit(train)
+
+
+class PoisonAfter(torch.nn.Module):
+    """A network that returns NaN from its n-th training forward on, until it is told not to."""
+
+    def __init__(self, calls):
+        super().__init__()
+        self.inner, self.left = networks.mlp((2,), 2, width=8), calls
+
+    def forward(self, x):
+        if self.training:
+            self.left -= 1
+        logits = self.inner(x)
+        return logits * float("nan") if self.training and self.left == 0 else logits
+
+
+def test_no_update_is_made_from_a_poisoned_step(train):
+    model = JEM(PoisonAfter(8))
+    result = Trainer(model, replace(SMALL, epochs=2), device="cpu").fit(train)
+    assert result.recoveries == 1
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert model.log_density(train[0]).isfinite().all()
+
+
+# -- signals, kills and other people --------------------------------------------------------------
+
+
+def test_sigint_saves_and_resume_ends_in_the_same_bits(tmp_path, train):
+    whole = model_of()
+    Trainer(whole, SMALL, device="cpu").fit(train)
+
+    def interrupt(metrics):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    trainer = Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu")
+    with pytest.raises(TrainingInterrupted, match="stopped at iteration 7 of 24"):
+        trainer.fit(train, on_epoch=interrupt)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with pytest.raises(TrainingInterrupted, match="stopped at iteration 13 of 24"):
+        Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(
+            train, resume=True, on_epoch=interrupt
+        )
+    resumed = model_of(seed=9)
+    Trainer(resumed, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, resume=True)
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+def test_training_works_outside_the_main_thread(train):
+    results = []
+    thread = threading.Thread(
+        target=lambda: results.append(Trainer(model_of(), SMALL, device="cpu").fit(train))
+    )
+    thread.start()
+    thread.join()
+    assert results[0].iterations == 24
+
+
+KILLED = """
+import sys, torch, jem
+from dataclasses import replace
+sys.path.insert(0, {tests!r})
+from test_trainer import SMALL, blobs, model_of
+from jem.training.trainer import Trainer
+torch.set_num_threads(1)
+recipe = replace(SMALL, epochs=60)
+folder = {folder!r}
+Trainer(model_of(dropout=0.1), recipe, run_dir=folder, device="cpu").fit(blobs(), resume={resume})
+"""
+
+
+def run_killed(folder, resume, delay=None):
+    """Run a training in a process of its own and, after `delay` seconds of training, kill it."""
+    code = KILLED.format(tests=os.path.dirname(__file__), folder=str(folder), resume=resume)
+    process = subprocess.Popen([sys.executable, "-c", code])
+    if delay is None:
+        assert process.wait(timeout=120) == 0
+        return
+    while not list((folder / "checkpoints").glob("*.pt")) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+@pytest.mark.slow
+def test_three_sigkills_end_in_the_same_bits(tmp_path):
+    run_killed(tmp_path / "whole", resume=False)
+    random = torch.Generator().manual_seed(int(time.time()))
+    delays = (torch.rand(3, generator=random) * 1.0).tolist()
+    for attempt, delay in enumerate(delays):
+        run_killed(tmp_path / "cut", resume=attempt > 0, delay=delay)
+    run_killed(tmp_path / "cut", resume=True)
+    states = [Checkpoints(tmp_path / name / "checkpoints").load_latest() for name in ("whole", "cut")]
+    assert states[0][0] == states[1][0] == 360
+    for module in ("model", "average"):
+        assert_same_bits(states[0][1]["modules"][module], states[1][1]["modules"][module])
+    assert torch.equal(states[0][1]["chains"]["chains"], states[1][1]["chains"]["chains"]), delays
+
+
+def test_second_process_on_one_folder_is_refused(tmp_path, train):
+    messages = []
+
+    def intrude(metrics):
+        with pytest.raises(RunFolderError) as caught:
+            Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(
+                train, resume=True
+            )
+        messages.append(str(caught.value))
+
+    Trainer(model_of(), replace(SMALL, epochs=1), run_dir=tmp_path / "run", device="cpu").fit(
+        train, on_epoch=intrude
+    )
+    assert "another process" in messages[0]
+
+
+def test_full_disk_keeps_what_was_there_and_resumes(tmp_path, train, monkeypatch):
+    whole = model_of()
+    Trainer(whole, SMALL, device="cpu").fit(train)
+    import jem.training.checkpoint as module
+
+    write, count = module.write_atomically, []
+
+    def full(path, content):
+        count.append(path)
+        if len(count) > 4:
+            raise RunFolderError(f"cannot write {path}: No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(module, "write_atomically", full)
+    with pytest.raises(RunFolderError, match="No space left"):
+        Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
+    monkeypatch.setattr(module, "write_atomically", write)
+    resumed = model_of(seed=2)
+    Trainer(resumed, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, resume=True)
+    assert_same_bits(weights(whole), weights(resumed))
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def test_folder_with_a_run_is_refused_without_resume(tmp_path, train):
+    Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
+    with pytest.raises(RunFolderError, match="already holds a run"):
+        Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
+
+
+def test_resume_with_other_settings_is_refused(tmp_path, train):
+    Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
+    other = replace(SMALL, learning_rate=0.5)
+    with pytest.raises(RunFolderError, match="learning_rate"):
+        Trainer(model_of(), other, run_dir=tmp_path / "run", device="cpu").fit(train, resume=True)
+    with pytest.raises(RunFolderError, match="no run to resume"):
+        Trainer(model_of(), other, run_dir=tmp_path / "none", device="cpu").fit(train, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (torch.zeros(8, 3), torch.zeros(8).long(), "does not take inputs of shape"),
+        (torch.zeros(8, 2), torch.full((8,), 2), r"labels must lie in 0\.\.1"),
+        (torch.full((8, 2), float("nan")), torch.zeros(8).long(), "finite"),
+        (torch.zeros(8, 2), torch.zeros(7).long(), "7"),
+    ],
+)
+def test_data_that_do_not_fit_get_a_clear_error(x, y, message):
+    with pytest.raises(InputError, match=message):
+        Trainer(model_of(), SMALL, device="cpu").fit((x, y))
+
+
+def test_unknown_device_recipe_and_field():
+    with pytest.raises(InputError, match="device 'tpu'"):
+        Trainer(model_of(), SMALL, device="tpu")
+    with pytest.raises(InputError, match="unknown recipe 'fats'"):
+        Trainer(model_of(), "fats", device="cpu")
+
+
+# -- other shapes of problem ----------------------------------------------------------------------
+
+
+def test_single_output_trains_without_labels_and_samples(train):
+    model = JEM(networks.mlp((2,), 1, width=16, head="joint"))
+    recipe = replace(SMALL, epochs=40, learning_rate=5e-3, step_size=0.1)
+    Trainer(model, recipe, device="cpu").fit((train[0], torch.zeros(len(train[0])).long()))
+    assert model.log_density(train[0]).mean() > model.log_density(torch.tensor([[-0.9, 0.9]]))
+    assert jem.sample(model, count=5).shape == (5, 2)
+    with pytest.raises(InputError, match="no classes"):
+        model.predict_proba(train[0])
+
+
+def test_batch_norm_statistics_see_data_alone():
+    """Chains sit at -1..1 while the data sit near 0.9: a chain in a statistic would show."""
+    generator = torch.Generator().manual_seed(0)
+    x = 0.9 + 0.01 * torch.randn(64, 1, 4, 4, generator=generator)
+    y = torch.arange(64) % 2
+    network = torch.nn.Sequential(
+        torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 2)
+    )
+    model = JEM(network, domain=(-1.0, 1.0))
+    Trainer(model, replace(SMALL, epochs=40), device="cpu").fit((x, y))
+    assert abs(float(network[0].running_mean) - 0.9) < 0.02
+
+
+def test_lazy_dataset_gives_the_bits_of_the_tensors(train):
+    class Lazy(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(train[0])
+
+        def __getitem__(self, index):
+            return train[0][index], int(train[1][index])
+
+    held, lazy = model_of(), model_of()
+    Trainer(held, SMALL, device="cpu").fit(train)
+    Trainer(lazy, SMALL, device="cpu").fit(Lazy())
+    assert_same_bits(weights(held), weights(lazy))
+
+
+def test_class_weights_shift_the_decision(train):
+    x, y = train
+    few = torch.cat([x[y == 0], x[y == 1][:4]]), torch.cat([y[y == 0], y[y == 1][:4]])
+    middle = torch.zeros(1, 2)
+    probability = {}
+    for kind in ("none", "balanced"):
+        model = model_of()
+        recipe = replace(
+            SMALL, step="plain", epochs=60, learning_rate=5e-3, class_weight=kind
+        )
+        Trainer(model, recipe, device="cpu").fit(few)
+        probability[kind] = float(model.predict_proba(middle)[0, 1])
+    assert probability["balanced"] > probability["none"] + 0.1
+
+
+def test_average_is_what_validation_and_the_model_end_with(train):
+    recipe = replace(SMALL, average=0.9)
+    trainer = Trainer(model_of(), recipe, device="cpu")
+    raw = []
+    step = trainer.train_step
+
+    def spy(batch):
+        outcome = step(batch)
+        raw.append(weights(trainer.model))
+        return outcome
+
+    trainer.train_step = spy
+    trainer.fit(train)
+    expected = None
+    for n, state in enumerate(raw):
+        decay = min(0.9, (1 + n) / (10 + n))
+        if expected is None:
+            expected = {k: v.double() for k, v in state.items()}
+        else:
+            expected = {k: decay * expected[k] + (1 - decay) * v for k, v in state.items()}
+    for name, value in weights(trainer.model).items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-4, atol=1e-6)
+
+
+# -- pieces ---------------------------------------------------------------------------------------
+
+
+def test_learning_rate_schedules():
+    recipe = Recipe(learning_rate=2.0, warmup=0.1, schedule="constant")
+    assert learning_rate(recipe, 0, 100) == 0
+    assert learning_rate(recipe, 5, 100) == pytest.approx(1.0)
+    assert learning_rate(recipe, 99, 100) == 2.0
+    cosine = replace(recipe, warmup=0.0, schedule="cosine")
+    assert learning_rate(cosine, 0, 100) == 2.0
+    assert learning_rate(cosine, 50, 100) == pytest.approx(1.0)
+    assert learning_rate(cosine, 100, 100) == pytest.approx(0.0)
+    step = replace(recipe, warmup=0.0, schedule="step")
+    assert [learning_rate(step, i, 100) for i in (79, 80, 90)] == pytest.approx([2, 0.6, 0.18])
+
+
+def test_clip_gradients_reports_the_norm_before():
+    linear = torch.nn.Linear(1, 1, bias=False)
+    linear.weight.grad = torch.tensor([[3.0]])
+    assert clip_gradients(linear, 1.0) == pytest.approx(3.0)
+    assert float(linear.weight.grad) == pytest.approx(1.0, rel=1e-4)
+    assert clip_gradients(linear, None) == pytest.approx(1.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)],
+)
+def test_make_optimizer(name, kind):
+    optimizer = make_optimizer(Recipe(optimizer=name, momentum=0.7), torch.nn.Linear(1, 1))
+    assert type(optimizer) is kind
+
+
+def test_domain_of_images_and_tables():
+    low, high = domain_of(torch.rand(5, 1, 2, 2) * 2 - 1)
+    assert (float(low), float(high)) == (-1.0, 1.0)
+    low, high = domain_of(torch.tensor([[0.0, 5.0], [10.0, 5.0]]))
+    torch.testing.assert_close(low, torch.tensor([-1.0, 4.0]))
+    torch.testing.assert_close(high, torch.tensor([11.0, 6.0]))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "contrast", "gaussian", "mixed"])
+def test_make_start_stays_in_the_domain(kind, train):
+    x, y = train
+    start = make_start(kind, domain_of(x), x, y, 2)
+    generator = torch.Generator().manual_seed(0)
+    drawn = start.sample(50, torch.zeros(50).long(), generator=generator)
+    low, high = domain_of(x)
+    assert drawn.shape == (50, 2)
+    assert bool(((drawn >= low) & (drawn <= high)).all())
+
+
+def test_validate_agrees_with_hand_computation_and_restores_the_mode(train):
+    model = model_of(dropout=0.5).train()
+    examples = torch.utils.data.TensorDataset(*train)
+    figures = validate(model, examples, 10, torch.device("cpu"))
+    assert model.training
+    model.eval()
+    logits = model(train[0])
+    assert figures["valid_accuracy"] == pytest.approx(
+        float((logits.argmax(1) == train[1]).double().mean())
+    )
+    nll = torch.nn.functional.cross_entropy(logits, train[1])
+    assert figures["valid_nll"] == pytest.approx(nll.item(), rel=1e-5)
+    assert figures["valid_energy"] == pytest.approx(
+        model.energy(train[0]).mean().item(), rel=1e-5
+    )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_trains_and_recovers(train):
+    model = model_of()
+    assert Trainer(model, SMALL, device="cuda").fit(train, train).epochs[-1]["valid_accuracy"] > 0.9
+    assert Trainer(model_of(), UNSTABLE, device="cuda").fit(train).recoveries >= 1
