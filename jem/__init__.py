@@ -8,6 +8,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jem import data, evaluation, networks, objectives, sampling
     from jem.errors import InputError, JemError, RunFolderError, TrainingDivergedError
+    from jem.evaluation.calibration import calibration_report
+    from jem.evaluation.ood import OODDetector, ood_metrics
+    from jem.evaluation.temperature import TemperatureScaling
     from jem.generation import sample
     from jem.model import JEM
     from jem.training.recipe import RECIPES, Recipe
@@ -20,12 +23,16 @@ _HOME = {
     "JEM": "jem.model",
     "InputError": "jem.errors",
     "JemError": "jem.errors",
+    "OODDetector": "jem.evaluation.ood",
     "RECIPES": "jem.training.recipe",
     "Recipe": "jem.training.recipe",
     "RunFolderError": "jem.errors",
+    "TemperatureScaling": "jem.evaluation.temperature",
     "Trainer": "jem.training.trainer",
     "TrainingDivergedError": "jem.errors",
+    "calibration_report": "jem.evaluation.calibration",
     "load": "jem.training.run_folder",
+    "ood_metrics": "jem.evaluation.ood",
     "sample": "jem.generation",
 }
 _MODULES = ("data", "evaluation", "networks", "objectives", "sampling")
@@ -35,15 +42,19 @@ __all__ = [
     "RECIPES",
     "InputError",
     "JemError",
+    "OODDetector",
     "Recipe",
     "RunFolderError",
+    "TemperatureScaling",
     "Trainer",
     "TrainingDivergedError",
+    "calibration_report",
     "data",
     "evaluation",
     "load",
     "networks",
     "objectives",
+    "ood_metrics",
     "sample",
     "sampling",
 ]

@@ -81,7 +81,7 @@ def load(
 
 def _digits(seed: int) -> DataSplits:
     digits = sklearn.datasets.load_digits()
-    counts = (1_117, 160, 160, 360)
+    counts = (1237, 100, 100, 360)
     return from_arrays(digits.images, digits.target, name="digits", seed=seed, counts=counts)
 
 

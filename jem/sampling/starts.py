@@ -251,7 +251,7 @@ class ClassGaussianStart:
         return clip_to_bounds(x, self.bounds)
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Log-density given the class, or of the mixture over classes if labels is None; (B,), nats."""
+        """Log-density given the class, or of the mixture of classes without labels; (B,), nats."""
         moments = zip(self.means, self.factors, self.variances, strict=True)
         given = torch.stack(
             [
@@ -350,9 +350,8 @@ def start_from_state(state: dict[str, Any]) -> Start:
         return MixtureStart([start_from_state(s) for s in state["parts"]], state["weights"])
     if state["kind"] == "gaussian":
         return ClassGaussianStart(**arguments)
-    shape = tuple(state["low"].shape)
     if state["kind"] == "contrast":
-        return ContrastStart(shape=shape, **arguments)
+        return ContrastStart(shape=state["low"].shape, **arguments)
     if state["kind"] == "uniform":
-        return UniformStart(shape=shape, **arguments)
+        return UniformStart(shape=state["low"].shape, **arguments)
     raise InputError(f"unknown kind of start {state['kind']!r}")

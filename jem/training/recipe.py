@@ -163,7 +163,7 @@ class Recipe:
 
 
 def _is_a(kind: Any, value: Any) -> bool:  # noqa: ANN401
-    """Whether a value is of a field's type; whole numbers also count as numbers, and NaN as none."""
+    """Whether a value is of a field's type; a whole number is a number too, and NaN is none."""
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if isinstance(kind, UnionType):

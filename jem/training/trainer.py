@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import platform
@@ -543,7 +544,8 @@ class Trainer:
             for _ in range(2 * iterations):
                 x, labels = next(batches)
                 start = time.perf_counter()
-                self.train_step(self._batch(x, labels, x if self.generative else None))
+                with contextlib.suppress(_Diverged):  # a step that is refused costs as much
+                    self.train_step(self._batch(x, labels, x if self.generative else None))
                 times.append(time.perf_counter() - start)
         return statistics.median(times[iterations:])
 

@@ -36,6 +36,7 @@ from jem.errors import InputError, TrainingDivergedError
 from jem.evaluation.ood_scores import SCORES
 from jem.model import joint_energy
 from jem.objectives import contrastive_loss
+from jem.randomness import named_generator
 from jem.sampling import ReplayBuffer, UniformStart, langevin_update, sgld_chain, slots_by_class
 from jem.sampling.negatives import Negatives
 from jem.training.guard import is_healthy
@@ -102,7 +103,9 @@ class OfficialRun:
 
     def rate(self, iteration):
         epochs = self.iterations // self.iterations_per_epoch
-        if iteration in (s * self.iterations_per_epoch for s in (epochs * 8 // 10, epochs * 9 // 10)):
+        if iteration in (
+            s * self.iterations_per_epoch for s in (epochs * 8 // 10, epochs * 9 // 10)
+        ):
             self.decayed *= 0.3
         if iteration <= self.warmup_iters:
             return self.lr * iteration / self.warmup_iters
@@ -204,7 +207,8 @@ def close(a, b, rtol=1e-9, atol=1e-12):
 
 
 @pytest.mark.parametrize(
-    ("capacity", "replacement", "weight"), [(10_000, True, 1.0), (12, False, 1.0), (12, False, 0.3)]
+    ("capacity", "replacement", "weight"),
+    [(10_000, True, 1.0), (12, False, 1.0), (12, False, 0.3)],
 )
 def test_the_jem_recipe_is_the_official_loop(capacity, replacement, weight):
     """Twenty iterations of Adam: parameters, energies, chains and buffer (points 1, 2, 5, 6, 9).
@@ -223,7 +227,7 @@ def test_the_jem_recipe_is_the_official_loop(capacity, replacement, weight):
     assert result.iterations == 20 == len(trainer.steps)
     assert result.recoveries == 0
 
-    generator = jem.randomness.named_generator(5, "chains", 0)
+    generator = named_generator(5, "chains", 0)
     official = OfficialRun(
         twin, generator, capacity, iterations=20, iterations_per_epoch=2, lr=1e-2, warmup_iters=3,
         w_px=weight, without_replacement=not replacement,
@@ -260,7 +264,11 @@ def test_the_jem_recipe_has_the_settings_of_the_official_readme():
     assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("adam", 1e-4, 0.9)
     assert (recipe.weight_decay, recipe.grad_clip, recipe.label_smoothing) == (0.0, None, 0.0)
     assert (recipe.batch_size, recipe.num_chains) == (64, 64)
-    assert (recipe.streams, recipe.input_noise, recipe.generative_noise) == ("separate", 0.03, 0.03)
+    assert (recipe.streams, recipe.input_noise, recipe.generative_noise) == (
+        "separate",
+        0.03,
+        0.03,
+    )
     assert not recipe.conditional
 
 
@@ -278,9 +286,7 @@ def test_1_a_move_ascends_f_with_one_draw_of_noise_after_the_gradient():
         return -(x @ weight - x.square().sum(1) / 2)
 
     x = torch.zeros(3, 2)
-    moved = sgld_chain(
-        x, energy, num_steps=3, step_size=0.1, noise_std=0.01, generator=generator
-    )
+    moved = sgld_chain(x, energy, num_steps=3, step_size=0.1, noise_std=0.01, generator=generator)
     for state in seen:
         assert torch.equal(state, twin.get_state())  # only earlier moves have drawn
         x = x + 0.1 * (weight - x) + 0.01 * torch.randn(3, 2, generator=twin)
@@ -291,11 +297,11 @@ def test_1_a_move_ascends_f_with_one_draw_of_noise_after_the_gradient():
 
 @pytest.mark.parametrize("step", GENERATIVE)
 def test_2_the_loss_raises_f_on_data_and_lowers_it_on_chains(step):
-    """Point 2: for f(x) = w.x the gradient is -(mean of data - mean of chains), whatever its sign."""
+    """Point 2: for f(x) = w.x the gradient is -(mean of data - mean of chains)."""
     network = nn.Sequential(nn.Flatten(), nn.Linear(16, 1, bias=False))
     model = jem.JEM(network)
     x, y = images(5)
-    negatives = make_negatives(step_size=0.0 + 1e-300, noise_std=0.0)  # chains stay where they are
+    negatives = make_negatives(step_size=1e-300, noise_std=0.0)  # chains stay where they are
     outcome = one_step(step, model, Batch(x, y, x), negatives)
     chains = outcome.moved.draw.x
     close(network[1].weight.grad, -(x.mean(0) - chains.mean(0)).reshape(1, 16))
@@ -370,7 +376,7 @@ def test_7_moved_chains_overwrite_their_slots_and_no_others():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_8_a_dead_chain_is_evicted(bad):
-    """Point 8: the arithmetic mask m * new + (1 - m) * old keeps a NaN; here it is gone, always."""
+    """Point 8: the arithmetic mask m * new + (1 - m) * old keeps a NaN; here it always goes."""
     negatives = make_negatives(capacity=4, count=4)
     negatives.restart_prob = 0.0
     negatives.buffer.chains[2, 0, 1, 1] = bad
@@ -386,7 +392,7 @@ def test_8_a_dead_chain_is_evicted(bad):
 
 @pytest.mark.parametrize("restart_prob", [0.0, 0.5, 1.0])
 def test_9_one_draw_takes_slots_then_a_full_batch_of_noise_then_the_mask(restart_prob):
-    """Point 9: in this order, so that a seed means the same in both; a full batch whatever the mask."""
+    """Point 9: a seed means the same in both; the batch is full whatever the mask."""
     generator, twin = (torch.Generator().manual_seed(11) for _ in range(2))
     buffer = ReplayBuffer(torch.randn(50, *SHAPE))
     draw = buffer.draw(
@@ -408,7 +414,7 @@ def test_10_an_empty_buffer_is_refused():
 
 
 def test_11_conditional_slots_belong_to_one_class_for_good():
-    """Point 11: slot y * (B // C) + r holds class y, and a draw says which class each chain has."""
+    """Point 11: slot y * (B // C) + r holds class y, and a draw says which class a chain has."""
     negatives = make_negatives(capacity=12, count=5, conditional=True)
     wanted = torch.arange(12) // 4
     for _ in range(5):
@@ -477,7 +483,7 @@ def test_13_the_official_move_clamps_nothing():
 
 
 def test_13_the_proximal_move_clamps_the_gradient_then_adds_noise_then_clips():
-    """Point 13: the order of SADA-JEM (JEM++ adds its noise after clipping, and leaves the box)."""
+    """Point 13: the order of SADA-JEM (JEM++ adds noise after clipping, and leaves the box)."""
     generator, twin = (torch.Generator().manual_seed(2) for _ in range(2))
     x = torch.rand(6, *SHAPE) * 2 - 1
     grad = torch.randn(6, *SHAPE) * 3
@@ -547,9 +553,7 @@ def test_15_the_step_schedule_decays_at_epochs_160_and_180_of_200():
 
 def test_15_the_first_update_changes_nothing_but_the_chains():
     """Point 15; and point 4: training leaves the model ready to be scored."""
-    recipe = replace(
-        RECIPES["jem"], epochs=4, batch_size=8, num_chains=8, num_steps=2, warmup=0.5
-    )
+    recipe = replace(RECIPES["jem"], epochs=4, batch_size=8, num_chains=8, num_steps=2, warmup=0.5)
     net = small_net()
     first = [p.detach().clone() for p in net.parameters()]
     trainer = RecordingTrainer(jem.JEM(net), recipe, device="cpu")
@@ -568,7 +572,7 @@ def test_15_the_first_update_changes_nothing_but_the_chains():
 @pytest.mark.parametrize("streams", ["shared", "separate"])
 @pytest.mark.parametrize("step", GENERATIVE)
 def test_16_chains_never_enter_running_statistics(step, streams):
-    """Points 16 and 17: JEM++ lets its chains pollute them; ours are 100 away and leave no trace."""
+    """Points 16 and 17: in JEM++ they do; ours are 100 away and leave no trace."""
     net = nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=0.9), nn.SiLU(), nn.Flatten(),
         nn.Linear(64, NUM_CLASSES),
@@ -674,7 +678,7 @@ def test_19_a_nan_ends_in_an_error_and_never_in_the_parameters(step):
 
 
 def test_20_scores_are_higher_for_what_the_model_finds_likely():
-    """Point 20: f(x), the largest probability, and -|grad f|; 4: in evaluation mode whatever is set."""
+    """Point 20: f(x), the largest probability, -|grad f|; 4: in evaluation mode always."""
     net = nn.Sequential(*small_net(), nn.Dropout(0.5))
     model = jem.JEM(net).train()
     x, _ = images(5)

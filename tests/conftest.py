@@ -1,0 +1,56 @@
+"""Fixtures that any test may ask for: a seeded generator, analytic energies, tiny networks."""
+
+import pytest
+import torch
+
+from jem import JEM
+from jem.networks import mlp, small_cnn
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def global_rng_untouched():
+    """Fail a test that moves torch's global generator: kernels draw from the one they are given."""
+    before = torch.get_rng_state()
+    yield
+    assert torch.equal(torch.get_rng_state(), before), "torch's global generator was used"
+
+
+@pytest.fixture
+def quadratic():
+    """E(x) = |x|^2 / 2: the standard normal."""
+    return lambda x: x.flatten(1).square().sum(dim=1) / 2
+
+
+@pytest.fixture
+def skewed():
+    """E(x) = sum exp(x_i) - x_i: x is the logarithm of a unit exponential, mean -0.577."""
+    return lambda x: (x.exp() - x).flatten(1).sum(dim=1)
+
+
+def seeded(build):
+    """Build with a fixed seed of the global generator, which is then put back."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+@pytest.fixture
+def point_network():
+    """A network (B, 2) -> (B, 3)."""
+    return seeded(lambda: mlp((2,), 3, width=16, depth=2))
+
+
+@pytest.fixture
+def image_network():
+    """A network (B, 1, 8, 8) -> (B, 3)."""
+    return seeded(lambda: small_cnn((1, 8, 8), 3, width=4))
+
+
+@pytest.fixture
+def point_model(point_network):
+    return JEM(point_network, input_shape=(2,), classes=("a", "b", "c"), domain=(-1.0, 1.0))

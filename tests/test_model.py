@@ -1,0 +1,211 @@
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from jem import JEM
+from jem.data import Scaling
+from jem.errors import InputError
+from jem.model import evaluation_mode, joint_energy
+
+
+def normal(*shape, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+class Fixed(nn.Module):
+    """Returns what it was given, whatever the input."""
+
+    def __init__(self, output):
+        super().__init__()
+        self.output = output
+
+    def forward(self, x):
+        return self.output
+
+
+# -- energies
+
+
+def test_energy_is_minus_log_sum_exp_of_the_logits():
+    logits = normal(5, 4)
+    torch.testing.assert_close(joint_energy(logits), -logits.exp().sum(dim=1).log())
+
+
+def test_energy_of_a_class_is_minus_its_logit():
+    logits, y = normal(5, 4), torch.tensor([0, 3, 1, 1, 2])
+    expected = torch.stack([-logits[i, k] for i, k in enumerate(y)])
+    assert torch.equal(joint_energy(logits, y), expected)
+
+
+def test_softmax_is_the_ratio_of_the_two_energies():
+    logits, y = normal(5, 4), torch.tensor([0, 3, 1, 1, 2])
+    log_prob = joint_energy(logits) - joint_energy(logits, y)
+    torch.testing.assert_close(log_prob, logits.log_softmax(dim=1).gather(1, y[:, None])[:, 0])
+
+
+def test_energy_of_large_logits_does_not_overflow():
+    assert joint_energy(torch.full((1, 4), 1e4)).item() == pytest.approx(-1e4 - math.log(4))
+
+
+def test_one_output_is_the_plain_energy_based_model():
+    logits = normal(5, 1)
+    torch.testing.assert_close(joint_energy(logits), -logits[:, 0])
+    assert torch.equal(joint_energy(logits, torch.zeros(5, dtype=torch.int64)), -logits[:, 0])
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,), (5, 1), ()])
+def test_one_class_index_a_row_is_required(shape):
+    with pytest.raises(InputError, match=r"`y` must have shape \(5,\), but got"):
+        joint_energy(normal(5, 4), torch.zeros(shape, dtype=torch.int64))
+
+
+def test_model_gives_energies_of_its_networks_logits(point_model):
+    x, y = normal(6, 2).float(), torch.arange(6) % 3
+    logits = point_model.network(x)
+    assert torch.equal(point_model(x), logits)
+    assert torch.equal(point_model.logits(x), logits)
+    assert torch.equal(point_model.energy(x), joint_energy(logits))
+    assert torch.equal(point_model.energy(x, y), joint_energy(logits, y))
+    assert torch.equal(point_model.log_density(x), -point_model.energy(x))
+    assert point_model.energy(x).requires_grad
+
+
+def test_double_precision_is_kept(point_model):
+    assert point_model.double().energy(normal(3, 2)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_logits_are_widened_before_the_energy(dtype):
+    logits = torch.tensor([[32.0, 31.0]], dtype=dtype)
+    energy = JEM(Fixed(logits)).energy(torch.zeros(1, 2))
+    assert energy.dtype == torch.float32
+    torch.testing.assert_close(energy, -logits.float().logsumexp(dim=1), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("output", "named"),
+    [(torch.zeros(5), r"\(5,\)"), (torch.zeros(5, 3, 1, 1), r"\(5, 3, 1, 1\)"), ((1, 2), "tuple")],
+)
+def test_a_network_that_returns_no_logits_is_named(output, named):
+    with pytest.raises(InputError, match=rf"must return logits of shape \(B, K\).*{named}"):
+        JEM(Fixed(output)).logits(torch.zeros(5, 2))
+
+
+def test_something_that_is_no_network_is_refused():
+    with pytest.raises(InputError, match=r"`network` must be a torch.nn.Module, but got function"):
+        JEM(lambda x: x)
+
+
+# -- modes
+
+
+def mixed():
+    """A network whose submodules are in different modes."""
+    network = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3))
+    network[1].eval()
+    return network
+
+
+def modes(module):
+    return [m.training for m in module.modules()]
+
+
+def test_evaluation_mode_gives_each_submodule_its_own_mode_back():
+    network = mixed()
+    before = modes(network)
+    assert len(set(before)) == 2
+    with evaluation_mode(network):
+        assert not any(modes(network))
+    assert modes(network) == before
+
+
+def test_evaluation_mode_does_so_after_an_exception_too():
+    network = mixed()
+    before = modes(network)
+    with pytest.raises(RuntimeError, match="inside"), evaluation_mode(network):
+        raise RuntimeError("inside")
+    assert modes(network) == before
+
+
+def test_evaluation_mode_may_be_nested_and_leaves_an_evaluated_model_so():
+    network = mixed().eval()
+    with evaluation_mode(network), evaluation_mode(network):
+        pass
+    assert not any(modes(network))
+
+
+# -- probabilities
+
+
+def test_probabilities_are_those_of_evaluation_mode_and_leave_the_model_alone():
+    model = JEM(mixed())
+    before, statistics = modes(model), model.network[1].running_mean.clone()
+    x = normal(6, 2).float()
+    first, second = model.predict_proba(x), model.predict_proba(x)
+    assert torch.equal(first, second)  # no dropout
+    torch.testing.assert_close(first.sum(dim=1), torch.ones(6))
+    assert not first.requires_grad
+    assert modes(model) == before
+    assert torch.equal(model.network[1].running_mean, statistics)
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    torch.testing.assert_close(first, copy.deepcopy(model).eval()(x).softmax(dim=1))
+
+
+def test_probabilities_of_a_model_without_classes_are_refused():
+    with pytest.raises(InputError, match=r"K = 1.*use `log_density`"):
+        JEM(nn.Linear(2, 1)).predict_proba(torch.zeros(3, 2))
+
+
+# -- what a model keeps
+
+
+def test_domain_takes_numbers_or_tensors_and_gives_tensors():
+    model = JEM(nn.Linear(2, 3), domain=(-1, 1))
+    assert [float(b) for b in model.domain] == [-1.0, 1.0]
+    model.domain = (torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 2.0], dtype=torch.float64))
+    low, high = model.bounds()
+    assert low.dtype == high.dtype == torch.float32
+    assert high.tolist() == [1.0, 2.0]
+    model.domain = None
+    assert model.domain is None
+    assert model.bounds() is None
+
+
+@pytest.mark.parametrize("bounds", [(1, -1), (0, 0), (math.nan, 1), (torch.zeros(2), 0.0)])
+def test_a_domain_without_room_is_refused(bounds):
+    with pytest.raises(InputError, match="`domain` must be"):
+        JEM(nn.Linear(2, 3), domain=bounds)
+
+
+def test_settings_are_plain_tuples():
+    model = JEM(nn.Linear(2, 3), input_shape=torch.Size([2]), classes=np.array([1, 2, 3]))
+    assert model.input_shape == (2,)
+    assert type(model.input_shape) is tuple
+    assert model.classes == ("1", "2", "3")
+
+
+def test_settings_are_no_part_of_the_parameters_and_survive_a_copy(point_model):
+    assert all(name.startswith("network.") for name in point_model.state_dict())
+    twin = copy.deepcopy(point_model)
+    assert twin.classes == point_model.classes
+    assert [float(b) for b in twin.domain] == [-1.0, 1.0]
+
+
+def test_device_of_a_network_without_parameters_is_the_cpu():
+    assert JEM(nn.Identity()).device == torch.device("cpu")
+
+
+def test_raw_inputs_go_through_the_models_scaling():
+    model = JEM(nn.Flatten(), scaling=Scaling.of_bytes((1, 2, 2), "channels_first"))
+    x = model.preprocess(np.array([[0, 255], [255, 0]], dtype=np.uint8))
+    assert torch.equal(x, torch.tensor([[[[-1.0, 1.0], [1.0, -1.0]]]]))
+
+
+def test_a_model_without_scaling_says_so():
+    with pytest.raises(InputError, match="keeps no input scaling"):
+        JEM(nn.Linear(2, 3)).preprocess(np.zeros((1, 2)))

@@ -1,0 +1,220 @@
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from jem import JEM
+from jem.errors import InputError
+from jem.networks import (
+    NETWORKS,
+    FactoredHead,
+    JointHead,
+    mlp,
+    network_for,
+    network_from_reference,
+    network_from_spec,
+    small_cnn,
+    wide_resnet,
+)
+
+
+def normal(*shape, dtype=torch.float64, seed=1):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
+
+
+# -- heads
+
+
+def factored():
+    head = FactoredHead(6, 4).double()
+    features = normal(5, 6)
+    out = head.linear(features)
+    return head, features, out[:, :-1], out[:, -1]
+
+
+def test_factored_head_has_the_softmax_of_h_and_the_log_sum_exp_g():
+    head, features, h, g = factored()
+    logits = head(features)
+    torch.testing.assert_close(logits.softmax(dim=1), h.softmax(dim=1))
+    torch.testing.assert_close(logits.logsumexp(dim=1), g, rtol=1e-14, atol=1e-14)
+
+
+def test_cross_entropy_has_no_gradient_through_g_and_the_energy_none_through_h():
+    head, features, _, _ = factored()
+    loss = nn.functional.cross_entropy(head(features), torch.tensor([0, 1, 2, 3, 0]))
+    (grad,) = torch.autograd.grad(loss, head.linear.weight)
+    assert grad[-1].abs().max() < 1e-15
+    assert grad[:-1].abs().max() > 1e-3
+    (grad,) = torch.autograd.grad(head(features).logsumexp(dim=1).sum(), head.linear.weight)
+    assert grad[:-1].abs().max() < 1e-13
+    torch.testing.assert_close(grad[-1], features.sum(dim=0))
+
+
+def test_factored_head_with_one_class_is_g():
+    head = FactoredHead(6, 1).double()
+    features = normal(5, 6)
+    torch.testing.assert_close(head(features)[:, 0], head.linear(features)[:, -1])
+
+
+@pytest.mark.parametrize("head", [JointHead, FactoredHead])
+def test_heads_compute_in_float32_under_autocast(head):
+    head, features = head(64, 4), normal(8, 64, dtype=torch.float32)
+    expected = head(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert nn.Linear(64, 4)(features).dtype == torch.bfloat16  # autocast is on
+        logits = head(features)
+        half = head(features.bfloat16())  # what a body under autocast hands over
+    assert torch.equal(logits, expected)
+    assert torch.equal(half, head(features.bfloat16().float()))
+    assert half.dtype == torch.float32
+
+
+@pytest.mark.parametrize("head", ["joint", "factored"])
+def test_a_network_learns_under_autocast_with_energies_in_float32(head):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = JEM(mlp((2,), 2, width=16, depth=2, head=head))
+    x = normal(128, 2, dtype=torch.float32)
+    y = (x[:, 0] > 0).long()
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    losses = []
+    for _ in range(40):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model.logits(x)
+            energy = model.energy(x)
+        assert logits.dtype == energy.dtype == torch.float32
+        loss = nn.functional.cross_entropy(logits, y)
+        optimizer.zero_grad()
+        loss.backward()
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 3
+
+
+# -- networks
+
+BUILDS = {
+    "mlp": lambda **more: mlp((3, 2), 5, width=8, depth=2, **more),
+    "small_cnn": lambda **more: small_cnn((2, 8, 9), 5, width=4, **more),
+    "wide_resnet": lambda **more: wide_resnet((2, 8, 9), 5, depth=10, width=1, **more),
+}
+INPUTS = {"mlp": (3, 2), "small_cnn": (2, 8, 9), "wide_resnet": (2, 8, 9)}
+
+
+@pytest.mark.parametrize("head", ["joint", "factored"])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_gives_logits_row_by_row_and_gradients_reach_every_parameter(name, head):
+    network, x = BUILDS[name](head=head).double(), normal(4, *INPUTS[name])
+    logits = network(x)
+    assert logits.shape == (4, 5)
+    assert network.features(x).ndim == 2
+    torch.testing.assert_close(network.head(network.features(x)), logits)
+    torch.testing.assert_close(network(x[2:3]), logits[2:3])
+    (logits * normal(4, 5, seed=2)).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network_is_built_again_from_its_spec(name):
+    network = BUILDS[name](head="factored")
+    again = network_from_spec(network.spec)
+    assert again.spec == network.spec
+    again.load_state_dict(network.state_dict())
+    x = normal(2, *INPUTS[name], dtype=torch.float32)
+    assert torch.equal(again(x), network(x))
+
+
+@pytest.mark.parametrize("norm", ["batch", "group"])
+def test_wide_resnet_with_norm_is_row_by_row_in_evaluation_mode(norm):
+    network = BUILDS["wide_resnet"](norm=norm).double().eval()
+    x = normal(4, 2, 8, 9)
+    torch.testing.assert_close(network(x)[1:2], network(x[1:2]))
+
+
+def test_wide_resnet_28_10_has_the_parameters_of_the_paper():
+    network = wide_resnet((3, 32, 32), 10)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(36.5e6, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 4, 4), (1, 8, 8), (3, 32, 32), (1, 28, 28), (1, 4, 64), (1, 8, 128), (2, 64, 5)]
+)
+def test_small_cnn_takes_images_of_any_proportions(shape):
+    network = small_cnn(shape, 2, width=2)
+    assert network(torch.zeros(1, *shape)).shape == (1, 2)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_and_batch_norm_are_the_only_dependence_on_the_mode(name):
+    network, x = BUILDS[name](), normal(3, *INPUTS[name], dtype=torch.float32)
+    assert torch.equal(network.train()(x), network.eval()(x))
+
+
+def test_the_chooser_goes_by_shape():
+    assert network_for((64,), 3).spec["name"] == "mlp"
+    assert network_for((1, 7, 8), 3).spec["name"] == "mlp"
+    assert network_for((1, 8, 8), 3).spec["name"] == "small_cnn"
+    assert network_for((2,), 3).spec["head"] == "factored"
+    assert network_for((2,), 3, head="joint").spec["head"] == "joint"
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: mlp((), 3), "`shape` must be positive sizes"),
+        (lambda: mlp((0, 2), 3), "`shape` must be positive sizes"),
+        (lambda: mlp((2,), 0), "`num_classes` must be at least 1, but got 0"),
+        (lambda: mlp((2,), 3, head="both"), "`head` must be one of .*'both'"),
+        (lambda: small_cnn((8, 8), 3), r"`shape` must be \(C, H, W\)"),
+        (lambda: small_cnn((1, 3, 8), 3), "at least 4x4 pixels"),
+        (lambda: wide_resnet((1, 8, 8), 3, depth=12), r"`depth` must be 6 n \+ 4"),
+        (lambda: wide_resnet((1, 8, 8), 3, norm="layer"), "`norm` must be .*'layer'"),
+        (lambda: network_from_spec({"name": "transformer"}), "unknown network 'transformer'"),
+        (lambda: network_from_spec({}), "unknown network None"),
+        (lambda: network_from_spec({"name": "mlp", "widht": 3}), "cannot build the network"),
+        (lambda: network_from_spec({"name": "mlp"}), "cannot build the network"),
+    ],
+)
+def test_arguments_are_checked(build, message):
+    with pytest.raises(InputError, match=message):
+        build()
+
+
+# -- a person's own network
+
+
+@pytest.fixture
+def own_module(tmp_path, monkeypatch):
+    (tmp_path / "own_nets_for_test.py").write_text(
+        "from torch import nn\n"
+        "def make(shape, num_classes):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1], num_classes))\n"
+        "def wrong(shape, num_classes):\n"
+        "    return 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "own_nets_for_test"
+    sys.modules.pop("own_nets_for_test", None)
+
+
+def test_a_factory_of_ones_own_is_called_with_shape_and_classes(own_module):
+    network = network_from_reference(f"{own_module}:make", [2, 3], 4)
+    assert network(torch.zeros(5, 2, 3)).shape == (5, 4)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("own_nets_for_test", "named 'module:factory'"),
+        (":make", "named 'module:factory'"),
+        ("own_nets_for_test:none", "cannot find the network factory"),
+        ("no_such_module_at_all:make", "cannot find the network factory"),
+        ("own_nets_for_test:wrong", r"must return a torch.nn.Module, but got int"),
+    ],
+)
+@pytest.mark.usefixtures("own_module")
+def test_a_factory_that_does_not_do_is_named(reference, message):
+    with pytest.raises(InputError, match=message):
+        network_from_reference(reference, (2, 3), 4)

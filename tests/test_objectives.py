@@ -1,0 +1,158 @@
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from jem import JEM
+from jem.errors import InputError
+from jem.objectives import (
+    balanced_class_weights,
+    contrastive_loss,
+    cross_entropy,
+    energy_gap,
+    generative_loss,
+)
+
+
+def normal(*shape, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, dtype=torch.float64, generator=generator)
+
+
+# -- cross-entropy
+
+
+def test_cross_entropy_by_hand():
+    logits, labels = normal(6, 3), torch.tensor([0, 1, 2, 2, 0, 1])
+    by_hand = -torch.stack([logits[i].softmax(0)[y].log() for i, y in enumerate(labels)])
+    torch.testing.assert_close(cross_entropy(logits, labels), by_hand.mean())
+    weight = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
+    weighted = (weight[labels] * by_hand).sum() / weight[labels].sum()
+    torch.testing.assert_close(cross_entropy(logits, labels, class_weight=weight), weighted)
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes():
+    logits, labels = normal(6, 3), torch.tensor([0, 1, 2, 2, 0, 1])
+    target = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
+    expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    torch.testing.assert_close(cross_entropy(logits, labels, label_smoothing=0.3), expected)
+
+
+def test_cross_entropy_of_one_class_is_zero_with_zero_gradient():
+    logits = normal(4, 1).requires_grad_()
+    loss = cross_entropy(logits, torch.zeros(4, dtype=torch.int64))
+    assert loss.item() == 0
+    loss.backward()
+    assert torch.equal(logits.grad, torch.zeros_like(logits))
+
+
+def test_cross_entropy_of_one_class_does_not_hide_a_nan():
+    logits = torch.tensor([[math.nan], [1.0]])
+    assert cross_entropy(logits, torch.zeros(2, dtype=torch.int64)).isnan()
+
+
+def test_balanced_weights_have_mean_one_over_examples_and_equal_sums_over_classes():
+    labels = torch.tensor([0] * 6 + [2] * 3 + [3])
+    weights = balanced_class_weights(labels, 5)
+    assert weights[labels].mean() == pytest.approx(1.0)
+    sums = torch.zeros(5).index_add_(0, labels, weights[labels])
+    torch.testing.assert_close(sums, torch.tensor([10 / 3, 0.0, 10 / 3, 10 / 3, 0.0]))
+    assert weights[[1, 4]].tolist() == [0.0, 0.0]
+
+
+# -- the contrast
+
+
+def test_generative_loss_lowers_data_and_raises_negatives():
+    data, negative = normal(4).requires_grad_(), normal(6, seed=2).requires_grad_()
+    loss = generative_loss(data, negative)
+    torch.testing.assert_close(loss, data.mean() - negative.mean())
+    loss.backward()
+    torch.testing.assert_close(data.grad, torch.full_like(data, 1 / 4))
+    torch.testing.assert_close(negative.grad, torch.full_like(negative, -1 / 6))
+
+
+def test_its_gradient_is_that_of_the_negative_log_likelihood():
+    """For E = (x - m)^2 / 2 and negatives from the model, dL/dm estimates m - mean(data)."""
+    mean = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    data, noise = normal(1000) + 2.0, normal(100_000, seed=2)
+    negatives = mean.detach() + noise
+    loss = generative_loss((data - mean).square() / 2, (negatives - mean).square() / 2)
+    (grad,) = torch.autograd.grad(loss, mean)
+    assert grad.item() == pytest.approx(float(mean - data.mean()), abs=0.02)
+
+
+@pytest.mark.parametrize("shape", [(0,), (3, 1), ()])
+@pytest.mark.parametrize("name", ["energy_data", "energy_negative"])
+def test_energies_that_are_not_one_a_row_are_refused(name, shape):
+    arguments = {"energy_data": torch.zeros(3), "energy_negative": torch.zeros(3)}
+    arguments[name] = torch.zeros(shape)
+    with pytest.raises(InputError, match=rf"`{name}` must have shape \(B,\) with B >= 1"):
+        generative_loss(**arguments)
+
+
+def test_gap_is_minus_the_contrast_without_gradient():
+    data, negative = normal(4).requires_grad_(), normal(6, seed=2).requires_grad_()
+    gap = energy_gap(data, negative)
+    torch.testing.assert_close(gap, -generative_loss(data, negative).detach())
+    assert not gap.requires_grad
+
+
+def test_terms_add_up():
+    data, negative = normal(4), normal(6, seed=2)
+    terms = contrastive_loss(data, negative, weight=0.3, energy_l2=0.2, gauge=0.5)
+    contrast = data.mean() - negative.mean()
+    level = (data.mean() + negative.mean()) / 2
+    squares = data.square().mean() + negative.square().mean()
+    torch.testing.assert_close(terms.contrast, contrast)
+    torch.testing.assert_close(terms.gap, -contrast)
+    torch.testing.assert_close(terms.regulariser, 0.1 * squares + 0.5 * level**2)
+    torch.testing.assert_close(terms.loss, 0.3 * contrast + terms.regulariser)
+
+
+def test_without_penalties_it_is_the_weighted_contrast():
+    data, negative = normal(4), normal(6, seed=2)
+    terms = contrastive_loss(data, negative, weight=2.0)
+    torch.testing.assert_close(terms.loss, 2 * generative_loss(data, negative))
+    assert terms.regulariser == 0
+
+
+def test_energy_penalty_balances_the_contrast_at_a_gap_of_twice_w_over_c():
+    w, c = 0.3, 0.1
+    data = torch.full((5,), -w / c, dtype=torch.float64, requires_grad=True)
+    negative = torch.full((5,), w / c, dtype=torch.float64, requires_grad=True)
+    contrastive_loss(data, negative, weight=w, energy_l2=c).loss.backward()
+    torch.testing.assert_close(data.grad, torch.zeros_like(data))
+    torch.testing.assert_close(negative.grad, torch.zeros_like(negative))
+
+
+def test_gauge_moves_the_common_level_and_leaves_the_gap():
+    data, negative = (normal(4) + 3).requires_grad_(), (normal(4, seed=2) + 3).requires_grad_()
+    contrastive_loss(data, negative, weight=0.0, gauge=1.0).loss.backward()
+    assert data.grad.unique().numel() == 1
+    torch.testing.assert_close(data.grad, negative.grad)
+    assert (data.grad > 0).all()
+
+
+@pytest.mark.parametrize(("gap", "scale"), [(-5.0, 1.0), (0.0, 1.0), (5.0, 0.5), (50.0, 0.02)])
+def test_thermostat_scales_the_contrast_by_the_gap_as_a_constant(gap, scale):
+    data = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    negative = torch.full((2,), gap, dtype=torch.float64, requires_grad=True)
+    terms = contrastive_loss(data, negative, weight=1.0, thermostat=10.0)
+    torch.testing.assert_close(terms.loss.item(), -scale * gap)
+    terms.loss.backward()
+    torch.testing.assert_close(data.grad, torch.full_like(data, scale / 2))
+
+
+def test_loss_sees_a_chain_only_through_its_energy(point_model):
+    """What the fused step divides by: dL/dx_i = dL/de_i * dE/dx_i, row by row."""
+    model: JEM = point_model.double()
+    x = normal(5, 2).requires_grad_()
+    energy = model.energy(x)
+    energy.retain_grad()
+    contrastive_loss(
+        model.energy(normal(4, 2, seed=2)), energy, weight=0.7, energy_l2=0.1, gauge=0.2
+    ).loss.backward()
+    (grad,) = torch.autograd.grad(model.energy(x).sum(), x)
+    torch.testing.assert_close(x.grad / energy.grad[:, None], grad)

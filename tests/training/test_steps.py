@@ -1,0 +1,856 @@
+"""Each training step against a reference that fuses nothing, in float64.
+
+The reference moves every chain with its own `torch.autograd.grad` of the energy, scores data and
+chains in forwards of their own, and writes the loss out by hand.
+"""
+
+import copy
+import itertools
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import jem
+from jem import networks
+from jem.model import JEM
+from jem.sampling import ClassGaussianStart, MixtureStart, ReplayBuffer, UniformStart
+from jem.sampling.negatives import Negatives
+from jem.training.recipe import Recipe
+from jem.training.steps import (
+    STEPS,
+    Batch,
+    Method,
+    classic_step,
+    depends_on_mode,
+    fused_step,
+    input_gradient,
+    joint_forward,
+    plain_step,
+)
+
+SHAPE, NUM_CLASSES = (2, 4, 4), 3
+GLOBAL_SEED = 123  # of the global generator, from which dropout draws its masks
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class LooksAtMode(nn.Module):
+    """A person's own module that does something else in training."""
+
+    def forward(self, x):
+        return 1.3 * x if self.training else x
+
+
+def convolutional(*extra, num_classes=NUM_CLASSES, head="joint"):
+    body = nn.Sequential(
+        nn.Conv2d(2, 4, 3, padding=1), *extra, nn.SiLU(), nn.Conv2d(4, 4, 3, padding=1), nn.Tanh(),
+        nn.Flatten(),
+    )  # fmt: skip
+    return networks.Network(body, networks.HEADS[head](64, num_classes), {})
+
+
+NETWORKS = {
+    "plain": convolutional,
+    "group norm": lambda **k: convolutional(nn.GroupNorm(2, 4), **k),
+    "batch norm": lambda **k: convolutional(nn.BatchNorm2d(4), **k),
+    "dropout": lambda **k: convolutional(nn.Dropout(0.4), **k),
+    "both": lambda **k: convolutional(nn.BatchNorm2d(4), nn.Dropout2d(0.4), **k),
+    "own": lambda **k: convolutional(LooksAtMode(), **k),
+    "factored": lambda **k: convolutional(**({"head": "factored"} | k)),
+}
+TWO_FORWARDS = {"batch norm", "dropout", "both", "own"}
+
+
+def inputs(count, seed):
+    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 0.5
+
+
+def make_batch(streams="shared", count=6, other=5, num_classes=NUM_CLASSES):
+    x = inputs(count, 21)
+    labels = torch.arange(count) % num_classes
+    return Batch(x, labels, x if streams == "shared" else inputs(other, 22))
+
+
+def make_negatives(recipe, num_classes=NUM_CLASSES, seed=31):
+    generator = torch.Generator().manual_seed(seed)
+    start = UniformStart(-1.0, 1.0, SHAPE)
+    frequencies = torch.full((num_classes,), 1 / num_classes) if recipe.conditional else None
+    buffer = ReplayBuffer.from_start(
+        start, recipe.buffer_size, generator=generator, class_frequencies=frequencies
+    )
+    fields = ("step_size", "noise_std", "grad_clamp", "max_rms")
+    return Negatives(
+        buffer, start, recipe.num_chains, recipe.restart_prob, recipe.replacement,
+        {name: getattr(recipe, name) for name in fields},
+        (-1.0, 1.0) if recipe.clip_chains else None, generator,
+    )  # fmt: skip
+
+
+def make_recipe(step="fused", **changes):
+    small = {"num_chains": 7, "buffer_size": 9, "noise_std": 0.05, "restart_prob": 0.3}
+    small |= {"generative_weight": 1.0, "energy_l2": 0.0, "clip_chains": False, "step_size": 2.0}
+    return Recipe(step=step, **(small | changes))
+
+
+# -- the reference --------------------------------------------------------------------------------
+
+
+def energy_by_hand(logits, labels=None):
+    if labels is None:
+        return -logits.exp().sum(1).log()
+    return -torch.stack([row[y] for row, y in zip(logits, labels, strict=True)])
+
+
+def move_by_hand(x, grad, negatives, generator):
+    move = negatives.move
+    if move["grad_clamp"] is not None:
+        grad = torch.minimum(grad, torch.tensor(move["grad_clamp"]))
+        grad = torch.maximum(grad, torch.tensor(-move["grad_clamp"]))
+    change = -move["step_size"] * grad
+    if move["max_rms"] is not None:
+        rows = []
+        for row in change:
+            rms = (row**2).mean() ** 0.5
+            rows.append(row * (move["max_rms"] / rms) if rms > move["max_rms"] else row)
+        change = torch.stack(rows)
+    x = x + change
+    if move["noise_std"]:
+        x = x + move["noise_std"] * torch.randn(x.shape, generator=generator)
+    return x if negatives.bounds is None else x.clamp(*negatives.bounds)
+
+
+def energy_gradient(network, x, labels):
+    """Energies and their gradients, each row in a forward of its own, in evaluation mode."""
+    modes = [module.training for module in network.modules()]
+    network.eval()
+    grads, energies = [], []
+    for i, row in enumerate(x):
+        leaf = row[None].clone().requires_grad_()
+        energy = energy_by_hand(network(leaf), None if labels is None else labels[i : i + 1])
+        grads.append(torch.autograd.grad(energy.sum(), leaf)[0])
+        energies.append(energy.detach())
+    for module, mode in zip(network.modules(), modes, strict=True):
+        module.training = mode
+    return torch.cat(energies), torch.cat(grads)
+
+
+def classification_by_hand(logits, labels, method):
+    if logits.shape[1] == 1:
+        return torch.tensor(0.0)
+    log_p = logits.log_softmax(1)
+    smoothing, classes = method.recipe.label_smoothing, logits.shape[1]
+    target = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+    weights = torch.ones(classes) if method.class_weight is None else method.class_weight
+    return -(target * weights * log_p).sum() / weights[labels].sum()
+
+
+def contrast_by_hand(energy_data, energy_negative, recipe, weight):
+    gap = (energy_negative.mean() - energy_data.mean()).item()
+    tau = 1.0
+    if recipe.thermostat is not None:
+        tau = min(1.0, max(0.02, 1 - gap / recipe.thermostat))
+    loss = weight * tau * (energy_data.mean() - energy_negative.mean())
+    loss = loss + recipe.energy_l2 / 2 * ((energy_data**2).mean() + (energy_negative**2).mean())
+    return loss + recipe.gauge * ((energy_data.mean() + energy_negative.mean()) / 2) ** 2
+
+
+def reference_step(model, batch, method, weight, extra_steps, *, fused):
+    """Nothing fused: moves one by one; the loss sees chains before the last move if `fused`.
+
+    That last move comes after the data's forward, whose running statistics it therefore uses. It
+    has no gradient where the loss does not see the chains.
+    """
+    network, negatives, recipe = model.network, method.negatives, method.recipe
+    draw = negatives.draw()
+    scored = draw.x
+    for _ in range(recipe.num_steps + extra_steps - fused):
+        _, grad = energy_gradient(network, scored, draw.labels)
+        scored = move_by_hand(scored, grad, negatives, negatives.generator)
+
+    shared = batch.x_data is batch.x
+    if shared:
+        logits = logits_data = network(batch.x)
+    elif fused:
+        both = network(torch.cat([batch.x, batch.x_data]))
+        logits, logits_data = both[: len(batch.x)], both[len(batch.x) :]
+    else:
+        logits, logits_data = network(batch.x), network(batch.x_data)
+    modes = [module.training for module in network.modules()]
+    network.eval()
+    energy_negative = energy_by_hand(network(scored), draw.labels)
+    for module, mode in zip(network.modules(), modes, strict=True):
+        module.training = mode
+    end = scored
+    if fused:
+        _, grad = energy_gradient(network, scored, draw.labels)
+        if not (weight or recipe.energy_l2 or recipe.gauge):
+            grad = torch.zeros_like(grad)
+        end = move_by_hand(scored, grad, negatives, negatives.generator)
+    energy_data = energy_by_hand(logits_data)
+    classification = classification_by_hand(logits, batch.labels, method)
+    loss = classification + contrast_by_hand(energy_data, energy_negative, recipe, weight)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    grads = torch.autograd.grad(loss, trained, allow_unused=True)
+    return SimpleNamespace(
+        loss=loss, classification=classification, logits=logits, energy_data=energy_data,
+        energy_negative=energy_negative, x=end, draw=draw, grads=grads,
+        buffers=dict(network.named_buffers()),
+    )  # fmt: skip
+
+
+def close(a, b, rtol=1e-10, atol=1e-13):
+    torch.testing.assert_close(a, b, rtol=rtol, atol=atol)
+
+
+def check_step(
+    recipe,
+    network,
+    batch,
+    *,
+    weight=1.0,
+    extra_steps=0,
+    class_weight=None,
+    num_classes=NUM_CLASSES,
+):
+    """Run a step and its reference on equal networks, chains and generators; compare all."""
+    step, twin = STEPS[recipe.step], copy.deepcopy(network)
+    model = JEM(network)
+    method, other = (
+        Method(recipe, make_negatives(recipe, num_classes), class_weight) for _ in range(2)
+    )
+    modes = [m.training for m in network.modules()]
+    flags = [p.requires_grad for p in network.parameters()]
+    chains = method.negatives.buffer.chains.clone()
+
+    torch.manual_seed(GLOBAL_SEED)
+    ours = step(model, batch, method, weight, extra_steps)
+    consumed = torch.get_rng_state()
+    torch.manual_seed(GLOBAL_SEED)
+    theirs = reference_step(
+        JEM(twin), batch, other, weight, extra_steps, fused=recipe.step == "fused"
+    )
+
+    assert torch.equal(torch.get_rng_state(), consumed)  # dropout drew the same masks, once
+    for name in ("loss", "classification", "logits", "energy_data", "energy_negative"):
+        close(getattr(ours, name).detach(), getattr(theirs, name).detach())
+    trained = [p for p in network.parameters() if p.requires_grad]
+    for parameter, grad in zip(trained, theirs.grads, strict=True):
+        close(parameter.grad, torch.zeros_like(parameter) if grad is None else grad)
+    for name, buffer in network.named_buffers():
+        close(buffer, theirs.buffers[name])
+    assert torch.equal(ours.moved.draw.indices, theirs.draw.indices)
+    close(ours.moved.x, theirs.x)
+    assert ours.moved.moves == recipe.num_steps + extra_steps
+    assert not ours.moved.x.requires_grad
+    generators = (m.negatives.generator.get_state() for m in (method, other))
+    assert torch.equal(*generators)
+    assert [m.training for m in network.modules()] == modes
+    assert [p.requires_grad for p in network.parameters()] == flags
+    assert batch.x.grad is None
+    assert batch.x_data.grad is None
+    assert torch.equal(method.negatives.buffer.chains, chains)  # a proposal: nothing is committed
+    assert method.negatives.buffer.chains.grad is None
+    return ours
+
+
+# -- the fused and the classic step against it ----------------------------------------------------
+
+BOTH = pytest.mark.parametrize("step", ["fused", "classic"])
+ANY_NETWORK = pytest.mark.parametrize("kind", list(NETWORKS))
+
+
+@BOTH
+@ANY_NETWORK
+@pytest.mark.parametrize("streams", ["shared", "separate"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_steps_equal_the_reference_for_every_kind_of_network(step, kind, streams, conditional):
+    recipe = make_recipe(step, conditional=conditional, energy_l2=0.05)
+    check_step(recipe, NETWORKS[kind](), make_batch(streams), weight=0.7)
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["plain", "batch norm"])
+@pytest.mark.parametrize(("num_steps", "extra"), [(1, 0), (2, 0), (3, 0), (1, 1), (2, 3)])
+def test_steps_make_k_moves_and_the_extra_ones(step, kind, num_steps, extra):
+    recipe = make_recipe(step, num_steps=num_steps)
+    check_step(recipe, NETWORKS[kind](), make_batch(), extra_steps=extra)
+
+
+PENALTIES = {
+    "energy l2": {"energy_l2": 0.3},
+    "gauge": {"gauge": 0.4},
+    "thermostat": {"thermostat": 0.5},
+    "thermostat at its floor": {"thermostat": 1e-9},
+    "all": {"energy_l2": 0.2, "gauge": 0.1, "thermostat": 2.0, "label_smoothing": 0.1},
+}
+MOVES = {
+    "clamped": {"grad_clamp": 0.02},
+    "capped": {"max_rms": 0.01},
+    "clipped": {"clip_chains": True, "step_size": 30.0},
+    "all": {"grad_clamp": 0.02, "max_rms": 0.03, "clip_chains": True},
+    "no noise": {"noise_std": 0.0},
+}
+
+
+@BOTH
+@pytest.mark.parametrize("changes", PENALTIES.values(), ids=PENALTIES)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_steps_equal_the_reference_under_every_penalty(step, changes, conditional):
+    recipe = make_recipe(step, conditional=conditional, **changes)
+    check_step(recipe, NETWORKS["plain"](), make_batch(), weight=0.7)
+
+
+@BOTH
+@pytest.mark.parametrize("changes", MOVES.values(), ids=MOVES)
+def test_steps_equal_the_reference_for_every_kind_of_move(step, changes):
+    check_step(make_recipe(step, **changes), NETWORKS["plain"](), make_batch())
+
+
+@BOTH
+def test_steps_weigh_classes_and_smooth_labels(step):
+    recipe = make_recipe(step, label_smoothing=0.2)
+    weights = torch.tensor([0.5, 2.0, 1.0])
+    check_step(recipe, NETWORKS["plain"](), make_batch(count=7), class_weight=weights)
+
+
+@pytest.mark.parametrize("num_chains", [1, 3, 9])
+@pytest.mark.parametrize("streams", ["shared", "separate"])
+def test_chains_may_be_more_or_fewer_than_data(num_chains, streams):
+    recipe = make_recipe(num_chains=num_chains)
+    check_step(recipe, NETWORKS["plain"](), make_batch(streams, count=4, other=2))
+
+
+def test_the_last_layer_alone_may_be_trained():
+    network = NETWORKS["plain"]()
+    for p in network.body.parameters():
+        p.requires_grad = False
+    check_step(make_recipe(), network, make_batch())
+    assert all(p.grad is None for p in network.body.parameters())
+
+
+@BOTH
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_mode_of_every_submodule_comes_back(step, frozen):
+    """A batch norm that a person froze stays frozen, and its statistics stay."""
+    network = NETWORKS["both"]()
+    norm = network.body[1]
+    norm.training = not frozen
+    check_step(make_recipe(step), network, make_batch())
+    assert norm.training is not frozen
+    assert norm.num_batches_tracked == (0 if frozen else 1)
+
+
+@BOTH
+def test_the_mode_comes_back_after_an_error(step):
+    class Breaks(nn.Module):
+        def forward(self, x):
+            if not self.training:
+                raise RuntimeError("out of memory")
+            return x
+
+    network = NETWORKS["both"]()
+    network.body.append(Breaks())
+    recipe = make_recipe(step)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        STEPS[step](JEM(network), make_batch(), Method(recipe, make_negatives(recipe)), 1.0, 0)
+    assert all(m.training for m in network.modules())
+
+
+FLAGS = st.fixed_dictionaries(
+    {
+        "step": st.sampled_from(["fused", "classic"]),
+        "num_steps": st.integers(1, 3),
+        "num_chains": st.integers(1, 8),
+        "step_size": st.floats(0.1, 5.0),
+        "noise_std": st.sampled_from([0.0, 0.1]),
+        "grad_clamp": st.sampled_from([None, 0.05]),
+        "max_rms": st.sampled_from([None, 0.05]),
+        "clip_chains": st.booleans(),
+        "conditional": st.booleans(),
+        "replacement": st.booleans(),
+        "restart_prob": st.sampled_from([0.0, 0.5, 1.0]),
+        "energy_l2": st.sampled_from([0.0, 0.03, 1.0]),
+        "gauge": st.sampled_from([0.0, 0.5]),
+        "thermostat": st.sampled_from([None, 0.1, 10.0]),
+        "label_smoothing": st.sampled_from([0.0, 0.1]),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@given(
+    flags=FLAGS,
+    kind=st.sampled_from(sorted(NETWORKS)),
+    streams=st.sampled_from(["shared", "separate"]),
+    num_classes=st.sampled_from([1, 3]),
+    weight=st.sampled_from([0.0, 0.3, 1.0]),
+    extra=st.integers(0, 1),
+)
+def test_any_recipe_equals_the_reference(flags, kind, streams, num_classes, weight, extra):
+    torch.manual_seed(0)
+    check_step(
+        make_recipe(**flags), NETWORKS[kind](num_classes=num_classes),
+        make_batch(streams, num_classes=num_classes), weight=weight, extra_steps=extra,
+        num_classes=num_classes,
+    )  # fmt: skip
+
+
+# -- cotangents: zero, negative, mixed ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch norm"])
+@pytest.mark.parametrize("num_steps", [1, 2])
+def test_a_loss_that_does_not_see_the_chains_moves_them_by_noise_alone(kind, num_steps):
+    """Weight 0 and no penalty: the free gradient is 0, not NaN. The K - 1 other moves are real."""
+    recipe = make_recipe(num_steps=num_steps)
+    network = NETWORKS[kind]()
+    twin = copy.deepcopy(network)
+    one, other = (make_negatives(recipe) for _ in range(2))
+    moved = fused_step(JEM(network), make_batch(), Method(recipe, one), 0.0, 0).moved
+    x = other.draw().x
+    for _ in range(num_steps - 1):
+        x = move_by_hand(x, energy_gradient(twin, x, None)[1], other, other.generator)
+    close(moved.x, x + 0.05 * torch.randn(x.shape, generator=other.generator))
+    assert bool(moved.x.isfinite().all())
+
+
+def test_cotangents_of_both_signs_give_the_same_gradients():
+    """A large energy penalty turns the sign of dL/de for some chains, not their moves."""
+    network = NETWORKS["plain"]()
+    recipe = make_recipe(energy_l2=1.0, restart_prob=0.0, num_steps=1)
+    network.head.linear.weight.data.mul_(20)
+    energies = JEM(network).energy(make_negatives(recipe).buffer.chains).detach()
+    network.head.linear.bias.data += energies.mean() - 1.0  # centre them where the sign turns
+    outcome = check_step(recipe, network, make_batch())
+    cotangents = (outcome.energy_negative.detach() - 1.0) / 7
+    assert cotangents.min() < -0.01
+    assert cotangents.max() > 0.01
+    close(outcome.energy_negative.grad, cotangents)
+
+
+def gradient_from(cotangent, grad, **options):
+    """`input_gradient` after a backward pass that gave each energy the cotangent asked for."""
+    x = torch.randn(len(cotangent), 3).requires_grad_()
+    energy = (x * grad).sum(1)
+    energy.retain_grad()
+    (energy * cotangent).sum().backward()
+    return input_gradient(x, energy, **options)
+
+
+def test_input_gradient_divides_by_the_cotangent_whatever_its_sign_and_size():
+    grad = torch.randn(7, 3)
+    cotangent = torch.tensor([1.0, -1.0, 2.5, -0.3, 1e-8, -1e-8, -1e-25])
+    close(gradient_from(cotangent, grad), grad)
+
+
+def test_input_gradient_is_zero_where_the_loss_does_not_look():
+    grad = torch.randn(3, 3)
+    found = gradient_from(torch.tensor([0.0, -0.0, -2.0]), grad)
+    assert torch.equal(found[:2], torch.zeros(2, 3))
+    close(found[2], grad[2])
+
+
+def test_input_gradient_below_the_floor_shrinks_and_keeps_its_sign():
+    grad = torch.randn(3, 3)
+    found = gradient_from(torch.tensor([1e-4, -1e-4, -0.5]), grad, floor=1e-2)
+    close(found, grad * torch.tensor([[1e-2], [1e-2], [1.0]]))
+
+
+def test_input_gradient_broadcasts_over_any_shape():
+    x = torch.randn(2, 1, 3, 4).requires_grad_()
+    energy = x.square().sum((1, 2, 3)) / 2
+    energy.retain_grad()
+    (energy * torch.tensor([-3.0, 0.2])).sum().backward()
+    close(input_gradient(x, energy), x.detach())
+
+
+@pytest.mark.parametrize("missing", ["x", "energy"])
+def test_input_gradient_wants_a_backward_pass(missing):
+    x = torch.randn(2, 3).requires_grad_()
+    energy = x.sum(1)
+    if missing == "energy":
+        energy.sum().backward()  # its gradient was not retained
+    with pytest.raises(RuntimeError, match="finished backward pass"):
+        input_gradient(x, energy.detach() if missing == "energy" else energy)
+
+
+# -- one forward or two ---------------------------------------------------------------------------
+
+
+@ANY_NETWORK
+@pytest.mark.parametrize("streams", ["shared", "separate"])
+def test_one_forward_only_where_modes_do_not_matter(kind, streams):
+    network, seen = NETWORKS[kind](), []
+    network.register_forward_hook(lambda m, args, _: seen.append((m.training, len(args[0]))))
+    joint_forward(JEM(network), make_batch(streams), inputs(7, 1))
+    data = 6 if streams == "shared" else 11
+    if kind in TWO_FORWARDS:
+        assert seen == [(True, data), (False, 7)]
+    else:
+        assert seen == [(True, data + 7)]
+
+
+@ANY_NETWORK
+@pytest.mark.parametrize("streams", ["shared", "separate"])
+def test_chains_do_not_touch_data_nor_each_other(kind, streams):
+    """Logits and statistics of data are those of a data-only forward; a chain's are its own."""
+    network = NETWORKS[kind]()
+    twin = copy.deepcopy(network)
+    batch, chains = make_batch(streams), inputs(7, 1) * 50
+    torch.manual_seed(GLOBAL_SEED)
+    logits, logits_data, logits_negative = joint_forward(JEM(network), batch, chains)
+    torch.manual_seed(GLOBAL_SEED)
+    if streams == "shared":
+        expected = expected_data = twin(batch.x)
+    else:
+        both = twin(torch.cat([batch.x, batch.x_data]))
+        expected, expected_data = both[:6], both[6:]
+    close(logits, expected)
+    close(logits_data, expected_data)
+    for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
+        assert name  # running mean, variance and count
+        close(ours, theirs)
+    twin.eval()
+    close(logits_negative, torch.cat([twin(row[None]) for row in chains]))
+
+
+def test_shared_streams_share_their_logits():
+    logits, logits_data, _ = joint_forward(JEM(NETWORKS["plain"]()), make_batch(), inputs(7, 1))
+    assert logits is logits_data
+
+
+class Subclass(nn.Linear):
+    def forward(self, x):
+        return super().forward(x) * (2 if self.training else 1)
+
+
+class CallsFunctionalDropout(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.5, self.training)
+
+
+def tiny_resnet(**options):
+    return networks.wide_resnet((1, 8, 8), 3, depth=10, width=1, **options)
+
+
+MODE_FREE = {
+    "linear": lambda: nn.Linear(2, 2),
+    "mlp": lambda: networks.mlp((2,), 3),
+    "mlp, factored": lambda: networks.mlp((2,), 3, head="factored"),
+    "small_cnn": lambda: networks.small_cnn((1, 8, 8), 3, width=4),
+    "wide_resnet": lambda: tiny_resnet(),
+    "wide_resnet, group": lambda: tiny_resnet(norm="group"),
+    "no dropout": lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0), nn.Dropout2d(0.0)),
+    "layer norm": lambda: nn.Sequential(nn.LayerNorm(2), nn.GELU()),
+}  # fmt: skip
+MODE_BOUND = {
+    "mlp, dropout": lambda: networks.mlp((2,), 3, dropout=0.1),
+    "wide_resnet, batch": lambda: tiny_resnet(norm="batch"),
+    "wide_resnet, dropout": lambda: tiny_resnet(dropout=0.1),
+    "batch norm": lambda: nn.BatchNorm1d(2),
+    "instance norm": lambda: nn.InstanceNorm2d(2, track_running_stats=True),
+    "synchronised batch norm": lambda: nn.SyncBatchNorm(2),
+    "alpha dropout": lambda: nn.AlphaDropout(0.1),
+    "random ReLU": nn.RReLU,
+    "own module": LooksAtMode,
+    "subclass": lambda: Subclass(2, 2),
+    "functional": CallsFunctionalDropout,
+    "attention": lambda: nn.TransformerEncoderLayer(4, 2),
+    "one deep inside": lambda: nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))),
+    "parametrised": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("make", MODE_FREE.values(), ids=MODE_FREE)
+@pytest.mark.parametrize("training", [True, False])
+def test_known_modules_do_not_depend_on_the_mode(make, training):
+    assert not depends_on_mode(make().train(training))
+
+
+@pytest.mark.parametrize("make", MODE_BOUND.values(), ids=MODE_BOUND)
+@pytest.mark.parametrize("training", [True, False])
+def test_whatever_may_depend_on_the_mode_is_not_trusted(make, training):
+    assert depends_on_mode(make().train(training))
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch norm"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_spectral_norm_by_hook_is_harmless(kind):
+    """`nn.utils.spectral_norm` keeps the layer's type and iterates in a hook, in training only.
+
+    It iterates before the forward, though, for data and chains alike.
+    """
+    network = NETWORKS[kind]()
+    nn.utils.spectral_norm(network.body[0])
+    before = network.body[0].weight_u.clone()
+    check_step(make_recipe(), network, make_batch())
+    assert not torch.equal(before, network.body[0].weight_u)
+
+
+# -- plain and classic, by hand -------------------------------------------------------------------
+
+
+def linear_model(weight, bias=None):
+    network = nn.Linear(len(weight[0]), len(weight), bias=bias is not None)
+    network.weight.data = torch.tensor(weight)
+    if bias is not None:
+        network.bias.data = torch.tensor(bias)
+    return JEM(network)
+
+
+def test_plain_step_is_cross_entropy_by_hand():
+    model = linear_model([[1.0, 0.0], [0.0, 1.0]])
+    x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
+    outcome = plain_step(model, Batch(x, y, x), Method(Recipe(step="plain")), 123.0, 4)
+    p = torch.tensor([[0.5, 0.5], [1 / (1 + torch.e**-2), 1 / (1 + torch.e**2)]])
+    close(outcome.loss.detach(), -(p[0, 0].log() + p[1, 1].log()) / 2)
+    grad = (p - torch.eye(2)).T @ x / 2  # mean over the batch of (p - onehot) x
+    close(model.network.weight.grad, grad)
+    assert outcome.loss is outcome.classification
+    close(outcome.logits.detach(), x)
+    for name in ("energy_data", "energy_negative", "terms", "moved"):
+        assert getattr(outcome, name) is None
+
+
+@pytest.mark.parametrize("kind", ["batch norm", "dropout"])
+def test_plain_step_is_a_usual_training_step(kind):
+    network = NETWORKS[kind]()
+    twin = copy.deepcopy(network)
+    batch = make_batch()
+    torch.manual_seed(GLOBAL_SEED)
+    plain_step(JEM(network), batch, Method(make_recipe("plain")), 0.0, 0)
+    torch.manual_seed(GLOBAL_SEED)
+    F.cross_entropy(twin(batch.x), batch.labels).backward()
+    for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        close(ours.grad, theirs.grad)
+    for ours, theirs in zip(network.buffers(), twin.buffers(), strict=True):
+        close(ours, theirs)
+
+
+def negatives_at(x, **move):
+    move = {"step_size": 0.5, "noise_std": 0.0, "grad_clamp": None, "max_rms": None} | move
+    shape = tuple(x.shape[1:])
+    return Negatives(
+        ReplayBuffer(x.clone()), UniformStart(-1.0, 1.0, shape), len(x), 0.0, False, move, None,
+        torch.Generator().manual_seed(1),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("step", "scored"), [(classic_step, 3), (fused_step, 2)])
+def test_generative_steps_by_hand_on_a_linear_energy(step, scored):
+    """E(x) = -w.x: every move adds step_size * w; the loss is w.(chains - data) * weight."""
+    w = torch.tensor([2.0, -1.0])
+    model = linear_model([[2.0, -1.0]])
+    data, chains = torch.tensor([[1.0, 1.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [4.0, 2.0]])
+    method = Method(make_recipe(num_steps=3), negatives_at(chains))
+    outcome = step(model, Batch(data, torch.tensor([0, 0]), data), method, 0.25, 0)
+    start = chains[outcome.moved.draw.indices]
+    close(outcome.moved.x, start + 3 * 0.5 * w)
+    at = start + scored * 0.5 * w
+    close(outcome.energy_negative.detach(), -(at @ w))
+    close(outcome.energy_data.detach(), -(data @ w))
+    difference = at.mean(0) - data.mean(0)
+    close(outcome.loss.detach(), 0.25 * (w @ difference))
+    close(model.network.weight.grad, 0.25 * difference[None])
+    assert outcome.terms.gap.item() == pytest.approx(-(w @ difference).item())
+
+
+@pytest.mark.parametrize(("step", "scored"), [(classic_step, 2), (fused_step, 1)])
+def test_generative_steps_by_hand_on_a_gaussian_energy(step, scored):
+    """E(x) = |x|^2 / 2: every move multiplies by 1 - step_size; a wrong sign would not."""
+
+    class Gaussian(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.0))
+
+        def forward(self, x):
+            return -self.scale * x.square().sum(1, keepdim=True) / 2
+
+    model = JEM(Gaussian())
+    data, chains = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 4.0], [-8.0, 0.0]])
+    method = Method(make_recipe(num_steps=2), negatives_at(chains, step_size=0.25))
+    outcome = step(model, Batch(data, torch.tensor([0]), data), method, 1.0, 0)
+    start = chains[outcome.moved.draw.indices]
+    close(outcome.moved.x, start * 0.75**2)
+    half_square = (start * 0.75**scored).square().sum(1) / 2
+    close(outcome.energy_negative.detach(), half_square)
+    close(model.network.scale.grad, 1.0 - half_square.mean())
+
+
+@BOTH
+def test_one_chain_moves_as_it_does_among_many(step):
+    """Catches a mean where a sum belongs: the move must not shrink with the number of chains."""
+    x = inputs(4, 2)
+    network, batch = NETWORKS["plain"](), make_batch()
+    ends = {}
+    for rows in ([0, 1, 2, 3], [2]):
+        method = Method(make_recipe(step, num_steps=2), negatives_at(x[rows]))
+        moved = STEPS[step](JEM(network), batch, method, 1.0, 0).moved
+        for index, end in zip(moved.draw.indices.tolist(), moved.x, strict=True):
+            ends.setdefault(rows[index], []).append(end)
+    close(ends[2][0], ends[2][1])
+
+
+@BOTH
+def test_generative_steps_need_chains(step):
+    with pytest.raises(RuntimeError, match="needs chains"):
+        STEPS[step](JEM(NETWORKS["plain"]()), make_batch(), Method(make_recipe(step)), 1.0, 0)
+
+
+@pytest.mark.parametrize("kind", ["plain", "batch norm"])
+@BOTH
+def test_steps_add_to_gradients_and_draw_nothing_from_the_global_generator(step, kind):
+    network = NETWORKS[kind]()
+    twin = copy.deepcopy(network)
+    for p in network.parameters():
+        p.grad = torch.ones_like(p)
+    before = torch.get_rng_state()
+    for net in (network, twin):
+        recipe = make_recipe(step)
+        STEPS[step](JEM(net), make_batch(), Method(recipe, make_negatives(recipe)), 1.0, 0)
+    assert torch.equal(before, torch.get_rng_state())
+    for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
+        close(ours.grad, theirs.grad + 1)
+
+
+@BOTH
+def test_steps_work_with_chains_in_single_precision(step):
+    """The dtype of the usual run: the free gradient is as good as one computed by itself."""
+    torch.set_default_dtype(torch.float32)
+    recipe = make_recipe(step, energy_l2=0.03, noise_std=0.0, num_steps=1)
+    network = NETWORKS["plain"]()
+    batch = make_batch()
+    outcome = STEPS[step](JEM(network), batch, Method(recipe, make_negatives(recipe)), 0.3, 0)
+    assert outcome.moved.x.dtype == torch.float32
+    _, grad = energy_gradient(network, outcome.moved.draw.x, None)
+    close(outcome.moved.x, outcome.moved.draw.x - 2.0 * grad, rtol=1e-5, atol=1e-6)
+
+
+# -- factored heads, one class, starts of every kind ----------------------------------------------
+
+
+@BOTH
+def test_cross_entropy_has_no_gradient_through_a_factored_density(step):
+    """Of log softmax h + g, cross-entropy trains h alone and the contrast g alone."""
+    network = NETWORKS["factored"]()
+    recipe = make_recipe(step)
+    batch = make_batch()
+    STEPS[step](JEM(network), batch, Method(recipe, make_negatives(recipe)), 1.0, 0)
+    together = network.head.linear.weight.grad.clone()
+    network.zero_grad()
+    plain_step(JEM(network), batch, Method(make_recipe("plain")), 0.0, 0)
+    alone = network.head.linear.weight.grad
+    close(alone[-1], torch.zeros_like(alone[-1]))
+    close(together[:-1], alone[:-1])
+    assert together[-1].abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("head", ["joint", "factored"])
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("step", list(STEPS))
+def test_one_class_has_no_cross_entropy(step, conditional, head):
+    network = convolutional(num_classes=1, head=head)
+    recipe = make_recipe(step, conditional=conditional)
+    batch = make_batch(num_classes=1)
+    negatives = make_negatives(recipe, num_classes=1)
+    outcome = STEPS[step](JEM(network), batch, Method(recipe, negatives), 1.0, 0)
+    assert outcome.classification.item() == 0.0
+    grads = [p.grad for p in network.parameters()]
+    if step == "plain":
+        assert all(bool((g == 0).all()) for g in grads)
+    else:
+        assert max(g.abs().max().item() for g in grads) > 1e-3
+        assert outcome.loss.item() == outcome.terms.loss.item()
+
+
+@pytest.mark.parametrize("step", list(STEPS))
+def test_one_class_trains(step):
+    """K = 1 end to end: the density learns where data are; cross-entropy is 0 all along."""
+
+    class Recording(jem.Trainer):
+        losses = ()
+
+        def train_step(self, batch):
+            outcome = super().train_step(batch)
+            self.losses = (*self.losses, outcome.classification.item())
+            return outcome
+
+    torch.set_default_dtype(torch.float32)
+    torch.manual_seed(0)
+    x = torch.randn(256, 2) * 0.1 + torch.tensor([0.8, -0.8])
+    recipe = Recipe(
+        step=step, epochs=15, batch_size=32, num_chains=32, learning_rate=3e-3, step_size=0.1,
+        noise_std=0.05, generative_weight=1.0, average=0.0,
+    )  # fmt: skip
+    model = JEM(networks.mlp((2,), 1, width=16, depth=1), domain=(-1.5, 1.5))
+    first = [p.detach().clone() for p in model.parameters()]
+    trainer = Recording(model, recipe, device="cpu")
+    result = trainer.fit((x, torch.zeros(256, dtype=torch.int64)))
+    assert result.recoveries == 0
+    assert len(trainer.losses) == 120
+    assert set(trainer.losses) == {0.0}
+    changed = [
+        not torch.equal(p, before) for p, before in zip(model.parameters(), first, strict=True)
+    ]
+    assert not any(changed) if step == "plain" else all(changed)
+    if step != "plain":
+        corner = torch.tensor([[-0.8, 0.8]])
+        gained = model.log_density(x).mean() - model.log_density(corner).mean()
+        assert gained > 1
+
+
+@BOTH
+@pytest.mark.parametrize("conditional", [False, True])
+def test_restarted_chains_of_any_start_take_part(step, conditional):
+    x, labels = inputs(30, 5), torch.arange(30) % NUM_CLASSES
+    gaussian = ClassGaussianStart.fit(x, labels, NUM_CLASSES, rank=2)
+    start = MixtureStart([UniformStart(-1.0, 1.0, SHAPE), gaussian], [1.0, 1.0])
+    recipe = make_recipe(step, conditional=conditional, restart_prob=1.0)
+    negatives = make_negatives(recipe)
+    negatives.start = start
+    outcome = STEPS[step](
+        JEM(NETWORKS["plain"]()), make_batch(), Method(recipe, negatives), 1.0, 0
+    )
+    draw = outcome.moved.draw
+    assert bool((draw.ages == 0).all())
+    assert not torch.equal(draw.x, negatives.buffer.chains[draw.indices])
+    assert bool(outcome.moved.x.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("step", "conditional"), list(itertools.product(["fused", "classic"], [False, True]))
+)
+def test_chains_follow_from_one_iteration_to_the_next(step, conditional):
+    """Three iterations with commits and updates of the parameters stay on the reference."""
+    network = NETWORKS["plain"]()
+    twin = copy.deepcopy(network)
+    recipe = make_recipe(step, conditional=conditional, num_steps=2, energy_l2=0.03)
+    ours, theirs = (Method(recipe, make_negatives(recipe)) for _ in range(2))
+    batch = make_batch()
+    for _ in range(3):
+        network.zero_grad()
+        outcome = STEPS[step](JEM(network), batch, ours, 1.0, 0)
+        ours.negatives.buffer.commit(outcome.moved.draw, outcome.moved.x, moves=2)
+        expected = reference_step(JEM(twin), batch, theirs, 1.0, 0, fused=step == "fused")
+        theirs.negatives.buffer.commit(expected.draw, expected.x, moves=2)
+        with torch.no_grad():
+            for p in network.parameters():
+                p -= 0.1 * p.grad
+            for p, grad in zip(twin.parameters(), expected.grads, strict=True):
+                p -= 0.1 * grad
+    close(ours.negatives.buffer.chains, theirs.negatives.buffer.chains)
+    assert torch.equal(ours.negatives.buffer.ages, theirs.negatives.buffer.ages)
+    for p, q in zip(network.parameters(), twin.parameters(), strict=True):
+        close(p, q)
