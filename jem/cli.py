@@ -29,9 +29,10 @@ if TYPE_CHECKING:
     from jem.model import JEM
 
 SHARED_WITH_CONTROL = (
-    "epochs", "batch_size", "label_smoothing", "class_weight", "shift", "flip", "input_noise", "log_every",
+    "epochs", "batch_size", "label_smoothing", "class_weight", "shift", "flip", "input_noise",
+    "log_every",
 )  # fmt: skip
-"""Recipe fields that the plain control takes from the hybrid, so that both see the same data equally often."""
+"""Recipe fields that the control takes from the hybrid: both see the same data equally often."""
 
 
 @dataclass
@@ -155,7 +156,7 @@ def _complain(message: str) -> int:
 def _overview() -> None:
     print(
         "usage: jem COMMAND ...\n\n"
-        "Joint energy models: classifiers that are calibrated, reject foreign inputs and draw new ones.\n\n"
+        "Classifiers that are calibrated, reject foreign inputs and draw new ones.\n\n"
         "  train     train on a named data set or on your own\n"
         "  sample    draw inputs of the classes you name\n"
         "  recipes   show the named recipes side by side\n"
@@ -165,7 +166,6 @@ def _overview() -> None:
 
 
 # -- jem train
-# --------------------------------------------------------------------------------------------------------
 
 
 def _train(argv: list[str]) -> int:
@@ -230,7 +230,7 @@ def _flag(argv: list[str], name: str) -> str | None:
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Arguments of `Train` from a configuration file, the fields of the recipe under `recipe_fields`."""
+    """Arguments of `Train` from a file, the fields of the recipe under `recipe_fields`."""
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
@@ -253,8 +253,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 _INFORMATIVE = {
-    "recipe", "data", "data_root", "label_column", "seed", "network", "input_shape", "classes", "epochs",
-    "iterations", "versions", "device", "command",
+    "recipe", "data", "data_root", "label_column", "seed", "network", "input_shape", "classes",
+    "epochs", "iterations", "versions", "device", "command",
 }  # fmt: skip
 """Keys that a run writes into its config.json for people to read."""
 
@@ -369,8 +369,8 @@ def _dry_run(args: Train, splits: DataSplits, out: Path) -> None:
     total = trainer.total_iterations
     print(f"parameters: {count:,}\ndevice:     {trainer.device}\nrun folder: {out} (not made)")
     print(
-        f"cost:       {trainer.num_epochs} epochs, {total:,} iterations, {1000 * seconds:.1f} ms each here: "
-        f"about {total * seconds:.0f} s"
+        f"cost:       {trainer.num_epochs} epochs, {total:,} iterations, "
+        f"{1000 * seconds:.1f} ms each here: about {total * seconds:.0f} s"
     )
 
 

@@ -1,9 +1,10 @@
-"""Race recipes on one data set: same network body, data, epochs and machine, several seeds, one table.
+"""Race recipes on one data set: same network body, data and machine, several seeds, one table.
 
     python scripts/benchmark_recipes.py --recipes plain fast --seeds 0 1 2
 
-Prints a Markdown table of means (and the range over seeds) on the test part, which nothing chose on. Agreement is that of a
-support vector machine, trained on the real training part, with the class asked of fresh samples.
+Prints a Markdown table of means (and the range over seeds) on the test part, which nothing chose
+on. Agreement is that of a support vector machine, trained on the real training part, with the
+class asked of fresh samples.
 """
 
 from __future__ import annotations
@@ -72,9 +73,7 @@ def run(name: str, seed: int, args: Benchmark) -> dict[str, Any]:
     torch.manual_seed(derive_seed(seed, "network") % 2**32)
     num_classes = len(splits.classes)
     network = networks.network_for(splits.input_shape, num_classes, head=recipe.head)
-    model = jem.JEM(
-        network, classes=splits.classes, domain=splits.domain, scaling=splits.scaling
-    )
+    model = jem.JEM(network, classes=splits.classes, domain=splits.domain, scaling=splits.scaling)
     result = Trainer(model, recipe, seed=seed, device="cpu").fit(splits.train, splits.validation)
     row = summarise(model, splits, foreign_sets(splits, seed))
     row |= {"seconds": result.seconds, "iterations": result.iterations}
@@ -131,7 +130,10 @@ def main() -> None:
             rows[name].append(run(name, seed, args))
             print(f"{time.perf_counter() - start:6.0f} s  seed {seed}  {name}", flush=True)
     print(f"\n{args.data}, test part, n = {rows[args.recipes[0]][0]['num_test']}, ", end="")
-    print(f"seeds {' '.join(map(str, args.seeds))}: mean (range); torch {torch.__version__}, ", end="")
+    print(
+        f"seeds {' '.join(map(str, args.seeds))}: mean (range); torch {torch.__version__}, ",
+        end="",
+    )
     print(f"{torch.get_num_threads()} threads\n")
     print(table(rows))
     if args.out is not None:

@@ -88,10 +88,17 @@ def test_train_makes_a_run_that_explains_itself(quick_run):
 
 
 def test_config_of_a_run_makes_the_same_run_again(quick_run, tmp_path):
-    assert run("train", "--config", quick_run / "config.json", "--out", tmp_path / "b", "--quiet") == 0
-    before, after = (json.loads((p / "config.json").read_text()) for p in (quick_run, tmp_path / "b"))
+    assert (
+        run("train", "--config", quick_run / "config.json", "--out", tmp_path / "b", "--quiet")
+        == 0
+    )
+    before, after = (
+        json.loads((p / "config.json").read_text()) for p in (quick_run, tmp_path / "b")
+    )
     assert before == after
-    figures = [json.loads((p / "summary.json").read_text())["hybrid"] for p in (quick_run, tmp_path / "b")]
+    figures = [
+        json.loads((p / "summary.json").read_text())["hybrid"] for p in (quick_run, tmp_path / "b")
+    ]
     assert figures[0]["accuracy"] == figures[1]["accuracy"]
     assert figures[0]["nll"] == figures[1]["nll"]
 
@@ -140,7 +147,9 @@ def test_folder_of_images_and_csv_train(tmp_path):
     rows = [f"{x:.3f},{x * 2:.3f},{'u' if x > 0 else 'v'}" for x in rng.normal(size=60)]
     (tmp_path / "table.csv").write_text("\n".join(["p,q,label", *rows]))
     for name in ("pictures", "table.csv"):
-        assert run("train", "--data", tmp_path / name, "--out", tmp_path / "runs" / name, *QUICK) == 0
+        assert (
+            run("train", "--data", tmp_path / name, "--out", tmp_path / "runs" / name, *QUICK) == 0
+        )
 
 
 def test_own_network_is_named_trained_and_loaded(tmp_path, monkeypatch):
@@ -179,9 +188,15 @@ def test_default_folder_is_free_and_resume_takes_the_last(tmp_path):
 
 def test_resume_of_a_finished_run_gives_the_same_table(quick_run):
     before = json.loads((quick_run / "summary.json").read_text())
-    assert run("train", "--out", quick_run, "--resume", "--control", "--quiet", "--device", "cpu") == 0
+    assert (
+        run("train", "--out", quick_run, "--resume", "--control", "--quiet", "--device", "cpu")
+        == 0
+    )
     assert json.loads((quick_run / "summary.json").read_text()).keys() == before.keys()
-    assert json.loads((quick_run / "summary.json").read_text())["hybrid"]["nll"] == before["hybrid"]["nll"]
+    assert (
+        json.loads((quick_run / "summary.json").read_text())["hybrid"]["nll"]
+        == before["hybrid"]["nll"]
+    )
 
 
 # -- sample, recipes, data ------------------------------------------------------------------------
@@ -208,8 +223,13 @@ def test_recipes_and_data_list_what_there_is(capsys):
 
 
 def test_help_is_quick_because_it_does_not_load_torch():
-    code = "import sys; from jem.cli import main; main(['--help']); assert 'torch' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode == 0
+    code = (
+        "import sys; from jem.cli import main; main(['--help']); assert 'torch' not in sys.modules"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], check=False, capture_output=True).returncode
+        == 0
+    )
 
 
 def test_threads_wait_passively_before_torch_loads():
@@ -314,7 +334,16 @@ def test_sample_mistakes(capsys, quick_run, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stop_signal_saves_and_resume_finishes(tmp_path, number):
-    words = ["train", "--out", str(tmp_path / "run"), "--quiet", "--device", "cpu", "--epochs", "30"]
+    words = [
+        "train",
+        "--out",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--device",
+        "cpu",
+        "--epochs",
+        "30",
+    ]
     child = subprocess.Popen(
         [sys.executable, "-m", "jem", *words], stderr=subprocess.PIPE, text=True
     )
@@ -327,7 +356,9 @@ def test_a_stop_signal_saves_and_resume_finishes(tmp_path, number):
     assert re.search(r"stopped at iteration \d+ of 570; the state is in .*--resume", message)
     done = process("train", "--out", tmp_path / "run", "--resume", "--quiet", "--device", "cpu")
     assert done.returncode == 0, done.stderr
-    assert torch.load(
-        tmp_path / "run" / "checkpoints" / "00000570.pt", weights_only=True
-    )["progress"]["iteration"] == 570
-
+    assert (
+        torch.load(tmp_path / "run" / "checkpoints" / "00000570.pt", weights_only=True)[
+            "progress"
+        ]["iteration"]
+        == 570
+    )

@@ -1,1 +1,1 @@
-"""What a trained model is worth: OOD detection, calibration, and a summary beside a plain classifier."""
+"""What a trained model is worth: detection of foreign inputs, calibration, and a summary."""

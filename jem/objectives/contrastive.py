@@ -85,10 +85,10 @@ def contrastive_loss(
               + \tfrac{c}{2}\big(\overline{E^2} + \overline{\tilde E^2}\big)
               + \gamma \Big(\tfrac{\bar E + \bar{\tilde E}}{2}\Big)^2
 
-    The penalty c on each energy has a fixed point: once the gap opens it settles at w/c with the
-    contrast cancelled exactly, and chains stay stuck. The gauge penalises only the common level
-    and leaves the gap alone. The thermostat tau = clip(1 - gap / g_max, 0.02, 1), a constant for
-    the gradient, makes the model wait for its chains.
+    The penalty c on each energy has a fixed point: once the gap opens, energies settle at -w/c and
+    w/c with the contrast cancelled exactly, and chains stay stuck. The gauge penalises only the
+    common level and leaves the gap alone. The thermostat tau = clip(1 - gap / g_max, 0.02, 1), a
+    constant for the gradient, makes the model wait for its chains.
 
     Args:
         energy_data: E of training points, shape (N,), nats.

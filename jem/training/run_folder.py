@@ -73,6 +73,28 @@ class RunFolder:
         finally:
             lock.release()
 
+    @contextmanager
+    def claimed(self, resume: bool) -> Iterator[None]:
+        """Make the folder and hold it against other processes; a killed one frees it.
+
+        Args:
+            resume: Whether a run in it is to be gone on with, or must not be there.
+
+        Raises:
+            RunFolderError: If it holds a run although it must not, holds none although it should,
+                cannot be written, or another process trains in it.
+        """
+        if self.holds_run() and not resume:
+            raise RunFolderError(
+                f"{self.path} already holds a run; choose another folder, or go on with it: "
+                "--resume, or fit(..., resume=True)"
+            )
+        if resume and not self.holds_run():
+            raise RunFolderError(f"{self.path} holds no run to resume")
+        self.create()
+        with self.locked():
+            yield
+
     def write_config(self, config: dict[str, Any]) -> None:
         """Write `config.json`, whole or not at all."""
         write_atomically(self.config, (json.dumps(config, indent=2) + "\n").encode())

@@ -203,7 +203,7 @@ STEPS = {"plain": plain_step, "classic": classic_step, "fused": fused_step}
 
 
 def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of labelled data, of the density's data and of chains, without any of them touching the others.
+    """Logits of labelled data, of the density's data and of chains, none touching the others.
 
     One concatenated forward where no submodule behaves differently in training. Otherwise the data
     go first, in training mode, and the chains after them in evaluation mode: no chain enters a
@@ -232,7 +232,7 @@ def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor,
 
 
 def input_gradient(x: Tensor, energy: Tensor, floor: float = 1e-30) -> Tensor:
-    """Gradient of each row's energy with respect to that row, read off a backward pass that is done.
+    """Gradient of each row's energy with respect to that row, read off a finished backward pass.
 
     Args:
         x: Leaf of the backward pass, shape (M, *shape), with `.grad`.
@@ -253,8 +253,9 @@ def input_gradient(x: Tensor, energy: Tensor, floor: float = 1e-30) -> Tensor:
 
 
 _SAME_IN_EVERY_MODE = (
-    nn.Sequential, nn.Identity, nn.Flatten, nn.Unflatten, nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d,
-    nn.SiLU, nn.GELU, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Tanh, nn.Sigmoid, nn.GroupNorm, nn.LayerNorm,
+    nn.Sequential, nn.Identity, nn.Flatten, nn.Unflatten,
+    nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.GroupNorm, nn.LayerNorm,
+    nn.SiLU, nn.GELU, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Tanh, nn.Sigmoid,
     nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
     networks.Network, networks.JointHead, networks.FactoredHead, networks.WideBlock,
 )  # fmt: skip

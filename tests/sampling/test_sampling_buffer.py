@@ -42,9 +42,7 @@ def test_every_slot_is_drawn_equally_often():
 
 
 def test_a_draw_with_replacement_may_have_a_slot_twice_and_exceed_the_buffer():
-    draw = buffer_of(4).draw(
-        50, start=NEW, restart_prob=0.0, generator=fresh(), replacement=True
-    )
+    draw = buffer_of(4).draw(50, start=NEW, restart_prob=0.0, generator=fresh(), replacement=True)
     assert draw.x.shape == (50, 2)
     assert set(draw.indices.tolist()) == {0, 1, 2, 3}
 

@@ -69,9 +69,7 @@ def test_noise_is_drawn_even_where_bounds_cut_it_off():
 def test_bounds_clip_the_position_after_the_noise(as_tensor):
     bounds = (torch.tensor(-0.2), torch.tensor(0.3)) if as_tensor else (-0.2, 0.3)
     x = normal(100, 4)
-    moved = langevin_update(
-        x, x, step_size=0.1, noise_std=1.0, generator=fresh(), bounds=bounds
-    )
+    moved = langevin_update(x, x, step_size=0.1, noise_std=1.0, generator=fresh(), bounds=bounds)
     unbound = langevin_update(x, x, step_size=0.1, noise_std=1.0, generator=fresh())
     torch.testing.assert_close(moved, unbound.clamp(*(float(torch.as_tensor(b)) for b in bounds)))
     assert moved.dtype == torch.float64
@@ -102,7 +100,9 @@ def test_grad_clamp_limits_each_component_before_the_step_size(generator):
 
 
 def test_max_rms_caps_each_row_alone_and_keeps_its_direction(generator):
-    grad = torch.stack([normal(3, 2, seed=2) * 100, normal(3, 2, seed=3) * 1e-3, torch.zeros(3, 2)])
+    grad = torch.stack(
+        [normal(3, 2, seed=2) * 100, normal(3, 2, seed=3) * 1e-3, torch.zeros(3, 2)]
+    )
     moved = langevin_update(
         torch.zeros_like(grad), grad, step_size=1.0, noise_std=0.0, generator=generator,
         max_rms=0.5,

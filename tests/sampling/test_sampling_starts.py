@@ -161,14 +161,18 @@ def test_samples_fill_the_box_with_the_moments_of_the_formula(kind):
     half, least = (high - low) / 2, 0.05
     square = 1.0 if kind is UniformStart else (1 - least**3) / (3 * (1 - least))  # E[s^2]
     torch.testing.assert_close(x.mean(dim=0) / half, (low + high) / 2 / half, rtol=0, atol=0.02)
-    torch.testing.assert_close(x.var(dim=0) / half**2, torch.full((2,), square / 3), rtol=0.04, atol=0)
+    torch.testing.assert_close(
+        x.var(dim=0) / half**2, torch.full((2,), square / 3), rtol=0.04, atol=0
+    )
 
 
 @pytest.mark.parametrize("kind", [UniformStart, ContrastStart])
 def test_samples_follow_log_prob(kind):
     start = kind(-1.0, 1.0, (3,))
     x = start.sample(40_000, generator=fresh()).double()
-    inner = (x.abs().amax(dim=1) <= 0.5).double()  # E_p[q / p] = 1 for q uniform in a half-size box
+    inner = (
+        x.abs().amax(dim=1) <= 0.5
+    ).double()  # E_p[q / p] = 1 for q uniform in a half-size box
     ratio = inner * (-start.log_prob(x)).exp()
     assert ratio.mean() == pytest.approx(1.0, abs=5 * float(ratio.std()) / 200)
 

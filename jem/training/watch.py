@@ -1,0 +1,81 @@
+"""What a run shows of itself: the figures of a step, and pictures of its chains and samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jem.generation import sample
+from jem.model import JEM
+from jem.sampling.buffer import ReplayBuffer
+from jem.sampling.langevin import Bounds
+from jem.training.steps import Batch, Outcome
+
+SAMPLES_A_CLASS = 8
+"""Fresh samples a class in the picture at the end of a run."""
+
+
+@torch.no_grad()
+def step_metrics(outcome: Outcome, batch: Batch, bounds: Bounds | None) -> dict[str, float]:
+    """Figures of one step; reading them waits for the device.
+
+    Args:
+        outcome: What the step computed.
+        batch: The data that it saw.
+        bounds: Bounds of the domain, for the share of components at them.
+
+    Returns:
+        Losses and energies in nats; `accuracy` of the batch for K > 1; for generative steps the
+        gap (energy of chains minus that of data), the spread of both energies, the size of the
+        moves and the share of components at the bounds.
+    """
+    figures = {"loss": float(outcome.loss), "cross_entropy": float(outcome.classification)}
+    if outcome.logits.shape[1] > 1:
+        right = outcome.logits.argmax(dim=1) == batch.labels
+        figures["accuracy"] = float(right.float().mean())
+    _, _, _, energy_data, energy_negative, terms, moved = outcome
+    if terms is None or moved is None or energy_data is None or energy_negative is None:
+        return figures
+    at_bounds = 0.0
+    if bounds is not None:
+        low, high = bounds
+        at_bounds = float(((moved.x <= low) | (moved.x >= high)).float().mean())
+    return figures | {
+        "gap": float(terms.gap),
+        "contrast": float(terms.contrast),
+        "regulariser": float(terms.regulariser),
+        "energy_data": float(energy_data.mean()),
+        "energy_data_std": float(energy_data.std(correction=0)),
+        "energy_chains": float(energy_negative.mean()),
+        "energy_chains_std": float(energy_negative.std(correction=0)),
+        "move_rms": float((moved.x - moved.draw.x).square().mean().sqrt()),
+        "share_at_bounds": at_bounds,
+    }
+
+
+def draw_chains(buffer: ReplayBuffer, bounds: Any, path: Path) -> None:  # noqa: ANN401
+    """Picture of 64 persistent chains, spread over the classes where they have one."""
+    from jem.plotting import inputs_figure, save_figure
+
+    spread = torch.linspace(0, len(buffer) - 1, min(64, len(buffer))).long()
+    chains = buffer.chains[spread.to(buffer.chains.device)]
+    save_figure(inputs_figure(chains, bounds, title="persistent chains"), path)
+
+
+def draw_samples(model: JEM, seed: int, path: Path) -> None:
+    """Picture of fresh samples, one row a class (the first ten classes)."""
+    from jem.plotting import inputs_figure, save_figure
+
+    names = (model.classes or ("",))[:10]
+    labels = torch.arange(len(names)).repeat_interleave(SAMPLES_A_CLASS)
+    drawn = sample(model, labels, seed=seed)
+    figure = inputs_figure(
+        drawn,
+        model.bounds("cpu"),
+        columns=SAMPLES_A_CLASS,
+        row_names=names,
+        title="fresh samples by class",
+    )
+    save_figure(figure, path)

@@ -1,0 +1,86 @@
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+
+from jem.plotting import inputs_figure, save_figure, tile_images
+
+DOMAIN = (torch.tensor(-1.0), torch.tensor(1.0))
+
+
+def test_tiles_lie_row_by_row_with_a_white_gap():
+    x = torch.arange(3).view(3, 1, 1, 1).expand(3, 2, 4, 5) / 10
+    grid = tile_images(x, columns=2)
+    assert grid.shape == (2 * 4 + 1, 2 * 5 + 1, 2)
+    assert (grid[:4, :5] == 0.0).all()
+    assert (grid[:4, 6:] == 0.1).all()
+    assert (grid[5:, :5] == 0.2).all()
+    assert (grid[5:, 6:] == 1).all()  # the last row is filled up
+    assert (grid[4] == 1).all()
+    assert (grid[:, 5] == 1).all()
+
+
+def test_tiles_may_touch():
+    grid = tile_images(torch.zeros(4, 1, 2, 2), columns=2, gap=0)
+    assert torch.equal(grid, torch.zeros(4, 4, 1))
+
+
+def pixels(figure):
+    return np.asarray(figure.axes[0].images[0].get_array())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_are_shown_between_the_bounds(channels):
+    x = torch.full((2, channels, 4, 4), -1.0)
+    x[1] = 3.0  # beyond the domain: white, no wrap-around
+    shown = pixels(inputs_figure(x, DOMAIN, columns=2))
+    assert shown.shape == ((4, 9) if channels == 1 else (4, 9, 3))
+    assert (shown[:, :4] == 0).all()
+    assert (shown[:, 5:] == 1).all()
+
+
+def test_bounds_may_differ_by_pixel():
+    low = torch.zeros(1, 2, 2)
+    high = torch.tensor([[[1.0, 2.0], [4.0, 8.0]]])
+    shown = pixels(inputs_figure(torch.ones(1, 1, 2, 2), (low, high), columns=1))
+    assert shown.tolist() == [[1.0, 0.5], [0.25, 0.125]]
+
+
+def test_without_bounds_the_range_is_shown_and_one_grey_is_no_division_by_zero():
+    x = torch.tensor([2.0, 6.0]).view(2, 1, 1, 1).expand(2, 1, 2, 2)
+    assert set(pixels(inputs_figure(x, None, columns=2)).flatten().tolist()) == {0.0, 1.0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shown = pixels(inputs_figure(torch.full((1, 1, 2, 2), 5.0), None, columns=1))
+    assert np.isfinite(shown).all()
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["a"], ["a", "b", "c"]])
+def test_rows_of_images_are_named(names):
+    figure = inputs_figure(torch.zeros(4, 1, 3, 3), DOMAIN, columns=2, row_names=names)
+    ticks = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert ticks == names[:2]
+    assert figure.axes[0].get_yticks().tolist() == [1.0, 5.0][: len(ticks)]  # middles of the rows
+
+
+def test_points_of_the_plane_are_points():
+    x = torch.tensor([[0.0, 1.0], [2.0, 3.0]], requires_grad=True)
+    axes = inputs_figure(x, None, title="points").axes[0]
+    assert axes.collections[0].get_offsets().tolist() == [[0.0, 1.0], [2.0, 3.0]]
+    assert axes.get_title() == "points"
+
+
+def test_tables_are_rows_of_colour():
+    figure = inputs_figure(torch.arange(12.0).view(3, 4), None)
+    assert pixels(figure).shape == (3, 4)
+    assert len(figure.axes) == 2  # with a colour bar
+
+
+def test_a_figure_is_written_as_png_and_leaves_no_partial_file(tmp_path):
+    path = tmp_path / "samples.png"
+    path.write_bytes(b"an older picture")
+    save_figure(inputs_figure(torch.zeros(4, 1, 3, 3), DOMAIN), path)
+    assert imread(path).ndim == 3
+    assert [file.name for file in tmp_path.iterdir()] == ["samples.png"]

@@ -1,0 +1,29 @@
+import itertools
+
+import pytest
+import torch
+
+from jem.randomness import derive_seed, named_generator
+
+PATHS = [
+    (), (0,), (0, 0), (1,), ("a",), ("a", 0), ("a", 0, 0), ("a", 1), (0, "a"), ("b",), ("a", "b"),
+    ("b", "a"), ("ab",),
+]  # fmt: skip
+
+
+def test_every_path_of_names_has_a_seed_of_its_own():
+    seeds = {derive_seed(seed, *path) for seed, path in itertools.product(range(4), PATHS)}
+    assert len(seeds) == 4 * len(PATHS)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_the_same_path_gives_the_same_stream_in_any_process():
+    assert derive_seed(3, "chains", 2) == derive_seed(3, "chains", 2)
+    first, second = (torch.rand(5, generator=named_generator(3, "a", 1)) for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, torch.rand(5, generator=named_generator(3, "a", 2)))
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_large_seeds_are_taken():
+    named_generator(2**64 + 5, "a")

@@ -1,0 +1,138 @@
+import errno
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+
+from jem.errors import RunFolderError
+from jem.training.log import MetricsLog, ProgressDisplay, read_metrics
+
+
+@pytest.fixture
+def log(tmp_path):
+    return MetricsLog(tmp_path / "metrics.jsonl")
+
+
+def test_records_come_back_in_order_and_by_kind(log):
+    log.write("step", iteration=1, loss=0.5)
+    log.write("epoch", epoch=1, names=["a", "b"], best=None)
+    log.write("step", iteration=2, loss=0.25)
+    assert read_metrics(log.path, "step") == [
+        {"kind": "step", "iteration": 1, "loss": 0.5},
+        {"kind": "step", "iteration": 2, "loss": 0.25},
+    ]
+    assert [r["kind"] for r in read_metrics(log.path)] == ["step", "epoch", "step"]
+    assert read_metrics(log.path, "epoch")[0]["names"] == ["a", "b"]
+    assert read_metrics(log.path, "end") == []
+
+
+def test_every_line_is_strict_json_with_null_for_what_is_not_finite(log):
+    bad = [math.nan, math.inf, -math.inf]
+    log.write("step", a=math.nan, b={"c": math.inf}, d=bad, e=(1.0, math.nan))
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    (line,) = log.path.read_text().splitlines()
+    record = json.loads(line, parse_constant=refuse)
+    assert record == {
+        "kind": "step", "a": None, "b": {"c": None}, "d": [None] * 3, "e": [1.0, None]
+    }  # fmt: skip
+
+
+def test_floats_keep_six_digits_and_whole_numbers_all(log):
+    log.write("step", x=1 / 3, tiny=1.23456789e-12, count=123456789)
+    (record,) = read_metrics(log.path)
+    assert record == {"kind": "step", "x": 0.333333, "tiny": 1.23457e-12, "count": 123456789}
+
+
+def test_truncating_to_a_position_forgets_what_came_after(log):
+    assert log.position() == 0
+    log.write("step", iteration=1)
+    position = log.position()
+    assert position == log.path.stat().st_size
+    log.write("step", iteration=2)
+    log.truncate(position)
+    log.write("step", iteration=3)
+    assert [r["iteration"] for r in read_metrics(log.path)] == [1, 3]
+
+
+def test_a_file_that_lost_its_end_is_not_filled_with_zeros(log):
+    for iteration in range(4):
+        log.write("step", iteration=iteration)
+    position = log.position()
+    log.path.write_bytes(log.path.read_bytes()[:-5])  # a power cut: within the last record
+    log.truncate(position)
+    log.write("step", iteration=9)
+    assert [r["iteration"] for r in read_metrics(log.path)] == [0, 1, 2, 9]
+
+
+def test_truncating_to_nothing_or_a_missing_file_does(log):
+    log.truncate(100)
+    assert not log.path.exists()
+    log.write("step", iteration=1)
+    log.truncate(0)
+    assert read_metrics(log.path) == []
+
+
+def test_a_last_line_that_is_not_finished_is_left_out(log):
+    log.write("step", iteration=1)
+    with log.path.open("a") as file:
+        file.write('{"kind": "step", "itera')
+    assert [r["iteration"] for r in read_metrics(log.path)] == [1]
+
+
+@pytest.mark.parametrize("content", ['{"kind": \n', "[1]\n", '{"iteration": 1}\n', "\0\0\0\n"])
+def test_a_damaged_file_is_named(log, content):
+    log.path.write_text(content)
+    with pytest.raises(RunFolderError, match=r"cannot read .*metrics.jsonl"):
+        read_metrics(log.path, "step")
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(RunFolderError, match="cannot read"):
+        read_metrics(tmp_path / "none.jsonl")
+
+
+def test_without_a_file_nothing_is_kept():
+    log = MetricsLog(None)
+    log.write("step", iteration=1)
+    log.truncate(0)
+    assert log.position() == 0
+
+
+def test_a_full_disk_is_reported_with_the_remedy(log, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", full)
+        with pytest.raises(RunFolderError, match=r"No space left on device.*--resume"):
+            log.write("step", iteration=1)
+
+
+# -- what a person sees; standard error is no terminal in tests
+
+
+def test_without_a_terminal_a_tenth_of_the_epochs_is_printed_on_standard_error(capsys):
+    with ProgressDisplay(300, "fast", enabled=True) as display:
+        display.update(5, {"gap": 1.0})
+        for epoch in range(1, 31):
+            display.epoch(epoch, 30, {"valid_nll": 0.5, "epoch": epoch})
+        display.message("a [bracket] is no markup")
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == 11
+    assert lines[0] == "fast epoch 3/30  valid_nll 0.5"
+    assert lines[-1] == "a [bracket] is no markup"
+
+
+def test_a_display_that_is_off_is_silent(capsys):
+    with ProgressDisplay(300, "fast", enabled=False) as display:
+        display.update(5, {"gap": 1.0})
+        display.epoch(10, 10, {"valid_nll": 0.5})
+        display.message("nothing")
+    assert capsys.readouterr() == ("", "")

@@ -1,0 +1,161 @@
+import math
+from dataclasses import FrozenInstanceError, asdict, fields, replace
+
+import pytest
+
+from jem.errors import InputError
+from jem.training.recipe import RECIPES, Recipe, recipe_from
+
+CHOICES = {
+    "step": ("plain", "classic", "fused"),
+    "head": ("joint", "factored"),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("cosine", "step", "constant"),
+    "class_weight": ("none", "balanced"),
+    "start": ("uniform", "contrast", "gaussian", "mixed"),
+    "streams": ("shared", "separate"),
+}
+FLAGS = ("clip_chains", "conditional", "replacement", "flip", "generative_flip")
+COUNTS = ("batch_size", "num_chains", "num_steps", "buffer_size", "snapshot_every", "log_every")
+COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries", "sample_steps")
+POSITIVE = ("learning_rate", "step_size", "max_gap")
+OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat")
+SHARES = ("warmup", "generative_ramp", "restart_prob")
+DECAYS = ("average", "label_smoothing", "momentum")
+FROM_ZERO = (
+    "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "input_noise",
+    "generative_noise",
+)  # fmt: skip
+
+WRONG = {
+    "epochs": [0, -1, 2.5, "3"],
+    **{name: ["bogus", None, 3] for name in CHOICES},
+    **{name: ["yes", 1, None] for name in FLAGS},
+    **{name: [0, -1, 1.5, "8", True, None] for name in COUNTS},
+    **{name: [-1, 0.5, "1", None] for name in COUNTS_FROM_ZERO},
+    **{name: [0, -1.0, math.nan, math.inf, "1", True, None] for name in POSITIVE},
+    **{name: [0, -1.0, math.nan, "1"] for name in OPTIONAL},
+    **{name: [-0.1, 1.1, math.nan, "1", None] for name in SHARES},
+    **{name: [-0.1, 1.0, math.nan, "0", None] for name in DECAYS},
+    **{name: [-0.1, math.nan, math.inf, "0", None] for name in FROM_ZERO},
+}
+RIGHT = {
+    "epochs": [1, None],
+    **CHOICES,
+    **{name: [True, False] for name in FLAGS},
+    **{name: [1, 64] for name in COUNTS if name != "buffer_size"},
+    "buffer_size": [64, 10_000],
+    **{name: [0, 4] for name in COUNTS_FROM_ZERO},
+    **{name: [1e-9, 1, 1e8] for name in POSITIVE},
+    **{name: [None, 1, 0.5] for name in OPTIONAL},
+    **{name: [0, 0.5, 1] for name in SHARES},
+    **{name: [0, 0.999] for name in DECAYS},
+    **{name: [0, 0.5] for name in FROM_ZERO},
+}
+NAMES = [field.name for field in fields(Recipe)]
+
+
+def test_these_tables_know_every_field():
+    assert set(WRONG) == set(RIGHT) == set(NAMES)
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n in WRONG for v in WRONG[n]])
+def test_a_wrong_value_is_refused_with_field_expectation_and_value(name, value):
+    with pytest.raises(InputError) as caught:
+        Recipe(**{name: value})
+    message = str(caught.value)
+    assert message.startswith(f"recipe field `{name}` must be ")
+    assert message.endswith(f", but got {value!r}")
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n in RIGHT for v in RIGHT[n]])
+def test_a_right_value_is_taken(name, value):
+    assert getattr(Recipe(**{name: value}), name) == value
+
+
+def test_messages_name_the_choices_and_the_kind_of_number():
+    with pytest.raises(
+        InputError, match=r"`step` must be one of 'plain', 'classic', 'fused', but"
+    ):
+        Recipe(step="fussed")
+    with pytest.raises(InputError, match=r"`batch_size` must be a whole number, but got 1\.5"):
+        Recipe(batch_size=1.5)
+    with pytest.raises(InputError, match=r"`grad_clip` must be a finite number or None, but"):
+        Recipe(grad_clip="1")
+    with pytest.raises(InputError, match=r"`flip` must be true or false, but got 'no'"):
+        Recipe(flip="no")
+
+
+def test_more_chains_than_slots_are_refused_unless_drawn_with_replacement_or_not_at_all():
+    with pytest.raises(InputError, match=r"`buffer_size` must be at least `num_chains` \(64\)"):
+        Recipe(buffer_size=32)
+    Recipe(buffer_size=32, replacement=True)
+    Recipe(buffer_size=32, step="plain")
+    Recipe(buffer_size=32, num_chains=32)
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(FrozenInstanceError):
+        Recipe().epochs = 3
+
+
+def test_every_field_says_what_it_is():
+    import ast
+    import inspect
+
+    body = ast.parse(inspect.getsource(Recipe)).body[0].body
+    described = {
+        first.target.id
+        for first, second in zip(body, body[1:], strict=False)
+        if isinstance(first, ast.AnnAssign)
+        and isinstance(second, ast.Expr)
+        and isinstance(second.value, ast.Constant)
+    }
+    assert described == set(NAMES)
+
+
+def test_the_official_recipe_has_the_settings_of_the_official_code():
+    jem = RECIPES["jem"]
+    assert (jem.step, jem.num_steps, jem.step_size, jem.noise_std) == ("classic", 20, 1.0, 0.01)
+    assert (jem.buffer_size, jem.restart_prob, jem.replacement) == (10_000, 0.05, True)
+    assert (jem.clip_chains, jem.grad_clamp, jem.conditional) == (False, None, False)
+    assert (jem.generative_weight, jem.energy_l2, jem.input_noise) == (1.0, 0.0, 0.03)
+    assert (jem.optimizer, jem.learning_rate, jem.momentum) == ("adam", 1e-4, 0.9)
+
+
+def test_only_plain_trains_no_density():
+    assert {name for name, recipe in RECIPES.items() if not recipe.generative} == {"plain"}
+
+
+@pytest.mark.parametrize(
+    ("steps_per_epoch", "expected"), [(1, 100), (15, 100), (50, 30), (100, 15), (1000, 8)]
+)
+def test_epochs_left_open_give_about_1500_updates(steps_per_epoch, expected):
+    assert Recipe().num_epochs(steps_per_epoch) == expected
+    assert Recipe(epochs=3).num_epochs(steps_per_epoch) == 3
+
+
+# -- by name, with changes
+
+
+def test_a_recipe_is_taken_by_name_or_as_it_is():
+    own = Recipe(epochs=2)
+    assert recipe_from("jem") is RECIPES["jem"] or recipe_from("jem") == RECIPES["jem"]
+    assert recipe_from(own) == own
+    assert recipe_from("fast", {"epochs": 2}) == replace(RECIPES["fast"], epochs=2)
+    assert recipe_from(own, asdict(RECIPES["jem"])) == RECIPES["jem"]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("quick", None, "unknown recipe 'quick': expected one of fast, jem, plain"),
+        ("fast", {"epoch": 3}, "unknown recipe field 'epoch'; `jem recipes` lists them"),
+        ("fast", {"epochs": "many"}, "`epochs` must be a whole number or None, but got 'many'"),
+        ("fast", {"step": "bogus"}, "`step` must be one of"),
+        ({"epochs": 3}, None, "expected a recipe or its name, but got dict"),
+    ],
+)
+def test_what_is_unknown_or_wrong_is_named(name, changes, message):
+    with pytest.raises(InputError, match=message):
+        recipe_from(name, changes)
