@@ -184,7 +184,7 @@ def _train(argv: list[str]) -> int:
     foreign = foreign_sets(splits, args.seed)
     rows = {}
     recipes = {"hybrid" if args.settings.generative else "plain": args.settings}
-    if args.control:
+    if args.control or (args.resume and (out / "control").exists()):
         recipes["plain (control)"] = control_recipe(args.settings)
     for name, recipe in recipes.items():
         folder = out / "control" if name.endswith("(control)") else out
@@ -390,8 +390,12 @@ def _print_summary(rows: dict[str, dict[str, Any]]) -> None:
         for row in rows.values():
             value = row["auroc"][name]
             cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
-        table.add_row(f"AUROC, {name} (n = {figure['num_foreign']})", *cells)
+        seen = any(row["auroc"][name]["seen"] for row in rows.values())
+        label = f"AUROC, {name}{', seen' if seen else ''} (n = {figure['num_foreign']})"
+        table.add_row(label, *cells)
     table.add_row("seconds of fit", *(f"{row['fit_seconds']:.1f}" for row in rows.values()))
+    if any(figure["seen"] for row in rows.values() for figure in row["auroc"].values()):
+        table.caption = "seen: chains of the hybrid start from such inputs in training"
     Console().print(table)
 
 

@@ -117,6 +117,11 @@ def mlp(
         A network (B, *shape) -> (B, K).
     """
     shape = _checked(shape, num_classes, head)
+    if depth < 1 or width < 1 or not 0 <= dropout < 1:
+        raise InputError(
+            "`depth` and `width` must be at least 1 and `dropout` in [0, 1), "
+            f"but got {depth}, {width} and {dropout}"
+        )
     layers: list[nn.Module] = [nn.Flatten()]
     inputs = math.prod(shape)
     for _ in range(depth):

@@ -14,7 +14,7 @@ def generator():
 
 @pytest.fixture
 def global_rng_untouched():
-    """Fail a test that moves torch's global generator: kernels draw from the one they are given."""
+    """Fail a test that moves torch's global generator: kernels draw from their own."""
     before = torch.get_rng_state()
     yield
     assert torch.equal(torch.get_rng_state(), before), "torch's global generator was used"

@@ -1,4 +1,4 @@
-"""Holds the one-way order of imports, so that every part can be read and used without those above."""
+"""Holds the one-way order of imports: every part can be read without those above it."""
 
 import ast
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The `jem` command as a person meets it: what it makes, and what it says when something is wrong."""
+"""The `jem` command as a person meets it: what it makes, and what it says to mistakes."""
 
 import json
 import os
@@ -156,7 +156,8 @@ def test_own_network_is_named_trained_and_loaded(tmp_path, monkeypatch):
     (tmp_path / "mynets.py").write_text(
         "import math, torch\n"
         "def make(shape, k):\n"
-        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(math.prod(shape), k))\n"
+        "    linear = torch.nn.Linear(math.prod(shape), k)\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), linear)\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))

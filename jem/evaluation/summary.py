@@ -15,10 +15,12 @@ from jem.evaluation.calibration import calibration_report
 from jem.evaluation.ood_metrics import ood_metrics
 from jem.model import JEM, evaluation_mode
 from jem.randomness import named_generator
-from jem.sampling.starts import UniformStart
+from jem.sampling.starts import ClassGaussianStart, UniformStart
 
 FOREIGN_SIZE = 1000
 """Foreign inputs a set in the summary."""
+
+NOISE = "uniform noise"
 
 Foreign = dict[str, Tensor]
 
@@ -37,9 +39,9 @@ def foreign_sets(splits: DataSplits, seed: int = 0) -> Foreign:
     if splits.kind == "table":
         start = UniformStart(*splits.domain, shape)
         generator = named_generator(seed, "foreign noise")
-        return {"uniform noise": start.sample(FOREIGN_SIZE, generator=generator)}
+        return {NOISE: start.sample(FOREIGN_SIZE, generator=generator)}
     makers: dict[str, Callable[..., Tensor]] = {
-        "uniform noise": uniform_noise,
+        NOISE: uniform_noise,
         "photo patches": photo_patches,
         "letters": letters,
     }
@@ -54,6 +56,11 @@ def _logits(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
         )
 
 
+def _starts_from_noise(model: JEM) -> bool:
+    """Whether chains began from uniform noise in training: then it is no unseen foreign set."""
+    return model.chain is not None and not isinstance(model.chain.start, ClassGaussianStart)
+
+
 def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any]:
     """Measure a model on the test part and against foreign sets.
 
@@ -64,15 +71,15 @@ def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any
 
     Returns:
         Plain values: `num_test`; for K > 1 `accuracy`, `nll` in nats, `ece` (15 bins of equal
-        width); `auroc`, set name -> `{"value", "low", "high", "num_foreign"}` of the log-density
-        (higher = in-distribution, 95 % intervals).
+        width); `auroc`, set name -> `{"value", "low", "high", "num_foreign", "seen"}` of the
+        log-density (higher = in-distribution, 95 % intervals).
     """
     parts = list(BatchStream(splits.test, 512, seed=0, name="test", drop_last=False).epoch(0))
     logits = torch.cat([_logits(model, x) for x, _ in parts])
     labels = torch.cat([y for _, y in parts])
     summary: dict[str, Any] = {"num_test": len(labels)}
     if logits.shape[1] > 1:
-        report = calibration_report(logits.double().softmax(dim=1), labels, num_bootstrap=200)
+        report = calibration_report(logits.double().softmax(dim=1), labels, num_bootstrap=0)
         summary |= {"accuracy": report.accuracy, "nll": report.nll, "ece": report.ece}
     scores = torch.logsumexp(logits, dim=1)
     summary["auroc"] = {}
@@ -81,5 +88,6 @@ def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any
         low, high = metrics.intervals["auroc"]
         summary["auroc"][name] = {
             "value": metrics.auroc, "low": low, "high": high, "num_foreign": len(x),
+            "seen": name == NOISE and _starts_from_noise(model),
         }  # fmt: skip
     return summary

@@ -270,7 +270,7 @@ def _gaussian_log_prob(x: Tensor, mean: Tensor, factor: Tensor, variance: Tensor
     if not factor.shape[1]:  # torch's own takes R >= 1
         factor = torch.zeros_like(variance)[:, None]
     gaussian = LowRankMultivariateNormal(mean, factor, variance, validate_args=False)
-    log_prob: Tensor = gaussian.log_prob(x)  # type: ignore[no-untyped-call]
+    log_prob: Tensor = gaussian.log_prob(x)
     return log_prob
 
 

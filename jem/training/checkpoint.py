@@ -67,8 +67,13 @@ def deserialise(content: bytes, source: str = "checkpoint") -> dict[str, Any]:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
+            # Outside the checksums: a part marked as a folder is one that torch does not read, and
+            # its tensor would hold whatever was in memory.
+            folders = [part.filename for part in archive.infolist() if part.external_attr & 0x10]
         if damaged is not None:
             raise RunFolderError(f"{source} is damaged: the checksum of {damaged} does not match")
+        if folders:
+            raise RunFolderError(f"{source} is damaged: {folders[0]} is marked as a folder")
         state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except RunFolderError:
         raise

@@ -141,6 +141,12 @@ class Recipe:
             "sample_steps",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "at least 0")
+        changed = self.generative_shift or self.generative_flip or self.generative_noise
+        if self.streams == "shared" and changed:
+            raise InputError(
+                "recipe fields `generative_shift`, `generative_flip` and `generative_noise` need "
+                "`streams` = 'separate'; with 'shared' the density sees what the classifier sees"
+            )
         fits = self.replacement or self.num_chains <= self.buffer_size or self.step == "plain"
         self._require("buffer_size", fits, f"at least `num_chains` ({self.num_chains})")
 

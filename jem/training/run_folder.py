@@ -179,7 +179,8 @@ def load(run: str | Path, network: nn.Module | None = None, *, device: str = "cp
         raise RunFolderError(f"{folder.path} holds no run: there is no folder `checkpoints` in it")
     _, state = Checkpoints(folder.checkpoints).load_latest()
     if network is None:
-        network = build_network(state["network"], state["settings"])
+        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten
+            network = build_network(state["network"], state["settings"])
     model = JEM(network)
     try:
         model.load_state_dict(state["modules"]["average"])

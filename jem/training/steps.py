@@ -203,7 +203,7 @@ STEPS = {"plain": plain_step, "classic": classic_step, "fused": fused_step}
 
 
 def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits of labelled data, of the density's data and of chains, none touching the others.
+    """Logits of labelled data, of the density's data and of chains; no chain touches data.
 
     One concatenated forward where no submodule behaves differently in training. Otherwise the data
     go first, in training mode, and the chains after them in evaluation mode: no chain enters a
@@ -269,6 +269,8 @@ def depends_on_mode(network: nn.Module) -> bool:
     """
 
     def harmless(module: nn.Module) -> bool:
+        if module._forward_hooks or module._forward_pre_hooks:
+            return False
         return type(module) in _SAME_IN_EVERY_MODE or (
             isinstance(module, nn.Dropout | nn.Dropout2d) and module.p == 0
         )

@@ -45,7 +45,7 @@ def test_state_comes_back_as_it_went():
     assert same(deserialise(content), {"format": 1, **state()})
 
 
-@pytest.mark.parametrize("flip", [0x01, 0x20, 0xFF])
+@pytest.mark.parametrize("flip", [0x01, 0x10, 0xFF])
 def test_flipped_bits_anywhere_are_refused_or_harmless(flip):
     content = serialise({"format": 1, "x": torch.arange(5.0), "y": (1, "two", None)})
     expected, refused = deserialise(content), 0
@@ -248,7 +248,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(checkpoints, how):
         iteration, loaded = checkpoints.load_latest()
     assert iteration == 1
     assert same(loaded, {"format": 1, **state(1.0)})
-    with pytest.raises(RunFolderError, match="00000002.pt"):
+    with pytest.raises(RunFolderError, match=r"00000002\.pt"):
         checkpoints.load(2)
 
 
@@ -260,7 +260,7 @@ def test_whole_checkpoints_load_without_a_warning(checkpoints):
 
 
 def test_if_none_is_usable_every_problem_is_named(checkpoints):
-    with pytest.raises(RunFolderError, match="no usable checkpoint in .*there is none"):
+    with pytest.raises(RunFolderError, match=r"no usable checkpoint in .*there is none"):
         checkpoints.load_latest()
     for iteration in (1, 2):
         checkpoints.save(iteration, state(2.0))

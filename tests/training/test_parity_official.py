@@ -366,6 +366,7 @@ def test_7_moved_chains_overwrite_their_slots_and_no_others():
     others[draw.indices] = False
     assert torch.equal(negatives.buffer.chains[draw.indices], draw.x + 1)
     assert torch.equal(negatives.buffer.chains[others], before[others])
+    assert torch.equal(negatives.buffer.ages, torch.where(others, 0, 2))
 
     twice = draw._replace(indices=torch.tensor([1, 1, 4, 5]))
     ends = torch.arange(4.0).view(4, 1, 1, 1).expand(4, *SHAPE)

@@ -1,5 +1,8 @@
+import ast
+import inspect
 import math
 from dataclasses import FrozenInstanceError, asdict, fields, replace
+from itertools import pairwise
 
 import pytest
 
@@ -70,7 +73,13 @@ def test_a_wrong_value_is_refused_with_field_expectation_and_value(name, value):
 
 @pytest.mark.parametrize(("name", "value"), [(n, v) for n in RIGHT for v in RIGHT[n]])
 def test_a_right_value_is_taken(name, value):
-    assert getattr(Recipe(**{name: value}), name) == value
+    needs = {"streams": "separate"} if name.startswith("generative_") else {}
+    assert getattr(Recipe(**{**needs, name: value}), name) == value
+
+
+def test_changes_of_a_generative_stream_need_one():
+    with pytest.raises(InputError, match="need `streams` = 'separate'"):
+        Recipe(generative_shift=1)
 
 
 def test_messages_name_the_choices_and_the_kind_of_number():
@@ -100,13 +109,10 @@ def test_a_recipe_is_frozen():
 
 
 def test_every_field_says_what_it_is():
-    import ast
-    import inspect
-
     body = ast.parse(inspect.getsource(Recipe)).body[0].body
     described = {
         first.target.id
-        for first, second in zip(body, body[1:], strict=False)
+        for first, second in pairwise(body)
         if isinstance(first, ast.AnnAssign)
         and isinstance(second, ast.Expr)
         and isinstance(second.value, ast.Constant)

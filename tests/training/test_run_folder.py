@@ -122,7 +122,7 @@ def test_a_network_that_does_not_fit_is_refused_with_the_reason(tmp_path):
         jem.load(tmp_path, network=nn.Sequential(nn.Linear(2, 7), nn.Tanh(), nn.Linear(7, 4)))
     with pytest.raises(InputError, match=r"`network` does not fit"):
         jem.load(tmp_path, network=nn.Linear(2, 3))
-    with pytest.raises(InputError, match="must be a torch.nn.Module"):
+    with pytest.raises(InputError, match=r"must be a torch.nn.Module"):
         jem.load(tmp_path, network="mlp")
 
 

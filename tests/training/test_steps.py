@@ -549,7 +549,7 @@ MODE_FREE = {
     "mlp": lambda: networks.mlp((2,), 3),
     "mlp, factored": lambda: networks.mlp((2,), 3, head="factored"),
     "small_cnn": lambda: networks.small_cnn((1, 8, 8), 3, width=4),
-    "wide_resnet": lambda: tiny_resnet(),
+    "wide_resnet": tiny_resnet,
     "wide_resnet, group": lambda: tiny_resnet(norm="group"),
     "no dropout": lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0), nn.Dropout2d(0.0)),
     "layer norm": lambda: nn.Sequential(nn.LayerNorm(2), nn.GELU()),

@@ -1,0 +1,95 @@
+"""The main job, whole: data in, trained model out, and what it is for."""
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.svm import SVC
+
+import jem
+from jem import networks
+from jem.evaluation.summary import foreign_sets, summarise
+from jem.randomness import derive_seed
+from jem.training.recipe import RECIPES
+from jem.training.trainer import Trainer
+
+
+def train(data, recipe, seed, **kwargs):
+    splits = jem.data.load(data, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, "network") % 2**32)
+        network = networks.network_for(splits.input_shape, len(splits.classes), head=recipe.head)
+    model = jem.JEM(network, classes=splits.classes, domain=splits.domain, scaling=splits.scaling)
+    trainer = Trainer(model, recipe, seed=seed, device="cpu", **kwargs)
+    result = trainer.fit(splits.train, splits.validation)
+    return model, splits, result
+
+
+def test_rings_are_learned_as_classes_and_as_density():
+    # Noise and step of a Langevin pair at temperature 1/2: in the plane chains really mix.
+    recipe = replace(
+        RECIPES["fast"], epochs=40, step_size=0.01, noise_std=0.1, energy_l2=1e-3, num_steps=5,
+        generative_weight=1.0, num_chains=256, buffer_size=1024, restart_prob=0.1,
+    )  # fmt: skip
+    model, splits, _ = train("rings", recipe, seed=0)
+    summary = summarise(model, splits, foreign_sets(splits))
+    assert summary["accuracy"] > 0.98
+    x, y = splits.test[:]
+    raw = splits.scaling.invert(x)
+    radius = raw.norm(dim=1)
+    middle = (radius[y == 0].mean() + radius[y == 1].mean()) / 2
+    angle = torch.linspace(0, 6.28, 100)
+    between = middle * torch.stack([angle.cos(), angle.sin()], dim=1)
+    density_between = model.log_density(model.preprocess(between))
+    ranked = model.log_density(x)[:, None] > density_between[None, :]
+    assert ranked.float().mean() > 0.9, "the gap between the rings must be less likely than they"
+    detector = jem.OODDetector(model).fit(splits.calibration.x, accept=0.9)
+    assert 0.8 < 1 - detector.is_ood(x).double().mean() < 0.97
+    assert detector.is_ood(model.preprocess([3.0 * float(radius.max()), 0.0])).all()
+
+
+@pytest.mark.slow
+def test_digits_with_defaults_keep_their_promises():
+    """Defaults, seeds 0, 1 and 2: what the README says of digits."""
+    rows = []
+    for seed in (0, 1, 2):
+        hybrid, splits, result = train("digits", RECIPES["fast"], seed)
+        plain, _, plain_result = train("digits", RECIPES["plain"], seed)
+        foreign = foreign_sets(splits, seed)
+        row = summarise(hybrid, splits, foreign)
+        judge = SVC(C=10, gamma="scale").fit(splits.train.x.flatten(1), splits.train.y)
+        labels = torch.arange(10).repeat_interleave(20)
+        drawn = jem.sample(hybrid, labels, seed=seed).flatten(1)
+        row["agreement"] = float((torch.as_tensor(judge.predict(drawn)) == labels).float().mean())
+        row["plain_accuracy"] = summarise(plain, splits, foreign)["accuracy"]
+        row["ratio"] = result.seconds / plain_result.seconds
+        rows.append(row)
+
+    def mean(key):
+        return sum(row[key] for row in rows) / len(rows)
+
+    def auroc(name):
+        return sum(row["auroc"][name]["value"] for row in rows) / len(rows)
+
+    assert mean("accuracy") >= 0.985
+    assert mean("accuracy") >= mean("plain_accuracy")
+    assert auroc("uniform noise") >= 0.999
+    assert auroc("photo patches") >= 0.99
+    assert auroc("letters") >= 0.95
+    assert mean("agreement") >= 0.95
+    assert mean("ratio") < 6  # 2.6 measured: a ratio in one run, with room for a busy machine
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("JEM_DATA"), reason="needs Fashion-MNIST under JEM_DATA")
+def test_fashion_mnist_trains_from_its_files(tmp_path):
+    recipe = replace(RECIPES["fast"], epochs=1)
+    splits = jem.data.load("fashion_mnist")
+    few = (splits.train.x[:6400], splits.train.y[:6400])
+    model = jem.JEM(networks.network_for(splits.input_shape, 10), scaling=splits.scaling)
+    result = Trainer(model, recipe, run_dir=tmp_path / "run", device="cpu").fit(few)
+    assert result.iterations == 100
+    x, y = splits.test.x[:1000], splits.test.y[:1000]
+    assert (model.predict_proba(x).argmax(dim=1) == y).double().mean() > 0.6
+    assert (tmp_path / "run" / "samples.png").exists()
