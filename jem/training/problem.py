@@ -36,7 +36,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of inputs: [-1, 1] for images that lie in it, else each range widened by a tenth.
+    """Bounds of inputs: [0, 1] or [-1, 1] for images in it, else each range widened by a tenth.
 
     Args:
         x: Training inputs, shape (N, *shape).
@@ -47,7 +47,7 @@ def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.ndim == 4:
         low, high = x.min(), x.max()
         if low >= -1 and high <= 1:
-            return torch.tensor(-1.0), torch.tensor(1.0)
+            return torch.tensor(0.0 if low >= 0 else -1.0), torch.tensor(1.0)
     else:
         low, high = x.amin(dim=0), x.amax(dim=0)
     width = torch.where(high > low, high - low, 10.0)

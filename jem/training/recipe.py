@@ -44,7 +44,7 @@ class Recipe:
     average: float = 0.99
     """Decay of the average of the weights that training returns; 0 returns the last weights."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.003
     """Share of the target that is spread over all classes."""
     class_weight: Literal["none", "balanced"] = "none"
     """Weigh classes in the cross-entropy: equally an example, or equally a class."""
@@ -201,6 +201,7 @@ RECIPES: dict[str, Recipe] = {
         schedule="step",
         warmup=0.007,
         average=0.0,
+        label_smoothing=0.0,
         generative_weight=1.0,
         energy_l2=0.0,
         num_steps=20,

@@ -207,7 +207,7 @@ def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor,
 
     One concatenated forward where no submodule behaves differently in training. Otherwise the data
     go first, in training mode, and the chains after them in evaluation mode: no chain enters a
-    batch statistic, none is dropped out.
+    batch statistic, none is dropped out. Two streams of data are one batch to batch normalisation.
 
     Args:
         model: The model.
@@ -269,8 +269,6 @@ def depends_on_mode(network: nn.Module) -> bool:
     """
 
     def harmless(module: nn.Module) -> bool:
-        if module._forward_hooks or module._forward_pre_hooks:
-            return False
         return type(module) in _SAME_IN_EVERY_MODE or (
             isinstance(module, nn.Dropout | nn.Dropout2d) and module.p == 0
         )

@@ -191,7 +191,7 @@ def make_negatives(capacity=6, count=4, *, conditional=False, seed=3, **move):
 
 def recipe_for(step, **changes):
     plain = {"energy_l2": 0.0, "generative_weight": 1.0, "num_steps": 2}
-    return Recipe(step=step, **(plain | changes))
+    return Recipe(step=step, **({"label_smoothing": 0.0} | plain | changes))
 
 
 def one_step(step, model, batch, negatives, **changes):

@@ -100,7 +100,7 @@ def make_negatives(recipe, num_classes=NUM_CLASSES, seed=31):
 def make_recipe(step="fused", **changes):
     small = {"num_chains": 7, "buffer_size": 9, "noise_std": 0.05, "restart_prob": 0.3}
     small |= {"generative_weight": 1.0, "energy_l2": 0.0, "clip_chains": False, "step_size": 2.0}
-    return Recipe(step=step, **(small | changes))
+    return Recipe(step=step, **({"label_smoothing": 0.0} | small | changes))
 
 
 # -- the reference --------------------------------------------------------------------------------
@@ -612,7 +612,7 @@ def linear_model(weight, bias=None):
 def test_plain_step_is_cross_entropy_by_hand():
     model = linear_model([[1.0, 0.0], [0.0, 1.0]])
     x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
-    outcome = plain_step(model, Batch(x, y, x), Method(Recipe(step="plain")), 123.0, 4)
+    outcome = plain_step(model, Batch(x, y, x), Method(Recipe(step="plain", label_smoothing=0.0)), 123.0, 4)
     p = torch.tensor([[0.5, 0.5], [1 / (1 + torch.e**-2), 1 / (1 + torch.e**2)]])
     close(outcome.loss.detach(), -(p[0, 0].log() + p[1, 1].log()) / 2)
     grad = (p - torch.eye(2)).T @ x / 2  # mean over the batch of (p - onehot) x

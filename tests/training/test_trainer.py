@@ -542,6 +542,8 @@ def test_make_optimizer(name, kind):
 def test_domain_of_images_and_tables():
     low, high = domain_of(torch.rand(5, 1, 2, 2) * 2 - 1)
     assert (float(low), float(high)) == (-1.0, 1.0)
+    low, high = domain_of(torch.rand(5, 1, 2, 2))
+    assert (float(low), float(high)) == (0.0, 1.0)
     low, high = domain_of(torch.tensor([[0.0, 5.0], [10.0, 5.0]]))
     torch.testing.assert_close(low, torch.tensor([-1.0, 4.0]))
     torch.testing.assert_close(high, torch.tensor([11.0, 6.0]))
