@@ -93,7 +93,7 @@ class Recipe:
     """Random shift of images by up to this many pixels."""
     flip: bool = False
     """Random horizontal flip of images."""
-    input_noise: float = 0.0
+    input_noise: float = 0.1
     """Standard deviation of Gaussian noise added to inputs, in data units."""
     generative_shift: int = 0
     """As `shift`, for the separate generative stream."""
