@@ -612,7 +612,9 @@ def linear_model(weight, bias=None):
 def test_plain_step_is_cross_entropy_by_hand():
     model = linear_model([[1.0, 0.0], [0.0, 1.0]])
     x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
-    outcome = plain_step(model, Batch(x, y, x), Method(Recipe(step="plain", label_smoothing=0.0)), 123.0, 4)
+    outcome = plain_step(
+        model, Batch(x, y, x), Method(Recipe(step="plain", label_smoothing=0.0)), 123.0, 4
+    )
     p = torch.tensor([[0.5, 0.5], [1 / (1 + torch.e**-2), 1 / (1 + torch.e**2)]])
     close(outcome.loss.detach(), -(p[0, 0].log() + p[1, 1].log()) / 2)
     grad = (p - torch.eye(2)).T @ x / 2  # mean over the batch of (p - onehot) x
