@@ -26,4 +26,5 @@ def test_the_same_path_gives_the_same_stream_in_any_process():
 
 @pytest.mark.usefixtures("global_rng_untouched")
 def test_large_seeds_are_taken():
-    named_generator(2**64 + 5, "a")
+    seed = named_generator(2**64 + 5, "a").initial_seed()
+    assert seed != named_generator(5, "a").initial_seed(), "a large seed must not wrap around"
