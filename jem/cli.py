@@ -1,4 +1,4 @@
-"""The `jem` command. It alone prints; a person's mistake is one line and exit status 2."""
+"""The `jem` command: runs a subcommand; a person's mistake is one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -8,108 +8,18 @@ import os
 # settled before torch.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-import itertools
-import json
+import importlib
 import sys
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
 
-import tyro
-from rich.console import Console
-from rich.table import Table
+from jem.errors import JemError, TrainingDivergedError, TrainingInterrupted
 
-from jem.errors import InputError, JemError, TrainingDivergedError, TrainingInterrupted
-from jem.training.recipe import RECIPES, Recipe, recipe_from
-
-if TYPE_CHECKING:
-    import torch
-
-    from jem.data.parts import DataSplits
-    from jem.model import JEM
-
-SHARED_WITH_CONTROL = (
-    "epochs", "batch_size", "label_smoothing", "class_weight", "shift", "flip", "input_noise",
-    "log_every",
-)  # fmt: skip
-"""Recipe fields that the control takes from the hybrid: both see the same data equally often."""
-
-
-@dataclass
-class Train:
-    """Train a classifier that also scores, rejects and draws inputs.
-
-    The recipe gives every setting; a configuration file changes some of them; flags change any of
-    them.
-    """
-
-    data: str = "digits"
-    """A named data set (see `jem data`), an .npz or .csv file, or a folder of images by class."""
-    recipe: str = "fast"
-    """A named recipe (see `jem recipes`)."""
-    out: Path | None = None
-    """Run folder; the first free of runs/NAME, runs/NAME-2, ... if left out."""
-    resume: bool = False
-    """Go on with the run in the folder, with the settings that it was started with."""
-    control: bool = False
-    """Also train a plain classifier on the same data, into OUT/control, to compare with."""
-    dry_run: bool = False
-    """Show the resolved configuration, the network, the device and a cost estimate, and stop."""
-    config: Path | None = None
-    """JSON file of settings, such as the config.json of another run."""
-    seed: int = 0
-    """The one seed of everything random."""
-    network: str | None = None
-    """A network of your own, `module:factory`, called with (shape, num_classes)."""
-    data_root: Path | None = None
-    """Folder of downloaded data sets; the environment variable JEM_DATA if left out."""
-    download: bool = False
-    """Download a named data set that is missing."""
-    label_column: str | None = None
-    """Column of a .csv file that holds the labels."""
-    device: str = "auto"
-    """cpu, cuda, mps, or auto."""
-    quiet: bool = False
-    """Show no progress."""
-    settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
-    """Fields of the recipe."""
-
-
-@dataclass
-class Sample:
-    """Draw inputs of the classes you name, as a picture and as an .npz file beside it."""
-
-    run: tyro.conf.Positional[Path]
-    """Run folder."""
-    labels: tuple[str, ...] = ()
-    """Class names; all classes if left out."""
-    count: int = 10
-    """Samples a class."""
-    out: Path = Path("samples.png")
-    """Picture; the arrays go beside it with the ending .npz."""
-    seed: int = 0
-    """Sample i of a class depends on the seed and its place alone."""
-    num_steps: int | None = None
-    """Langevin moves; those of the recipe if left out."""
-
-
-@dataclass
-class Recipes:
-    """Show the named recipes side by side."""
-
-
-@dataclass
-class Data:
-    """List the named data sets, or describe one."""
-
-    name: tyro.conf.Positional[str | None] = None
-    """A named set, a file or a folder."""
-    data_root: Path | None = None
-    """Folder of downloaded data sets; the environment variable JEM_DATA if left out."""
-    download: bool = False
-    """Download a named data set that is missing."""
-    label_column: str | None = None
-    """Column of a .csv file that holds the labels."""
+COMMANDS = {
+    "train": "train on a named data set or on your own",
+    "sample": "draw inputs of the classes you name",
+    "recipes": "show the named recipes side by side",
+    "data": "list the named data sets, or describe one",
+}
+"""Name -> what it does; each is a module of `jem.commands` with a function `run(argv)`."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -123,17 +33,19 @@ def main(argv: list[str] | None = None) -> int:
     """
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        _overview()
+        print(_overview())
         return 0 if argv else 2
-    if argv[0] == "--version":
+    name, *rest = argv
+    if name == "--version":
         from jem import __version__
 
         print(__version__)
         return 0
-    if argv[0] not in COMMANDS:
-        return _complain(f"unknown command {argv[0]!r}: expected one of {', '.join(COMMANDS)}")
+    if name not in COMMANDS:
+        return _complain(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}")
     try:
-        return COMMANDS[argv[0]](argv[1:])
+        status: int = importlib.import_module(f"jem.commands.{name}").run(rest)
+        return status
     except TrainingInterrupted as stop:
         print(f"jem: {stop}", file=sys.stderr)
         return 130
@@ -153,322 +65,15 @@ def _complain(message: str) -> int:
     return 2
 
 
-def _overview() -> None:
-    print(
+def _overview() -> str:
+    commands = "\n".join(f"  {name:9} {does}" for name, does in COMMANDS.items())
+    return (
         "usage: jem COMMAND ...\n\n"
         "Classifiers that are calibrated, reject foreign inputs and draw new ones.\n\n"
-        "  train     train on a named data set or on your own\n"
-        "  sample    draw inputs of the classes you name\n"
-        "  recipes   show the named recipes side by side\n"
-        "  data      list the named data sets, or describe one\n\n"
+        f"{commands}\n\n"
         "jem COMMAND --help shows what each takes."
     )
 
-
-# -- jem train
-
-
-def _train(argv: list[str]) -> int:
-    args: Train = tyro.cli(Train, args=argv, prog="jem train", default=_defaults(argv))
-    out = args.out or _default_folder(Path("runs"), Path(args.data).stem, args.resume)
-    if args.resume:
-        args = _as_started(args, out)
-    splits = _load(args)
-    _refuse_single_class(splits)
-    if args.dry_run:
-        _dry_run(args, splits, out)
-        return 0
-
-    from jem.evaluation.summary import foreign_sets, summarise
-
-    foreign = foreign_sets(splits, args.seed)
-    rows = {}
-    recipes = {"hybrid" if args.settings.generative else "plain": args.settings}
-    if args.control or (args.resume and (out / "control").exists()):
-        recipes["plain (control)"] = control_recipe(args.settings)
-    for name, recipe in recipes.items():
-        folder = out / "control" if name.endswith("(control)") else out
-        model, seconds = _fit(args, recipe, splits, folder)
-        rows[name] = summarise(model, splits, foreign) | {"fit_seconds": seconds}
-    (out / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
-    _print_summary(rows)
-    print(f"run folder: {out}")
-    if args.settings.generative:
-        print(f"samples:    {out / 'samples.png'}")
-    return 0
-
-
-def _default_folder(parent: Path, stem: str, resume: bool) -> Path:
-    """The first free of NAME, NAME-2, NAME-3, ...; to resume, the last that is taken."""
-    taken = parent / stem
-    for number in itertools.count(1):
-        folder = parent / (stem if number == 1 else f"{stem}-{number}")
-        if not folder.exists():
-            return taken if resume else folder
-        taken = folder
-    raise AssertionError("unreachable: the count has no end")
-
-
-def _defaults(argv: list[str]) -> Train:
-    """Settings before flags: the named recipe, then the configuration file."""
-    recipe = _flag(argv, "--recipe") or Train.recipe
-    config = _flag(argv, "--config")
-    values = _read_config(Path(config)) if config else {}
-    changes = values.pop("recipe_fields", {})
-    return Train(**values, settings=recipe_from(recipe, changes))
-
-
-def _flag(argv: list[str], name: str) -> str | None:
-    """Value of a flag, given as `--flag value` or `--flag=value`; the last one counts."""
-    value = None
-    for index, word in enumerate(argv):
-        if word == name and index + 1 < len(argv):
-            value = argv[index + 1]
-        elif word.startswith(name + "="):
-            value = word.removeprefix(name + "=")
-    return value
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Arguments of `Train` from a file, the fields of the recipe under `recipe_fields`."""
-    try:
-        config = json.loads(path.read_text())
-    except ValueError as error:
-        raise InputError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path} must hold a JSON object of settings")
-    recipe_fields = {f.name for f in fields(Recipe)}
-    changes = config.get("recipe", {})
-    if isinstance(changes, str):
-        changes = asdict(recipe_from(changes))
-    own = {}
-    for key in ("data", "data_root", "label_column", "seed", "network"):
-        if isinstance(config.get(key), str | int):
-            own[key] = Path(config[key]) if key == "data_root" else config[key]
-    changes = {**changes, **{k: v for k, v in config.items() if k in recipe_fields}}
-    unknown = set(config) - recipe_fields - set(own) - _INFORMATIVE
-    if unknown:
-        raise InputError(f"{path} holds unknown settings: {', '.join(sorted(unknown))}")
-    return {**own, "recipe_fields": changes}
-
-
-_INFORMATIVE = {
-    "recipe", "data", "data_root", "label_column", "seed", "network", "input_shape", "classes",
-    "epochs", "iterations", "versions", "device", "command",
-}  # fmt: skip
-"""Keys that a run writes into its config.json for people to read."""
-
-
-def _as_started(args: Train, out: Path) -> Train:
-    """Arguments of a run to resume: what its folder says, not what the flags say."""
-    from jem.training.run_folder import RunFolder
-
-    folder = RunFolder(out)
-    folder.read_config()
-    values = _read_config(folder.config)
-    recipe = recipe_from(args.recipe, values.pop("recipe_fields"))
-    return replace(args, **values, settings=recipe, out=out)
-
-
-def _load(args: Train | Data) -> DataSplits:
-    from jem.data import load
-
-    name = args.data if isinstance(args, Train) else str(args.name)
-    return load(
-        name,
-        root=args.data_root,
-        download=args.download,
-        seed=args.seed if isinstance(args, Train) else 0,
-        label_column=args.label_column,
-    )
-
-
-def _refuse_single_class(splits: DataSplits) -> None:
-    if len(splits.classes) < 2:
-        raise InputError(f"a classifier needs at least two classes, but {splits.name} has one")
-
-
-def _make_model(args: Train, recipe: Recipe, splits: DataSplits) -> JEM:
-    import torch
-
-    from jem import networks
-    from jem.model import JEM
-    from jem.randomness import derive_seed
-
-    shape, num_classes = splits.input_shape, len(splits.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(args.seed, "network") % 2**32)
-        if args.network is None:
-            network: torch.nn.Module = networks.network_for(shape, num_classes, head=recipe.head)
-        else:
-            sys.path.insert(0, str(Path.cwd()))
-            network = networks.network_from_reference(args.network, shape, num_classes)
-    return JEM(
-        network,
-        input_shape=shape,
-        classes=splits.classes,
-        domain=splits.domain,
-        scaling=splits.scaling,
-    )
-
-
-def _describe(args: Train) -> dict[str, Any]:
-    named = {"data": args.data, "label_column": args.label_column, "network": args.network}
-    root = {"data_root": None if args.data_root is None else str(args.data_root)}
-    return {key: value for key, value in {**named, **root}.items() if value is not None}
-
-
-def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple[JEM, float]:
-    from jem.training.run_folder import RunFolder
-    from jem.training.trainer import Trainer
-
-    model = _make_model(args, recipe, splits)
-    trainer = Trainer(
-        model,
-        recipe,
-        run_dir=folder,
-        seed=args.seed,
-        device=args.device,
-        progress=not args.quiet,
-        describe=_describe(args),
-    )
-    resume = args.resume and RunFolder(folder).holds_run()
-    result = trainer.fit(splits.train, splits.validation, resume=resume)
-    return model, result.seconds
-
-
-def control_recipe(recipe: Recipe) -> Recipe:
-    """The plain recipe that sees the same data as another, equally often and equally changed.
-
-    Args:
-        recipe: The recipe of the run to compare with.
-
-    Returns:
-        `RECIPES["plain"]` with the fields of `SHARED_WITH_CONTROL` taken over.
-    """
-    shared = {name: getattr(recipe, name) for name in SHARED_WITH_CONTROL}
-    return replace(RECIPES["plain"], **shared)
-
-
-def _dry_run(args: Train, splits: DataSplits, out: Path) -> None:
-    from jem.training.trainer import Trainer, network_spec
-
-    model = _make_model(args, args.settings, splits)
-    trainer = Trainer(model, args.settings, seed=args.seed, device=args.device)
-    seconds = trainer.seconds_per_iteration(splits.train)
-    config = {
-        **_describe(args),
-        "seed": args.seed,
-        "recipe": asdict(args.settings),
-        "network": network_spec(model.network, _describe(args)),
-    }
-    print(json.dumps(config, indent=2))
-    print(splits.describe())
-    print(model.network)
-    count = sum(p.numel() for p in model.parameters())
-    total = trainer.total_iterations
-    print(f"parameters: {count:,}\ndevice:     {trainer.device}\nrun folder: {out} (not made)")
-    print(
-        f"cost:       {trainer.num_epochs} epochs, {total:,} iterations, "
-        f"{1000 * seconds:.1f} ms each here: about {total * seconds:.0f} s"
-    )
-
-
-def _print_summary(rows: dict[str, dict[str, Any]]) -> None:
-    first = next(iter(rows.values()))
-    table = Table(
-        title=f"test part, n = {first['num_test']}; AUROC of the log-density, 95 % interval"
-    )
-    table.add_column("figure")
-    for name in rows:
-        table.add_column(name, justify="right")
-    if "accuracy" in first:
-        for key, digits in (("accuracy", 3), ("nll", 3), ("ece", 3)):
-            table.add_row(key, *(f"{row[key]:.{digits}f}" for row in rows.values()))
-    for name, figure in first["auroc"].items():
-        cells = []
-        for row in rows.values():
-            value = row["auroc"][name]
-            cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
-        seen = any(row["auroc"][name]["seen"] for row in rows.values())
-        label = f"AUROC, {name}{', seen' if seen else ''} (n = {figure['num_foreign']})"
-        table.add_row(label, *cells)
-    table.add_row("seconds of fit", *(f"{row['fit_seconds']:.1f}" for row in rows.values()))
-    if any(figure["seen"] for row in rows.values() for figure in row["auroc"].values()):
-        table.caption = "seen: chains of the hybrid start from such inputs in training"
-    Console().print(table)
-
-
-# -- jem sample, recipes, data
-# ----------------------------------------------------------------------------------------
-
-
-def _sample(argv: list[str]) -> int:
-    args: Sample = tyro.cli(Sample, args=argv, prog="jem sample")
-    import numpy as np
-    import torch
-
-    from jem.generation import sample
-    from jem.plotting import inputs_figure, save_figure
-    from jem.training.run_folder import load
-
-    if args.count < 1:
-        raise InputError(f"--count must be at least 1, but got {args.count}")
-    model = load(args.run)
-    classes = model.classes or ()
-    wanted = list(args.labels) or list(classes)
-    unknown = [name for name in wanted if name not in classes]
-    if unknown:
-        raise InputError(
-            f"unknown class {', '.join(unknown)}: this run knows {', '.join(classes)}"
-        )
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out: there is no folder {args.out.parent}")
-    labels = torch.tensor([classes.index(name) for name in wanted]).repeat_interleave(args.count)
-    drawn = sample(model, labels, seed=args.seed, num_steps=args.num_steps).cpu()
-    raw = drawn if model.scaling is None else model.scaling.invert(drawn)
-    picture = args.out if args.out.suffix == ".png" else args.out.with_name(args.out.name + ".png")
-    arrays = picture.with_suffix(".npz")
-    np.savez_compressed(
-        arrays,
-        x=raw.numpy(),
-        labels=np.array([classes[int(k)] for k in labels]),
-        seed=args.seed,
-    )
-    figure = inputs_figure(drawn, model.bounds("cpu"), columns=args.count, row_names=wanted)
-    save_figure(figure, picture)
-    print(f"{len(drawn)} samples: {picture} and {arrays}")
-    return 0
-
-
-def _recipes(argv: list[str]) -> int:
-    tyro.cli(Recipes, args=argv, prog="jem recipes")
-    table = Table("field", *RECIPES)
-    for f in fields(Recipe):
-        table.add_row(f.name, *(_shown(getattr(recipe, f.name)) for recipe in RECIPES.values()))
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
-    return 0
-
-
-def _shown(value: Any) -> str:  # noqa: ANN401
-    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _data(argv: list[str]) -> int:
-    args: Data = tyro.cli(Data, args=argv, prog="jem data")
-    if args.name is not None:
-        print(_load(args).describe())
-        return 0
-    from jem.data import NAMES
-
-    for name, description in NAMES.items():
-        print(f"{name:15}{description}")
-    print("\nYour own: an .npz file (images or x, and labels), a .csv file with a label column,")
-    print("or a folder of images by class. `jem data NAME` describes one.")
-    return 0
-
-
-COMMANDS = {"train": _train, "sample": _sample, "recipes": _recipes, "data": _data}
 
 if __name__ == "__main__":
     sys.exit(main())

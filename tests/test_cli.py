@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jem.cli import COMMANDS, _default_folder, control_recipe, main
+from jem.cli import COMMANDS, main
+from jem.commands.train import _default_folder, control_recipe
 from jem.training.recipe import RECIPES, Recipe
 
 QUICK = [

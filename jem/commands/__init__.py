@@ -1,0 +1,1 @@
+"""The commands of `jem`, a module each: its arguments as a dataclass, and `run(argv)`."""

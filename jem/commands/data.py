@@ -1,0 +1,44 @@
+"""`jem data`: what there is to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+
+
+@dataclass
+class Data:
+    """List the named data sets, or describe one."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A named set, a file or a folder."""
+    data_root: Path | None = None
+    """Folder of downloaded data sets; the environment variable JEM_DATA if left out."""
+    download: bool = False
+    """Download a named data set that is missing."""
+    label_column: str | None = None
+    """Column of a .csv file that holds the labels."""
+
+
+def run(argv: list[str]) -> int:
+    """List or describe data sets."""
+    args: Data = tyro.cli(Data, args=argv, prog="jem data")
+    from jem.data import NAMES, load
+
+    if args.name is not None:
+        splits = load(
+            args.name,
+            root=args.data_root,
+            download=args.download,
+            label_column=args.label_column,
+        )
+        print(splits.describe())
+        return 0
+
+    for name, description in NAMES.items():
+        print(f"{name:15}{description}")
+    print("\nYour own: an .npz file (images or x, and labels), a .csv file with a label column,")
+    print("or a folder of images by class. `jem data NAME` describes one.")
+    return 0

@@ -1,0 +1,32 @@
+"""`jem recipes`: every setting of the named recipes, side by side."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, fields
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jem.training.recipe import RECIPES, Recipe
+
+
+@dataclass
+class Recipes:
+    """Show the named recipes side by side."""
+
+
+def run(argv: list[str]) -> int:
+    """Print the table of recipes."""
+    tyro.cli(Recipes, args=argv, prog="jem recipes")
+    table = Table("field", *RECIPES)
+    for f in fields(Recipe):
+        table.add_row(f.name, *(_shown(getattr(recipe, f.name)) for recipe in RECIPES.values()))
+    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    return 0
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,50 @@
+"""What commands that look at a finished run share: its configuration, and the data it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jem.errors import InputError
+
+if TYPE_CHECKING:
+    from jem.data.parts import DataSplits
+
+
+def read_config(run: Path) -> dict[str, Any]:
+    """`config.json` of a run.
+
+    Raises:
+        RunFolderError: If the folder holds no run, or the file is damaged.
+    """
+    from jem.training.run_folder import RunFolder
+
+    return RunFolder(run).read_config()
+
+
+def splits_of(
+    run: Path, config: dict[str, Any], data: str | None = None, data_root: Path | None = None
+) -> DataSplits:
+    """The data of a run, divided as it was for training.
+
+    Args:
+        run: The run folder, for messages.
+        config: Its configuration.
+        data: Where the data are now; where the run found them if None.
+        data_root: Folder of downloaded sets; that of the run if None.
+
+    Raises:
+        InputError: If the run does not say where its data are, and nobody else does.
+    """
+    from jem.data import load
+
+    name = data or config.get("data")
+    if not isinstance(name, str):
+        raise InputError(f"{run} does not say what data it was trained on: name them with --data")
+    root = data_root or config.get("data_root")
+    return load(
+        name,
+        root=None if root is None else Path(root),
+        seed=config["seed"],
+        label_column=config.get("label_column"),
+    )
