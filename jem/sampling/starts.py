@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import LowRankMultivariateNormal
 
 from jem.errors import InputError
+from jem.sampling.fields import SmoothNoiseStart
 from jem.sampling.langevin import clip_to_bounds, per_row
 
 
@@ -354,4 +355,6 @@ def start_from_state(state: dict[str, Any]) -> Start:
         return ContrastStart(shape=state["low"].shape, **arguments)
     if state["kind"] == "uniform":
         return UniformStart(shape=state["low"].shape, **arguments)
+    if state["kind"] == "smooth":
+        return SmoothNoiseStart(**arguments)
     raise InputError(f"unknown kind of start {state['kind']!r}")
