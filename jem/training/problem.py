@@ -50,7 +50,8 @@ def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:
             return torch.tensor(0.0 if low >= 0 else -1.0), torch.tensor(1.0)
     else:
         low, high = x.amin(dim=0), x.amax(dim=0)
-    width = torch.where(high > low, high - low, 10.0)
+    # A constant component gets room too, enough to be seen beside a large constant in float32.
+    width = torch.where(high > low, high - low, high.abs().clamp_min(10.0))
     return low - 0.1 * width, high + 0.1 * width
 
 
