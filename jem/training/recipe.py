@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -21,7 +22,8 @@ class Recipe:
     step: Literal["plain", "classic", "fused"] = "fused"
     """Kind of training step: cross-entropy only, JEM with separate passes, or the fused one."""
     epochs: int | None = None
-    """Passes over the training data; None gives about 1,500 updates, in 8 to 100 epochs."""
+    """Passes over the training data; None gives about 1,500 updates, in 8 to 100 epochs; 0 trains
+    nothing, to measure a network as it is."""
     batch_size: int = 64
     """Training examples an update."""
     head: Literal["joint", "factored"] = "factored"
@@ -93,8 +95,9 @@ class Recipe:
     """Random shift of images by up to this many pixels."""
     flip: bool = False
     """Random horizontal flip of images."""
-    input_noise: float = 0.1
-    """Standard deviation of Gaussian noise added to inputs, in data units."""
+    input_noise: float | None = None
+    """Standard deviation of Gaussian noise added to inputs, in data units; None gives images 0.1
+    and tables and points none."""
     generative_shift: int = 0
     """As `shift`, for the separate generative stream."""
     generative_flip: bool = False
@@ -124,8 +127,9 @@ class Recipe:
             "log_every",
         ):
             self._require(name, getattr(self, name) >= 1, "at least 1")
-        if self.epochs is not None:
-            self._require("epochs", self.epochs >= 1, "at least 1, or None")
+        for name in ("epochs", "input_noise"):
+            value = getattr(self, name)
+            self._require(name, value is None or value >= 0, "at least 0, or None")
         for name in ("learning_rate", "step_size", "max_gap"):
             self._require(name, getattr(self, name) > 0, "above 0")
         for name in ("grad_clip", "grad_clamp", "max_rms", "thermostat"):
@@ -137,7 +141,7 @@ class Recipe:
             self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
         for name in (
             "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "shift",
-            "input_noise", "generative_shift", "generative_noise", "max_recoveries",
+            "generative_shift", "generative_noise", "max_recoveries",
             "sample_steps",
         ):  # fmt: skip
             self._require(name, getattr(self, name) >= 0, "at least 0")
@@ -160,6 +164,19 @@ class Recipe:
     def generative(self) -> bool:
         """Whether the recipe trains the density at all."""
         return self.step != "plain"
+
+    def for_inputs(self, shape: Sequence[int]) -> Recipe:
+        """The recipe with what depends on the kind of data settled.
+
+        Args:
+            shape: Shape of one input: (C, H, W) for images.
+
+        Returns:
+            A recipe whose `input_noise` is a number.
+        """
+        if self.input_noise is not None:
+            return self
+        return replace(self, input_noise=0.1 if len(shape) == 3 else 0.0)
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Epochs of a run whose epochs have so many updates."""

@@ -26,6 +26,7 @@ class Position:
         rolled_back_to: Iteration of the snapshot last gone back to; -1 if none was.
         seconds: Wall-clock time of training so far.
         log_position: Length of the metrics file, in bytes, when the state was taken.
+        stopped: Whether `on_epoch` ended the run before its last epoch.
     """
 
     iteration: int = 0
@@ -33,6 +34,7 @@ class Position:
     rolled_back_to: int = -1
     seconds: float = 0.0
     log_position: int = 0
+    stopped: bool = False
 
 
 class RunState:

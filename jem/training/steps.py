@@ -6,6 +6,7 @@ before anything changes.
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -74,6 +75,7 @@ class Moved(NamedTuple):
     draw: Draw
     x: Tensor  # (M, *shape) new positions
     moves: int  # Langevin moves made
+    seconds: float = 0.0  # spent on moves before the loss; on a GPU, on asking for them
 
 
 class Outcome(NamedTuple):
@@ -128,25 +130,19 @@ def classic_step(
         Grathwohl et al. (2020), arXiv:1912.03263, algorithm 1.
     """
     negatives = _required(method)
-    draw = negatives.draw()
     num_steps = method.recipe.num_steps + extra_steps
-
-    def energy(x: Tensor) -> Tensor:
-        return model.energy(x, draw.labels)
-
-    with evaluation_mode(model):
-        x_negative = negatives.run(draw.x, energy, num_steps)
+    draw, x_negative, seconds = run_chains(model, negatives, num_steps)
     logits = model.logits(batch.x)
     same = batch.x_data is batch.x
     energy_data = joint_energy(logits if same else model.logits(batch.x_data))
     with evaluation_mode(model):
-        energy_negative = energy(x_negative)
+        energy_negative = model.energy(x_negative, draw.labels)
 
     classification = method.classification_loss(logits, batch.labels)
     terms = method.contrast(energy_data, energy_negative, weight)
     loss = classification + terms.loss
     loss.backward()
-    moved = Moved(draw, x_negative, num_steps)
+    moved = Moved(draw, x_negative, num_steps, seconds)
     return Outcome(loss, classification, logits, energy_data, energy_negative, terms, moved)
 
 
@@ -178,10 +174,8 @@ def fused_step(
         chains.
     """
     negatives = _required(method)
-    draw = negatives.draw()
     num_steps = method.recipe.num_steps + extra_steps
-    with evaluation_mode(model):
-        x_negative = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps - 1)
+    draw, x_negative, seconds = run_chains(model, negatives, num_steps - 1)
     x_negative = x_negative.detach().requires_grad_()
 
     logits, logits_data, logits_negative = joint_forward(model, batch, x_negative)
@@ -195,11 +189,29 @@ def fused_step(
     loss.backward()
 
     grad = input_gradient(x_negative, energy_negative)
-    moved = Moved(draw, negatives.update(x_negative, grad), num_steps)
+    moved = Moved(draw, negatives.update(x_negative, grad), num_steps, seconds)
     return Outcome(loss, classification, logits, energy_data, energy_negative, terms, moved)
 
 
 STEPS = {"plain": plain_step, "classic": classic_step, "fused": fused_step}
+
+
+def run_chains(model: JEM, negatives: Negatives, num_steps: int) -> tuple[Draw, Tensor, float]:
+    """Draw chains and move them, in evaluation mode.
+
+    Args:
+        model: The model; its mode is restored.
+        negatives: The chains.
+        num_steps: Langevin moves.
+
+    Returns:
+        What was drawn, the new positions (M, *shape), and the seconds it took.
+    """
+    started = time.perf_counter()
+    draw = negatives.draw()
+    with evaluation_mode(model):
+        x = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps)
+    return draw, x, time.perf_counter() - started
 
 
 def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -117,7 +117,7 @@ class Trainer:
         valid: Data | None = None,
         *,
         resume: bool = False,
-        on_epoch: Callable[[Metrics], None] | None = None,
+        on_epoch: Callable[[Metrics], bool | None] | None = None,
     ) -> FitResult:
         """Train to the end of the recipe.
 
@@ -126,7 +126,8 @@ class Trainer:
                 network's units, and class indices y (N,).
             valid: Validation examples, looked at after each epoch.
             resume: Go on from the last checkpoint of the run folder.
-            on_epoch: Called with the metrics of each epoch.
+            on_epoch: Called with the metrics of each epoch; returning True ends training there, as
+                if it had been the last.
 
         Returns:
             What was done; the model holds the averaged weights.
@@ -157,10 +158,12 @@ class Trainer:
     # -- the ladder -------------------------------------------------------------------------------
 
     def _run(
-        self, valid: Data | None, on_epoch: Callable[[Metrics], None] | None
+        self, valid: Data | None, on_epoch: Callable[[Metrics], bool | None] | None
     ) -> list[Metrics]:
         epochs: dict[int, Metrics] = {}
         while self.state.position.iteration < self.total_iterations:
+            if self.state.position.stopped:
+                break
             epoch, done = divmod(self.state.position.iteration, self.steps_per_epoch)
             try:
                 self.fit_epoch(epoch, done)
@@ -169,8 +172,8 @@ class Trainer:
                 self._recover()
                 continue
             epochs[epoch] = self._after_epoch(epoch + 1, valid)
-            if on_epoch is not None:
-                on_epoch(epochs[epoch])
+            if on_epoch is not None and on_epoch(epochs[epoch]) is True:
+                self.state.position.stopped = True
         return [epochs[epoch] for epoch in sorted(epochs)]
 
     def fit_epoch(self, epoch: int, start: int = 0) -> None:
@@ -185,7 +188,9 @@ class Trainer:
         self.model.train()
         for x, labels in labelled:
             x_data = next(generative)[0] if generative is not None else None
-            self.train_step(self._batch(x, labels, x_data))
+            batch = self._batch(x, labels, x_data)
+            self._lap("data")
+            self.train_step(batch)
             if self.state.position.iteration % self.recipe.snapshot_every == 0:
                 self._snapshot()
             if self._stop.is_set():
@@ -213,8 +218,13 @@ class Trainer:
         self.state.optimizer.zero_grad(set_to_none=True)
         step = STEPS[recipe.step]
         outcome = step(self.model, batch, self.method, weight, position.recoveries)
+        self._lap("update")
+        if outcome.moved is not None:
+            self._phases["update"] -= outcome.moved.seconds
+            self._phases["chains"] += outcome.moved.seconds
         grad_norm = clip_gradients(self.model, recipe.grad_clip)
         self._apply(outcome, is_healthy(outcome, grad_norm, recipe.max_gap))
+        self._lap("update")
 
         if position.iteration % recipe.log_every == 0:
             self._log_step(
@@ -256,7 +266,7 @@ class Trainer:
             x,
             shift=recipe.shift,
             flip=recipe.flip,
-            noise_std=recipe.input_noise,
+            noise_std=recipe.input_noise or 0.0,
             generator=generator,
         )
         if x_data is None:
@@ -274,9 +284,10 @@ class Trainer:
 
     def _prepare(self, train: Data) -> None:
         """Make what follows from model, recipe, data and seed; a resumed run makes it again."""
-        recipe, model = self.recipe, self.model
+        model = self.model
         torch.manual_seed(derive_seed(self.seed, "dropout") % 2**32)
         x, labels = examples_of(train)
+        self.recipe = recipe = self.recipe.for_inputs(x.shape[1:])
         num_classes = self._check_network(x[:1], labels)
         if model.input_shape is None:
             model.input_shape = tuple(x.shape[1:])
@@ -303,7 +314,7 @@ class Trainer:
         self.method = Method(recipe, negatives, class_weight)
         self.state = RunState(model, recipe, negatives, self.seed)
         self._clean = torch.ones((), dtype=torch.bool, device=self.device)
-        self._clock = time.perf_counter()
+        self._start_clock()
 
     def _check_network(self, x: Tensor, labels: Tensor) -> int:
         """Number of classes, after one forward in evaluation mode."""
@@ -392,7 +403,7 @@ class Trainer:
     def _snapshot(self) -> None:
         """Write a checkpoint; only a run known to be healthy makes one."""
         self._require_clean()
-        self._tick()
+        self._lap("other")
         position = self.state.position
         position.log_position = self.log.position()
         state = self.state.state_dict() | {
@@ -412,12 +423,12 @@ class Trainer:
                 f"these differ: {', '.join(changed) or 'seed'}"
             )
         self.state.load_state_dict(state)
-        self._clock = time.perf_counter()
+        self._start_clock()
 
     def _recover(self) -> None:
         """Go back to a snapshot: other noise, half the learning rate, one more Langevin move."""
+        self._lap("other")
         diverged = self.state.position
-        self._tick()
         recoveries = diverged.recoveries + 1
         if recoveries > self.recipe.max_recoveries:
             self.log.write("gave_up", iteration=diverged.iteration, recoveries=diverged.recoveries)
@@ -478,23 +489,26 @@ class Trainer:
 
     # -- what a person sees -----------------------------------------------------------------------
 
-    def _tick(self) -> float:
-        """Add the time since the last call to the run's, and return it in seconds."""
+    def _start_clock(self) -> None:
+        self._clock = time.perf_counter()
+        self._phases = dict.fromkeys(("data", "chains", "update", "other"), 0.0)
+
+    def _lap(self, phase: str) -> None:
+        """Book the time since the last call under a phase, and on the run."""
         now = time.perf_counter()
-        elapsed = now - self._clock
-        self.state.position.seconds += elapsed
+        self._phases[phase] += now - self._clock
+        self.state.position.seconds += now - self._clock
         self._clock = now
-        return elapsed
 
     def _log_step(self, outcome: Outcome, batch: Batch, **settings: float) -> None:
-        before = self.state.position.seconds
         figures = step_metrics(outcome, batch, self.model.bounds()) | settings
         if self.state.negatives is not None:
             figures["chain_age"] = float(self.state.negatives.buffer.ages.float().mean())
-        self._tick()
-        position = self.state.position
-        seconds = max(position.seconds - before, 1e-9)
-        figures["images_per_second"] = self.recipe.log_every * len(batch.x) / seconds
+        self._lap("other")
+        position, seconds = self.state.position, sum(self._phases.values())
+        figures["images_per_second"] = self.recipe.log_every * len(batch.x) / max(seconds, 1e-9)
+        figures |= {f"seconds_{phase}": spent for phase, spent in self._phases.items()}
+        self._phases = dict.fromkeys(self._phases, 0.0)
         self.log.write("step", iteration=position.iteration, seconds=position.seconds, **figures)
         shown = ("accuracy", "gap", "images_per_second")
         self._display.update(
@@ -502,7 +516,7 @@ class Trainer:
         )
 
     def _after_epoch(self, epoch: int, valid: Data | None) -> Metrics:
-        self._tick()
+        self._lap("other")
         position = self.state.position
         metrics: Metrics = {
             "epoch": epoch,

@@ -26,12 +26,13 @@ OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat")
 SHARES = ("warmup", "generative_ramp", "restart_prob")
 DECAYS = ("average", "label_smoothing", "momentum")
 FROM_ZERO = (
-    "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "input_noise",
+    "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std",
     "generative_noise",
 )  # fmt: skip
 
 WRONG = {
-    "epochs": [0, -1, 2.5, "3"],
+    "epochs": [-1, 2.5, "3"],
+    "input_noise": [-0.1, math.nan, "0"],
     **{name: ["bogus", None, 3] for name in CHOICES},
     **{name: ["yes", 1, None] for name in FLAGS},
     **{name: [0, -1, 1.5, "8", True, None] for name in COUNTS},
@@ -43,7 +44,8 @@ WRONG = {
     **{name: [-0.1, math.nan, math.inf, "0", None] for name in FROM_ZERO},
 }
 RIGHT = {
-    "epochs": [1, None],
+    "epochs": [0, 1, None],
+    "input_noise": [0, 0.1, None],
     **CHOICES,
     **{name: [True, False] for name in FLAGS},
     **{name: [1, 64] for name in COUNTS if name != "buffer_size"},
@@ -165,3 +167,11 @@ def test_a_recipe_is_taken_by_name_or_as_it_is():
 def test_what_is_unknown_or_wrong_is_named(name, changes, message):
     with pytest.raises(InputError, match=message):
         recipe_from(name, changes)
+
+
+def test_input_noise_left_open_suits_the_kind_of_data():
+    open_, chosen = Recipe(), Recipe(input_noise=0.02)
+    assert open_.for_inputs((1, 8, 8)).input_noise == 0.1
+    assert open_.for_inputs((13,)).input_noise == 0.0
+    assert open_.for_inputs((13,)) == replace(open_, input_noise=0.0)
+    assert chosen.for_inputs((1, 8, 8)) is chosen

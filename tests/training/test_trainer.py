@@ -1,5 +1,6 @@
 """The loop: learns, repeats itself, resumes to the same bits, recovers, and loses nothing."""
 
+import itertools
 import json
 import os
 import signal
@@ -187,7 +188,7 @@ def test_load_gives_the_trained_model_with_all_it_needs(tmp_path, train):
 def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert Recipe(**config["recipe"]) == SMALL
+    assert Recipe(**config["recipe"]) == SMALL.for_inputs((2,))
     assert config["network"]["name"] == "mlp"
     step = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")[0]
     for key in ("loss", "gap", "gradient_norm", "share_at_bounds", "chain_age", "energy_data"):
@@ -195,6 +196,43 @@ def test_run_folder_explains_itself(tmp_path, train):
     epochs = read_metrics(tmp_path / "run" / "metrics.jsonl", "epoch")
     assert [record["epoch"] for record in epochs] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_step_records_say_where_the_time_went(tmp_path, train):
+    recipe = replace(SMALL, log_every=4)
+    result = Trainer(model_of(), recipe, run_dir=tmp_path / "run", device="cpu").fit(train, train)
+    steps = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")
+    phases = [[r[f"seconds_{p}"] for p in ("data", "chains", "update", "other")] for r in steps]
+    assert all(seconds > 0 for record in phases for seconds in record)
+    between = [b["seconds"] - a["seconds"] for a, b in itertools.pairwise(steps)]
+    assert between == pytest.approx([sum(record) for record in phases[1:]], rel=1e-3, abs=1e-6)
+    assert steps[0]["seconds"] == pytest.approx(sum(phases[0]), rel=1e-3)
+    assert result.seconds > steps[-1]["seconds"]
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_on_epoch_ends_a_run_as_if_it_had_been_the_last(tmp_path, train, resumed):
+    model = model_of()
+    trainer = Trainer(model, SMALL, run_dir=tmp_path / "run", device="cpu")
+    result = trainer.fit(train, train, on_epoch=lambda metrics: metrics["epoch"] == 2)
+    assert result.iterations == 12
+    assert len(result.epochs) == 2
+    if resumed:  # it was ended, not interrupted: there is nothing to go on with
+        again = model_of(seed=5)
+        trainer = Trainer(again, SMALL, run_dir=tmp_path / "run", device="cpu")
+        assert trainer.fit(train, train, resume=True).iterations == 12
+        assert_same_bits(weights(model), weights(again))
+    assert_same_bits(weights(model), weights(jem.load(tmp_path / "run")))
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def test_no_epochs_leave_the_network_as_it_is_in_a_run_folder(tmp_path, train):
+    model, before = model_of(), weights(model_of())
+    recipe = replace(RECIPES["plain"], epochs=0)
+    result = Trainer(model, recipe, run_dir=tmp_path / "run", device="cpu").fit(train, train)
+    assert (result.iterations, result.epochs) == (0, [])
+    assert_same_bits(before, weights(model))
+    assert_same_bits(before, weights(jem.load(tmp_path / "run")))
 
 
 # -- divergence -----------------------------------------------------------------------------------
