@@ -51,7 +51,7 @@ class Recipe:
     class_weight: Literal["none", "balanced"] = "none"
     """Weigh classes in the cross-entropy: equally an example, or equally a class."""
 
-    generative_weight: float = 0.3
+    generative_weight: float = 0.05
     """Weight w of E(data) - E(chains) beside cross-entropy."""
     generative_ramp: float = 0.0
     """Share of the run in which the weight rises linearly from zero."""

@@ -82,7 +82,13 @@ def test_every_recipe_learns_two_blobs(name, train):
 def test_density_is_higher_on_data_than_on_background(train):
     model = model_of()
     recipe = replace(
-        SMALL, epochs=60, learning_rate=5e-3, step_size=0.1, noise_std=0.1, energy_l2=1e-3
+        SMALL,
+        epochs=60,
+        learning_rate=5e-3,
+        step_size=0.1,
+        noise_std=0.1,
+        energy_l2=1e-3,
+        generative_weight=0.3,
     )
     Trainer(model, recipe, device="cpu").fit(train)
     generator = torch.Generator().manual_seed(0)
