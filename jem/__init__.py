@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from jem import data, evaluation, networks, objectives, sampling
+    from jem.classifier import JEMClassifier
     from jem.errors import InputError, JemError, RunFolderError, TrainingDivergedError
     from jem.evaluation.calibration import calibration_report
     from jem.evaluation.ood import OODDetector, ood_metrics
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _HOME = {
     "JEM": "jem.model",
     "InputError": "jem.errors",
+    "JEMClassifier": "jem.classifier",
     "JemError": "jem.errors",
     "OODDetector": "jem.evaluation.ood",
     "RECIPES": "jem.training.recipe",
@@ -41,6 +43,7 @@ __all__ = [
     "JEM",
     "RECIPES",
     "InputError",
+    "JEMClassifier",
     "JemError",
     "OODDetector",
     "Recipe",
