@@ -15,7 +15,11 @@ from jem.errors import JemError, TrainingDivergedError, TrainingInterrupted
 
 COMMANDS = {
     "train": "train on a named data set or on your own",
+    "score": "classify inputs and reject foreign ones, a row of a .csv file each",
+    "report": "measure a run: calibration, rejection, samples, on one page",
+    "compare": "put runs side by side",
     "sample": "draw inputs of the classes you name",
+    "inpaint": "complete inputs of which a part is missing",
     "recipes": "show the named recipes side by side",
     "data": "list the named data sets, or describe one",
 }

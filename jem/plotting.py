@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import io
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -102,6 +104,168 @@ def save_figure(figure: Figure, path: Path) -> None:
     partial = path.with_name(f"{path.name}.partial")
     figure.savefig(partial, format="png", dpi=150)
     partial.replace(path)
+
+
+def image_bytes(x: Tensor, bounds: tuple[Tensor, Tensor], columns: int) -> bytes:
+    """A PNG of images in a grid, one pixel a pixel; the viewer enlarges it.
+
+    Args:
+        x: Images in the network's units, shape (B, C, H, W), C 1 or 3.
+        bounds: Values shown as black and white.
+        columns: Images a row.
+
+    Returns:
+        The file's content.
+    """
+    from PIL import Image
+
+    low, high = (bound.cpu() for bound in bounds)
+    grid = tile_images(((x.cpu().float() - low) / (high - low)).clamp(0, 1), columns)
+    pixels = (255 * grid).round().to(torch.uint8).numpy()
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def svg(figure: Figure, name: str) -> str:
+    """A figure as an inline SVG element that takes the page's text colour.
+
+    Args:
+        figure: The figure; black in it becomes `currentColor`, its background transparent.
+        name: Distinguishes the ids in it from those of other figures on a page.
+
+    Returns:
+        `<svg ...>...</svg>`, hidden from screen readers: the caller labels it.
+    """
+    import matplotlib as mpl
+
+    file = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    text = text[text.index("<svg") :].replace("#000000", "currentColor")
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'(id="|url\(#|href="#)', rf"\g<1>{name}-", text)
+    return text.replace("<svg", '<svg aria-hidden="true" focusable="false"', 1)
+
+
+def score_histograms(
+    scores: Mapping[str, Tensor], threshold: float | None, title: str = ""
+) -> Figure:
+    """Draw the scores of the test part against those of each foreign set, a panel each.
+
+    Args:
+        scores: Name -> scores (N,); the first is the test part.
+        threshold: Scores below it are flagged; a line, or None.
+        title: Heading.
+
+    Returns:
+        The figure.
+    """
+    (own_name, own), *others = scores.items()
+    columns = min(3, max(1, len(others)))
+    rows = -(-len(others) // columns)
+    figure = Figure(figsize=(3.1 * columns, 2.1 * rows + 0.3), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for (name, other), axes in zip(others, panels, strict=False):
+        both = torch.cat([own, other])
+        low, high = (float(both.quantile(q)) for q in (0.002, 0.998))
+        edges = np.linspace(low, high + 1e-9, 41)
+        for values, color, label in ((own, BLUE, own_name), (other, ORANGE, name)):
+            clipped = values.clamp(low, high).numpy()
+            axes.hist(clipped, edges, density=True, alpha=0.65, color=color, label=label)
+        if threshold is not None:
+            axes.axvline(threshold, color="#000000", ls=":", lw=1)
+        axes.set_title(name, fontsize=9)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=8)
+    for axes in list(panels):
+        axes.set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    return figure
+
+
+def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
+    """Draw the share of foreign inputs flagged against that of test inputs, by threshold.
+
+    Args:
+        scores: Name -> scores (N,), higher = in-distribution; the first is the test part.
+
+    Returns:
+        The figure.
+    """
+    (_, own), *others = scores.items()
+    figure = Figure(figsize=(4.4, 3.8), layout="constrained")
+    axes = figure.subplots()
+    styles = ("-", "--", "-.", ":")
+    colors = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+    grid = torch.linspace(0, 1, 401, dtype=torch.float64)
+    for index, (name, other) in enumerate(others):
+        thresholds = own.double().quantile(grid)
+        flagged = (other.double()[None, :] < thresholds[:, None]).double().mean(dim=1)
+        axes.plot(
+            grid.numpy(), flagged.numpy(), styles[index % 4], color=colors[index % 6], label=name
+        )
+    axes.plot([0, 1], [0, 1], color="grey", lw=0.8)
+    axes.set(
+        xlim=(-0.01, 1), ylim=(0, 1.01),
+        xlabel="share of test inputs flagged", ylabel="share of foreign inputs flagged",
+    )  # fmt: skip
+    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    return figure
+
+
+def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+    """Draw accuracy, ECE and share flagged along severity, a line a kind of corruption.
+
+    Args:
+        rows: Of `jem.evaluation.corruption.corruption_curves`.
+
+    Returns:
+        The figure of three panels.
+    """
+    figure = Figure(figsize=(9.0, 2.7), layout="constrained")
+    panels = figure.subplots(1, 3)
+    colors = (BLUE, ORANGE, "#009e73", "#cc79a7")
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    for axes, (key, label) in zip(
+        panels,
+        (("accuracy", "accuracy"), ("ece", "ECE"), ("flagged", "share flagged")),
+        strict=True,
+    ):
+        for kind, color, style in zip(kinds, colors, ("o-", "s--", "^-.", "d:"), strict=False):
+            points = [(r["severity"], r[key]) for r in rows if r["kind"] == kind]
+            x, y = zip(*[(a, np.nan if b is None else b) for a, b in points], strict=True)
+            axes.plot(x, y, style, color=color, ms=3, label=kind)
+        axes.set(xlabel="severity (0: none)", ylabel=label)
+        axes.set_ylim(bottom=0)
+    panels[0].legend(frameon=False, fontsize=8)
+    return figure
+
+
+def training_figure(training: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+    """Draw validation NLL and the energy gap along training, recoveries as vertical lines.
+
+    Args:
+        training: The section `training` of a report.
+
+    Returns:
+        The figure of two panels.
+    """
+    figure = Figure(figsize=(7.4, 2.7), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    epochs = [r for r in training["epochs"] if "valid_nll" in r]
+    left.plot([r["iteration"] for r in epochs], [r["valid_nll"] for r in epochs], color=BLUE)
+    left.set(xlabel="update", ylabel="validation NLL, nats")
+    left.set_ylim(bottom=0)
+    steps = [r for r in training["steps"] if r.get("gap") is not None]
+    right.plot([r["iteration"] for r in steps], [r["gap"] for r in steps], color=BLUE, lw=1)
+    right.axhline(0, color="grey", lw=0.8)
+    right.set(xlabel="update", ylabel="E(chains) - E(data), nats")
+    for recovery in training["recoveries"]:
+        for axes in (left, right):
+            axes.axvline(recovery["iteration"], color=ORANGE, ls=":", lw=1)
+    return figure
 
 
 class _Bins(Protocol):

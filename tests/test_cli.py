@@ -21,7 +21,7 @@ from jem.training.recipe import RECIPES, Recipe
 
 QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "1", "--num-chains", "16", "--buffer-size", "16",
-    "--sample-steps", "2",
+    "--sample-steps", "2", "--no-report",
 ]  # fmt: skip
 
 

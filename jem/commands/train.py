@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from jem.commands.report import Report, make_report, print_answers
 from jem.errors import InputError
 from jem.training.recipe import RECIPES, Recipe, recipe_from
 
@@ -63,6 +64,8 @@ class Train:
     """cpu, cuda, mps, or auto."""
     quiet: bool = False
     """Show no progress."""
+    report: bool = True
+    """Measure the run when it has ended: report.html and report.json."""
     settings: Annotated[Recipe, tyro.conf.arg(name="")] = field(default_factory=Recipe)
     """Fields of the recipe."""
 
@@ -92,9 +95,14 @@ def run(argv: list[str]) -> int:
         rows[name] = summarise(model, splits, foreign) | {"fit_seconds": seconds}
     (out / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
     _print_summary(rows)
+    if args.report:
+        figures = make_report(Report(out, data_root=args.data_root, quiet=args.quiet))
+        print_answers(figures)
     print(f"run folder: {out}")
     if args.settings.generative:
         print(f"samples:    {out / 'samples.png'}")
+    if args.report:
+        print(f"report:     {out / 'report.html'}")
     return 0
 
 

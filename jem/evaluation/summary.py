@@ -56,7 +56,7 @@ def _logits(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
         )
 
 
-def _starts_from_noise(model: JEM) -> bool:
+def starts_from_noise(model: JEM) -> bool:
     """Whether chains began from uniform noise in training: then it is no unseen foreign set."""
     return model.chain is not None and not isinstance(model.chain.start, ClassGaussianStart)
 
@@ -88,6 +88,6 @@ def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any
         low, high = metrics.intervals["auroc"]
         summary["auroc"][name] = {
             "value": metrics.auroc, "low": low, "high": high, "num_foreign": len(x),
-            "seen": name == NOISE and _starts_from_noise(model),
+            "seen": name == NOISE and starts_from_noise(model),
         }  # fmt: skip
     return summary

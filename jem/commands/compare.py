@@ -1,0 +1,70 @@
+"""`jem compare`: runs side by side, in one table and one page."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jem.commands.report import Report, make_report
+from jem.errors import InputError, RunFolderError
+
+
+@dataclass
+class Compare:
+    """Put the reports of runs side by side; a run without one gets one."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path = Path("compare.html")
+    """The page."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def run(argv: list[str]) -> int:
+    """Print the table and write the page."""
+    args = tyro.cli(Compare, args=argv, prog="jem compare")
+    if len(args.runs) < 2:
+        raise InputError(f"expected at least two runs to compare, but got {len(args.runs)}")
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out: there is no folder {args.out.parent}")
+    from jem.evaluation.report_page import comparison_rows, render_comparison
+    from jem.training.checkpoint import write_atomically
+
+    reports = {str(path): _figures(path, args.quiet) for path in args.runs}
+    table = Table("figure", *reports, title="test part, 95 % intervals over test inputs")
+    for label, cells in comparison_rows(reports):
+        table.add_row(label, *(_shown(cell) for cell in cells))
+    Console().print(table)
+    page = render_comparison(reports, title="Runs side by side")
+    write_atomically(args.out, page.encode())
+    print(f"page: {args.out}")
+    return 0
+
+
+def _figures(path: Path, quiet: bool) -> dict[str, Any]:
+    from jem.evaluation.report import SCHEMA_VERSION
+
+    file = path / "report.json"
+    if not file.exists():
+        return make_report(Report(path, quiet=quiet))
+    try:
+        figures: dict[str, Any] = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {file}: {error}") from error
+    if figures.get("schema_version") != SCHEMA_VERSION:
+        raise RunFolderError(f"{file} is of another version: make it again with jem report {path}")
+    return figures
+
+
+def _shown(cell: dict[str, Any] | None) -> str:
+    if cell is None:
+        return "-"
+    interval = "" if cell["low"] is None else f" [{cell['low']:.4f}, {cell['high']:.4f}]"
+    return f"{cell['value']:.4f}{interval}"

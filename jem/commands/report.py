@@ -1,0 +1,189 @@
+"""`jem report`: one page that says what a run is worth, and the same figures as JSON."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from jem.commands.runs import read_config, splits_of
+from jem.errors import InputError, RunFolderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jem.data.parts import DataSplits
+    from jem.evaluation.report import Subject
+    from jem.model import JEM
+
+
+@dataclass
+class Report:
+    """Measure a run on its test part, and write report.html and report.json into it."""
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    ood: tuple[str, ...] = ()
+    """More foreign sets: names of data sets, or files as `jem train` takes them."""
+    accept: float = 0.95
+    """Share of in-distribution inputs that the threshold is to accept."""
+    data: str | None = None
+    """Where the data of the run are now; where training found them if left out."""
+    data_root: Path | None = None
+    """Folder of downloaded data sets; that of the run, or JEM_DATA, if left out."""
+    seed: int = 0
+    """Decides foreign sets, samples and bootstrap replicates."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def run(argv: list[str]) -> int:
+    """Measure a run, write its report, and print the answers."""
+    args = tyro.cli(Report, args=argv, prog="jem report")
+    figures = make_report(args)
+    print_answers(figures)
+    print(f"report: {args.run / 'report.html'} and {args.run / 'report.json'}")
+    return 0
+
+
+def make_report(args: Report) -> dict[str, Any]:
+    """Measure a run and write both files.
+
+    Args:
+        args: The run, and how to measure it.
+
+    Returns:
+        The content of `report.json`.
+    """
+    if not 0 < args.accept < 1:
+        raise InputError(f"--accept must lie in (0, 1), but got {args.accept:g}")
+    from jem.evaluation.report import measure
+    from jem.evaluation.report_page import render
+    from jem.training.checkpoint import write_atomically
+
+    subject = _subject(args)
+    with _progress(args.quiet) as tell:
+        measured = measure(subject, accept=args.accept, seed=args.seed, progress=tell)
+        tell("page")
+        title = f"{subject.splits.name}: what the run {args.run.name} is worth"
+        page = render(measured, subject.model.bounds("cpu"), title=title)
+    text = json.dumps(measured.figures, indent=2, allow_nan=False) + "\n"
+    write_atomically(args.run / "report.json", text.encode())
+    write_atomically(args.run / "report.html", page.encode())
+    return measured.figures
+
+
+class _progress:  # noqa: N801 - reads like a function
+    """A line on the terminal that says what is being measured."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._status = Console(stderr=True, quiet=quiet).status("measuring")
+
+    def __enter__(self) -> Callable[[str], None]:
+        self._status.start()
+        return lambda section: self._status.update(f"measuring: {section}")
+
+    def __exit__(self, *error: object) -> None:
+        self._status.stop()
+
+
+def _subject(args: Report) -> Subject:
+    from jem.evaluation.report import Subject
+    from jem.training.checkpoint import Checkpoints
+    from jem.training.log import read_metrics
+    from jem.training.run_folder import RunFolder, load
+
+    folder, config = RunFolder(args.run), read_config(args.run)
+    model = load(args.run)
+    splits = splits_of(args.run, config, args.data, args.data_root)
+    if tuple(splits.input_shape) != model.input_shape or splits.classes != model.classes:
+        raise InputError(
+            f"the data {splits.name} do not fit the run: it was trained on inputs of shape "
+            f"{model.input_shape} of {len(model.classes or ())} classes"
+        )
+    _, state = Checkpoints(folder.checkpoints).load_latest()
+    chains = state["chains"] or {}
+    return Subject(
+        model,
+        splits,
+        control=_control(args.run / "control"),
+        chains=chains.get("chains"),
+        chain_labels=chains.get("labels"),
+        foreign={name: _foreign(name, args, model) for name in args.ood},
+        run=_facts(args.run, config, model, splits, state["progress"]),
+        records=read_metrics(folder.metrics),
+    )
+
+
+def _control(folder: Path) -> JEM | None:
+    from jem.training.run_folder import load
+
+    try:
+        return load(folder)
+    except RunFolderError:
+        return None
+
+
+def _foreign(name: str, args: Report, model: JEM) -> Tensor:
+    """A foreign set by name or file, as raw data for the model's own scaling."""
+    import torch
+
+    from jem.data import load
+
+    splits = load(name, root=args.data_root)
+    if splits.input_shape != model.input_shape:
+        raise InputError(
+            f"--ood {name}: inputs of shape {splits.input_shape} do not fit the run's "
+            f"{model.input_shape}"
+        )
+    x = torch.cat([part[:2000][0] for part in (splits.test, splits.calibration)])[:2000]
+    return x if splits.kind == "image" else model.preprocess(splits.scaling.invert(x))
+
+
+def _facts(
+    run: Path, config: dict[str, Any], model: JEM, splits: DataSplits, progress: dict[str, Any]
+) -> dict[str, Any]:
+    """What was trained, on what, how, and how to do it again."""
+    recipe, network = config["recipe"], config.get("network")
+    named = network.get("name") if isinstance(network, dict) else network
+    parameters = sum(p.numel() for p in model.parameters())
+    kind = {"plain": "plain classifier", "classic": "hybrid classifier", "fused": "hybrid"}
+    sentence = (
+        f"A {kind.get(recipe['step'], recipe['step'])} with the network {named or 'of its owner'} "
+        f"({parameters:,} parameters), trained on {len(splits.train):,} inputs of {splits.name} "
+        f"in {len(splits.classes)} classes: {progress['iteration']:,} updates in "
+        f"{progress['seconds']:.0f} seconds, seed {config['seed']}."
+    )
+    again = ["jem", "train", "--config", str(run / "config.json"), "--out", "runs/again"]
+    return {
+        "sentence": sentence,
+        "made": date.today().isoformat(),
+        "version": config["versions"]["jem"],
+        "machine": platform.machine(),
+        "parameters": parameters,
+        "iterations": progress["iteration"],
+        "seconds": progress["seconds"],
+        "recoveries": progress["recoveries"],
+        "command": shlex.join(again),
+        "control_command": shlex.join([*again, "--control"]),
+        "config": config,
+    }
+
+
+def print_answers(figures: dict[str, Any]) -> None:
+    """Print the verdicts of a report as a table."""
+    table = Table(title="the run in one minute", show_lines=True)
+    for column in ("question", "answer", "because"):
+        table.add_column(column)
+    for verdict in figures["verdicts"]:
+        table.add_row(verdict["question"], verdict["answer"], verdict["because"])
+    Console().print(table)

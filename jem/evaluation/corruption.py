@@ -1,0 +1,94 @@
+"""What becomes of a classifier as its inputs get worse: figures along corruption severity."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jem.data.shifts import CORRUPTIONS, corrupt
+from jem.errors import InputError
+from jem.evaluation.calibration import calibration_report
+from jem.evaluation.intervals import wilson_interval
+from jem.evaluation.ood import OODDetector
+from jem.evaluation.ood_features import as_batch, on_model, quiet
+from jem.evaluation.temperature import TemperatureScaling
+from jem.model import JEM
+from jem.randomness import derive_seed
+
+SEVERITIES = (0, 1, 2, 3, 4, 5)
+"""0 is the data as they are."""
+
+Figures = dict[str, Any]
+
+
+def corruption_curves(
+    model: JEM,
+    x: Tensor,
+    y: Tensor,
+    temperature: TemperatureScaling | None = None,
+    detector: OODDetector | None = None,
+    *,
+    kinds: Sequence[str] = tuple(CORRUPTIONS),
+    severities: Sequence[int] = SEVERITIES,
+    num_bootstrap: int = 0,
+    confidence: float = 0.95,
+    seed: int = 0,
+    batch_size: int = 256,
+) -> list[Figures]:
+    """Measure a classifier on images that are damaged more and more.
+
+    Where a classifier loses accuracy it should lose confidence, so that NLL and ECE stay low, and
+    a detector should flag more. Images are damaged a batch at a time and let go again; each is
+    damaged in the same way, only more, at every severity.
+
+    Args:
+        model: The model, K >= 2.
+        x: Images in the network's units, shape (N, C, H, W), seen by nothing else.
+        y: Class indices, shape (N,).
+        temperature: Fitted on undamaged validation images; gives the calibrated figures.
+        detector: Fitted on undamaged calibration images; gives the share that is flagged.
+        kinds: Names of `jem.data.CORRUPTIONS`.
+        severities: From 0 (as they are) to 5.
+        num_bootstrap: Replicates behind the intervals of NLL and ECE; 0 leaves these out.
+        confidence: Level of the intervals.
+        seed: Decides the damage.
+        batch_size: Images at once.
+
+    Returns:
+        A row of plain values for each kind and severity: `kind`, `severity`, `num_samples`,
+        `accuracy`, `nll` (nats), `ece` (15 bins of equal width), `calibrated_nll`,
+        `calibrated_ece` (None without `temperature`), `share_flagged` (None without a fitted
+        `detector`), `score` (the detector's, or log_density), `mean_score` (higher =
+        in-distribution) and `intervals`, figure -> [low, high]: Wilson's for the two shares,
+        bootstrap for NLL and ECE.
+
+    Raises:
+        InputError: If these are no images with labels, or a kind or severity is unknown.
+
+    References:
+        Hendrycks and Dietterich (2019), arXiv:1903.12261. Ovadia et al. (2019), arXiv:1906.02530.
+    """
+    x = as_batch(x, model.input_shape)
+    if x.ndim != 4:
+        raise InputError(f"corruptions are for images (N, C, H, W), but got {tuple(x.shape)}")
+    detector = OODDetector(model) if detector is None else detector
+
+    def measure(kind: str, severity: int) -> Figures:
+        batches = (
+            _answers(model, _damaged(model, rows, kind, severity, seed, number), detector)
+            for number, rows in enumerate(torch.split(x, batch_size))
+        )
+        logits, scores = (torch.cat(part) for part in zip(*batches, strict=True))
+        return {
+            **_calibration(logits, y, temperature, num_bootstrap, confidence),
+            **_flagging(scores, detector, confidence),
+        }
+
+    undamaged: Figures = {}
+    rows = []
+    for kind in kinds:
+        for severity in severities:
+            figures = undamaged or measure(kind, severity) if severity == 0 else measure(kind, severity)

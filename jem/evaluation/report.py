@@ -1,0 +1,369 @@
+"""What a run is worth, measured once and kept as plain values: the content of `report.json`.
+
+Nothing here trains, and nothing draws: the page is made from what `measure` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jem.data.batches import BatchStream
+from jem.data.parts import DataSplits
+from jem.data.shifts import rotations
+from jem.errors import InputError
+from jem.evaluation.calibration import CalibrationReport, calibration_report
+from jem.evaluation.chain_health import chain_health
+from jem.evaluation.corruption import corruption_curves
+from jem.evaluation.estimates import mean_estimate, share_estimate
+from jem.evaluation.fidelity import fidelity
+from jem.evaluation.judge import train_judge
+from jem.evaluation.ood import OODDetector, ood_metrics
+from jem.evaluation.summary import NOISE, foreign_sets, starts_from_noise
+from jem.evaluation.temperature import TemperatureScaling
+from jem.evaluation.verdicts import verdicts
+from jem.generation import sample
+from jem.model import JEM, evaluation_mode
+
+SCHEMA_VERSION = 1
+"""Of `report.json`; grows when a key changes its meaning or goes."""
+
+NEAR = ("letters", "rotated by 90 degrees")
+"""Made-up foreign sets that resemble the data; the others are far from it."""
+
+MOST_SAMPLES = 500
+SHOWN = 12
+"""Inputs shown of each kind of example."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass
+class Subject:
+    """What is reported on.
+
+    Attributes:
+        model: The trained model.
+        splits: Its data.
+        control: A plain classifier trained on the same data, to compare with; or None.
+        chains: Persistent chains at the end of training, (M, *shape); None without any.
+        chain_labels: Their classes (M,), where chains are conditional.
+        foreign: More foreign sets, name -> inputs in the network's units.
+        run: Plain values that say what was trained and how; kept as they are.
+        records: Lines of `metrics.jsonl`, oldest first.
+    """
+
+    model: JEM
+    splits: DataSplits
+    control: JEM | None = None
+    chains: Tensor | None = None
+    chain_labels: Tensor | None = None
+    foreign: dict[str, Tensor] = field(default_factory=dict)
+    run: dict[str, Any] = field(default_factory=dict)
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Measured:
+    """What `measure` found.
+
+    Attributes:
+        figures: Plain values: `report.json`.
+        reports: Calibration before and after temperature, for diagrams.
+        scores: Log-density of the test part ("test") and of each foreign set, (N,).
+        images: Inputs worth looking at, by what they are examples of, (B, *shape).
+    """
+
+    figures: dict[str, Any]
+    reports: dict[str, CalibrationReport] = field(default_factory=dict)
+    scores: dict[str, Tensor] = field(default_factory=dict)
+    images: dict[str, Tensor] = field(default_factory=dict)
+
+
+def measure(
+    subject: Subject,
+    *,
+    accept: float = 0.95,
+    seed: int = 0,
+    num_bootstrap: int = 1000,
+    progress: Progress = lambda _: None,
+) -> Measured:
+    """Measure everything that the report says.
+
+    A section that does not apply to a kind of data, or that fails for a reason a person can cause,
+    is left out, and `figures["left_out"]` says why.
+
+    Args:
+        subject: The model, its data, and what is known of the run.
+        accept: Share of in-distribution inputs that the detector is to accept.
+        seed: Decides foreign sets, samples and replicates.
+        num_bootstrap: Replicates behind bootstrap intervals.
+        progress: Told the name of each section before it is measured.
+
+    Returns:
+        Figures and what pictures are made from. The test part is looked at here alone.
+    """
+    model, splits = subject.model, subject.splits
+    figures: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "run": subject.run,
+        "data": _data(splits),
+        "left_out": {},
+    }
+    measured = Measured(figures)
+    x, y = _part(splits.test)
+    logits = logits_of(model, x)
+    plain_logits = None if subject.control is None else logits_of(subject.control, x)
+    temperature: TemperatureScaling | None = None
+    if logits.shape[1] > 1:
+        progress("classification and calibration")
+        temperature = TemperatureScaling().fit(*_validation_logits(model, splits))
+        figures["classification"] = _classification(
+            subject, measured, (logits, plain_logits), y, temperature, num_bootstrap
+        )
+    else:
+        figures["left_out"]["classification"] = "the model has no classes (K = 1)"
+    progress("foreign inputs")
+    detector = _fitted_detector(model, splits, accept, figures)
+    figures["ood"] = _ood(subject, measured, x, (logits, plain_logits), detector, seed)
+    _attempt(figures, "samples", progress, lambda: _samples(subject, measured, seed))
+    _attempt(figures, "chains", progress, lambda: _chains(subject, x, seed))
+    _attempt(
+        figures, "corruption", progress, lambda: _corruption(subject, x, y, detector, temperature)
+    )
+    figures["training"] = _training(subject.records)
+    figures["verdicts"] = verdicts(figures)
+    return measured
+
+
+def _attempt(
+    figures: dict[str, Any], name: str, progress: Progress, section: Callable[[], Any]
+) -> None:
+    progress(name)
+    try:
+        figures[name] = section()
+    except InputError as error:
+        figures["left_out"][name] = str(error)
+
+
+@torch.no_grad()
+def logits_of(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
+    """Logits in evaluation mode, (N, K), double precision, on the CPU."""
+    with evaluation_mode(model):
+        parts = [model.logits(part.to(model.device)).cpu() for part in x.split(batch_size)]
+    return torch.cat(parts).double()
+
+
+def _part(part: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - a part in memory or on disk
+    """All of a part as tensors; the parts that a report reads hold at most 10,000 inputs."""
+    batches = list(BatchStream(part, 512, seed=0, name="report", drop_last=False).epoch(0))
+    return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+
+
+def _validation_logits(model: JEM, splits: DataSplits) -> tuple[Tensor, Tensor]:
+    x, y = _part(splits.validation)
+    return logits_of(model, x), y
+
+
+def _data(splits: DataSplits) -> dict[str, Any]:
+    parts = ("train", "validation", "calibration", "test")
+    return {
+        "name": splits.name,
+        "kind": splits.kind,
+        "input_shape": list(splits.input_shape),
+        "classes": list(splits.classes),
+        "sizes": {name: len(getattr(splits, name)) for name in parts},
+    }
+
+
+# -- classification and calibration ---------------------------------------------------------------
+
+
+def _classification(
+    subject: Subject,
+    measured: Measured,
+    logits: tuple[Tensor, Tensor | None],
+    y: Tensor,
+    temperature: TemperatureScaling,
+    num_bootstrap: int,
+) -> dict[str, Any]:
+    own, plain = logits
+    variants = {"model": own, "model, temperature": temperature.transform(own)}
+    if plain is not None and subject.control is not None:
+        cooled = TemperatureScaling().fit(*_validation_logits(subject.control, subject.splits))
+        variants |= {"plain": plain, "plain, temperature": cooled.transform(plain)}
+    rows = {}
+    for name, of in variants.items():
+        report = calibration_report(of.softmax(dim=1), y, num_bootstrap=num_bootstrap)
+        measured.reports[name] = report
+        rows[name] = _calibration_row(report)
+    found: dict[str, Any] = {"rows": rows, "temperature": temperature.state_dict()}
+    if plain is not None:
+        right = (own.argmax(dim=1) == y).double(), (plain.argmax(dim=1) == y).double()
+        found["accuracy_difference"] = mean_estimate(right[0] - right[1])._asdict()
+    return found
+
+
+def _calibration_row(report: CalibrationReport) -> dict[str, Any]:
+    row: dict[str, Any] = {"num": report.num_samples, "num_bins": report.num_bins}
+    figures = (
+        "accuracy", "nll", "brier", "ece", "ece_equal_mass", "class_wise_ece", "smooth_ece",
+        "debiased_rmsce", "mce", "aurc", "augrc",
+    )  # fmt: skip
+    for name in figures:
+        low, high = report.intervals.get(name, (None, None))
+        row[name] = {"value": getattr(report, name), "low": low, "high": high}
+    row["ece_if_calibrated"] = report.if_calibrated.get("ece")
+    return row
+
+
+# -- foreign inputs -------------------------------------------------------------------------------
+
+
+def _fitted_detector(
+    model: JEM, splits: DataSplits, accept: float, figures: dict[str, Any]
+) -> OODDetector | None:
+    try:
+        return OODDetector(model).fit(_part(splits.calibration)[0], accept=accept)
+    except InputError as error:
+        figures["left_out"]["threshold"] = str(error)
+        return None
+
+
+def _ood(
+    subject: Subject,
+    measured: Measured,
+    x: Tensor,
+    logits: tuple[Tensor, Tensor | None],
+    detector: OODDetector | None,
+    seed: int,
+) -> dict[str, Any]:
+    own, plain = (None if part is None else part.logsumexp(dim=1) for part in logits)
+    assert own is not None, "the model's own logits are always there"
+    sets = foreign_sets(subject.splits, seed)
+    if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
+        sets["rotated by 90 degrees"] = rotations(x)
+    sets |= subject.foreign
+    threshold = None if detector is None else detector.threshold
+    measured.scores["test"] = own
+    order = own.argsort()
+    measured.images["most likely test inputs"] = x[order.flip(0)[:SHOWN]]
+    measured.images["least likely test inputs"] = x[order[:SHOWN]]
+    rows = []
+    for name, foreign in sets.items():
+        scores = logits_of(subject.model, foreign).logsumexp(dim=1)
+        measured.scores[name] = scores
+        metrics = ood_metrics(own, scores, num_bootstrap=200)
+        row: dict[str, Any] = {
+            "name": name,
+            "kind": "near" if name in NEAR else "far" if name not in subject.foreign else "given",
+            "seen": name == NOISE and starts_from_noise(subject.model),
+            "num": len(foreign),
+            **_ood_figures(metrics.to_dict()),
+        }
+        if plain is not None and subject.control is not None:
+            other = logits_of(subject.control, foreign).logsumexp(dim=1)
+            row["auroc_plain"] = _ood_figures(
+                ood_metrics(plain, other, num_bootstrap=1).to_dict()
+            )["auroc"]
+        if threshold is not None:
+            row["flagged"] = share_estimate(scores < threshold)._asdict()
+            passed = (scores >= threshold).nonzero().flatten()
+            if len(passed):
+                best = passed[scores[passed].argsort(descending=True)[:SHOWN]]
+                measured.images[f"accepted although foreign: {name}"] = foreign[best]
+        rows.append(row)
+    found: dict[str, Any] = {"score": "log_density", "num_test": len(own), "sets": rows}
+    if detector is not None and threshold is not None:
+        found["accept"], found["threshold"] = detector.accept, threshold
+        found["num_calibration"] = len(subject.splits.calibration)
+        found["accepted"] = share_estimate(own >= threshold)._asdict()
+    return found
+
+
+def _ood_figures(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Each figure beside its interval."""
+    intervals = metrics["intervals"]
+    found = {}
+    for name, value in metrics.items():
+        if isinstance(value, float) and name != "confidence":
+            low, high = intervals.get(name) or (None, None)
+            found[name] = {"value": value, "low": low, "high": high}
+    return found
+
+
+# -- samples, chains, corruption, training --------------------------------------------------------
+
+
+def _samples(subject: Subject, measured: Measured, seed: int) -> dict[str, Any]:
+    model, splits = subject.model, subject.splits
+    if model.chain is None:
+        raise InputError("the model was trained without chains: it draws no samples")
+    num_classes = len(splits.classes)
+    x_train, y_train = _part(splits.train)
+    judge = train_judge(x_train, y_train, num_classes, seed=seed, data=splits.name)
+    count = min(MOST_SAMPLES, len(splits.test))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.multinomial(
+        model.chain.class_frequencies.cpu(), count, replacement=True, generator=generator
+    )
+    drawn = sample(model, labels, seed=seed).cpu()
+    shown = torch.arange(min(num_classes, 10)).repeat_interleave(10)
+    measured.images["fresh samples by class"] = sample(model, shown, seed=seed + 1).cpu()
+    parts = {"train": splits.train, "test": splits.test, "judge": judge, "seed": seed}
+    found = {"fresh": fidelity(drawn, labels, **parts).to_dict()}  # type: ignore[arg-type]
+    if subject.chains is not None:
+        chains = subject.chains.cpu()
+        measured.images["persistent chains"] = chains[:100]
+        found["chains"] = fidelity(
+            chains,
+            subject.chain_labels,
+            **parts,  # type: ignore[arg-type]
+        ).to_dict()
+    return found
+
+
+def _chains(subject: Subject, x: Tensor, seed: int) -> dict[str, Any]:
+    if subject.chains is None:
+        raise InputError("the run kept no chains")
+    health = chain_health(subject.model, x, subject.chains, labels=subject.chain_labels, seed=seed)
+    return health.to_dict()
+
+
+def _corruption(
+    subject: Subject,
+    x: Tensor,
+    y: Tensor,
+    detector: OODDetector | None,
+    temperature: TemperatureScaling | None,
+) -> list[dict[str, Any]]:
+    if subject.splits.kind != "image" or temperature is None:
+        raise InputError("corruptions are of images with classes")
+    x, y = x[:2000], y[:2000]
+    return corruption_curves(subject.model, x, y, detector=detector, temperature=temperature)
+
+
+def _training(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Curves of the run, thinned to at most 200 points, and its recoveries."""
+    by_kind: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": [], "recovery": []}
+    for record in records:
+        by_kind.setdefault(record["kind"], []).append(record)
+    steps = by_kind["step"][:: max(1, -(-len(by_kind["step"]) // 200))]
+    phases = [name for name in (steps[0] if steps else {}) if name.startswith("seconds_")]
+    total = {name: sum(r.get(name) or 0.0 for r in by_kind["step"]) for name in phases}
+    kept = ("iteration", "cross_entropy", "accuracy", "gap", "share_at_bounds")
+    return {
+        "steps": [{key: r[key] for key in kept if key in r} for r in steps],
+        "epochs": [
+            {key: r[key] for key in ("iteration", "valid_accuracy", "valid_nll") if key in r}
+            for r in by_kind["epoch"]
+        ],
+        "recoveries": [
+            {key: r[key] for key in ("iteration", "back_to")} for r in by_kind["recovery"]
+        ],
+        "seconds_by_phase": {name.removeprefix("seconds_"): s for name, s in total.items()},
+    }
