@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from jem.evaluation.calibration import calibration_report
     from jem.evaluation.ood import OODDetector, ood_metrics
     from jem.evaluation.temperature import TemperatureScaling
-    from jem.generation import sample
+    from jem.generation import counterfactual, denoise, inpaint, sample
     from jem.model import JEM
     from jem.training.recipe import RECIPES, Recipe
     from jem.training.run_folder import load
@@ -33,6 +33,9 @@ _HOME = {
     "Trainer": "jem.training.trainer",
     "TrainingDivergedError": "jem.errors",
     "calibration_report": "jem.evaluation.calibration",
+    "counterfactual": "jem.generation",
+    "denoise": "jem.generation",
+    "inpaint": "jem.generation",
     "load": "jem.training.run_folder",
     "ood_metrics": "jem.evaluation.ood",
     "sample": "jem.generation",
@@ -52,8 +55,11 @@ __all__ = [
     "Trainer",
     "TrainingDivergedError",
     "calibration_report",
+    "counterfactual",
     "data",
+    "denoise",
     "evaluation",
+    "inpaint",
     "load",
     "networks",
     "objectives",

@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
-import copy
-import math
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from jem import networks
-from jem.data.arrays import from_arrays
+from jem.classifier_data import RawFormat, divide
+from jem.classifier_training import BestEpoch, NetworkFactory, WeightedTrainer, make_network
 from jem.data.parts import DataSplits
-from jem.errors import InputError
+from jem.errors import InputError, TrainingInterrupted
 from jem.evaluation.ood import OODDetector
 from jem.generation import sample as draw
-from jem.model import JEM, evaluation_mode
+from jem.model import JEM, evaluation_mode, joint_energy
+from jem.training.problem import check_network
 from jem.training.recipe import Recipe, recipe_from
-from jem.training.trainer import Trainer
+from jem.training.trainer import FitResult
 
 Array = npt.NDArray[Any]
-NetworkFactory = Callable[[tuple[int, ...], int], nn.Module]
 
 BATCH_SIZE = 512
 """Inputs computed at once in prediction."""
+BLOCK = 16
+"""Prediction fills batches up to a multiple of this: the product of fewer rows rounds in another
+way, and the bits of a row would depend on how many stand beside it."""
 
 
 class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -44,10 +46,13 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         recipe: Name of a recipe, or a `jem.Recipe`.
         epochs: Passes over the training data; what the recipe says if None.
-        network: A module (copied), or a function (shape, number of classes) -> module; chosen by
-            the shape of the inputs if None.
+        network: A module (copied, and trained on from the weights it has), or a function (shape,
+            number of classes) -> module, which a pickle needs to find by name. It takes images as
+            (B, C, H, W) in [-1, 1], standardised rows as (B, D). Chosen by the shape if None.
         channels: `"first"` or `"last"`, needed where the shape of images fits both.
-        class_weight: None, or `"balanced"` to weigh classes equally.
+        class_weight: Weight of each class in the cross-entropy: None for equal weights,
+            `"balanced"` for N / (K * count), or a dict label -> weight above 0, 1 for labels it
+            leaves out. The density is that of the data as they are.
         accept: Share of in-distribution inputs that `is_ood` accepts.
         calibration_fraction: Share of the data held out from training for the threshold of
             `is_ood`; 0 holds out none. It grows, up to a quarter, to the number that `accept`
@@ -57,7 +62,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         validation_fraction: Share of the data held out for that.
         n_iter_no_change: Epochs to wait for an improvement.
         random_state: Seed, generator or None.
-        device: `"cpu"`, `"cuda"`, `"mps"` or `"auto"`.
+        device: Where to train: `"cpu"`, `"cuda"`, `"mps"` or `"auto"`. The trained model is on the
+            CPU; `model_.to(...)` moves prediction elsewhere.
         verbose: Show a progress bar.
 
     Attributes:
@@ -65,7 +71,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         model_: The trained `jem.JEM`.
         detector_: The fitted `jem.OODDetector`, or None where the data were too few.
         history_: Metrics of each epoch.
-        n_features_in_: Number of columns, for tables.
+        n_iter_: Epochs trained.
+        n_features_in_: Numbers in one input: columns, or C * H * W.
         feature_names_in_: Names of the columns, for data frames.
 
     References:
@@ -87,14 +94,14 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         epochs: int | None = None,
         network: nn.Module | NetworkFactory | None = None,
-        channels: str | None = None,
-        class_weight: str | None = None,
+        channels: Literal["first", "last"] | None = None,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         accept: float = 0.95,
         calibration_fraction: float = 0.1,
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        random_state: Any = None,  # noqa: ANN401
+        random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         verbose: bool = False,
     ) -> None:
@@ -111,6 +118,12 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        """What scikit-learn is told: images are taken too."""
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
 
     # -- training ---------------------------------------------------------------------------------
 
@@ -129,42 +142,30 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             TrainingDivergedError: If training diverges more often than the recipe allows.
         """
         self._check_settings()
-        raw = self._inputs(X, reset=True)
-        if y is None:
-            raise InputError("JEMClassifier requires y to be passed, but the target y is None")
-        labels = self._labels(y, len(raw))
+        recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
+        raw, labels = self._training_arrays(X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        splits = self._divide(raw, labels, seed)
-        recipe = self._recipe()
-        shape, num_classes = splits.input_shape, len(splits.classes)
-        model = JEM(
-            self._network(shape, num_classes, recipe, seed),
-            input_shape=shape,
-            classes=splits.classes,
-            domain=splits.domain,
-            scaling=splits.scaling,
+        splits = divide(
+            raw,
+            labels,
+            self.classes_.tolist(),
+            validation=self.validation_fraction if self.early_stopping else 0,
+            calibration=self.calibration_fraction,
+            accept=self.accept,
+            channels=self.channels,
+            seed=seed,
         )
-        trainer = Trainer(
-            model, recipe, seed=seed, device=self.device, progress=bool(self.verbose)
-        )
-        if self.early_stopping:
-            watch = _EarlyStopping(trainer, self.n_iter_no_change)
-            result = trainer.fit(splits.train, splits.validation, on_epoch=watch)
-            watch.restore(model)
-        else:
-            result = trainer.fit(splits.train)
-        self.model_, self.history_ = model.to("cpu"), result.epochs
-        self.n_iter_ = result.iterations
+        model = self._make_model(splits, recipe, seed)
+        self.history_ = self._train(model, splits, recipe, seed).epochs
+        self.n_iter_ = len(self.history_)
+        self.model_, self._format = model.to("cpu"), RawFormat.of(raw)
         self.detector_ = None
         if len(splits.calibration):
-            self.detector_ = OODDetector(model).fit(splits.calibration[:][0], self.accept)
+            scores = -joint_energy(self._logits(splits.calibration[:][0]))
+            self.detector_ = OODDetector(model).fit_scores(scores, self.accept)
         return self
 
     def _check_settings(self) -> None:
-        if self.class_weight not in (None, "balanced"):
-            raise InputError(
-                f"`class_weight` must be None or 'balanced', but got {self.class_weight!r}"
-            )
         if self.channels not in (None, "first", "last"):
             raise InputError(
                 f"`channels` must be 'first', 'last' or None, but got {self.channels!r}"
@@ -174,31 +175,16 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         for name in ("calibration_fraction", "validation_fraction"):
             if not 0 <= getattr(self, name) < 0.5:
                 raise InputError(f"`{name}` must lie in [0, 0.5), but got {getattr(self, name)}")
-
-    def _recipe(self) -> Recipe:
-        changes: dict[str, Any] = {} if self.epochs is None else {"epochs": self.epochs}
-        if self.class_weight is not None:
-            changes["class_weight"] = self.class_weight
-        return recipe_from(self.recipe, changes)
-
-    def _network(
-        self, shape: tuple[int, ...], num_classes: int, recipe: Recipe, seed: int
-    ) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            if self.network is None:
-                return networks.network_for(shape, num_classes, head=recipe.head)
-            if isinstance(self.network, nn.Module):
-                return copy.deepcopy(self.network)
-            return self.network(shape, num_classes)
-
-    def _labels(self, y: npt.ArrayLike, length: int) -> Array:
-        """Class indices; sets `classes_`."""
-        labels = column_or_1d(y, warn=True)
-        if len(labels) != length:
+        if self.early_stopping and not (self.validation_fraction and self.n_iter_no_change >= 1):
             raise InputError(
-                f"`y` must hold one label an input, {length}, but holds {len(labels)}"
+                "early stopping needs `validation_fraction` above 0 and `n_iter_no_change` of at "
+                f"least 1, but got {self.validation_fraction} and {self.n_iter_no_change}"
             )
+
+    def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
+        """Inputs and class indices; sets `classes_`, and what scikit-learn keeps of inputs."""
+        raw = _images(X)
+        rows, labels = validate_data(self, X if raw is None else _flat(raw), y)
         check_classification_targets(labels)
         self.classes_, indices = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -206,95 +192,91 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"a classifier needs at least two classes, but `y` holds one class only: "
                 f"{self.classes_[0]!r}"
             )
-        return indices.astype(np.int64)
+        return rows if raw is None else raw, indices.astype(np.int64)
 
-    def _divide(self, raw: Array, labels: Array, seed: int) -> DataSplits:
-        """Training, validation and calibration parts; the last two may be empty."""
-        total = len(labels)
-        held_out = [0, 0]
-        if self.early_stopping:
-            held_out[0] = max(round(self.validation_fraction * total), len(self.classes_))
-        if self.calibration_fraction:
-            needed = math.ceil(1 / (1 - self.accept) - 1e-9) - 1
-            wanted = max(round(self.calibration_fraction * total), needed, len(self.classes_))
-            held_out[1] = wanted if wanted <= total / 4 else 0
-        parts = 1 + sum(size > 0 for size in held_out)
-        if np.bincount(labels).min() < parts:
-            if self.early_stopping:
-                raise InputError(
-                    f"early stopping needs {parts} examples of every class, but class "
-                    f"{self.classes_[np.bincount(labels).argmin()]!r} has fewer"
-                )
-            held_out[1] = 0
-        counts = (total - sum(held_out), *held_out, 0)
-        return from_arrays(
-            raw,
-            labels,
-            name="X",
-            seed=seed,
-            channels=self.channels,  # type: ignore[arg-type]
-            counts=counts,
-            classes=[str(label) for label in self.classes_],
+    def _make_model(self, splits: DataSplits, recipe: Recipe, seed: int) -> JEM:
+        num_classes = len(splits.classes)
+        model = JEM(
+            make_network(self.network, splits.input_shape, num_classes, recipe.head, seed),
+            input_shape=splits.input_shape,
+            classes=splits.classes,
+            domain=splits.domain,
+            scaling=splits.scaling,
         )
+        x, labels = splits.train[:]
+        outputs = check_network(model, x[:1], labels)
+        if outputs != num_classes:
+            raise InputError(f"`network` must have {num_classes} outputs, but has {outputs}")
+        return model
 
-    def _inputs(self, X: npt.ArrayLike, *, reset: bool) -> Array:  # noqa: N803
-        """Check inputs: tables by scikit-learn's rules, images by our own."""
-        if np.asarray(X).ndim in (3, 4):
-            if reset:
-                for name in ("n_features_in_", "feature_names_in_"):
-                    self.__dict__.pop(name, None)
-            return np.asarray(X)
-        return validate_data(self, X, reset=reset, dtype="numeric", ensure_min_samples=1)  # type: ignore[no-any-return]
+    def _train(self, model: JEM, splits: DataSplits, recipe: Recipe, seed: int) -> FitResult:
+        trainer = WeightedTrainer(
+            model,
+            recipe,
+            class_weight=self._class_weights(splits),
+            seed=seed,
+            device=self.device,
+            progress=bool(self.verbose),
+        )
+        best = BestEpoch(trainer, self.n_iter_no_change)
+        try:
+            if not self.early_stopping:
+                return trainer.fit(splits.train)
+            result = trainer.fit(splits.train, splits.validation, on_epoch=best)
+        except TrainingInterrupted as stopped:  # a search over settings would go on with the next
+            raise KeyboardInterrupt from stopped
+        best.restore()
+        return result
+
+    def _class_weights(self, splits: DataSplits) -> Tensor | None:
+        if self.class_weight is None:
+            return None
+        labels = self.classes_[splits.train[:][1].numpy()]
+        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
+        if not (np.isfinite(weights) & (weights > 0)).all():
+            raise InputError(
+                f"`class_weight` must hold numbers above 0, but got {self.class_weight}"
+            )
+        return torch.as_tensor(weights, dtype=torch.float32)
 
     # -- use --------------------------------------------------------------------------------------
 
-    def _network_inputs(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
-        check_is_fitted(self, "model_")
-        return self.model_.preprocess(self._inputs(X, reset=False))
-
-    def _logits(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
-        x, model = self._network_inputs(X), self.model_
-        if x.ndim == 2:
-            # In single precision the bits of a row depend on how many rows stand beside it, which
-            # scikit-learn does not allow; a network for tables is small enough to widen.
-            x, model = x.double(), copy.deepcopy(model).double()
-        with torch.no_grad(), evaluation_mode(model):
-            return torch.cat([model.logits(part) for part in x.split(BATCH_SIZE)])
-
     def predict(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Most probable class of each input, shape (N,), as in `classes_`."""
-        indices = self._logits(X).argmax(dim=1).numpy()
+        indices = self._logits_of(X).argmax(dim=1).numpy()
         labels: Array = self.classes_[indices]
         return labels
 
     def predict_proba(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Class probabilities, shape (N, K), in the order of `classes_`."""
-        probabilities: Array = self._logits(X).double().softmax(dim=1).numpy()
+        probabilities: Array = self._logits_of(X).softmax(dim=1).numpy()
         return probabilities
 
     def decision_function(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Logits, shape (N, K); for two classes their difference, shape (N,)."""
-        logits: Array = self._logits(X).numpy()
+        logits: Array = self._logits_of(X).numpy()
         return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
 
     def score_samples(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Log-density, shape (N,): unnormalised nats, higher = more in-distribution."""
-        log_density: Array = self._logits(X).logsumexp(dim=1).numpy()
+        log_density: Array = -joint_energy(self._logits_of(X)).numpy()
         return log_density
 
     def is_ood(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Whether each input is flagged as out-of-distribution, booleans of shape (N,).
 
+        An input is flagged where its log-density is below `detector_.threshold`.
+
         Raises:
             InputError: If the training data were too few to hold any out for the threshold.
         """
-        x = self._network_inputs(X)
+        logits = self._logits_of(X)
         if self.detector_ is None:
             raise InputError(
                 f"no inputs were held out for a threshold at accept={self.accept:g}: fit on more "
                 "data, with calibration_fraction above 0, or lower `accept`"
             )
-        flagged: Array = self.detector_.is_ood(x).numpy()
+        flagged: Array = self.detector_.verdict(-joint_energy(logits)).is_ood.numpy()
         return flagged
 
     def sample(
@@ -312,42 +294,49 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             random_state: Sample i depends on it, i and its label alone.
 
         Returns:
-            Inputs in the units of `X`, float: (B, D), or images with channels as in training,
-            (B, H, W) where there were none.
+            Inputs in the units, axes and type of `X` in training, shape (B, ...).
+
+        Raises:
+            InputError: If a label is unknown, or the recipe trained no density.
         """
         check_is_fitted(self, "model_")
         indices = None
         if labels is not None:
             wanted = np.asarray(labels)
-            unknown = ~np.isin(wanted, self.classes_)
-            if wanted.ndim != 1 or unknown.any():
+            if wanted.ndim != 1 or not np.isin(wanted, self.classes_).all():
                 raise InputError(
-                    f"`labels` must be classes among {list(self.classes_)}, but got {labels!r}"
+                    f"`labels` must be classes among {self.classes_.tolist()}, but got {labels!r}"
                 )
             indices = torch.as_tensor(np.searchsorted(self.classes_, wanted))
-        model = self.model_
-        x = draw(model, indices, count=count, seed=random_state).float()
-        assert model.scaling is not None, "set in fit"
-        raw: Array = model.scaling.invert(x).numpy()
-        return np.moveaxis(raw, 1, -1) if model.scaling.layout == "channels_last" else raw
+        x = draw(self.model_, indices, count=count, seed=random_state)
+        assert self.model_.scaling is not None, "set in fit"
+        return self._format.restore(x, self.model_.scaling)
+
+    def _logits_of(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
+        """Logits of inputs as a person has them, shape (N, K), in double precision."""
+        check_is_fitted(self, "model_")
+        if len(self._format.shape) > 1:
+            X = _flat(self._format.check(_images(X)))  # noqa: N806
+        rows = validate_data(self, X, reset=False)
+        return self._logits(self.model_.preprocess(rows.reshape(-1, *self._format.shape)))
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits of network inputs, shape (N, K), in double precision, on the CPU."""
+        model, fill = self.model_, -len(x) % BLOCK
+        padded = torch.cat([x, x[-1:].expand(fill, *x.shape[1:])])
+        with torch.no_grad(), evaluation_mode(model):
+            logits = torch.cat([model.logits(part).cpu() for part in padded.split(BATCH_SIZE)])
+        return logits[: len(x)].double()
 
 
-class _EarlyStopping:
-    """Ends training when the validation NLL stops improving; keeps the best weights."""
+def _images(X: npt.ArrayLike) -> Array | None:  # noqa: N803
+    """Inputs of three or four axes as an array; None for tables and what forms no array at all."""
+    try:
+        axes = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
+    except ValueError:  # rows of unequal length: scikit-learn says what is wrong
+        return None
+    return np.asarray(X) if axes in (3, 4) else None
 
-    def __init__(self, trainer: Trainer, patience: int) -> None:
-        self.trainer, self.patience = trainer, patience
-        self.best, self.best_epoch = math.inf, 0
-        self.weights: dict[str, Tensor] | None = None
 
-    def __call__(self, metrics: dict[str, Any]) -> bool:
-        if metrics["valid_nll"] < self.best:
-            self.best, self.best_epoch = metrics["valid_nll"], metrics["epoch"]
-            state = self.trainer.state.averaged_model.state_dict()
-            self.weights = {name: value.clone() for name, value in state.items()}
-        return bool(metrics["epoch"] - self.best_epoch >= self.patience)
-
-    def restore(self, model: JEM) -> None:
-        """Give the model the weights of the best epoch."""
-        if self.weights is not None:
-            model.load_state_dict(self.weights)
+def _flat(images: Array) -> Array:
+    return images.reshape(len(images), -1)

@@ -179,7 +179,7 @@ def score_histograms(
         axes.set_title(name, fontsize=9)
         axes.set_yticks([])
         axes.tick_params(labelsize=8)
-    for axes in list(panels):
+    for axes in panels:  # the rest
         axes.set_visible(False)
     figure.suptitle(title, fontsize=10)
     return figure
@@ -230,7 +230,11 @@ def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     for axes, (key, label) in zip(
         panels,
-        (("accuracy", "accuracy"), ("ece", "ECE"), ("flagged", "share flagged")),
+        (
+            ("accuracy", "accuracy"),
+            ("calibrated_ece", "ECE after temperature"),
+            ("share_flagged", "share flagged"),
+        ),
         strict=True,
     ):
         for kind, color, style in zip(kinds, colors, ("o-", "s--", "^-.", "d:"), strict=False):

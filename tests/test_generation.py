@@ -8,7 +8,11 @@ import jem
 from jem import JEM
 from jem.errors import InputError
 from jem.generation import BLOCK
+from jem.generation.chains import guided_energy, plan_moves
+from jem.networks import mlp
+from jem.randomness import named_generator
 from jem.sampling import ChainSettings, ClassGaussianStart, MixtureStart, UniformStart
+from jem.sampling.langevin import sgld_chain
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -168,3 +172,159 @@ def test_count_steps_and_model_are_checked(model):
     model.chain = None
     with pytest.raises(InputError, match="keeps no sampler settings"):
         jem.sample(model)
+
+
+# -- guidance, schedules and starts ---------------------------------------------------------------
+
+
+def test_default_samples_are_plain_chains_on_the_joint_energy(model):
+    labels = torch.arange(BLOCK) % 3
+    generator = named_generator(7, "sample", 0)
+    frequencies = model.chain.class_frequencies
+    torch.multinomial(frequencies, BLOCK, replacement=True, generator=generator)
+    x = model.chain.start.sample(BLOCK, labels, generator=generator)
+    x = sgld_chain(
+        x, lambda x: model.energy(x, labels), num_steps=5, generator=generator, bounds=(-1.0, 1.0),
+        step_size=0.1, noise_std=0.05,
+    )  # fmt: skip
+    assert torch.equal(jem.sample(model, labels, seed=7), x)
+    assert torch.equal(jem.sample(model, labels, seed=7, guidance=1.0, step_decay=1.0), x)
+
+
+@pytest.mark.parametrize("head", ["joint", "factored"])
+@pytest.mark.parametrize("strength", [0.0, 0.3, 1.0, 4.0])
+def test_guided_energy_is_that_of_the_density_times_a_power_of_the_class(head, strength):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = JEM(mlp((2,), 3, width=8, depth=2, head=head)).double()
+    x = torch.linspace(-1, 1, 10, dtype=torch.float64).view(5, 2)
+    y = torch.tensor([0, 1, 2, 1, 0])
+    p_y = model.predict_proba(x)[torch.arange(5), y]
+    expected = model.energy(x) - strength * p_y.log()
+    torch.testing.assert_close(guided_energy(model, y, strength)(x), expected)
+
+
+def test_guidance_of_zero_leaves_the_class_out(model):
+    first = jem.sample(model, [0] * 4, guidance=0.0)
+    assert torch.equal(first, jem.sample(model, [1, 2, 2, 0], guidance=0.0))
+    assert not torch.equal(first, jem.sample(model, [0] * 4, guidance=0.5))
+
+
+def test_more_guidance_makes_samples_surer_of_their_class():
+    model = JEM(Wells([-0.5, 0.5]), domain=(-2.0, 2.0))
+    model.chain = settings(frequencies=(0.5, 0.5), num_steps=40, noise_std=0.2)
+    labels = torch.arange(200) % 2
+    sure = [
+        model.predict_proba(jem.sample(model, labels, guidance=s))[
+            torch.arange(200), labels
+        ].mean()
+        for s in (0.0, 1.0, 4.0)
+    ]
+    assert sure[0] == pytest.approx(0.5, abs=0.05)
+    assert sure[0] < sure[1] - 0.05 < sure[2] - 0.1
+
+
+def test_moves_without_a_schedule_are_those_of_training():
+    assert plan_moves(settings(), 3, None, 1.0) == [settings().move] * 3
+    assert plan_moves(settings(), 0, 0.5, 0.5) == []
+
+
+def test_noise_falls_evenly_to_that_of_training():
+    moves = plan_moves(settings(noise_std=0.1), 5, 0.5, 1.0)
+    assert [move["noise_std"] for move in moves] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+    assert {move["step_size"] for move in moves} == {0.1}
+    (only,) = plan_moves(settings(noise_std=0.1), 1, 0.5, 0.5)
+    assert (only["noise_std"], only["step_size"]) == (pytest.approx(0.1 * 0.5**0.5), 0.05)
+
+
+def test_a_decreasing_step_keeps_the_temperature():
+    moves = plan_moves(settings(step_size=0.4, noise_std=0.2, grad_clamp=1.0), 3, None, 0.25)
+    assert [move["step_size"] for move in moves] == pytest.approx([0.4, 0.2, 0.1])
+    temperatures = [move["noise_std"] ** 2 / (2 * move["step_size"]) for move in moves]
+    assert temperatures == pytest.approx([0.05] * 3)
+    assert all(move["grad_clamp"] == 1.0 for move in moves)
+
+
+def test_noise_that_begins_high_leaves_the_start_behind():
+    """Two wells: without noise each chain ends in the one that it began nearest to."""
+    model = JEM(Wells([-1.0, 1.0]), domain=(-1.5, 1.5))
+    left = UniformStart(-1.0, -0.8, (2,))
+    model.chain = settings(left, (0.5, 0.5), num_steps=60, noise_std=0.01, step_size=0.5)
+    assert jem.sample(model, count=64, guidance=0.0).max() < 0
+    share = (jem.sample(model, count=64, guidance=0.0, initial_noise=1.0) > 0).float().mean()
+    assert 0.2 < share < 0.8
+
+
+def test_a_start_can_be_given(model):
+    start = UniformStart(0.25, 0.5, (2,))
+    x = jem.sample(model, [0, 1, 2], start=start, num_steps=0)
+    assert x.min() >= 0.25
+    assert x.max() <= 0.5
+
+
+@pytest.fixture
+def wells():
+    model = JEM(Wells([-1.0, 0.0, 1.0]), input_shape=(2,), domain=(-2.0, 2.0))
+    model.chain = settings()
+    return model
+
+
+def saved():
+    """Chains by class: 0 has three, 1 none, 2 two, and one is not finite."""
+    rows = [[-1.0, -1.0], [1.0, 1.0], [-0.9, -1.0], [float("nan"), 0.0], [-1.1, -1.0], [1.1, 1.0]]
+    return torch.tensor(rows)
+
+
+def test_saved_chains_are_dealt_by_class_and_only_then_again(wells):
+    x = jem.sample(wells, [0, 0, 0, 2, 2, 0, 2], start=saved(), num_steps=0)
+    assert (x[[0, 1, 2, 5]] < 0).all()
+    assert (x[[3, 4, 6]] > 0).all()
+    assert len(x[:3].unique(dim=0)) == 3
+    assert len(x[3:5].unique(dim=0)) == 2
+    assert torch.equal(x[5], x[0])
+    assert torch.equal(x[6], x[3])
+
+
+def test_a_class_without_a_saved_chain_takes_any(wells):
+    x = jem.sample(wells, [1] * 5, start=saved(), num_steps=0)
+    assert torch.equal(x.sort(dim=0).values, saved()[[0, 1, 2, 4, 5]].sort(dim=0).values)
+
+
+def test_saved_chains_move_twenty_times_and_the_count_does_not_matter(wells):
+    labels = torch.arange(2 * BLOCK + 3) % 3
+    many = jem.sample(wells, labels, start=saved(), seed=2)
+    assert torch.equal(many, jem.sample(wells, labels, start=saved(), seed=2, num_steps=20))
+    for count in (1, BLOCK + 1):
+        few = jem.sample(wells, labels[:count], start=saved(), seed=2)
+        torch.testing.assert_close(few, many[:count], rtol=0, atol=1e-6)
+    drawn = jem.sample(wells, count=4, start=saved())
+    assert drawn.shape == (4, 2)
+
+
+def test_saved_chains_that_do_not_fit_are_refused(wells):
+    for chains, message in [
+        (torch.zeros(3, 5), r"`start` must be of shape \(B, 2\), B >= 1, but got \(3, 5\)"),
+        (torch.zeros(0, 2), "`start` must be of shape"),
+        (torch.full((2, 2), torch.nan), "none of them is finite"),
+        (torch.zeros(2, 2, dtype=torch.int64), "`start` must be a tensor of floats"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            jem.sample(wells, [0], start=chains)
+
+
+def test_progress_counts_the_moves_of_all_blocks(model):
+    told = []
+    jem.sample(model, count=BLOCK + 1, num_steps=3, progress=lambda *moves: told.append(moves))
+    assert told == [(done, 6) for done in range(1, 7)]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        ("guidance", -0.1), ("guidance", float("nan")), ("initial_noise", -1.0),
+        ("initial_noise", float("inf")), ("step_decay", 0.0), ("step_decay", 1.5),
+    ],
+)  # fmt: skip
+def test_settings_of_a_drawing_are_checked(model, argument, value):
+    with pytest.raises(InputError, match=f"`{argument}` must"):
+        jem.sample(model, [0], **{argument: value})

@@ -4,15 +4,34 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from jem.commands.drawings import (
+    Outputs,
+    class_indices,
+    load_model,
+    made_by,
+    moves_shown,
+    raw_units,
+)
 from jem.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jem.model import JEM
+    from jem.sampling.starts import Start
 
 
 @dataclass
 class Sample:
-    """Draw inputs of the classes you name, as a picture and as an .npz file beside it."""
+    """Draw inputs of the classes you name, as a picture and as an .npz file beside it.
+
+    The .npz file holds `x` in the units of the training data, `labels`, `seed`, and `metadata`,
+    which says how they were made.
+    """
 
     run: tyro.conf.Positional[Path]
     """Run folder."""
@@ -24,44 +43,111 @@ class Sample:
     """Picture; the arrays go beside it with the ending .npz."""
     seed: int = 0
     """Sample i of a class depends on the seed and its place alone."""
+    start: Literal["fresh", "saved", "gaussian"] = "fresh"
+    """Where chains begin: the start of training, chains that training left, or a Gaussian a class
+    fitted to the training data."""
     num_steps: int | None = None
-    """Langevin moves; those of the recipe if left out."""
+    """Langevin moves; those of the recipe if left out, and 20 from saved chains."""
+    guidance: float = 1.0
+    """Strength s of the class in E(x) - s log p(y|x): below 1 more varied, above more typical."""
+    initial_noise: float | None = None
+    """Noise of the first move, falling to that of the recipe; 0.5 with 100 moves gives more varied
+    images. That of the recipe throughout if left out."""
+    step_decay: float = 1.0
+    """Step size of the last move over that of the first."""
+    data: str | None = None
+    """Where the data of the run are now, for --start gaussian, if they were moved."""
+    data_root: Path | None = None
+    """Folder of downloaded data sets, for the same."""
+    quiet: bool = False
+    """Show no progress."""
 
 
 def run(argv: list[str]) -> int:
     """Draw samples and write picture and arrays."""
     args: Sample = tyro.cli(Sample, args=argv, prog="jem sample")
-    import numpy as np
-    import torch
-
     from jem.generation import sample
-    from jem.plotting import inputs_figure, save_figure
-    from jem.training.run_folder import load
+    from jem.generation.chains import chain_of
+    from jem.plotting import inputs_figure
 
     if args.count < 1:
         raise InputError(f"--count must be at least 1, but got {args.count}")
-    model = load(args.run)
-    classes = model.classes or ()
-    wanted = list(args.labels) or list(classes)
-    unknown = [name for name in wanted if name not in classes]
-    if unknown:
-        raise InputError(
-            f"unknown class {', '.join(unknown)}: this run knows {', '.join(classes)}"
+    outputs = Outputs.at(args.out)
+    model = load_model(args.run)
+    chain_of(model)
+    names = list(args.labels) or list(model.classes or ())
+    labels = class_indices(model, names).repeat_interleave(args.count)
+    start = _start(args, model)
+    with moves_shown("drawing", args.quiet) as progress:
+        drawn = sample(
+            model,
+            labels,
+            seed=args.seed,
+            num_steps=args.num_steps,
+            start=start,
+            guidance=args.guidance,
+            initial_noise=args.initial_noise,
+            step_decay=args.step_decay,
+            progress=progress,
         )
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out: there is no folder {args.out.parent}")
-    labels = torch.tensor([classes.index(name) for name in wanted]).repeat_interleave(args.count)
-    drawn = sample(model, labels, seed=args.seed, num_steps=args.num_steps).cpu()
-    raw = drawn if model.scaling is None else model.scaling.invert(drawn)
-    picture = args.out if args.out.suffix == ".png" else args.out.with_name(args.out.name + ".png")
-    arrays = picture.with_suffix(".npz")
-    np.savez_compressed(
-        arrays,
-        x=raw.numpy(),
-        labels=np.array([classes[int(k)] for k in labels]),
+    outputs.write(
+        inputs_figure(drawn, model.bounds("cpu"), columns=args.count, row_names=names),
+        made_by("sample", args.run, model, **_settings(args, model)),
+        x=raw_units(model, drawn).numpy(),
+        labels=[name for name in names for _ in range(args.count)],
         seed=args.seed,
     )
-    figure = inputs_figure(drawn, model.bounds("cpu"), columns=args.count, row_names=wanted)
-    save_figure(figure, picture)
-    print(f"{len(drawn)} samples: {picture} and {arrays}")
+    print(f"{len(drawn)} samples: {outputs.picture} and {outputs.arrays}")
     return 0
+
+
+def _settings(args: Sample, model: JEM) -> dict[str, object]:
+    from jem.generation.samples import SAVED_STEPS
+
+    usual = SAVED_STEPS if args.start == "saved" else model.chain.num_steps
+    return {
+        "seed": args.seed,
+        "start": args.start,
+        "num_steps": usual if args.num_steps is None else args.num_steps,
+        "guidance": args.guidance,
+        "initial_noise": args.initial_noise,
+        "step_decay": args.step_decay,
+    }
+
+
+def _start(args: Sample, model: JEM) -> Start | Tensor | None:
+    if args.start == "saved":
+        return saved_chains(args.run)
+    return _gaussian(args, model) if args.start == "gaussian" else None
+
+
+def saved_chains(run: Path) -> Tensor:
+    """Chains in the newest whole checkpoint of a run.
+
+    Raises:
+        InputError: If the run was trained without chains.
+    """
+    from jem.training.checkpoint import Checkpoints
+    from jem.training.run_folder import RunFolder
+
+    _, state = Checkpoints(RunFolder(run).checkpoints).load_latest()
+    if not state["chains"]:
+        raise InputError(f"{run} has no saved chains: it was trained without a generative recipe")
+    chains: Tensor = state["chains"]["chains"]
+    return chains
+
+
+def _gaussian(args: Sample, model: JEM) -> Start:
+    """A Gaussian a class, fitted to the training part of the run's data."""
+    from jem.commands.runs import read_config, splits_of
+    from jem.sampling.starts import ClassGaussianStart
+    from jem.training.problem import examples_of
+
+    splits = splits_of(args.run, read_config(args.run), args.data, args.data_root)
+    if (splits.input_shape, splits.classes) != (model.input_shape, model.classes):
+        raise InputError(
+            f"{splits.name} is not what the run was trained on: its shape or classes differ; "
+            "name the data of the run with --data"
+        )
+    x, y = examples_of(splits.train)
+    return ClassGaussianStart.fit(x, y, len(splits.classes), bounds=model.bounds("cpu"))

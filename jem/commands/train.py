@@ -83,6 +83,7 @@ def run(argv: list[str]) -> int:
         return 0
 
     from jem.evaluation.summary import foreign_sets, summarise
+    from jem.scorer import DETECTOR_FILE, fit_scorer
 
     foreign = foreign_sets(splits, args.seed)
     rows = {}
@@ -93,6 +94,7 @@ def run(argv: list[str]) -> int:
         folder = out / "control" if name.endswith("(control)") else out
         model, seconds = _fit(args, recipe, splits, folder)
         rows[name] = summarise(model, splits, foreign) | {"fit_seconds": seconds}
+        fit_scorer(model, splits).save(folder / DETECTOR_FILE)
     (out / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
     _print_summary(rows)
     if args.report:

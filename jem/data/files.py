@@ -5,7 +5,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,8 +95,8 @@ def read_npz(path: Path) -> tuple[Array, Array]:
         if not isinstance(archive, np.lib.npyio.NpzFile):
             raise InputError(f"Expected an .npz archive, got a single array in {path}.")
         with archive:
-            x_key = _find_key(path, archive.files, INPUT_KEYS, "inputs")
-            y_key = _find_key(path, archive.files, LABEL_KEYS, "labels")
+            x_key = find_key(path, archive.files, INPUT_KEYS, "inputs")
+            y_key = find_key(path, archive.files, LABEL_KEYS, "labels")
             return archive[x_key], archive[y_key]
     except InputError:
         raise
@@ -107,7 +107,8 @@ def read_npz(path: Path) -> tuple[Array, Array]:
         ) from error
 
 
-def _find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) -> str:
+def find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) -> str:
+    """The first of the wanted keys that an archive has, or an error that says what it has."""
     for key in wanted:
         if key in keys:
             return key
@@ -123,43 +124,39 @@ def read_csv(path: Path, label_column: str | None = None) -> tuple[Array, Array]
     Returns:
         Features (N, D), float64, and labels (N,), strings.
     """
-    header, rows = _read_rows(path)
-    label = _find_label_column(path, header, label_column)
+    header, lines = open_table(path)
+    label = find_label_column(path, header, label_column)
+    rows = list(lines)
     features = [i for i in range(len(header)) if i != label]
     if not features or not rows:
         what = "a column besides the labels" if rows else "rows below the header"
         raise InputError(f"Expected {what} in {path}, got none.")
     for number, row in rows:
-        if len(row) != len(header):
-            raise InputError(
-                f"Expected {len(header)} values in line {number} of {path}, as in the header, "
-                f"got {len(row)}."
-            )
         if not row[label].strip():
             raise InputError(
                 f"Expected a label in line {number}, column '{header[label]}' of {path}, got none."
             )
     columns = [
-        _read_column(path, header[i], [(number, row[i]) for number, row in rows]) for i in features
+        read_column(path, header[i], [(number, row[i]) for number, row in rows]) for i in features
     ]
     return np.stack(columns, axis=1), np.array([row[label].strip() for _, row in rows])
 
 
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """Return the header and the rows that are not blank, each with its line number."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
-            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"Could not read {path}: it is damaged or no .csv file ({error})."
-        ) from error
-    if not rows:
+def open_table(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """Open a `.csv` file with a header.
+
+    Returns:
+        Names of the columns, and the rows that are not blank, each with its line number and as
+        long as the header; they are read when asked for.
+
+    Raises:
+        InputError: If the file cannot be read, or has no header; later, if a row is not as long.
+    """
+    rows = _rows(path)
+    first = next(rows, None)
+    if first is None:
         raise InputError(f"Expected a header and rows in {path}, got blank lines alone.")
-    header = [cell.strip() for cell in rows[0][1]]
+    header = [cell.strip() for cell in first[1]]
     for i, name in enumerate(header):
         if not name:
             raise InputError(
@@ -168,10 +165,39 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
             )
         if name in header[:i]:
             raise InputError(f"Expected different names of columns in {path}, got '{name}' twice.")
-    return header, rows[1:]
+    return header, _checked_rows(path, len(header), rows)
 
 
-def _find_label_column(path: Path, header: Sequence[str], label_column: str | None) -> int:
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows that are not blank, with their line numbers."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
+            for row in reader:
+                if any(cell.strip() for cell in row):
+                    yield reader.line_num, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(
+            f"Could not read {path}: it is damaged or no .csv file ({error})."
+        ) from error
+
+
+def _checked_rows(
+    path: Path, width: int, rows: Iterator[tuple[int, list[str]]]
+) -> Iterator[tuple[int, list[str]]]:
+    for number, row in rows:
+        if len(row) != width:
+            raise InputError(
+                f"Expected {width} values in line {number} of {path}, as in the header, "
+                f"got {len(row)}."
+            )
+        yield number, row
+
+
+def find_label_column(path: Path, header: Sequence[str], label_column: str | None) -> int:
+    """Position of the column of labels: the one that is named, or one with a usual name."""
     if label_column is not None and label_column in header:
         return header.index(label_column)
     if label_column is None:
@@ -186,7 +212,7 @@ def _find_label_column(path: Path, header: Sequence[str], label_column: str | No
     )
 
 
-def _read_column(path: Path, name: str, cells: Sequence[tuple[int, str]]) -> Array:
+def read_column(path: Path, name: str, cells: Sequence[tuple[int, str]]) -> Array:
     """Convert the cells of one column, given with their line numbers."""
     values = np.empty(len(cells))
     for i, (number, cell) in enumerate(cells):
@@ -270,11 +296,10 @@ def _common_format(files: Sequence[Path]) -> tuple[tuple[int, int], Literal["L",
     """Return the (width, height) that all images share, and L if all of them are grey."""
     modes, sizes = set(), []
     for file in files:
-        with _open_image(file) as image:
+        with open_image(file) as image:
             modes.add(image.mode)
             sizes.append(image.size)
-            if image.mode.startswith(("I", "F")):
-                raise InputError(f"Expected images with 8 bits a channel, got more in {file}.")
+            refuse_deep(file, image)
         if sizes[-1] != sizes[0]:
             (w, h), (w0, h0) = sizes[-1], sizes[0]
             raise InputError(
@@ -284,17 +309,29 @@ def _common_format(files: Sequence[Path]) -> tuple[tuple[int, int], Literal["L",
     return sizes[0], "L" if modes <= set(GREY_MODES) else "RGB"
 
 
-def _open_image(file: Path) -> Image.Image:
+def refuse_deep(file: Path, image: Image.Image) -> None:
+    """Refuse an image of more than 8 bits a channel."""
+    if image.mode.startswith(("I", "F")):
+        raise InputError(f"Expected images with 8 bits a channel, got more in {file}.")
+
+
+def open_image(file: Path) -> Image.Image:
+    """Open an image, whose pixels are read later."""
     try:
         return Image.open(file)
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
         raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error
 
 
 def _read_image(file: Path, mode: Literal["L", "RGB"]) -> Array:
     """Return bytes of shape (H, W) or (H, W, 3)."""
+    with open_image(file) as image:
+        return pixels(file, image, mode)
+
+
+def pixels(file: Path, image: Image.Image, mode: Literal["L", "RGB"]) -> Array:
+    """Read an image that is open to bytes of shape (H, W) or (H, W, 3)."""
     try:
-        with _open_image(file) as image:
-            return np.asarray(image.convert(mode))
+        return np.asarray(image.convert(mode))
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error

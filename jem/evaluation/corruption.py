@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jem.data.shifts import CORRUPTIONS, corrupt
 from jem.errors import InputError
-from jem.evaluation.calibration import calibration_report
+from jem.evaluation.calibration import CalibrationReport, calibration_report
 from jem.evaluation.intervals import wilson_interval
 from jem.evaluation.ood import OODDetector
 from jem.evaluation.ood_features import as_batch, on_model, quiet
@@ -20,8 +20,6 @@ from jem.randomness import derive_seed
 
 SEVERITIES = (0, 1, 2, 3, 4, 5)
 """0 is the data as they are."""
-
-Figures = dict[str, Any]
 
 
 def corruption_curves(
@@ -37,7 +35,7 @@ def corruption_curves(
     confidence: float = 0.95,
     seed: int = 0,
     batch_size: int = 256,
-) -> list[Figures]:
+) -> list[dict[str, Any]]:
     """Measure a classifier on images that are damaged more and more.
 
     Where a classifier loses accuracy it should lose confidence, so that NLL and ECE stay low, and
@@ -76,19 +74,70 @@ def corruption_curves(
         raise InputError(f"corruptions are for images (N, C, H, W), but got {tuple(x.shape)}")
     detector = OODDetector(model) if detector is None else detector
 
-    def measure(kind: str, severity: int) -> Figures:
-        batches = (
-            _answers(model, _damaged(model, rows, kind, severity, seed, number), detector)
-            for number, rows in enumerate(torch.split(x, batch_size))
+    def report(logits: Tensor) -> CalibrationReport:
+        return calibration_report(
+            logits.softmax(dim=1), y, num_bootstrap=num_bootstrap, confidence=confidence
         )
-        logits, scores = (torch.cat(part) for part in zip(*batches, strict=True))
+
+    def measure(kind: str, severity: int) -> dict[str, Any]:
+        batches = (
+            _answers(model, _damaged(model, part, kind, severity, seed, place), detector)
+            for place, part in enumerate(torch.split(x, batch_size))
+        )
+        logits, scores = (torch.cat(column) for column in zip(*batches, strict=True))
+        plain = report(logits)
+        scaled = None if temperature is None else report(temperature.transform(logits))
+        flagged = None if detector.threshold is None else detector.verdict(scores).is_ood
         return {
-            **_calibration(logits, y, temperature, num_bootstrap, confidence),
-            **_flagging(scores, detector, confidence),
+            "kind": kind,
+            "severity": int(severity),
+            "num_samples": len(logits),
+            "accuracy": plain.accuracy,
+            "nll": plain.nll,
+            "ece": plain.ece,
+            "calibrated_nll": None if scaled is None else scaled.nll,
+            "calibrated_ece": None if scaled is None else scaled.ece,
+            "score": detector.score_name,
+            "mean_score": float(scores.double().mean()),
+            "share_flagged": None if flagged is None else float(flagged.double().mean()),
+            "intervals": _intervals(plain, scaled, flagged, confidence),
         }
 
-    undamaged: Figures = {}
-    rows = []
-    for kind in kinds:
-        for severity in severities:
-            figures = undamaged or measure(kind, severity) if severity == 0 else measure(kind, severity)
+    return [measure(kind, severity) for kind in kinds for severity in severities]
+
+
+def _answers(model: JEM, x: Tensor, detector: OODDetector) -> tuple[Tensor, Tensor]:
+    """Logits in double precision (B, K) and scores (B,), on the CPU."""
+    with quiet(model):
+        logits = model.logits(on_model(model, x))
+    return logits.double().cpu(), detector.score(x, logits).cpu()
+
+
+def _damaged(model: JEM, x: Tensor, kind: str, severity: int, seed: int, place: int) -> Tensor:
+    """Corrupt images of any domain: corruptions know those in [-1, 1]."""
+    if severity == 0:
+        return x
+    low, high = model.bounds(x.device) or (-1.0, 1.0)
+    centre, reach = (low + high) / 2, (high - low) / 2
+    seed = derive_seed(seed, "corruption", place)  # another for every batch, and for no severity
+    return centre + reach * corrupt((x - centre) / reach, kind, severity, seed=seed)
+
+
+def _intervals(
+    plain: CalibrationReport,
+    scaled: CalibrationReport | None,
+    flagged: Tensor | None,
+    confidence: float,
+) -> dict[str, list[float]]:
+    """Wilson's intervals of the shares, and the bootstrap's where there is one."""
+    shares = {"accuracy": round(plain.accuracy * plain.num_samples)}
+    if flagged is not None:
+        shares["share_flagged"] = int(flagged.sum())
+    found = {
+        name: [float(end) for end in wilson_interval(hits, plain.num_samples, confidence)]
+        for name, hits in shares.items()
+    }
+    for prefix, report in (("", plain), ("calibrated_", scaled)):
+        if report is not None and report.num_bootstrap:
+            found |= {prefix + name: list(report.intervals[name]) for name in ("nll", "ece")}
+    return found

@@ -5,23 +5,39 @@ Every score is higher for in-distribution inputs.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from jem.errors import InputError
-from jem.evaluation.ood_features import FITS, Fitted, Reference, as_batch, fitted
+from jem.evaluation.ood_features import (
+    FITS,
+    Fitted,
+    Reference,
+    as_batch,
+    features_of_batches,
+    fitted,
+)
 from jem.evaluation.ood_metrics import OODMetrics, ood_metrics
-from jem.evaluation.ood_scores import SCORES, Option, named, score
+from jem.evaluation.ood_scores import FROM_LOGITS, SCORES, Option, named, score, score_logits
+from jem.evaluation.ood_threshold import check_accept, flagged_rank
 from jem.model import JEM
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = ["SCORES", "OODDetector", "OODMetrics", "PytorchOODAdapter", "ood_metrics", "score"]
+__all__ = [
+    "SCORES", "OODDetector", "OODMetrics", "PytorchOODAdapter", "Verdict", "ood_metrics", "score",
+]  # fmt: skip
+
+
+class Verdict(NamedTuple):
+    """What a detector says of scored inputs, each of shape (B,), on the device of the scores."""
+
+    p_value: Tensor  # multiples of 1 / (n + 1), double precision
+    is_ood: Tensor  # booleans, True = out-of-distribution
 
 
 class OODDetector:
@@ -95,27 +111,63 @@ class OODDetector:
             InputError: If n is too small for that share (0.95 needs 19, 0.99 needs 99), a score
                 is NaN, or the inputs do not fit.
         """
-        if not 0 < accept < 1:
-            raise InputError(f"`accept` must lie in (0, 1), but got {accept}")
         x = as_batch(x_calibration, self.model.input_shape)
-        if not _flagged_rank(len(x), accept):
-            raise InputError(
-                f"accept={accept:g} needs at least {_smallest_calibration(accept)} calibration "
-                f"inputs, but got {len(x)}"
-            )
+        check_accept(len(x), accept)  # before the work of scoring
         self.input_shape = tuple(x.shape[1:])
-        self._settle(self.score(x).cpu().double().sort().values, accept)
+        return self.fit_scores(self.score(x), accept)
+
+    def fit_scores(self, scores: Tensor, accept: float = 0.95) -> Self:
+        """Choose the threshold as `fit` does, by scores of calibration inputs that are at hand.
+
+        Args:
+            scores: What `score` gave for inputs that nothing else has seen, shape (n,).
+            accept: Share of in-distribution inputs to accept, in (0, 1).
+
+        Returns:
+            The detector.
+
+        Raises:
+            InputError: If n is too small for that share, or a score is NaN.
+        """
+        if scores.ndim != 1:
+            raise InputError(f"`scores` must be of shape (n,), but got {tuple(scores.shape)}")
+        check_accept(len(scores), accept)
+        self._refuse_nan(scores)
+        self._calibration = scores.detach().cpu().double().sort().values
+        return self.accepting(accept)
+
+    def accepting(self, accept: float) -> Self:
+        """Move the threshold of a fitted detector to another share, by the same calibration.
+
+        Args:
+            accept: Share of in-distribution inputs to accept, in (0, 1).
+
+        Returns:
+            The detector.
+
+        Raises:
+            InputError: Before `fit`, or if n is too small for that share.
+        """
+        if not len(self._calibration):
+            raise InputError(_UNFITTED)
+        check_accept(len(self._calibration), accept)
+        self.accept = float(accept)
+        rank = flagged_rank(len(self._calibration), accept)
+        self.threshold = float(self._calibration[rank - 1])
         return self
 
-    def _settle(self, calibration: Tensor, accept: float) -> None:
-        self._calibration, self.accept = calibration, float(accept)
-        self.threshold = float(calibration[_flagged_rank(len(calibration), accept) - 1])
+    @property
+    def num_calibration(self) -> int:
+        """Calibration inputs behind the threshold; 0 before `fit`."""
+        return len(self._calibration)
 
-    def score(self, x: Tensor | ArrayLike) -> Tensor:
+    def score(self, x: Tensor | ArrayLike, logits: Tensor | None = None) -> Tensor:
         """Score inputs; needs no `fit`.
 
         Args:
             x: A batch (B, *shape) or one input, floats in the network's units.
+            logits: f(x) of these inputs, shape (B, K), where they are at hand: scores that are
+                functions of them then need no pass through the network.
 
         Returns:
             Scores, shape (B,), higher = in-distribution, on the device of `x`; one input gives
@@ -124,17 +176,19 @@ class OODDetector:
         Raises:
             InputError: If a score is NaN, or the inputs do not fit.
         """
-        scores = score(
-            self.model,
-            as_batch(x, self.input_shape),
-            self.score_name,
-            reference=self._fitted_reference() if self.score_name in FITS else None,
-            batch_size=self.batch_size,
-            **self.options,
-        )
-        if bool(scores.isnan().any()):
-            row = int(scores.isnan().nonzero()[0])
-            raise InputError(f"the score '{self.score_name}' of input {row} is NaN")
+        x = as_batch(x, self.input_shape)
+        if logits is not None and self.score_name in FROM_LOGITS:
+            scores = score_logits(logits, self.score_name, **self.options).to(x.device)
+        else:
+            scores = score(
+                self.model,
+                x,
+                self.score_name,
+                reference=self._fitted_reference() if self.score_name in FITS else None,
+                batch_size=self.batch_size,
+                **self.options,
+            )
+        self._refuse_nan(scores)
         return scores
 
     def is_ood(self, x: Tensor | ArrayLike) -> Tensor:
@@ -149,10 +203,8 @@ class OODDetector:
         Raises:
             InputError: Before `fit`, or as `score`.
         """
-        # p <= 1 - accept says that fewer than r calibration scores are at most s, which says that
-        # s is below the r-th of them: no rounding on the way.
-        threshold = self._fitted_threshold()
-        return self.score(x) < threshold
+        self._fitted_threshold()  # before the work of scoring
+        return self.verdict(self.score(x)).is_ood
 
     def p_value(self, x: Tensor | ArrayLike) -> Tensor:
         """Conformal p-value of the hypothesis that an input is in-distribution.
@@ -168,15 +220,36 @@ class OODDetector:
             InputError: Before `fit`, or as `score`.
         """
         self._fitted_threshold()
-        scores = self.score(x)
+        return self.verdict(self.score(x)).p_value
+
+    def verdict(self, scores: Tensor) -> Verdict:
+        """Compare scores that are at hand with the calibration scores.
+
+        Args:
+            scores: What `score` gave, shape (B,), without NaN.
+
+        Returns:
+            `p_value` and `is_ood` as the methods of those names give them.
+
+        Raises:
+            InputError: Before `fit`.
+        """
+        # p <= 1 - accept says that fewer than r calibration scores are at most s, which says that
+        # s is below the r-th of them: no rounding on the way.
+        is_ood = scores < self._fitted_threshold()
         not_above = torch.searchsorted(self._calibration, scores.cpu().double(), right=True)
-        p = (1 + not_above).double() / (len(self._calibration) + 1)
-        return p.to(scores.device)
+        p_value = (1 + not_above).double() / (len(self._calibration) + 1)
+        return Verdict(p_value.to(scores.device), is_ood)
 
     def _fitted_threshold(self) -> float:
         if self.threshold is None:
-            raise InputError("the detector has no threshold yet: call `fit(x_calibration)` first")
+            raise InputError(_UNFITTED)
         return self.threshold
+
+    def _refuse_nan(self, scores: Tensor) -> None:
+        if bool(scores.isnan().any()):
+            row = int(scores.isnan().nonzero()[0])
+            raise InputError(f"the score '{self.score_name}' of input {row} is NaN")
 
     def _fitted_reference(self) -> Fitted:
         kind: Any = FITS[self.score_name]
@@ -213,23 +286,11 @@ class OODDetector:
         reference = state["reference"]
         self.reference = None if reference is None else FITS[self.score_name](**reference)
         self.accept = self.threshold = None
-        if state["accept"] is not None:
-            self._settle(state["calibration"].cpu(), state["accept"])
-        return self
+        self._calibration = state["calibration"].cpu()
+        return self if state["accept"] is None else self.accepting(state["accept"])
 
 
-def _flagged_rank(num_calibration: int, accept: float) -> int:
-    """r: an input is flagged where its score is below the r-th lowest calibration score."""
-    # 1 - 0.9 is a little less than a tenth in binary: the slack keeps 10 * (1 - 0.9) at 1.
-    return math.floor((1 - accept) * (num_calibration + 1) + 1e-9)
-
-
-def _smallest_calibration(accept: float) -> int:
-    """How many calibration inputs make r = 1."""
-    num = max(math.ceil(1 / (1 - accept)) - 2, 1)
-    while not _flagged_rank(num, accept):
-        num += 1
-    return num
+_UNFITTED = "the detector has no threshold yet: call `fit(x_calibration)` first"
 
 
 class PytorchOODAdapter:
@@ -263,11 +324,9 @@ class PytorchOODAdapter:
             The adapter.
         """
         if self.detector.score_name in FITS:
-            batches = [(x[y >= 0], y[y >= 0]) for x, y in loader]
-            if not batches:
-                raise InputError("`loader` yields no batch")
-            x, y = (torch.cat(part) for part in zip(*batches, strict=True))
-            self.detector.reference = (x, y)
+            known = ((x[y >= 0], y[y >= 0]) for x, y in loader)
+            kind = FITS[self.detector.score_name]
+            self.detector.reference = kind.of(*features_of_batches(self.detector.model, known))
         return self
 
     def predict(self, x: Tensor) -> Tensor:

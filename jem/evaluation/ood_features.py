@@ -7,7 +7,8 @@ Both are fitted once on training data. The fits are tensors: N x F numbers for `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -46,10 +47,7 @@ def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tens
         InputError: If these are no floating point numbers, or the shape does not fit.
     """
     if not isinstance(x, Tensor):
-        array = np.require(np.asarray(x), requirements=["C", "W"])
-        if array.dtype.kind not in "biuf":
-            raise InputError(f"inputs must be real numbers, but got type {array.dtype}")
-        x = torch.from_numpy(array)
+        x = _shared(np.asarray(x))
     x = x.detach()
     if not x.is_floating_point():
         raise InputError(
@@ -62,6 +60,17 @@ def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tens
         wanted = "(B, ...)" if input_shape is None else f"(B, {str(input_shape)[1:-1]})"
         raise InputError(f"inputs must be of shape {wanted}, but got {tuple(x.shape)}")
     return x
+
+
+def _shared(array: np.ndarray[Any, Any]) -> Tensor:
+    """A tensor on the memory of an array, perhaps a file larger than memory: it is only read."""
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"inputs must be real numbers, but got type {array.dtype}")
+    if not array.dtype.isnative or min(array.strides, default=0) < 0:  # which torch cannot share
+        array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 def on_model(model: JEM, x: Tensor) -> Tensor:
@@ -88,7 +97,12 @@ class NeighbourBank(NamedTuple):
             y_train: Not used.
             batch_size: Inputs computed at once.
         """
-        return cls(F.normalize(_all_features(model, x_train, batch_size), dim=1))
+        return cls.of(_all_features(model, x_train, batch_size))
+
+    @classmethod
+    def of(cls, features: Tensor, y_train: Labels = None) -> NeighbourBank:
+        """Keep features, shape (N, F), that are at hand; the labels are not used."""
+        return cls(F.normalize(features, dim=1))
 
 
 class ClassGaussians(NamedTuple):
@@ -117,7 +131,12 @@ class ClassGaussians(NamedTuple):
         References:
             Ledoit and Wolf (2004), Journal of Multivariate Analysis 88.
         """
-        z = _all_features(model, x_train, batch_size)
+        return cls.of(_all_features(model, x_train, batch_size), y_train)
+
+    @classmethod
+    def of(cls, features: Tensor, y_train: Labels = None) -> ClassGaussians:
+        """Fit to features, shape (N, F), that are at hand, with class indices (N,) or None."""
+        z = features
         z64, (groups, num_groups) = z.cpu().double(), _groups(y_train, len(z))
         sums = z64.new_zeros(num_groups, z64.shape[1]).index_add_(0, groups, z64)
         means = sums / groups.bincount(minlength=num_groups)[:, None]
@@ -235,13 +254,32 @@ def _features(model: JEM, x: Tensor) -> Tensor:
 
 def _all_features(model: JEM, x_train: Tensor | ArrayLike, batch_size: int) -> Tensor:
     x = as_batch(x_train, model.input_shape)
-    if not len(x):
-        raise InputError("`reference` holds no input")
-    batches = (on_model(model, rows) for rows in torch.split(x, batch_size))
-    z = torch.cat([_features(model, rows) for rows in batches])
+    unlabelled = ((rows, torch.zeros(len(rows))) for rows in torch.split(x, batch_size))
+    return features_of_batches(model, unlabelled)[0]
+
+
+def features_of_batches(
+    model: JEM, batches: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Features of training data that come in batches, so that the inputs need not fit in memory.
+
+    Args:
+        model: A model whose network gives `features(x)`.
+        batches: Yields inputs (B, *shape) and class indices (B,).
+
+    Returns:
+        Features (N, F) and class indices (N,).
+
+    Raises:
+        InputError: If there is no input, or a feature is not finite.
+    """
+    pairs = [(_features(model, on_model(model, x)), y) for x, y in batches if len(x)]
+    if not pairs:
+        raise InputError("the training data (`reference`) hold no input")
+    z, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
     if not bool(z.isfinite().all()):
         raise InputError("the features of `reference` are not all finite")
-    return z
+    return z, labels
 
 
 def _groups(labels: Labels, num: int) -> tuple[Tensor, int]:

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jem.errors import InputError
 from jem.evaluation.ood_features import (
@@ -214,6 +214,35 @@ SCORES: dict[str, ScoreFunction] = {
     "knn": knn,
     "mahalanobis": mahalanobis,
 }
+
+FROM_LOGITS = ("log_density", "max_probability", "max_logit", "entropy", "gen")
+"""Scores that are functions of the logits: see `score_logits`."""
+
+_LOGITS = JEM(nn.Identity())  # the model whose logits are its inputs
+
+
+def score_logits(logits: Tensor, name: str = "log_density", **options: Option) -> Tensor:
+    """Score inputs whose logits are at hand, without another pass through the network.
+
+    Args:
+        logits: f(x), shape (B, K).
+        name: One of `FROM_LOGITS`.
+        options: Passed to the score, such as `gamma` of `gen`.
+
+    Returns:
+        Scores, shape (B,), higher = in-distribution.
+
+    Raises:
+        InputError: If the score is unknown, or needs more than the logits.
+
+    Example:
+        >>> score_logits(torch.tensor([[3.0, 1.0]]), "max_logit")
+        tensor([3.])
+    """
+    function = named(name)
+    if name not in FROM_LOGITS:
+        raise InputError(f"the score '{name}' needs inputs and network, not logits alone")
+    return function(_LOGITS, logits, **options)
 
 
 def score(

@@ -20,9 +20,11 @@ from jem.evaluation.calibration import CalibrationReport, calibration_report
 from jem.evaluation.chain_health import chain_health
 from jem.evaluation.corruption import corruption_curves
 from jem.evaluation.estimates import mean_estimate, share_estimate
+from jem.evaluation.examples import draw_subset
 from jem.evaluation.fidelity import fidelity
-from jem.evaluation.judge import train_judge
+from jem.evaluation.judge import LARGEST_TRAINING_SET, train_judge
 from jem.evaluation.ood import OODDetector, ood_metrics
+from jem.evaluation.ood_threshold import largest_accept
 from jem.evaluation.summary import NOISE, foreign_sets, starts_from_noise
 from jem.evaluation.temperature import TemperatureScaling
 from jem.evaluation.verdicts import verdicts
@@ -228,7 +230,8 @@ def _fitted_detector(
     model: JEM, splits: DataSplits, accept: float, figures: dict[str, Any]
 ) -> OODDetector | None:
     try:
-        return OODDetector(model).fit(_part(splits.calibration)[0], accept=accept)
+        share = largest_accept(len(splits.calibration), accept)
+        return OODDetector(model).fit(_part(splits.calibration)[0], accept=share)
     except InputError as error:
         figures["left_out"]["threshold"] = str(error)
         return None
@@ -253,6 +256,9 @@ def _ood(
     order = own.argsort()
     measured.images["most likely test inputs"] = x[order.flip(0)[:SHOWN]]
     measured.images["least likely test inputs"] = x[order[:SHOWN]]
+    if threshold is not None and bool((own < threshold).any()):
+        refused = order[: int((own < threshold).sum())]
+        measured.images["rejected although of the data"] = x[refused.flip(0)[:SHOWN]]
     rows = []
     for name, foreign in sets.items():
         scores = logits_of(subject.model, foreign).logsumexp(dim=1)
@@ -304,7 +310,9 @@ def _samples(subject: Subject, measured: Measured, seed: int) -> dict[str, Any]:
     if model.chain is None:
         raise InputError("the model was trained without chains: it draws no samples")
     num_classes = len(splits.classes)
-    x_train, y_train = _part(splits.train)
+    if num_classes < 2 or len(model.chain.class_frequencies) < 2:
+        raise InputError("samples are judged by a classifier, and the model has no classes")
+    x_train, y_train = draw_subset(splits.train, LARGEST_TRAINING_SET, seed=seed, name="judge")
     judge = train_judge(x_train, y_train, num_classes, seed=seed, data=splits.name)
     count = min(MOST_SAMPLES, len(splits.test))
     generator = torch.Generator().manual_seed(seed)

@@ -33,7 +33,8 @@ def foreign_sets(splits: DataSplits, seed: int = 0) -> Foreign:
         seed: Same seed, same sets.
 
     Returns:
-        Name -> inputs (N, *shape): uniform noise, and for images photo patches and letters.
+        Name -> inputs (N, *shape): uniform noise, and for grey and colour images photo patches
+        and letters.
     """
     shape = splits.input_shape
     if splits.kind == "table":
@@ -45,6 +46,8 @@ def foreign_sets(splits: DataSplits, seed: int = 0) -> Foreign:
         "photo patches": photo_patches,
         "letters": letters,
     }
+    if shape[0] not in (1, 3):  # there are no photographs and letters of other channels
+        makers = {NOISE: uniform_noise}
     return {name: make(FOREIGN_SIZE, shape, seed=seed) for name, make in makers.items()}
 
 

@@ -15,18 +15,25 @@ from jem.errors import InputError
 from jem.evaluation.predictions import FloatArray, IntArray, Values, check_labels, check_logits
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
+PRIOR_STD = 0.5  # of log T: 95 % between 0.38 and 2.7, where networks are usually found
 
 Logits = TypeVar("Logits", Tensor, npt.NDArray[Any])
 
 
 class TemperatureScaling:
-    r"""Divide logits by the temperature that minimises the negative log-likelihood (NLL).
+    r"""Divide logits by the temperature that best explains the labels.
 
-    .. math:: T = \arg\min_T \tfrac{1}{N} \sum_i -\log \mathrm{softmax}(f(x_i) / T)_{y_i}
+    .. math:: T = \arg\min_T \sum_i -\log \mathrm{softmax}(f(x_i) / T)_{y_i}
+              + \frac{(\log T)^2}{2 s^2}
 
-    searched in log T within [0.01, 100], where the NLL has a single minimum; at an end of the
-    range `at_bound` is true. T > 1 makes the classifier less confident, T < 1 more. The class
-    predicted does not change. The calibration errors, which are not what is minimised, may rise.
+    The first part is the negative log-likelihood (NLL) of the N inputs. The second is a normal
+    prior on log T: alone, the NLL of a good classifier on a few hundred inputs, none or one of
+    them wrong, asks for T near 0, and the first error on new inputs is then punished without
+    bound. With thousands of inputs the prior does not matter.
+
+    Searched in log T within [0.01, 100]; at an end of the range `at_bound` is true. T > 1 makes
+    the classifier less confident, T < 1 more. The class predicted does not change. The
+    calibration errors, which are not what is minimised, may rise.
 
     T stays 1 unless the N inputs gain more than 1 nat in all, which is what one free parameter is
     expected to lose again on new inputs (Akaike's criterion). Fit on inputs that the network was
@@ -35,10 +42,14 @@ class TemperatureScaling:
     Scaled logits are for p(y|x) only: logsumexp(f / T) is another density, so energies, scores
     and samples take the unscaled ones.
 
+    Args:
+        prior_std: s > 0, of log T; `math.inf` leaves the likelihood alone.
+
     Attributes:
         temperature: T > 0; 1 until fitted.
         improved: Whether T was moved from 1.
-        at_bound: Whether T is an end of the range, as when every input is classified correctly.
+        at_bound: Whether T is an end of the range, as without prior where every input is
+            classified correctly.
         nll_before: NLL of the fitted inputs at T = 1, nats; NaN until fitted.
         nll_after: The same at the temperature kept.
 
@@ -47,14 +58,17 @@ class TemperatureScaling:
 
     Example:
         >>> logits = np.array([[4.0, 0.0]] * 10)  # says 98 %
-        >>> scaling = TemperatureScaling().fit(logits, [0] * 8 + [1] * 2)  # is right in 80 %
+        >>> scaling = TemperatureScaling(math.inf)
+        >>> scaling.fit(logits, [0] * 8 + [1] * 2).transform(logits[:1]).round(3)  # right in 80 %
+        array([[1.386, 0.   ]])
         >>> round(scaling.temperature, 3)
         2.885
-        >>> scaling.transform(logits[:1]).round(3)
-        array([[1.386, 0.   ]])
     """
 
-    def __init__(self) -> None:
+    def __init__(self, prior_std: float = PRIOR_STD) -> None:
+        if not prior_std > 0:
+            raise InputError(f"prior_std: expected a value above 0, got {prior_std}")
+        self.prior_std = float(prior_std)
         self.temperature = 1.0
         self.improved = False
         self.at_bound = False
@@ -78,13 +92,15 @@ class TemperatureScaling:
         classes = check_labels(labels, *values.shape)
         bounds = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
         found = minimize_scalar(
-            lambda log_temperature: _nll(values, classes, math.exp(log_temperature)),
+            lambda log_temperature: (
+                _nll(values, classes, math.exp(log_temperature))
+                + (log_temperature / self.prior_std) ** 2 / (2 * len(values))
+            ),
             bounds=bounds,
             method="bounded",
             options={"xatol": 1e-9},
         )
-        before = _nll(values, classes, 1.0)
-        best = float(found.fun)
+        before, best = (_nll(values, classes, t) for t in (1.0, math.exp(found.x)))
         self.improved = len(values) * (before - best) > 1.0
         log_temperature = float(found.x) if self.improved else 0.0
         self.temperature = math.exp(log_temperature)

@@ -7,6 +7,9 @@ from typing import Any
 Figures = dict[str, Any]
 Verdict = dict[str, str]
 
+TOLERATED_LOSS = 0.01
+"""Loss of accuracy, in shares, that still counts as none."""
+
 WELL_TOLD = 0.95
 """AUROC above which a foreign set counts as told apart, by the low end of its interval."""
 
@@ -36,7 +39,10 @@ def _verdict(question: str, answer: str, because: str, rule: str) -> Verdict:
 
 def _accurate(found: Figures | None) -> Verdict:
     question = "Is it as accurate as a plain classifier?"
-    rule = "the 95 % interval of the paired difference on the test part decides"
+    rule = (
+        "yes if the 95 % interval of the paired difference on the test part lies above "
+        f"-{100 * TOLERATED_LOSS:g} points, no if it lies below 0, otherwise it cannot be told"
+    )
     if found is None:
         return _verdict(question, "cannot tell", "there are no classes", rule)
     accuracy = found["rows"]["model"]["accuracy"]["value"]
@@ -52,7 +58,9 @@ def _accurate(found: Figures | None) -> Verdict:
         return _verdict(question, "yes", f"more accurate: {because}", rule)
     if gain["high"] < 0:
         return _verdict(question, "no", f"less accurate: {because}", rule)
-    return _verdict(question, "yes", f"no difference seen: {because}", rule)
+    if gain["low"] >= -TOLERATED_LOSS:
+        return _verdict(question, "yes", f"as far as can be told: {because}", rule)
+    return _verdict(question, "cannot tell", because, rule)
 
 
 def _believable(found: Figures | None) -> Verdict:
@@ -81,8 +89,14 @@ def _believable(found: Figures | None) -> Verdict:
 
 def _rejects(found: Figures) -> Verdict:
     question = "Does it know foreign inputs?"
-    rule = f"told apart: the low end of the AUROC's interval is at least {WELL_TOLD}"
-    told = {row["name"]: row["auroc"]["low"] >= WELL_TOLD for row in found["sets"]}
+    rule = (
+        f"told apart: the low end of the AUROC's interval is at least {WELL_TOLD}; sets that "
+        "training started chains from do not count"
+    )
+    unseen = [row for row in found["sets"] if not row["seen"]]
+    told = {row["name"]: row["auroc"]["low"] >= WELL_TOLD for row in unseen}
+    if not told:
+        return _verdict(question, "cannot tell", "every foreign set was seen in training", rule)
     missed = [name for name, well in told.items() if not well]
     because = f"told apart: {_listed([name for name, well in told.items() if well])}"
     if missed:
@@ -94,21 +108,30 @@ def _rejects(found: Figures) -> Verdict:
 def _draws(found: Figures | None) -> Verdict:
     question = "Does it draw what it is asked for?"
     rule = (
-        "yes if at least 90 % of fresh samples are of the class asked for, by an independent "
-        "network, and vary at least half as much as real inputs; partly if one holds"
+        "right: at least 90 % of fresh samples are of the class asked for, by an independent "
+        "network; varied: at least half as much as real inputs; each by its whole interval"
     )
     if found is None:
         return _verdict(question, "cannot tell", "it draws no samples", rule)
     row = found["fresh"]["samples"]
-    agreement, diversity = row["agreement"]["value"], row["diversity"]["value"]
-    if agreement is None or diversity is None:
+    agreement, diversity = row["agreement"], row["diversity"]
+    if agreement["value"] is None or diversity["value"] is None:
         return _verdict(question, "cannot tell", "too few samples", rule)
     because = (
-        f"{agreement:.1%} are of the class asked for; their variety within a class is "
-        f"{diversity:.2f} of that of real inputs (n = {row['num']})"
+        f"{agreement['value']:.1%} are of the class asked for; their variety within a class is "
+        f"{diversity['value']:.2f} of that of real inputs (n = {row['num']})"
     )
-    holds = (agreement >= 0.9) + (diversity >= 0.5)
-    return _verdict(question, ("no", "partly", "yes")[holds], because, rule)
+    answers = (_above(agreement, 0.9), _above(diversity, 0.5))
+    if None in answers and False not in answers:
+        return _verdict(question, "cannot tell", because, rule)
+    return _verdict(question, ("no", "partly", "yes")[answers.count(True)], because, rule)
+
+
+def _above(figure: Figures, bar: float) -> bool | None:
+    """Whether a figure's interval lies above a bar, below it, or on both sides (None)."""
+    if figure["low"] is None:
+        return None
+    return True if figure["low"] >= bar else False if figure["high"] < bar else None
 
 
 def _behaved(figures: Figures) -> Verdict:
@@ -117,6 +140,8 @@ def _behaved(figures: Figures) -> Verdict:
     recoveries = len(figures["training"]["recoveries"])
     chains = figures.get("chains")
     because = f"{recoveries} recoveries from divergence"
+    if not figures["training"]["steps"] and chains is None:
+        return _verdict(question, "cannot tell", "the run kept no records", rule)
     if chains is None:
         return _verdict(question, "yes" if not recoveries else "partly", because, rule)
     because += f"; {chains['meaning']}"

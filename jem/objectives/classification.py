@@ -30,7 +30,8 @@ def cross_entropy(
     """
     if logits.shape[1] == 1:
         return logits.sum() * 0.0
-    return F.cross_entropy(logits, labels, weight=class_weight, label_smoothing=label_smoothing)
+    weight = None if class_weight is None else class_weight.to(logits)
+    return F.cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:

@@ -6,14 +6,20 @@ gradient that moves the chain: see `jem.training.steps.fused_step`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from jem.errors import InputError
 
+Mean = Callable[[Tensor], Tensor]
 
-def generative_loss(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
+
+def generative_loss(
+    energy_data: Tensor, energy_negative: Tensor, *, mean: Mean = torch.mean
+) -> Tensor:
     r"""Contrast data with chains: the surrogate whose gradient estimates that of -log p(x).
 
     .. math:: L = \tfrac{1}{N}\sum_i E(x_i) - \tfrac{1}{M}\sum_j E(\tilde x_j)
@@ -26,6 +32,7 @@ def generative_loss(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
         energy_data: E of training points, shape (N,), nats.
         energy_negative: E of chain ends, shape (M,); M may differ from N. Detach the ends from the
             chain's graph.
+        mean: How energies are averaged; for a run in several processes, over all of them.
 
     Returns:
         Scalar; descending it lowers the energy of data and raises that of negatives.
@@ -37,7 +44,6 @@ def generative_loss(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
         Hinton (2002), contrastive divergence. Tieleman (2008), persistent chains.
 
     Example:
-        >>> import torch
         >>> generative_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.5]))
         tensor(1.5000)
     """
@@ -46,10 +52,10 @@ def generative_loss(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
             raise InputError(
                 f"`{name}` must have shape (B,) with B >= 1, but got {tuple(energy.shape)}"
             )
-    return energy_data.mean() - energy_negative.mean()
+    return mean(energy_data) - mean(energy_negative)
 
 
-def energy_gap(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
+def energy_gap(energy_data: Tensor, energy_negative: Tensor, *, mean: Mean = torch.mean) -> Tensor:
     """Mean energy of chains minus that of data, a scalar in nats, without gradient.
 
     Near zero when chains follow the model; large and positive when they are left behind.
@@ -57,8 +63,9 @@ def energy_gap(energy_data: Tensor, energy_negative: Tensor) -> Tensor:
     Args:
         energy_data: E of training points, shape (N,).
         energy_negative: E of chains, shape (M,).
+        mean: How energies are averaged.
     """
-    return energy_negative.detach().mean() - energy_data.detach().mean()
+    return mean(energy_negative.detach()) - mean(energy_data.detach())
 
 
 class ContrastiveTerms(NamedTuple):
@@ -78,6 +85,7 @@ def contrastive_loss(
     energy_l2: float = 0.0,
     gauge: float = 0.0,
     thermostat: float | None = None,
+    mean: Mean = torch.mean,
 ) -> ContrastiveTerms:
     r"""Weighted contrast with the penalties that keep energies in place.
 
@@ -97,16 +105,17 @@ def contrastive_loss(
         energy_l2: c >= 0.
         gauge: gamma >= 0.
         thermostat: g_max > 0 in nats, or None for tau = 1.
+        mean: How energies are averaged; for a run in several processes, over all of them.
 
     Returns:
         The loss and its terms.
     """
-    contrast = generative_loss(energy_data, energy_negative)
-    gap = energy_gap(energy_data, energy_negative)
+    contrast = generative_loss(energy_data, energy_negative, mean=mean)
+    gap = energy_gap(energy_data, energy_negative, mean=mean)
     scale = 1.0 if thermostat is None else (1 - gap / thermostat).clamp(0.02, 1.0)
-    level = (energy_data.mean() + energy_negative.mean()) / 2
+    level = (mean(energy_data) + mean(energy_negative)) / 2
     regulariser = gauge * level.square()
     if energy_l2:
-        squares = energy_data.square().mean() + energy_negative.square().mean()
+        squares = mean(energy_data.square()) + mean(energy_negative.square())
         regulariser = regulariser + energy_l2 / 2 * squares
     return ContrastiveTerms(weight * scale * contrast + regulariser, contrast, gap, regulariser)

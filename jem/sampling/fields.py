@@ -78,7 +78,7 @@ class SmoothNoiseStart:
         chosen = torch.randint(len(mean), (count,), device=device, generator=generator)
         white = torch.empty(count, *self.shape, device=device).normal_(generator=generator)
         amplitude = self.spectra.to(device)[length[chosen]].sqrt()[:, None]
-        field = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
+        field: Tensor = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
         return mean[chosen].view(-1, 1, 1, 1) + std[chosen].view(-1, 1, 1, 1) * field
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -103,7 +103,8 @@ class SmoothNoiseStart:
         given = -0.5 * (
             quadratic / scale.square() + log_det + dim * (2 * scale.log() + math.log(2 * math.pi))
         )
-        return (torch.logsumexp(given, dim=1) - math.log(len(mean))).to(x.dtype)
+        log_prob: Tensor = torch.logsumexp(given, dim=1) - math.log(len(mean))
+        return log_prob.to(x.dtype)
 
 
 def _lengths(side: int) -> list[float]:

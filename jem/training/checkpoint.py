@@ -148,6 +148,23 @@ class Checkpoints:
         else:
             path.unlink(missing_ok=True)
 
+    def roll_back(self, last: int) -> int:
+        """Choose where a diverged run goes back to, and drop what was saved after it.
+
+        Args:
+            last: Iteration that it went back to the time before; -1 if it never did.
+
+        Returns:
+            The newest fixed iteration; the one before if going back to that one did not help.
+        """
+        *older, target = self.fixed_iterations()
+        if target == last and older:
+            target = older[-1]
+        for iteration in self.iterations():
+            if iteration > target:
+                self.drop(iteration)
+        return target
+
     def load(self, iteration: int) -> dict[str, Any]:
         """Read the checkpoint of an iteration.
 

@@ -1,13 +1,15 @@
-"""Divergence: seen before it hurts, undone by going back to a snapshot, bounded in number."""
+"""What a run is guarded against: divergence, and accuracy lost to the generative half."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jem.errors import TrainingDivergedError
+from jem.training.method import Outcome
 from jem.training.recipe import Recipe
-from jem.training.steps import Outcome
 
 
 def is_healthy(outcome: Outcome, grad_norm: Tensor, max_gap: float) -> Tensor:
@@ -38,6 +40,64 @@ def mask_gradients(module: nn.Module, healthy: Tensor) -> None:
     for parameter in module.parameters():
         if parameter.grad is not None:
             parameter.grad = torch.where(healthy, parameter.grad, 0.0)
+
+
+class AccuracyGuard:
+    """Holds accuracy on held-out examples near what it was before training.
+
+    Each epoch that ends further below it than the margin halves the weight of the generative half
+    from there on. What training returns is the last average that was within the margin: the model
+    as it was given, if none was.
+
+    Args:
+        margin: `Recipe.accuracy_margin`.
+        before: Accuracy before the first update.
+        model: The model before the first update.
+    """
+
+    def __init__(self, margin: float, before: float, model: nn.Module) -> None:
+        self.margin, self.before = margin, before
+        self.halvings = 0
+        self.accepted = _copied(model)
+
+    @property
+    def weight_scale(self) -> float:
+        """What the generative weight is multiplied by."""
+        return 0.5**self.halvings
+
+    def judge(self, accuracy: float, averaged: nn.Module) -> dict[str, Any]:
+        """Keep the average of an epoch, or halve the weight.
+
+        Args:
+            accuracy: Of the average, at the end of the epoch.
+            averaged: The average.
+
+        Returns:
+            What the record of the epoch says of it.
+        """
+        within = accuracy >= self.before - self.margin - 1e-9  # 0.97 - 0.02 is below 0.95
+        if within:
+            self.accepted = _copied(averaged)
+        else:
+            self.halvings += 1
+        return {
+            "valid_accuracy_before": self.before,
+            "within_margin": within,
+            "generative_weight_scale": self.weight_scale,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values, as a checkpoint keeps them."""
+        return {"before": self.before, "halvings": self.halvings, "accepted": self.accepted}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take everything back from `state_dict`."""
+        self.before, self.halvings = state["before"], state["halvings"]
+        self.accepted = state["accepted"]
+
+
+def _copied(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
 
 
 def give_up(recipe: Recipe, iteration: int, recoveries: int) -> TrainingDivergedError:

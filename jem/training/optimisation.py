@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from jem.training.recipe import Recipe
 
@@ -34,8 +37,23 @@ def learning_rate(recipe: Recipe, iteration: int, total: int) -> float:
     if recipe.schedule == "cosine":
         scale *= (1 + math.cos(math.pi * progress)) / 2
     elif recipe.schedule == "step":
-        scale *= 0.3 ** ((progress >= 0.8) + (progress >= 0.9))
+        scale *= recipe.decay_factor ** sum(progress >= share for share in recipe.decay_at)
     return recipe.learning_rate * scale
+
+
+def generative_weight(recipe: Recipe, iteration: int, total: int) -> float:
+    """Weight of the contrast in an iteration: linear from zero over the ramp, then constant.
+
+    Args:
+        recipe: The recipe.
+        iteration: From 0.
+        total: Iterations of the run.
+
+    Returns:
+        The weight, >= 0.
+    """
+    ramp = recipe.generative_ramp * total
+    return recipe.generative_weight * (min(1.0, iteration / ramp) if ramp else 1.0)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
@@ -54,6 +72,55 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
     return norm
+
+
+@contextmanager
+def uphill(model: nn.Module, rho: float) -> Iterator[None]:
+    r"""Move parameters to where the loss is worst nearby, and afterwards exactly back.
+
+    .. math:: w' = w + \rho \frac{w^2 g}{\lVert\, |w|\, g \,\rVert_2}
+
+    with g the gradient that the parameters hold. Inside, gradients are cleared, to be filled by a
+    second backward pass; statistics of batches are used, but not updated.
+
+    Args:
+        model: Its parameters without a gradient stay.
+        rho: Radius, > 0; scaled by the size of each weight, it means the same for every layer.
+
+    References:
+        Foret et al. (2021), sharpness-aware minimisation, arXiv:2010.01412. Kwon et al. (2021),
+        its adaptive kind, arXiv:2102.11600, equation 6.
+    """
+    moved = [(p, p.detach().clone(), p.grad) for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([before.abs() * grad for _, before, grad in moved])
+    with torch.no_grad():
+        for p, before, grad in moved:
+            p.addcmul_(before.square(), grad * (rho / (norm + 1e-12)))
+            p.grad = None
+    try:
+        with _kept_statistics(model):
+            yield
+    finally:
+        with torch.no_grad():
+            for p, before, _ in moved:
+                p.copy_(before)
+
+
+@contextmanager
+def _kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Leave buffers as they were: momentum 0 alone would still count batches."""
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm | _InstanceNorm)]
+    momenta = [norm.momentum for norm in norms]
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for buffer, value in buffers:
+            buffer.copy_(value)
 
 
 def moving_average(decay: float) -> Callable[..., None]:

@@ -1,13 +1,23 @@
-"""What a training problem is made of: device, domain, examples, and the chains that suit them."""
+"""What a training problem is made of: device, domain, batches, and the chains that suit them."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jem.data.augment import augment
+from jem.data.batches import BatchStream
 from jem.errors import InputError
+from jem.model import JEM, evaluation_mode
+from jem.objectives.classification import balanced_class_weights
+from jem.randomness import named_generator
+from jem.sampling.buffer import ReplayBuffer
+from jem.sampling.negatives import Negatives
+from jem.sampling.settings import ChainSettings
 from jem.sampling.starts import (
     ClassGaussianStart,
     ContrastStart,
@@ -15,6 +25,209 @@ from jem.sampling.starts import (
     Start,
     UniformStart,
 )
+from jem.training.distributed import Ranks
+from jem.training.method import Batch, Method
+from jem.training.recipe import Recipe
+from jem.training.steps import forward_of
+
+
+@dataclass(frozen=True)
+class Batches:
+    """What training sees of the data, changed at random as the recipe says.
+
+    Attributes:
+        recipe: The recipe, with nothing left open.
+        labelled: Examples of the classifier; they make an epoch.
+        generative: Examples of the density, or None where it sees what the classifier sees.
+        ranks: Processes, each of which takes its part of every batch.
+    """
+
+    recipe: Recipe
+    labelled: BatchStream
+    generative: BatchStream | None
+    ranks: Ranks
+
+    def __len__(self) -> int:
+        """Updates of an epoch."""
+        return len(self.labelled)
+
+    def epoch(self, epoch: int, start: int, *, generator: torch.Generator) -> Iterator[Batch]:
+        """Give the batches of one epoch.
+
+        Args:
+            epoch: Which one, from 0: it decides the order of the examples.
+            start: Batches of it that were already seen.
+            generator: Source of the random changes.
+        """
+        recipe, part = self.recipe, self.ranks.part
+        seen = epoch * len(self) + start
+        other = None if self.generative is None else _endless(self.generative, seen)
+        for x, labels in self.labelled.epoch(epoch, start):
+            x_data = None if other is None else part(next(other)[0])
+            x, labels = part(x), part(labels)
+            x = augment(
+                x,
+                shift=recipe.shift,
+                flip=recipe.flip,
+                noise_std=recipe.input_noise or 0.0,
+                generator=generator,
+            )
+            if x_data is None:
+                yield Batch(x, labels, x)
+                continue
+            x_data = augment(
+                x_data,
+                shift=recipe.generative_shift,
+                flip=recipe.generative_flip,
+                noise_std=recipe.generative_noise,
+                generator=generator,
+            )
+            yield Batch(x, labels, x_data)
+
+
+def _endless(stream: BatchStream, seen: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Batches of a stream, epoch after epoch of its own, after so many of them."""
+    epoch, start = divmod(seen, len(stream))
+    while True:
+        yield from stream.epoch(epoch, start)
+        epoch, start = epoch + 1, 0
+
+
+def set_up(
+    model: JEM,
+    recipe: Recipe,
+    train: Any,  # noqa: ANN401
+    seed: int,
+    ranks: Ranks,
+) -> tuple[Method, Batches]:
+    """Make what training needs of a recipe, now that the data are known.
+
+    Args:
+        model: The model, on its device; it is given input shape, class names and domain where it
+            has none, and the settings of its chains.
+        recipe: The recipe; what it leaves open is settled here.
+        train: Training examples, a Dataset of (x, y).
+        seed: The run's seed.
+        ranks: The processes of the run.
+
+    Returns:
+        The method (with the settled recipe, chains and class weights) and the batches.
+
+    Raises:
+        InputError: If the data do not fit the model.
+    """
+    x, labels = examples_of(train)
+    num_classes = check_network(model, x[:1], labels)
+    if model.input_shape is None:
+        model.input_shape = tuple(x.shape[1:])
+    if model.classes is None:
+        model.classes = tuple(str(k) for k in range(num_classes))
+    if model.domain is None:
+        model.domain = domain_of(x)
+
+    def stream(name: str, batch_size: int) -> BatchStream:
+        made = BatchStream(train, batch_size, seed=seed, name=name, device=model.device)
+        ranks.share(made.batch_size, "batch_size")
+        return made
+
+    labelled = stream("labelled", recipe.batch_size)
+    recipe = recipe.resolved(x.shape[1:], len(labelled))
+    generative = None
+    if recipe.streams == "separate":
+        generative = stream("generative", recipe.generative_batch or recipe.batch_size)
+    class_weight = None
+    if recipe.class_weight == "balanced":
+        class_weight = balanced_class_weights(labels, num_classes).to(model.device)
+    negatives = None
+    if recipe.generative:
+        generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
+        negatives = make_negatives(
+            model, recipe, x, labels, num_classes, ranks, generator=generator
+        )
+    forward = ranks.synchronised(model, forward_of(recipe), x[:1].to(model.device))
+    method = Method(recipe, negatives, class_weight, ranks=ranks, forward=forward)
+    return method, Batches(recipe, labelled, generative, ranks)
+
+
+def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
+    """Number of classes, after one forward in evaluation mode.
+
+    Args:
+        model: The model.
+        x: One example, shape (1, *shape).
+        labels: Class indices of the training data, shape (N,).
+
+    Raises:
+        InputError: If the network does not take such inputs, or has no output for a label.
+    """
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            num_classes = model.logits(x.to(model.device)).shape[1]
+    except RuntimeError as error:
+        raise InputError(
+            f"the network does not take inputs of shape {tuple(x.shape[1:])}: "
+            f"{str(error).splitlines()[0]}"
+        ) from error
+    low, high = int(labels.min()), int(labels.max())
+    if num_classes > 1 and not 0 <= low <= high < num_classes:
+        raise InputError(
+            f"labels must lie in 0..{num_classes - 1} for a network of {num_classes} outputs, "
+            f"but got {low}..{high}"
+        )
+    return num_classes
+
+
+def make_negatives(
+    model: JEM,
+    recipe: Recipe,
+    x: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    ranks: Ranks,
+    *,
+    generator: torch.Generator,
+) -> Negatives:
+    """Chains of a run; their settings are left in the model, for sampling from it.
+
+    Args:
+        model: The model, whose domain is known.
+        recipe: The recipe.
+        x: Training inputs, shape (N, *shape).
+        labels: Class indices, shape (N,).
+        num_classes: K.
+        ranks: Processes that the chains are divided among.
+        generator: Source of all randomness of the chains, on the model's device.
+    """
+    assert model.domain is not None, "set before chains are made"
+    labels = labels if num_classes > 1 else torch.zeros_like(labels)
+    frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
+    start = make_start(recipe.start, model.domain, x, labels, num_classes)
+    model.chain = ChainSettings(
+        start=start,
+        num_steps=recipe.sample_steps,
+        step_size=recipe.step_size,
+        noise_std=recipe.noise_std,
+        grad_clamp=recipe.grad_clamp,
+        max_rms=recipe.max_rms,
+        conditional=recipe.conditional,
+        class_frequencies=frequencies,
+    )
+    buffer = ReplayBuffer.from_start(
+        start,
+        ranks.share(recipe.buffer_size, "buffer_size"),
+        generator=generator,
+        class_frequencies=frequencies if recipe.conditional else None,
+    )
+    return Negatives(
+        buffer=buffer,
+        start=start,
+        count=ranks.share(recipe.num_chains, "num_chains"),
+        restart_prob=recipe.restart_prob,
+        replacement=recipe.replacement,
+        move=model.chain.move,
+        bounds=model.bounds() if recipe.clip_chains else None,
+        generator=generator,
+    )
 
 
 def choose_device(name: str) -> torch.device:

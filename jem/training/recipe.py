@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
 from jem.errors import InputError
+from jem.training.recipe_checks import check_fields
 
 
 @dataclass(frozen=True)
@@ -22,8 +21,8 @@ class Recipe:
     step: Literal["plain", "classic", "fused"] = "fused"
     """Kind of training step: cross-entropy only, JEM with separate passes, or the fused one."""
     epochs: int | None = None
-    """Passes over the training data; None gives about 1,500 updates, in 8 to 100 epochs; 0 trains
-    nothing, to measure a network as it is."""
+    """Passes over the training data; None gives about 1,500 updates, in 8 to 100 epochs; 0 leaves
+    the network as given, and only keeps it with what scores and reports need."""
     batch_size: int = 64
     """Training examples an update."""
     head: Literal["joint", "factored"] = "factored"
@@ -31,18 +30,25 @@ class Recipe:
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Optimiser of the parameters."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     """Peak learning rate."""
     momentum: float = 0.9
     """Momentum of SGD, and beta1 of Adam."""
     weight_decay: float = 0.0
     """Weight decay, as the optimiser defines it."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
-    """After warm-up: cosine to zero, times 0.3 at 80 % and at 90 % of the run, or constant."""
+    """After warm-up: cosine to zero, in steps (see the next two), or constant."""
+    decay_at: tuple[float, ...] = (0.8, 0.9)
+    """Shares of the run at which the schedule of steps lowers the learning rate."""
+    decay_factor: float = 0.3
+    """What it multiplies the learning rate by there."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises linearly from zero."""
     grad_clip: float | None = None
     """Largest norm of the parameters' gradient; None leaves it."""
+    sam_rho: float | None = None
+    """Radius rho of adaptive sharpness-aware minimisation: an update takes the gradient where the
+    loss is worst nearby, and two passes. None takes it where the parameters are."""
     average: float = 0.99
     """Decay of the average of the weights that training returns; 0 returns the last weights."""
 
@@ -51,7 +57,7 @@ class Recipe:
     class_weight: Literal["none", "balanced"] = "none"
     """Weigh classes in the cross-entropy: equally an example, or equally a class."""
 
-    generative_weight: float = 0.05
+    generative_weight: float = 0.1
     """Weight w of E(data) - E(chains) beside cross-entropy."""
     generative_ramp: float = 0.0
     """Share of the run in which the weight rises linearly from zero."""
@@ -91,13 +97,15 @@ class Recipe:
 
     streams: Literal["shared", "separate"] = "shared"
     """One batch for both halves of the objective, or another one for the density."""
+    generative_batch: int | None = None
+    """Examples an update of the separate generative stream; None takes `batch_size`."""
     shift: int = 0
     """Random shift of images by up to this many pixels."""
     flip: bool = False
     """Random horizontal flip of images."""
     input_noise: float | None = None
-    """Standard deviation of Gaussian noise added to inputs, in data units; None gives images 0.1
-    and tables and points none."""
+    """Standard deviation of Gaussian noise added to inputs, in data units; None takes 0.1 for
+    images (C, H, W), 0 for tables and points."""
     generative_shift: int = 0
     """As `shift`, for the separate generative stream."""
     generative_flip: bool = False
@@ -105,6 +113,11 @@ class Recipe:
     generative_noise: float = 0.0
     """As `input_noise`, for the separate generative stream."""
 
+    accuracy_margin: float | None = None
+    """For a trained classifier: largest loss of validation accuracy, against that before training,
+    that the density may cost. An epoch that ends below it halves `generative_weight` from there
+    on; the result is the last epoch's average within the margin, or the model as given. None does
+    not look."""
     max_gap: float = 1000.0
     """Gap between the energies of chains and data, in nats, beyond which a run has diverged."""
     snapshot_every: int = 250
@@ -115,68 +128,15 @@ class Recipe:
     """Iterations between lines of `metrics.jsonl`."""
 
     def __post_init__(self) -> None:
-        """Check the type of every field, then its range."""
-        for name, kind in get_type_hints(type(self)).items():
-            self._require(name, _is_a(kind, getattr(self, name)), _described(kind))
-        for name in (
-            "batch_size",
-            "num_chains",
-            "num_steps",
-            "buffer_size",
-            "snapshot_every",
-            "log_every",
-        ):
-            self._require(name, getattr(self, name) >= 1, "at least 1")
-        for name in ("epochs", "input_noise"):
-            value = getattr(self, name)
-            self._require(name, value is None or value >= 0, "at least 0, or None")
-        for name in ("learning_rate", "step_size", "max_gap"):
-            self._require(name, getattr(self, name) > 0, "above 0")
-        for name in ("grad_clip", "grad_clamp", "max_rms", "thermostat"):
-            value = getattr(self, name)
-            self._require(name, value is None or value > 0, "above 0, or None")
-        for name in ("warmup", "generative_ramp", "restart_prob"):
-            self._require(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("average", "label_smoothing", "momentum"):
-            self._require(name, 0 <= getattr(self, name) < 1, "in [0, 1)")
-        for name in (
-            "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "shift",
-            "generative_shift", "generative_noise", "max_recoveries",
-            "sample_steps",
-        ):  # fmt: skip
-            self._require(name, getattr(self, name) >= 0, "at least 0")
-        changed = self.generative_shift or self.generative_flip or self.generative_noise
-        if self.streams == "shared" and changed:
-            raise InputError(
-                "recipe fields `generative_shift`, `generative_flip` and `generative_noise` need "
-                "`streams` = 'separate'; with 'shared' the density sees what the classifier sees"
-            )
-        fits = self.replacement or self.num_chains <= self.buffer_size or self.step == "plain"
-        self._require("buffer_size", fits, f"at least `num_chains` ({self.num_chains})")
-
-    def _require(self, name: str, holds: bool, expected: str) -> None:
-        if not holds:
-            raise InputError(
-                f"recipe field `{name}` must be {expected}, but got {getattr(self, name)!r}"
-            )
+        """Check every field."""
+        if isinstance(self.decay_at, list):  # as JSON has it
+            object.__setattr__(self, "decay_at", tuple(self.decay_at))
+        check_fields(self)
 
     @property
     def generative(self) -> bool:
         """Whether the recipe trains the density at all."""
         return self.step != "plain"
-
-    def for_inputs(self, shape: Sequence[int]) -> Recipe:
-        """The recipe with what depends on the kind of data settled.
-
-        Args:
-            shape: Shape of one input: (C, H, W) for images.
-
-        Returns:
-            A recipe whose `input_noise` is a number.
-        """
-        if self.input_noise is not None:
-            return self
-        return replace(self, input_noise=0.1 if len(shape) == 3 else 0.0)
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Epochs of a run whose epochs have so many updates."""
@@ -184,28 +144,20 @@ class Recipe:
             return self.epochs
         return min(100, max(8, round(1500 / steps_per_epoch)))
 
+    def resolved(self, input_shape: Sequence[int], steps_per_epoch: int) -> Recipe:
+        """Settle what is left to the data: number of epochs and input noise.
 
-def _is_a(kind: Any, value: Any) -> bool:  # noqa: ANN401
-    """Whether a value is of a field's type; a whole number is a number too, and NaN is none."""
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if isinstance(kind, UnionType):
-        return any(_is_a(option, value) for option in get_args(kind))
-    if isinstance(value, bool) or kind is bool:
-        return isinstance(value, bool) and kind is bool
-    if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
-    return isinstance(value, kind)
+        Args:
+            input_shape: Shape of one input.
+            steps_per_epoch: Updates of an epoch.
 
-
-def _described(kind: Any) -> str:  # noqa: ANN401
-    """A field's type, in words."""
-    if get_origin(kind) is Literal:
-        return "one of " + ", ".join(repr(option) for option in get_args(kind))
-    if isinstance(kind, UnionType):
-        return " or ".join(_described(option) for option in get_args(kind))
-    words = {int: "a whole number", float: "a finite number", bool: "true or false"}
-    return words.get(kind, "None")
+        Returns:
+            The recipe with a number in each of these fields: what `config.json` keeps.
+        """
+        noise = self.input_noise
+        if noise is None:
+            noise = 0.1 if len(input_shape) == 3 else 0.0
+        return replace(self, epochs=self.num_epochs(steps_per_epoch), input_noise=noise)
 
 
 RECIPES: dict[str, Recipe] = {
@@ -234,8 +186,78 @@ RECIPES: dict[str, Recipe] = {
         generative_noise=0.03,
         max_gap=1e8,
     ),
+    "proximal": Recipe(
+        step="classic",
+        head="joint",
+        optimizer="sgd",
+        learning_rate=0.1,
+        weight_decay=4e-4,
+        schedule="step",
+        decay_at=(0.333, 0.666, 0.833),
+        decay_factor=0.2,
+        warmup=0.0095,
+        average=0.0,
+        label_smoothing=0.0,
+        generative_weight=1.0,
+        energy_l2=0.0,
+        num_steps=10,
+        step_size=1.0,
+        noise_std=0.0,
+        grad_clamp=1.0,
+        start="gaussian",
+        buffer_size=10_000,
+        restart_prob=0.05,
+        replacement=True,
+        streams="separate",
+        input_noise=0.03,
+        generative_noise=0.03,
+        max_gap=1e8,
+    ),
+    "sada": Recipe(
+        step="classic",
+        batch_size=128,
+        head="joint",
+        optimizer="sgd",
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        schedule="step",
+        decay_at=(0.3, 0.6, 0.9),
+        decay_factor=0.2,
+        warmup=0.0128,
+        sam_rho=2.0,
+        average=0.0,
+        label_smoothing=0.0,
+        generative_weight=1.0,
+        energy_l2=0.0,
+        num_steps=5,
+        step_size=1.0,
+        noise_std=0.0,
+        grad_clamp=1.0,
+        start="gaussian",
+        buffer_size=10_000,
+        restart_prob=0.05,
+        replacement=True,
+        streams="separate",
+        generative_batch=64,
+        input_noise=0.0,
+        max_gap=1e5,
+    ),
 }
-"""Recipes by name: `fast` (fused step), `plain` (cross-entropy, the control), `jem` (official)."""
+"""Recipes by name.
+
+- `fast`: the fused step.
+- `plain`: cross-entropy alone, the control.
+- `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.
+- `proximal`: JEM++, Yang and Ji (2021), arXiv:2109.09032: chains begin from class Gaussians, and
+  move without noise by gradients clamped to 1, inside the domain. Their inner loop of 5 moves of
+  0.2 on a fixed gradient of the first layer is one move of 1, so 10 outer loops are 10 moves here.
+- `sada`: SADA-JEM, Yang et al. (2022), arXiv:2209.07959: the same chains, 5 moves; adaptive
+  sharpness-aware minimisation; a generative stream that is never augmented.
+
+The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,
+so that they scale with it. Augmentation belongs to the data, so `shift` and `flip` are left to
+you. Chains move in evaluation mode, and class Gaussians are of low rank.
+"""
 
 
 def recipe_from(name_or_recipe: str | Recipe, changes: dict[str, Any] | None = None) -> Recipe:

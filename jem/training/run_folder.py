@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from jem.model import JEM
 from jem.networks import network_from_reference, network_from_spec
 from jem.sampling.settings import ChainSettings
 from jem.training.checkpoint import Checkpoints, write_atomically
+from jem.training.recipe import Recipe
 
 
 class RunFolder:
@@ -137,6 +140,61 @@ def restore_settings(model: JEM, settings: dict[str, Any]) -> None:
     scaling, chain = settings["scaling"], settings["chain"]
     model.scaling = None if scaling is None else Scaling.from_state_dict(scaling)
     model.chain = None if chain is None else ChainSettings.from_state(chain)
+
+
+def identity(model: JEM, recipe: Recipe, seed: int, describe: dict[str, Any]) -> dict[str, Any]:
+    """What a run is: network, recipe, seed and versions, in its configuration and checkpoints.
+
+    Args:
+        model: The model.
+        recipe: The recipe, with nothing left open.
+        seed: The run's seed.
+        describe: `Trainer`'s argument of that name.
+    """
+    from jem import __version__
+
+    return {
+        "network": network_spec(model.network, describe),
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "versions": {
+            "jem": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def network_spec(network: nn.Module, describe: dict[str, Any]) -> dict[str, Any] | str | None:
+    """How a network can be built again: its spec, the `module:factory` it came from, or None."""
+    spec = getattr(network, "spec", None)
+    if isinstance(spec, dict):
+        return spec
+    named = describe.get("network")
+    return named if isinstance(named, str) else None
+
+
+def refuse_other_settings(state: dict[str, Any], recipe: Recipe, seed: int) -> None:
+    """Hold a run to the settings that it was started with.
+
+    Args:
+        state: A checkpoint.
+        recipe: The recipe to go on with.
+        seed: The seed to go on with.
+
+    Raises:
+        RunFolderError: If they differ from those in the checkpoint; the message names the fields.
+    """
+    now, then = asdict(recipe), state["recipe"]
+    changed = [name for name in now if name not in then or then[name] != now[name]]
+    if state["seed"] != seed:
+        changed.append("seed")
+    if changed:
+        raise RunFolderError(
+            "a run is resumed with the settings it was started with; "
+            f"these differ: {', '.join(changed)}"
+        )
 
 
 def build_network(spec: dict[str, Any] | str | None, settings: dict[str, Any]) -> nn.Module:

@@ -8,9 +8,13 @@ from typing import Any, cast
 import torch
 from torch.optim.swa_utils import AveragedModel
 
+from jem.errors import RunFolderError
 from jem.model import JEM
 from jem.randomness import named_generator
+from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.negatives import Negatives
+from jem.training.distributed import Ranks
+from jem.training.guard import AccuracyGuard
 from jem.training.optimisation import make_optimizer, moving_average
 from jem.training.recipe import Recipe
 from jem.training.run_folder import model_settings, restore_settings
@@ -22,19 +26,21 @@ class Position:
 
     Attributes:
         iteration: Updates made.
+        epoch: Epochs ended, that is, validated and reported too.
+        stopped: Whether a callback ended training early.
         recoveries: Times that training diverged and went back to a snapshot.
         rolled_back_to: Iteration of the snapshot last gone back to; -1 if none was.
         seconds: Wall-clock time of training so far.
         log_position: Length of the metrics file, in bytes, when the state was taken.
-        stopped: Whether `on_epoch` ended the run before its last epoch.
     """
 
     iteration: int = 0
+    epoch: int = 0
+    stopped: bool = False
     recoveries: int = 0
     rolled_back_to: int = -1
     seconds: float = 0.0
     log_position: int = 0
-    stopped: bool = False
 
 
 class RunState:
@@ -43,17 +49,27 @@ class RunState:
     Args:
         model: The model, on its device.
         recipe: The recipe.
-        negatives: The chains; None for a plain classifier.
+        negatives: The chains of this process; None for a plain classifier.
         seed: The run's seed.
+        ranks: The processes of the run.
     """
 
-    def __init__(self, model: JEM, recipe: Recipe, negatives: Negatives | None, seed: int) -> None:
+    def __init__(
+        self,
+        model: JEM,
+        recipe: Recipe,
+        negatives: Negatives | None,
+        seed: int,
+        ranks: Ranks,
+    ) -> None:
         self.model, self.negatives, self.device = model, negatives, model.device
+        self.ranks = ranks
         self.optimizer = make_optimizer(recipe, model)
         self._average = AveragedModel(
             model, multi_avg_fn=moving_average(recipe.average), use_buffers=True
         )
-        self.augmentation = named_generator(seed, "augmentation", device=self.device)
+        self.guard: AccuracyGuard | None = None
+        self.augmentation = named_generator(ranks.seed(seed), "augmentation", device=self.device)
         self.position = Position()
 
     @property
@@ -72,7 +88,10 @@ class RunState:
         return generators
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values, as a checkpoint keeps them."""
+        """Tensors and plain values, as a checkpoint keeps them: chains of all processes in one.
+
+        Every process must call it.
+        """
         generators = {name: g.get_state() for name, g in self._generators().items()}
         generators["torch"] = torch.get_rng_state()  # dropout draws from it
         if self.device.type == "cuda":
@@ -84,24 +103,52 @@ class RunState:
             },
             "averaged": int(self._average.n_averaged),
             "optimizers": {"parameters": self.optimizer.state_dict()},
-            "chains": None if self.negatives is None else self.negatives.buffer.state_dict(),
-            "generators": generators,
+            "chains": None if self.negatives is None else self._joined(self.negatives.buffer),
+            "guard": None if self.guard is None else self.guard.state_dict(),
+            "generators": self.ranks.gather(generators),
             "progress": asdict(self.position),
             "settings": model_settings(self.model),
         }
 
+    def _joined(self, buffer: ReplayBuffer) -> dict[str, Any]:
+        parts = self.ranks.gather(buffer.state_dict())
+        return {
+            name: None if value is None else torch.cat([part[name].to(value) for part in parts])
+            for name, value in parts[0].items()
+        }
+
+    def _own(self, joined: dict[str, Any]) -> dict[str, Any]:
+        rank, count = self.ranks.rank, self.ranks.count
+        return {
+            name: None if value is None else value.chunk(count)[rank]
+            for name, value in joined.items()
+        }
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take everything back from `state_dict`."""
+        """Take everything back from `state_dict`.
+
+        Raises:
+            RunFolderError: If it is of another number of processes.
+        """
+        made_by = len(state["generators"])
+        if made_by != self.ranks.count:
+            raise RunFolderError(
+                f"this run was made by {made_by} process(es) and resumes with as many: "
+                f"torchrun --nproc-per-node {made_by}; now there are {self.ranks.count}"
+            )
+        generators = state["generators"][self.ranks.rank]
         self.model.load_state_dict(state["modules"]["model"])
         self.averaged_model.load_state_dict(state["modules"]["average"])
         self._average.n_averaged.fill_(state["averaged"])
         self.optimizer.load_state_dict(state["optimizers"]["parameters"])
         restore_settings(self.model, state["settings"])
         for name, generator in self._generators().items():
-            generator.set_state(state["generators"][name])
-        torch.set_rng_state(state["generators"]["torch"])
-        if self.device.type == "cuda" and "torch cuda" in state["generators"]:
-            torch.cuda.set_rng_state(state["generators"]["torch cuda"], self.device)
+            generator.set_state(generators[name])
+        torch.set_rng_state(generators["torch"])
+        if self.device.type == "cuda" and "torch cuda" in generators:
+            torch.cuda.set_rng_state(generators["torch cuda"], self.device)
         if self.negatives is not None:
-            self.negatives.buffer.load_state_dict(state["chains"])
+            self.negatives.buffer.load_state_dict(self._own(state["chains"]))
+        if self.guard is not None:
+            self.guard.load_state_dict(state["guard"])
         self.position = Position(**state["progress"])

@@ -6,88 +6,15 @@ before anything changes.
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 from torch import Tensor, nn
 
 from jem import networks
 from jem.model import JEM, evaluation_mode, joint_energy
-from jem.objectives.classification import cross_entropy
-from jem.objectives.contrastive import ContrastiveTerms, contrastive_loss
-from jem.sampling.buffer import Draw
 from jem.sampling.langevin import per_row
 from jem.sampling.negatives import Negatives
+from jem.training.method import Batch, Forward, Logits, Method, Moved, Outcome
 from jem.training.recipe import Recipe
-
-
-class Batch(NamedTuple):
-    """What one step sees of the data."""
-
-    x: Tensor  # (B, *shape) inputs of the classifier
-    labels: Tensor  # (B,) class indices
-    x_data: Tensor  # (B', *shape) inputs of the density; `x` itself when the streams are shared
-
-
-@dataclass(frozen=True)
-class Method:
-    """What stays the same from step to step.
-
-    Attributes:
-        recipe: The recipe.
-        negatives: The chains; None for a plain classifier.
-        class_weight: Weight of each class in the cross-entropy, shape (K,), or None.
-    """
-
-    recipe: Recipe
-    negatives: Negatives | None = None
-    class_weight: Tensor | None = None
-
-    def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Cross-entropy with the recipe's weights and smoothing."""
-        return cross_entropy(
-            logits,
-            labels,
-            class_weight=self.class_weight,
-            label_smoothing=self.recipe.label_smoothing,
-        )
-
-    def contrast(
-        self, energy_data: Tensor, energy_negative: Tensor, weight: float
-    ) -> ContrastiveTerms:
-        """Contrastive objective with the recipe's penalties."""
-        recipe = self.recipe
-        return contrastive_loss(
-            energy_data,
-            energy_negative,
-            weight=weight,
-            energy_l2=recipe.energy_l2,
-            gauge=recipe.gauge,
-            thermostat=recipe.thermostat,
-        )
-
-
-class Moved(NamedTuple):
-    """Chains after a step: proposals, until the trainer commits them."""
-
-    draw: Draw
-    x: Tensor  # (M, *shape) new positions
-    moves: int  # Langevin moves made
-    seconds: float = 0.0  # spent on moves before the loss; on a GPU, on asking for them
-
-
-class Outcome(NamedTuple):
-    """What a step computed. The parameters' gradients are in their `.grad`."""
-
-    loss: Tensor  # scalar that was differentiated
-    classification: Tensor  # scalar, cross-entropy
-    logits: Tensor  # (B, K) of the classification stream
-    energy_data: Tensor | None = None  # (B',)
-    energy_negative: Tensor | None = None  # (M,)
-    terms: ContrastiveTerms | None = None
-    moved: Moved | None = None
 
 
 def plain_step(
@@ -105,10 +32,10 @@ def plain_step(
     Returns:
         The loss and the logits.
     """
-    logits = model.logits(batch.x)
-    loss = method.classification_loss(logits, batch.labels)
-    loss.backward()
-    return Outcome(loss, loss, logits)
+    method.clock.enter("update")
+    outcome = objective(model, batch, method, weight)
+    outcome.loss.backward()
+    return outcome
 
 
 def classic_step(
@@ -129,21 +56,17 @@ def classic_step(
     References:
         Grathwohl et al. (2020), arXiv:1912.03263, algorithm 1.
     """
+    method.clock.enter("chains")
     negatives = _required(method)
+    draw = negatives.draw()
     num_steps = method.recipe.num_steps + extra_steps
-    draw, x_negative, seconds = run_chains(model, negatives, num_steps)
-    logits = model.logits(batch.x)
-    same = batch.x_data is batch.x
-    energy_data = joint_energy(logits if same else model.logits(batch.x_data))
     with evaluation_mode(model):
-        energy_negative = model.energy(x_negative, draw.labels)
+        x_negative = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps)
 
-    classification = method.classification_loss(logits, batch.labels)
-    terms = method.contrast(energy_data, energy_negative, weight)
-    loss = classification + terms.loss
-    loss.backward()
-    moved = Moved(draw, x_negative, num_steps, seconds)
-    return Outcome(loss, classification, logits, energy_data, energy_negative, terms, moved)
+    method.clock.enter("update")
+    outcome = objective(model, batch, method, weight, x_negative, draw.labels)
+    outcome.loss.backward()
+    return outcome._replace(moved=Moved(draw, x_negative, num_steps, x_negative))
 
 
 def fused_step(
@@ -173,48 +96,105 @@ def fused_step(
         Shafahi et al. (2019), "free" adversarial training, arXiv:1904.12843, carried to Langevin
         chains.
     """
+    method.clock.enter("chains")
     negatives = _required(method)
+    draw = negatives.draw()
     num_steps = method.recipe.num_steps + extra_steps
-    draw, x_negative, seconds = run_chains(model, negatives, num_steps - 1)
+    with evaluation_mode(model):
+        x_negative = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps - 1)
     x_negative = x_negative.detach().requires_grad_()
 
-    logits, logits_data, logits_negative = joint_forward(model, batch, x_negative)
-    energy_data = joint_energy(logits_data)
-    energy_negative = joint_energy(logits_negative, draw.labels)
+    method.clock.enter("update")
+    outcome = objective(model, batch, method, weight, x_negative, draw.labels)
+    energy_negative = outcome.energy_negative
+    assert energy_negative is not None, "there are chains"
     energy_negative.retain_grad()
-
-    classification = method.classification_loss(logits, batch.labels)
-    terms = method.contrast(energy_data, energy_negative, weight)
-    loss = classification + terms.loss
-    loss.backward()
+    outcome.loss.backward()
 
     grad = input_gradient(x_negative, energy_negative)
-    moved = Moved(draw, negatives.update(x_negative, grad), num_steps, seconds)
-    return Outcome(loss, classification, logits, energy_data, energy_negative, terms, moved)
+    moved = Moved(draw, negatives.update(x_negative, grad), num_steps, x_negative.detach())
+    return outcome._replace(moved=moved)
 
 
 STEPS = {"plain": plain_step, "classic": classic_step, "fused": fused_step}
 
 
-def run_chains(model: JEM, negatives: Negatives, num_steps: int) -> tuple[Draw, Tensor, float]:
-    """Draw chains and move them, in evaluation mode.
+def objective(
+    model: JEM,
+    batch: Batch,
+    method: Method,
+    weight: float,
+    x_negative: Tensor | None = None,
+    labels_negative: Tensor | None = None,
+) -> Outcome:
+    """What is minimised: cross-entropy, and the contrast of data and chains where there are any.
 
     Args:
-        model: The model; its mode is restored.
-        negatives: The chains.
-        num_steps: Langevin moves.
+        model: The model, in training mode.
+        batch: The data.
+        method: The recipe.
+        weight: Weight w of the contrast.
+        x_negative: Chains, shape (M, *shape), or None.
+        labels_negative: Class of each chain, shape (M,), or None for marginal ones.
 
     Returns:
-        What was drawn, the new positions (M, *shape), and the seconds it took.
+        Losses and energies; no chain has moved.
     """
-    started = time.perf_counter()
-    draw = negatives.draw()
+    forward = method.forward or forward_of(method.recipe)
+    logits, logits_data, logits_negative = forward(model, batch, x_negative)
+    classification = method.classification_loss(logits, batch.labels)
+    if logits_negative is None:
+        return Outcome(classification, classification, logits)
+    energy_data = joint_energy(logits_data)
+    energy_negative = joint_energy(logits_negative, labels_negative)
+    terms = method.contrast(energy_data, energy_negative, weight)
+    loss = classification + terms.loss
+    return Outcome(loss, classification, logits, energy_data, energy_negative, terms)
+
+
+def second_pass(model: JEM, batch: Batch, method: Method, weight: float, outcome: Outcome) -> None:
+    """Differentiate the objective of a step again, at the parameters as they are now.
+
+    The second half of sharpness-aware minimisation: same data, same chains, where the loss saw
+    them; chains keep the moves that the first pass gave them.
+
+    Args:
+        model: The model, in training mode, within `jem.training.optimisation.uphill`.
+        batch: The data of the step.
+        method: The recipe.
+        weight: Weight w of the contrast.
+        outcome: What the step returned.
+    """
+    if outcome.moved is None:
+        again = objective(model, batch, method, weight)
+    else:
+        draw, chains = outcome.moved.draw, outcome.moved.scored
+        again = objective(model, batch, method, weight, chains, draw.labels)
+    again.loss.backward()
+
+
+def forward_of(recipe: Recipe) -> Forward:
+    """The forward passes of a kind of step: one for all rows where it can be, or one each."""
+    return joint_forward if recipe.step == "fused" else separate_forward
+
+
+def separate_forward(model: JEM, batch: Batch, x_negative: Tensor | None) -> Logits:
+    """Logits in forwards of their own: labelled data, other data of the density, chains.
+
+    Args:
+        model: The model.
+        batch: The data, (B, *shape) and (B', *shape).
+        x_negative: Chains, shape (M, *shape), scored in evaluation mode; or None.
+    """
+    logits = model.logits(batch.x)
+    if x_negative is None:
+        return Logits(logits, logits, None)
+    logits_data = logits if batch.x_data is batch.x else model.logits(batch.x_data)
     with evaluation_mode(model):
-        x = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps)
-    return draw, x, time.perf_counter() - started
+        return Logits(logits, logits_data, model.logits(x_negative))
 
 
-def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def joint_forward(model: JEM, batch: Batch, x_negative: Tensor | None) -> Logits:
     """Logits of labelled data, of the density's data and of chains; no chain touches data.
 
     One concatenated forward where no submodule behaves differently in training. Otherwise the data
@@ -224,11 +204,13 @@ def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor,
     Args:
         model: The model.
         batch: The data, (B, *shape) and (B', *shape).
-        x_negative: Chains, shape (M, *shape).
+        x_negative: Chains, shape (M, *shape), or None.
 
     Returns:
         Logits (B, K), (B', K) and (M, K).
     """
+    if x_negative is None:
+        return separate_forward(model, batch, None)
     shared = batch.x_data is batch.x
     x = batch.x if shared else torch.cat([batch.x, batch.x_data])
     if depends_on_mode(model.network):
@@ -240,7 +222,8 @@ def joint_forward(model: JEM, batch: Batch, x_negative: Tensor) -> tuple[Tensor,
             [len(x), len(x_negative)]
         )
     logits = logits_all[: len(batch.x)]
-    return logits, logits if shared else logits_all[len(batch.x) :], logits_negative
+    logits_data = logits if shared else logits_all[len(batch.x) :]
+    return Logits(logits, logits_data, logits_negative)
 
 
 def input_gradient(x: Tensor, energy: Tensor, floor: float = 1e-30) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -9,10 +10,19 @@ import torch
 from jem.data.batches import BatchStream
 from jem.model import JEM, evaluation_mode, joint_energy
 from jem.objectives.classification import cross_entropy
+from jem.training.distributed import Ranks
+
+ONE_PROCESS = Ranks()
 
 
 @torch.no_grad()
-def validate(model: JEM, examples: Any, batch_size: int, device: torch.device) -> dict[str, float]:  # noqa: ANN401
+def validate(
+    model: JEM,
+    examples: Any,  # noqa: ANN401
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks = ONE_PROCESS,
+) -> dict[str, float]:
     """Score held-out examples in evaluation mode.
 
     Args:
@@ -20,6 +30,7 @@ def validate(model: JEM, examples: Any, batch_size: int, device: torch.device) -
         examples: A Dataset of (x, y).
         batch_size: Examples at a time.
         device: Where the model is.
+        ranks: Processes that divide the batches among them.
 
     Returns:
         `valid_accuracy` and `valid_nll` (for K > 1) and `valid_energy`, the mean of E(x), in nats.
@@ -27,18 +38,16 @@ def validate(model: JEM, examples: Any, batch_size: int, device: torch.device) -
     stream = BatchStream(
         examples, batch_size, seed=0, name="valid", device=device, drop_last=False
     )
-    totals = torch.zeros(3, dtype=torch.float64)
-    count, num_classes = 0, 1
+    totals = torch.zeros(5, dtype=torch.float64)
     with evaluation_mode(model):
-        for x, labels in stream.epoch(0):
+        for x, labels in itertools.islice(stream.epoch(0), ranks.rank, None, ranks.count):
             logits = model.logits(x)
-            num_classes = logits.shape[1]
             right = (logits.argmax(dim=1) == labels).sum()
             nll = cross_entropy(logits, labels) * len(x)
-            totals += torch.stack([right, nll, joint_energy(logits).sum()]).cpu()
-            count += len(x)
-    accuracy, nll, energy = (totals / count).tolist()
-    metrics = {"valid_energy": energy}
-    if num_classes > 1:
-        metrics |= {"valid_accuracy": accuracy, "valid_nll": nll}
+            totals[:3] += torch.stack([right, nll, joint_energy(logits).sum()]).cpu()
+            totals[3:] += torch.tensor([len(x), len(x) * (logits.shape[1] > 1)])
+    right, nll, energy, count, count_with_classes = ranks.total(totals).tolist()
+    metrics = {"valid_energy": energy / count}
+    if count_with_classes:
+        metrics |= {"valid_accuracy": right / count, "valid_nll": nll / count}
     return metrics

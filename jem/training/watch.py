@@ -1,4 +1,4 @@
-"""What a run shows of itself: the figures of a step, and pictures of its chains and samples."""
+"""What a run shows of itself: figures of steps and epochs, pictures of its chains and samples."""
 
 from __future__ import annotations
 
@@ -6,15 +6,90 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jem.generation import sample
 from jem.model import JEM
 from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.langevin import Bounds
-from jem.training.steps import Batch, Outcome
+from jem.training.log import MetricsLog, ProgressDisplay
+from jem.training.method import Batch, Method, Outcome
+from jem.training.run_folder import RunFolder
+from jem.training.state import RunState
 
 SAMPLES_A_CLASS = 8
 """Fresh samples a class in the picture at the end of a run."""
+
+
+class Watch:
+    """Metrics file, progress bar and pictures of a run.
+
+    Args:
+        folder: Where files go; None writes none.
+        progress: Whether to show a progress bar.
+    """
+
+    def __init__(self, folder: RunFolder | None, progress: bool) -> None:
+        self.folder, self.progress = folder, progress
+        self.log = MetricsLog(None if folder is None else folder.metrics)
+        self.display = ProgressDisplay(1, "", enabled=False)
+        self._examples = 0
+
+    def shown(self, total_iterations: int, title: str) -> ProgressDisplay:
+        """Make the progress bar of a run of so many iterations: a context that shows it."""
+        self.display = ProgressDisplay(total_iterations, title, self.progress)
+        return self.display
+
+    def step(
+        self,
+        state: RunState,
+        method: Method,
+        batch: Batch,
+        outcome: Outcome,
+        **settings: float | Tensor,
+    ) -> None:
+        """Record a step, if its turn has come.
+
+        Args:
+            state: The run after the step.
+            method: Recipe, chains and clock.
+            batch: What the step saw.
+            outcome: What it computed.
+            settings: Other figures of it.
+        """
+        self._examples += len(batch.x)
+        position = state.position
+        if position.iteration % method.recipe.log_every:
+            return
+        figures = step_metrics(outcome, batch, state.model.bounds())
+        figures |= {name: float(value) for name, value in settings.items()}
+        if method.negatives is not None:
+            figures["chain_age"] = float(method.negatives.buffer.ages.float().mean())
+        position.seconds += method.clock.tick()
+        spent = method.clock.lap()
+        figures["images_per_second"] = self._examples / max(sum(spent.values()), 1e-9)
+        self._examples = 0
+        self.log.write(
+            "step", iteration=position.iteration, seconds=position.seconds, **figures, **spent
+        )
+        shown = ("accuracy", "gap", "images_per_second")
+        self.display.update(
+            position.iteration, {name: figures[name] for name in shown if name in figures}
+        )
+
+    def epoch(self, metrics: dict[str, Any], num_epochs: int, state: RunState) -> None:
+        """Record an epoch, and draw the chains at every tenth of the run.
+
+        Args:
+            metrics: Its figures.
+            num_epochs: Epochs of the run.
+            state: The run.
+        """
+        self.log.write("epoch", **metrics)
+        self.display.epoch(metrics["epoch"], num_epochs, metrics)
+        rarely = metrics["epoch"] % max(1, num_epochs // 10) == 0
+        if rarely and self.folder is not None and state.negatives is not None:
+            draw_chains(state.negatives.buffer, state.model.bounds("cpu"), self.folder.samples)
 
 
 @torch.no_grad()

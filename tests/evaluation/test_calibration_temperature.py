@@ -28,15 +28,37 @@ def test_recovers_the_temperature_of_synthetic_logits(temperature):
 
 def test_no_temperature_of_a_fine_grid_is_better():
     logits, labels = labelled_logits(500, 2.0)
-    scaling = TemperatureScaling().fit(torch.tensor(logits), torch.tensor(labels))
-    losses = [
-        functional.cross_entropy(torch.tensor(logits / t), torch.tensor(labels)).item()
-        for t in np.geomspace(0.01, 100, 4001)
-    ]
-    assert scaling.nll_after <= min(losses) + 1e-12
-    assert scaling.nll_before == pytest.approx(
-        functional.cross_entropy(torch.tensor(logits), torch.tensor(labels)).item()
-    )
+    logits, labels = torch.tensor(logits), torch.tensor(labels)
+    grid = np.geomspace(0.01, 100, 4001)
+    losses = np.array([functional.cross_entropy(logits / t, labels).item() for t in grid])
+    scaling = TemperatureScaling(math.inf).fit(logits, labels)
+    assert scaling.nll_after <= losses.min() + 1e-12
+    penalised = 500 * losses + np.log(grid) ** 2 / (2 * 0.5**2)
+    with_prior = TemperatureScaling(prior_std=0.5).fit(logits, labels)
+    assert with_prior.temperature == pytest.approx(grid[penalised.argmin()], rel=0.0015)
+    assert abs(math.log(with_prior.temperature)) < abs(math.log(scaling.temperature))
+    assert scaling.nll_before == pytest.approx(functional.cross_entropy(logits, labels).item())
+
+
+def test_few_labels_without_an_error_do_not_make_certain():
+    # A good classifier, right about in 99 %: 100 labels seldom show that it errs at all.
+    change, change_without = [], []
+    for seed in range(60):
+        logits, labels = labelled_logits(2100, 1.0, seed)
+        logits = 4 * np.eye(5)[labels] + logits / 8
+        wrong = np.random.default_rng(seed).random(2100) < 0.01
+        labels = np.where(wrong, (labels + 1) % 5, labels)
+        for prior_std, found in ((0.5, change), (math.inf, change_without)):
+            scaling = TemperatureScaling(prior_std).fit(logits[:100], labels[:100])
+            new, new_labels = torch.tensor(logits[100:]), torch.tensor(labels[100:])
+            before, after = (
+                functional.cross_entropy(z, new_labels).item()
+                for z in (new, scaling.transform(new))
+            )
+            found.append(after - before)
+    assert max(change) < 0.005
+    assert np.mean(change) < -0.015
+    assert np.mean(change_without) > 0.1  # so the case is a hard one
 
 
 def test_keeps_one_when_the_logits_are_right():
@@ -62,7 +84,7 @@ def test_converges_within_its_bounds_when_every_answer_is_right(scale):
 
 
 def test_an_end_of_the_range_is_named():
-    wrong = TemperatureScaling().fit(10 * np.eye(4), [1, 2, 3, 0])
+    wrong = TemperatureScaling(math.inf).fit(10 * np.eye(4), [1, 2, 3, 0])
     assert wrong.temperature == pytest.approx(100, rel=1e-5)
     assert wrong.at_bound
 
@@ -100,6 +122,9 @@ def test_state_round_trips_as_plain_values():
 
 def test_misuse_is_refused():
     scaling = TemperatureScaling()
+    for prior_std in (0.0, -1.0, math.nan):
+        with pytest.raises(InputError, match="prior_std: expected a value above 0"):
+            TemperatureScaling(prior_std)
     with pytest.raises(InputError, match="call fit before transform"):
         scaling.transform(np.eye(2))
     with pytest.raises(InputError, match="logits: expected finite"):

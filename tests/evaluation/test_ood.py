@@ -188,7 +188,7 @@ def test_adapter_speaks_the_protocol_of_pytorch_ood():
         torch.testing.assert_close(adapter(x), expected)
     with pytest.raises(InputError, match="reference="):
         PytorchOODAdapter(model, "knn").predict(x)
-    with pytest.raises(InputError, match="no batch"):
+    with pytest.raises(InputError, match="no input"):
         PytorchOODAdapter(model, "knn").fit([])
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -11,8 +12,8 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 import jem
 from jem.data.arrays import from_arrays
+from jem.data.parts import DataPart
 from jem.evaluation import judge
-from jem.evaluation.corruption import corruption_curves
 from jem.evaluation.report import SCHEMA_VERSION, Subject, logits_of, measure
 from jem.evaluation.report_page import comparison_rows, render, render_comparison
 from jem.evaluation.verdicts import verdicts
@@ -140,31 +141,19 @@ def test_tables_and_plain_models_leave_out_what_does_not_apply():
     assert "accuracy_difference" not in found["classification"]
     untrained = measure(subject(trained=False, control=False), num_bootstrap=20).figures
     assert set(untrained["left_out"]) == {"samples", "chains"}
+    assert untrained["ood"]["accept"] == pytest.approx(0.95)
     assert "draws no samples" in untrained["left_out"]["samples"]
 
 
 def test_one_class_and_too_few_calibration_inputs_have_reasons():
     alone = subject(num_classes=1, trained=False, control=False)
-    alone.splits.calibration.x.resize_(5, 1, 8, 8)
-    object.__setattr__(alone.splits.calibration, "y", alone.splits.calibration.y[:5])
+    few = DataPart(*alone.splits.calibration[:5])
+    alone.splits = replace(alone.splits, calibration=few)
     found = measure(alone, num_bootstrap=20).figures
     assert "K = 1" in found["left_out"]["classification"]
-    assert "needs at least 19 calibration inputs, but got 5" in found["left_out"]["threshold"]
+    assert found["ood"]["accept"] == pytest.approx(5 / 6)  # as much as five can promise
     assert [v["answer"] for v in found["verdicts"]][:2] == ["cannot tell", "cannot tell"]
-    assert "flagged" not in found["ood"]["sets"][0]
-
-
-def test_corruption_starts_at_the_clean_figures_and_flags_more():
-    of = subject(control=False)
-    x, y = of.splits.test[:]
-    detector = jem.OODDetector(of.model).fit(of.splits.calibration[:][0])
-    rows = corruption_curves(of.model, x, y, detector=detector, kinds=("noise",))
-    clean = jem.calibration_report(logits_of(of.model, x).softmax(1), y, num_bootstrap=0)
-    assert [row["severity"] for row in rows] == [0, 1, 2, 3, 4, 5]
-    assert rows[0]["accuracy"] == clean.accuracy
-    assert rows[0]["flagged"] == pytest.approx(float(detector.is_ood(x).double().mean()))
-    assert rows[5]["log_density"] < rows[0]["log_density"]
-    assert corruption_curves(of.model, x, y, kinds=("blur",))[0]["flagged"] is None
+    assert found["ood"]["num_calibration"] == 5
 
 
 # -- verdicts -------------------------------------------------------------------------------------
@@ -179,43 +168,72 @@ def figures(**changes):
     made = {
         "classification": {
             "rows": {"model": row, "model, temperature": row, "plain": row},
-            "accuracy_difference": estimate(0.0, -0.01, 0.01),
+            "accuracy_difference": estimate(0.0, -0.005, 0.005),
         },
-        "ood": {"sets": [{"name": "noise", "auroc": estimate(0.99, 0.98, 1.0)}]},
-        "samples": {
-            "fresh": {
-                "samples": {"num": 50, "agreement": estimate(0.95), "diversity": estimate(0.8)}
-            }
-        },
+        "ood": {"sets": [{"name": "noise", "seen": False, "auroc": estimate(0.99, 0.98, 1.0)}]},
+        "samples": drawn(estimate(0.95, 0.93, 0.97), estimate(0.8, 0.7, 0.9)),
         "chains": {"verdict": "level", "meaning": "level"},
-        "training": {"recoveries": []},
+        "training": {"recoveries": [], "steps": [{}]},
     }
     return made | changes
+
+
+def drawn(agreement, diversity):
+    return {"fresh": {"samples": {"num": 50, "agreement": agreement, "diversity": diversity}}}
 
 
 def answers(**changes):
     return [verdict["answer"] for verdict in verdicts(figures(**changes))]
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "answer"),
+    [
+        (-0.005, 0.005, "yes"),
+        (0.01, 0.03, "yes"),
+        (-0.05, -0.01, "no"),
+        (-0.005, -0.001, "no"),
+        (-0.08, 0.02, "cannot tell"),
+    ],
+)
+def test_accuracy_is_judged_by_the_interval_of_the_difference(low, high, answer):
+    found = figures()["classification"] | {"accuracy_difference": estimate(0.0, low, high)}
+    assert answers(classification=found)[0] == answer
+
+
 def test_verdicts_follow_their_rules():
     assert answers() == ["yes", "yes", "yes", "yes", "yes"]
-    worse = figures()["classification"] | {"accuracy_difference": estimate(-0.03, -0.05, -0.01)}
-    assert answers(classification=worse)[0] == "no"
     alone = {"rows": figures()["classification"]["rows"]}
     assert answers(classification=alone)[0] == "cannot tell"
     off = alone["rows"]["model"] | {"ece": estimate(0.05)}
     rows = alone["rows"] | {"model": off}
     assert answers(classification={"rows": rows})[1] == "partly"
     assert answers(classification={"rows": dict.fromkeys(rows, off)})[1] == "no"
-    missed = {"name": "letters", "auroc": estimate(0.96, 0.94, 0.98)}
+    missed = {"name": "letters", "seen": False, "auroc": estimate(0.96, 0.94, 0.98)}
     told = figures()["ood"]["sets"][0]
     assert answers(ood={"sets": [told, missed]})[2] == "partly"
     assert answers(ood={"sets": [missed]})[2] == "no"
-    alike = {"num": 50, "agreement": estimate(0.95), "diversity": estimate(0.3)}
-    assert answers(samples={"fresh": {"samples": alike}})[3] == "partly"
-    assert answers(training={"recoveries": [{}]})[4] == "partly"
+    assert answers(ood={"sets": [told | {"seen": True}, missed]})[2] == "no"
+    assert answers(ood={"sets": [told | {"seen": True}]})[2] == "cannot tell"
     lost = {"verdict": "landscape", "meaning": "stuck"}
-    assert answers(training={"recoveries": [{}]}, chains=lost)[4] == "no"
+    once = {"recoveries": [{}], "steps": [{}]}
+    assert answers(training=once)[4] == "partly"
+    assert answers(training=once, chains=lost)[4] == "no"
+    assert answers(training={"recoveries": [], "steps": []}, chains=None)[4] == "cannot tell"
+
+
+@pytest.mark.parametrize(
+    ("agreement", "diversity", "answer"),
+    [
+        ((0.93, 0.97), (0.2, 0.4), "partly"),
+        ((0.5, 0.7), (0.2, 0.4), "no"),
+        ((0.55, 0.99), (0.2, 1.6), "cannot tell"),
+        ((0.55, 0.99), (0.2, 0.4), "no"),
+    ],
+)
+def test_samples_are_judged_by_whole_intervals(agreement, diversity, answer):
+    samples = drawn(estimate(0.9, *agreement), estimate(0.9, *diversity))
+    assert answers(samples=samples)[3] == answer
 
 
 # -- the page -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ def outcome(loss=1.0, energy_data=0.0, energy_negative=1.0, chain=0.5):
     terms = contrastive_loss(data, negative, weight=1.0)
     return Outcome(
         torch.tensor(loss), torch.tensor(1.0), torch.zeros(2, 3), data, negative, terms,
-        Moved(draw, x, 1),
+        Moved(draw, x, 1, x),
     )  # fmt: skip
 
 

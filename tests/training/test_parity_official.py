@@ -13,8 +13,7 @@ Points that do not apply here, and why:
    mode and scores switch to it themselves (asserted under points 15 and 20).
 16. The value of batch norm's momentum belongs to a person's network; that chains stay out of its
     statistics is tested.
-17. and 18. SADA-JEM's second pass and its adaptive scale: the package has no two-pass optimiser.
-    What is left of 17, that no extra forward is counted by batch norm, is tested under 16.
+17. and 18. SADA-JEM's second pass and its adaptive scale: test_parity_descendants.py.
 21. Calibration bins are tested with the calibration error itself.
 22. The official network carries a head that joint training never uses; ours has none.
 24. Interpolated inputs are not among the foreign sets of `jem.data.shifts`.
@@ -40,9 +39,11 @@ from jem.randomness import named_generator
 from jem.sampling import ReplayBuffer, UniformStart, langevin_update, sgld_chain, slots_by_class
 from jem.sampling.negatives import Negatives
 from jem.training.guard import is_healthy
+from jem.training.optimisation import clip_gradients, learning_rate
+from jem.training.problem import domain_of
 from jem.training.recipe import RECIPES, Recipe
 from jem.training.steps import STEPS, Batch, Method
-from jem.training.trainer import clip_gradients, domain_of, learning_rate, validate
+from jem.training.validation import validate
 
 SHAPE, NUM_CLASSES = (1, 4, 4), 3
 GENERATIVE = ("classic", "fused")

@@ -1,5 +1,6 @@
 import ast
 import inspect
+import json
 import math
 from dataclasses import FrozenInstanceError, asdict, fields, replace
 from itertools import pairwise
@@ -22,17 +23,20 @@ FLAGS = ("clip_chains", "conditional", "replacement", "flip", "generative_flip")
 COUNTS = ("batch_size", "num_chains", "num_steps", "buffer_size", "snapshot_every", "log_every")
 COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries", "sample_steps")
 POSITIVE = ("learning_rate", "step_size", "max_gap")
-OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat")
+OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho")
+OPTIONAL_FROM_ZERO = ("input_noise", "accuracy_margin")
 SHARES = ("warmup", "generative_ramp", "restart_prob")
 DECAYS = ("average", "label_smoothing", "momentum")
 FROM_ZERO = (
-    "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std",
-    "generative_noise",
+    "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "generative_noise",
 )  # fmt: skip
 
 WRONG = {
     "epochs": [-1, 2.5, "3"],
-    "input_noise": [-0.1, math.nan, "0"],
+    "decay_at": [(0.5, 1.1), (-0.1,), (math.nan,), ("0.5",), 0.5, None],
+    "decay_factor": [0, 1.1, -0.5, math.nan, "0", None],
+    "generative_batch": [0, -1, 1.5, "8"],
+    **{name: [-0.1, math.nan, math.inf, "0"] for name in OPTIONAL_FROM_ZERO},
     **{name: ["bogus", None, 3] for name in CHOICES},
     **{name: ["yes", 1, None] for name in FLAGS},
     **{name: [0, -1, 1.5, "8", True, None] for name in COUNTS},
@@ -45,7 +49,10 @@ WRONG = {
 }
 RIGHT = {
     "epochs": [0, 1, None],
-    "input_noise": [0, 0.1, None],
+    "decay_at": [(), (0.5,), (0, 0.3, 1)],
+    "decay_factor": [0.1, 1],
+    "generative_batch": [1, 64, None],
+    **{name: [None, 0, 0.5] for name in OPTIONAL_FROM_ZERO},
     **CHOICES,
     **{name: [True, False] for name in FLAGS},
     **{name: [1, 64] for name in COUNTS if name != "buffer_size"},
@@ -80,8 +87,15 @@ def test_a_right_value_is_taken(name, value):
 
 
 def test_changes_of_a_generative_stream_need_one():
-    with pytest.raises(InputError, match="need `streams` = 'separate'"):
-        Recipe(generative_shift=1)
+    for name in ("generative_shift", "generative_batch"):
+        with pytest.raises(InputError, match=f"`{name}` needs `streams` = 'separate'"):
+            Recipe(**{name: 1})
+
+
+def test_a_list_as_json_has_it_becomes_a_tuple():
+    recipe = recipe_from("jem", json.loads(json.dumps(asdict(RECIPES["sada"]))))
+    assert recipe == RECIPES["sada"]
+    assert hash(recipe) == hash(RECIPES["sada"])
 
 
 def test_messages_name_the_choices_and_the_kind_of_number():
@@ -143,6 +157,34 @@ def test_epochs_left_open_give_about_1500_updates(steps_per_epoch, expected):
     assert Recipe(epochs=3).num_epochs(steps_per_epoch) == 3
 
 
+@pytest.mark.parametrize(
+    ("shape", "asked", "noise"),
+    [
+        ((1, 8, 8), None, 0.1),
+        ((3, 1, 12), None, 0.1),
+        ((2,), None, 0.0),
+        ((4, 16), None, 0.0),
+        ((1, 8, 8), 0.0, 0.0),
+        ((2,), 0.03, 0.03),
+    ],
+)
+def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
+    recipe = Recipe(input_noise=asked)
+    settled = recipe.resolved(shape, 50)
+    assert settled == replace(recipe, input_noise=noise, epochs=30)
+    assert settled.resolved((2,), 1000) == settled
+
+
+def test_the_control_has_the_noise_of_the_hybrid_and_the_official_recipe_its_own():
+    assert RECIPES["plain"].input_noise is RECIPES["fast"].input_noise is None
+    assert RECIPES["jem"].resolved((2,), 1).input_noise == 0.03
+
+
+def test_a_margin_for_what_the_density_costs_needs_one():
+    with pytest.raises(InputError, match="`accuracy_margin` bounds what the density may cost"):
+        Recipe(step="plain", accuracy_margin=0.01)
+
+
 # -- by name, with changes
 
 
@@ -157,7 +199,11 @@ def test_a_recipe_is_taken_by_name_or_as_it_is():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("quick", None, "unknown recipe 'quick': expected one of fast, jem, plain"),
+        (
+            "quick",
+            None,
+            "unknown recipe 'quick': expected one of fast, jem, plain, proximal, sada",
+        ),
         ("fast", {"epoch": 3}, "unknown recipe field 'epoch'; `jem recipes` lists them"),
         ("fast", {"epochs": "many"}, "`epochs` must be a whole number or None, but got 'many'"),
         ("fast", {"step": "bogus"}, "`step` must be one of"),
@@ -167,11 +213,3 @@ def test_a_recipe_is_taken_by_name_or_as_it_is():
 def test_what_is_unknown_or_wrong_is_named(name, changes, message):
     with pytest.raises(InputError, match=message):
         recipe_from(name, changes)
-
-
-def test_input_noise_left_open_suits_the_kind_of_data():
-    open_, chosen = Recipe(), Recipe(input_noise=0.02)
-    assert open_.for_inputs((1, 8, 8)).input_noise == 0.1
-    assert open_.for_inputs((13,)).input_noise == 0.0
-    assert open_.for_inputs((13,)) == replace(open_, input_noise=0.0)
-    assert chosen.for_inputs((1, 8, 8)) is chosen

@@ -1,6 +1,5 @@
 """The loop: learns, repeats itself, resumes to the same bits, recovers, and loses nothing."""
 
-import itertools
 import json
 import os
 import signal
@@ -31,8 +30,10 @@ from jem.training.trainer import Trainer
 from jem.training.validation import validate
 
 SMALL = replace(
-    RECIPES["fast"], epochs=4, batch_size=16, num_chains=16, buffer_size=32, snapshot_every=5
-)
+    RECIPES["fast"], epochs=4, batch_size=16, num_chains=16, buffer_size=32, snapshot_every=5,
+    learning_rate=1e-3, generative_weight=0.3,
+)  # fmt: skip
+"""A small run, whose tests do not depend on how `fast` is tuned."""
 
 
 def blobs(count=96, seed=0):
@@ -64,7 +65,7 @@ def train():
     return blobs()
 
 
-@pytest.mark.parametrize("name", ["plain", "jem", "fast"])
+@pytest.mark.parametrize("name", list(RECIPES))
 def test_every_recipe_learns_two_blobs(name, train):
     recipe = replace(
         RECIPES[name], epochs=20, learning_rate=5e-3, batch_size=16, num_chains=16, num_steps=2,
@@ -82,13 +83,7 @@ def test_every_recipe_learns_two_blobs(name, train):
 def test_density_is_higher_on_data_than_on_background(train):
     model = model_of()
     recipe = replace(
-        SMALL,
-        epochs=60,
-        learning_rate=5e-3,
-        step_size=0.1,
-        noise_std=0.1,
-        energy_l2=1e-3,
-        generative_weight=0.3,
+        SMALL, epochs=60, learning_rate=5e-3, step_size=0.1, noise_std=0.1, energy_l2=1e-3
     )
     Trainer(model, recipe, device="cpu").fit(train)
     generator = torch.Generator().manual_seed(0)
@@ -128,6 +123,7 @@ class CrashError(Exception):
         {"streams": "separate", "input_noise": 0.1, "generative_noise": 0.05},
         {"step": "classic", "replacement": True, "optimizer": "sgd", "start": "mixed"},
         {"step": "plain"},
+        {"sam_rho": 0.5, "streams": "separate", "generative_batch": 11},
     ],
 )
 def test_resumed_run_ends_in_the_same_bits(tmp_path, train, epochs_done, change):
@@ -194,7 +190,7 @@ def test_load_gives_the_trained_model_with_all_it_needs(tmp_path, train):
 def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert Recipe(**config["recipe"]) == SMALL.for_inputs((2,))
+    assert Recipe(**config["recipe"]) == replace(SMALL, input_noise=0.0)
     assert config["network"]["name"] == "mlp"
     step = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")[0]
     for key in ("loss", "gap", "gradient_norm", "share_at_bounds", "chain_age", "energy_data"):
@@ -202,43 +198,6 @@ def test_run_folder_explains_itself(tmp_path, train):
     epochs = read_metrics(tmp_path / "run" / "metrics.jsonl", "epoch")
     assert [record["epoch"] for record in epochs] == [1, 2, 3, 4]
     assert (tmp_path / "run" / "samples.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_step_records_say_where_the_time_went(tmp_path, train):
-    recipe = replace(SMALL, log_every=4)
-    result = Trainer(model_of(), recipe, run_dir=tmp_path / "run", device="cpu").fit(train, train)
-    steps = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")
-    phases = [[r[f"seconds_{p}"] for p in ("data", "chains", "update", "other")] for r in steps]
-    assert all(seconds > 0 for record in phases for seconds in record)
-    between = [b["seconds"] - a["seconds"] for a, b in itertools.pairwise(steps)]
-    assert between == pytest.approx([sum(record) for record in phases[1:]], rel=1e-3, abs=1e-6)
-    assert steps[0]["seconds"] == pytest.approx(sum(phases[0]), rel=1e-3)
-    assert result.seconds > steps[-1]["seconds"]
-
-
-@pytest.mark.parametrize("resumed", [False, True])
-def test_on_epoch_ends_a_run_as_if_it_had_been_the_last(tmp_path, train, resumed):
-    model = model_of()
-    trainer = Trainer(model, SMALL, run_dir=tmp_path / "run", device="cpu")
-    result = trainer.fit(train, train, on_epoch=lambda metrics: metrics["epoch"] == 2)
-    assert result.iterations == 12
-    assert len(result.epochs) == 2
-    if resumed:  # it was ended, not interrupted: there is nothing to go on with
-        again = model_of(seed=5)
-        trainer = Trainer(again, SMALL, run_dir=tmp_path / "run", device="cpu")
-        assert trainer.fit(train, train, resume=True).iterations == 12
-        assert_same_bits(weights(model), weights(again))
-    assert_same_bits(weights(model), weights(jem.load(tmp_path / "run")))
-    assert (tmp_path / "run" / "samples.png").exists()
-
-
-def test_no_epochs_leave_the_network_as_it_is_in_a_run_folder(tmp_path, train):
-    model, before = model_of(), weights(model_of())
-    recipe = replace(RECIPES["plain"], epochs=0)
-    result = Trainer(model, recipe, run_dir=tmp_path / "run", device="cpu").fit(train, train)
-    assert (result.iterations, result.epochs) == (0, [])
-    assert_same_bits(before, weights(model))
-    assert_same_bits(before, weights(jem.load(tmp_path / "run")))
 
 
 # -- divergence -----------------------------------------------------------------------------------
@@ -329,10 +288,11 @@ def test_sigint_saves_and_resume_ends_in_the_same_bits(tmp_path, train):
     def interrupt(metrics):
         os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.getsignal(signal.SIGINT)
     trainer = Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu")
     with pytest.raises(TrainingInterrupted, match="stopped at iteration 7 of 24"):
         trainer.fit(train, on_epoch=interrupt)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(TrainingInterrupted, match="stopped at iteration 13 of 24"):
         Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(
             train, resume=True, on_epoch=interrupt
@@ -477,8 +437,13 @@ def test_unknown_device_recipe_and_field():
 
 
 def test_single_output_trains_without_labels_and_samples(train):
-    model = JEM(networks.mlp((2,), 1, width=16, head="joint"))
-    recipe = replace(SMALL, epochs=40, learning_rate=5e-3, step_size=0.1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = JEM(networks.mlp((2,), 1, width=16, head="joint"))
+    recipe = replace(
+        SMALL, epochs=40, learning_rate=5e-3, warmup=0.0, generative_weight=1.0, energy_l2=1e-3,
+        step_size=0.1, noise_std=0.1,
+    )  # fmt: skip
     Trainer(model, recipe, device="cpu").fit((train[0], torch.zeros(len(train[0])).long()))
     assert model.log_density(train[0]).mean() > model.log_density(torch.tensor([[-0.9, 0.9]]))
     assert jem.sample(model, count=5).shape == (5, 2)

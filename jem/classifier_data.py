@@ -1,0 +1,134 @@
+"""Arrays as scikit-learn hands them over: what is held out of them, and the way back to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from jem.data.arrays import from_arrays
+from jem.data.parts import DataSplits
+from jem.data.scaling import Scaling
+from jem.errors import InputError
+from jem.evaluation.ood_threshold import flagged_rank
+
+Array = npt.NDArray[Any]
+
+LARGEST_SHARE = 0.25
+"""Share of the data that the calibration part may grow to, unless more is asked for."""
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """How a person holds inputs: what samples are brought back to.
+
+    Attributes:
+        shape: Shape of one input: (D,), (H, W), (H, W, C) or (C, H, W).
+        dtype: Type of its numbers.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, X: Array) -> Self:  # noqa: N803
+        """Read the format off inputs (N, *shape)."""
+        return cls(X.shape[1:], X.dtype)
+
+    def check(self, images: Array | None) -> Array:
+        """Return images, refusing those of another shape than in training.
+
+        Args:
+            images: Shape (N, ...); None for what is no array of three or four axes.
+
+        Raises:
+            InputError: If they are not of shape (N, *shape).
+        """
+        if images is None or images.shape[1:] != self.shape:
+            wanted = ", ".join(str(size) for size in self.shape)
+            came = "others" if images is None else f"{images.shape}"
+            raise InputError(
+                f"Expected images of shape (N, {wanted}), as in training, got {came}."
+            )
+        return images
+
+    def restore(self, x: Tensor, scaling: Scaling) -> Array:
+        """Bring network inputs back to raw units, axes and type; whole numbers are rounded.
+
+        Args:
+            x: Network inputs, shape (B, *scaling.input_shape).
+            scaling: What made them.
+
+        Returns:
+            Shape (B, *shape).
+        """
+        raw: Array = scaling.invert(x.cpu().double()).numpy()
+        if scaling.layout == "channels_last":
+            raw = np.moveaxis(raw, 1, -1)
+        if self.dtype.kind in "iu":
+            limits = np.iinfo(self.dtype)
+            raw = np.rint(raw).clip(limits.min, limits.max)
+        if self.dtype.kind in "iuf":
+            raw = raw.astype(self.dtype)
+        return raw.reshape(len(raw), *self.shape)
+
+
+def divide(
+    X: Array,  # noqa: N803
+    labels: Array,
+    classes: Sequence[Any],
+    *,
+    validation: float,
+    calibration: float,
+    accept: float,
+    channels: Literal["first", "last"] | None,
+    seed: int,
+) -> DataSplits:
+    """Divide inputs into training, validation and calibration parts, and scale them.
+
+    Every part that is not empty holds every class, in proportion. The calibration part grows to
+    what `accept` needs, if that is at most a quarter of the data; otherwise it stays empty, so
+    that nothing is lost to a threshold that cannot be set.
+
+    Args:
+        X: Inputs, shape (N, *shape).
+        labels: Class indices, shape (N,).
+        classes: The K labels, for messages.
+        validation: Share held out for early stopping; 0 holds out none.
+        calibration: Share held out for the threshold; 0 holds out none.
+        accept: Share of in-distribution inputs to accept.
+        channels: Where the channels of images are; read from the shape if None.
+        seed: Decides which input goes to which part.
+
+    Returns:
+        Parts in network units with an empty test part; the scaling is that of the training part.
+
+    Raises:
+        InputError: If a class has too few examples for early stopping, or inputs cannot be used.
+    """
+    total, counts = len(labels), np.bincount(labels)
+    num_validation = max(round(validation * total), len(classes)) if validation else 0
+    if num_validation and counts.min() < 2:
+        raise InputError(
+            f"Expected at least two examples of every class for early stopping, got one of class "
+            f"'{classes[int(counts.argmin())]}': add examples, or leave the class out."
+        )
+    num_calibration = 0
+    if calibration and counts.min() >= 2 + bool(num_validation):
+        largest = round(max(calibration, LARGEST_SHARE) * total)
+        sizes = range(max(round(calibration * total), len(classes)), largest + 1)
+        num_calibration = next((n for n in sizes if flagged_rank(n, accept)), 0)
+    num_train = total - num_validation - num_calibration
+    return from_arrays(
+        X,
+        labels,
+        name="X",
+        seed=seed,
+        channels=channels,
+        counts=(num_train, num_validation, num_calibration, 0),
+        classes=[str(label) for label in classes],
+    )

@@ -1,0 +1,134 @@
+"""What the commands that draw share: output files that say how they were made, and a bar."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jem.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jem.model import JEM
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Files of one drawing: a picture, and the arrays beside it.
+
+    Attributes:
+        picture: The .png file.
+        arrays: The .npz file.
+    """
+
+    picture: Path
+    arrays: Path
+
+    @classmethod
+    def at(cls, out: Path) -> Outputs:
+        """Where a person's `--out`, named with or without its ending, puts them.
+
+        Raises:
+            InputError: If they could not be written there.
+        """
+        if out.name in ("", "..") or not out.parent.is_dir():
+            raise InputError(f"--out: there is no folder {out.parent}")
+        known = out.suffix in (".png", ".npz")
+        stem = out.with_suffix("") if known else out
+        made = cls(*(stem.with_name(stem.name + ending) for ending in (".png", ".npz")))
+        for path in (made.picture, made.arrays):
+            if path.is_dir():
+                raise InputError(f"--out: expected a file to write, but {path} is a folder")
+        return made
+
+    def write(self, figure: Any, metadata: dict[str, Any], **arrays: Any) -> None:  # noqa: ANN401
+        """Write both files, each whole or not at all.
+
+        Args:
+            figure: The picture, a matplotlib figure.
+            metadata: How the arrays were made: plain values, kept as JSON under `metadata`.
+            arrays: What else the .npz file holds.
+        """
+        import numpy as np
+
+        from jem.plotting import save_figure
+        from jem.training.checkpoint import write_atomically
+
+        content = io.BytesIO()
+        np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
+        write_atomically(self.arrays, content.getvalue())
+        save_figure(figure, self.picture)
+
+
+def load_model(run: Path) -> JEM:
+    """The model of a run; a network of one's own is looked for where the command runs."""
+    from jem.training.run_folder import load
+
+    sys.path.insert(0, str(Path.cwd()))
+    return load(run)
+
+
+def class_indices(model: JEM, names: Sequence[str]) -> Tensor:
+    """Indices of classes by name.
+
+    Raises:
+        InputError: If the run does not know one of them.
+    """
+    import torch
+
+    classes = model.classes or ()
+    unknown = [name for name in names if name not in classes]
+    if unknown:
+        raise InputError(
+            f"unknown class {', '.join(unknown)}: this run knows {', '.join(classes)}"
+        )
+    return torch.tensor([classes.index(name) for name in names])
+
+
+def raw_units(model: JEM, x: Tensor) -> Tensor:
+    """Inputs in the units of the training data, on the CPU."""
+    x = x.cpu()
+    return x if model.scaling is None else model.scaling.invert(x)
+
+
+def made_by(command: str, run: Path, model: JEM, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
+    """Metadata of a drawing: command, run, settings, the model's own moves, versions.
+
+    Args:
+        command: Name of the command.
+        run: The run folder.
+        model: Its model.
+        settings: What the command was asked for.
+    """
+    import torch
+
+    from jem import __version__
+
+    return {
+        "command": f"jem {command}",
+        "run": str(run),
+        **settings,
+        "step_size": model.chain.step_size,
+        "noise_std": model.chain.noise_std,
+        "versions": {"jem": __version__, "torch": str(torch.__version__)},
+    }
+
+
+@contextmanager
+def moves_shown(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """A bar on a terminal's stderr; yields what is told of moves done and moves in all."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    off = quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=off) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,0 +1,125 @@
+"""Masks as a person names them on the command line: a half, a box, or a file."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from jem.data.files import IMAGE_SUFFIXES, find_key, open_image, pixels
+from jem.errors import InputError
+
+HALVES = ("lower", "upper", "left", "right")
+Array = npt.NDArray[Any]
+
+_BOX = re.compile(r"(\d+),(\d+),(\d+),(\d+)")
+
+
+def read_mask(text: str, count: int, shape: Sequence[int]) -> Tensor:
+    """Places to draw anew.
+
+    Args:
+        text: A half of images (see `HALVES`), a box `x0,y0,x1,y1`, or a file.
+        count: Number of inputs N.
+        shape: Shape of one input.
+
+    Returns:
+        Booleans, shape (N, *shape): True = draw.
+
+    Raises:
+        InputError: If it is none of these, does not fit, or marks nothing.
+    """
+    box = _BOX.fullmatch(text.replace(" ", ""))
+    if text in HALVES or box is not None:
+        corners = _half(text, shape) if box is None else [int(number) for number in box.groups()]
+        mask = _box(corners, text, shape)
+    else:
+        mask = _from_file(Path(text).expanduser(), count, tuple(shape))
+    if not bool(mask.any()):
+        raise InputError(f"--mask {text} marks nothing to draw")
+    return mask.expand(count, *shape)
+
+
+def _plane(text: str, shape: Sequence[int]) -> tuple[int, int]:
+    if len(shape) != 3:
+        raise InputError(
+            f"--mask {text} is for images, but the inputs are rows of {shape[0]} numbers: "
+            "give a mask file"
+        )
+    return shape[1], shape[2]
+
+
+def _half(name: str, shape: Sequence[int]) -> list[int]:
+    height, width = _plane(name, shape)
+    middle_x, middle_y = width // 2, height // 2
+    return {
+        "lower": [0, middle_y, width, height],
+        "upper": [0, 0, width, middle_y],
+        "left": [0, 0, middle_x, height],
+        "right": [middle_x, 0, width, height],
+    }[name]
+
+
+def _box(corners: Sequence[int], text: str, shape: Sequence[int]) -> Tensor:
+    height, width = _plane(text, shape)
+    x0, y0, x1, y1 = corners
+    if not (x0 < x1 <= width and y0 < y1 <= height):
+        raise InputError(
+            f"--mask {text}: expected x0,y0,x1,y1 with x0 < x1 <= {width} and y0 < y1 <= {height}"
+        )
+    mask = torch.zeros(tuple(shape), dtype=torch.bool)
+    mask[:, y0:y1, x0:x1] = True
+    return mask
+
+
+def _from_file(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
+    if not path.is_file():
+        raise InputError(
+            f"--mask: expected {', '.join(HALVES)}, a box x0,y0,x1,y1 or a file, "
+            f"but there is no file {path}"
+        )
+    values = _image(path) if path.suffix.lower() in IMAGE_SUFFIXES else _array(path)
+    views = _views(count, shape)
+    if values.shape not in views:
+        expected = " or ".join(str(view) for view in views)
+        raise InputError(f"--mask {path}: expected shape {expected}, got {values.shape}")
+    return torch.from_numpy(values != 0).reshape(views[values.shape])
+
+
+def _views(count: int, shape: tuple[int, ...]) -> dict[tuple[int, ...], tuple[int, ...]]:
+    """Shapes that a mask file may have, and how each is laid over inputs (N, *shape)."""
+    views = {shape: (1, *shape), (count, *shape): (count, *shape)}
+    if len(shape) == 3:  # one plane for all channels
+        plane = shape[1:]
+        views.setdefault(plane, (1, 1, *plane))
+        views.setdefault((count, *plane), (count, 1, *plane))
+    return views
+
+
+def _image(path: Path) -> Array:
+    with open_image(path) as image:
+        return pixels(path, image, "L") >= 128
+
+
+def _array(path: Path) -> Array:
+    try:
+        found = np.load(path, allow_pickle=False)
+        if isinstance(found, np.lib.npyio.NpzFile):
+            with found:
+                found = found[find_key(path, found.files, ("mask", "missing"), "a mask")]
+    except InputError:
+        raise
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise InputError(f"Could not read the mask {path}: {error}") from error
+    values = np.asarray(found)
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"--mask {path}: expected booleans or numbers, got {values.dtype}")
+    return values

@@ -1,0 +1,247 @@
+"""`jem score`: class, calibrated probability, p-value and verdict for every input of a file."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import tyro
+
+from jem.errors import InputError, RunFolderError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jem.data.parts import DataSplits
+    from jem.data.streams import Array, InputStream
+    from jem.model import JEM
+    from jem.scorer import Scored, Scorer
+
+
+@dataclass
+class Score:
+    """Classify and score inputs, however many: a row of a .csv file for each.
+
+    Columns: input (its number from 0, or its file), class, probability of that class, the same
+    calibrated, log_density (unnormalised, nats), p_value (small = foreign) and ood (the verdict).
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder."""
+    inputs: tyro.conf.Positional[Path]
+    """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
+    folder of images, whose bytes 0 to 255 stand for the range of the training data."""
+    out: Path = Path("scores.csv")
+    """The .csv file to write, whole or not at all."""
+    score: str | None = None
+    """The score that decides, such as log_density, entropy or knn; that of the run if left out.
+    The column `score` is added for any but log_density."""
+    accept: float | None = None
+    """Share of in-distribution inputs to accept; that of the run (0.95) if left out."""
+    network: str | None = None
+    """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
+    data: str | None = None
+    """Where the data of the run are now, if a detector has to be fitted and they were moved."""
+    data_root: Path | None = None
+    """Folder of downloaded data sets, for the same."""
+    label_column: str | None = None
+    """Column of a .csv file to leave out."""
+    batch_size: int = 256
+    """Inputs at a time."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def run(argv: list[str]) -> int:
+    """Score the inputs of a file and write a table."""
+    args: Score = tyro.cli(Score, args=argv, prog="jem score")
+    from jem.commands.runs import read_config
+    from jem.data.streams import stream_inputs
+
+    _check_out(args)
+    config = read_config(args.run)
+    model = _load(args, config)
+    stream = stream_inputs(
+        args.inputs,
+        model.input_shape or (),
+        batch_size=_read_at_once(args.batch_size, model.input_shape or ()),
+        label_column=args.label_column or config.get("label_column"),
+    )
+    scale = _scaling(args, model, stream)
+    scorer = _scorer(args, model, config)
+    count = rejected = 0
+    with _written_whole(args.out) as file, _progress(args, stream) as advance:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(_header(scorer))
+        for names, raw in stream.batches:
+            table = _table(args.inputs, names, raw, lambda raw: scorer.table(scale(raw)))
+            writer.writerows(_rows(scorer, names, table))
+            count, rejected = count + len(names), rejected + int(table.is_ood.sum())
+            advance(len(names))
+    detector = scorer.detector
+    print(
+        f"{count:,} inputs, {rejected:,} rejected ({rejected / count:.2%}): {args.out}\n"
+        f"threshold: accepts {detector.accept:.4g} of inputs like the "
+        f"{detector.num_calibration:,} of the calibration part"
+    )
+    return 0
+
+
+def _check_out(args: Score) -> None:
+    if not args.out.parent.is_dir():
+        raise InputError(f"--out: there is no folder {args.out.parent}")
+    if args.out.is_dir():
+        raise InputError(f"--out: expected a file to write, but {args.out} is a folder")
+    if args.out.resolve() == args.inputs.resolve():
+        raise InputError(f"--out: {args.out} is the file to be scored")
+
+
+def _read_at_once(batch_size: int, shape: Sequence[int]) -> int:
+    """Inputs to read and write at a time: up to 16 batches, while they are small."""
+    return batch_size * max(1, min(16, 2**22 // max(1, batch_size * math.prod(shape))))
+
+
+def _note(text: str) -> None:
+    print(f"jem: {text}", file=sys.stderr)
+
+
+def _load(args: Score, config: dict[str, Any]) -> JEM:
+    from jem.networks import network_from_reference
+    from jem.training.problem import choose_device
+    from jem.training.run_folder import load
+
+    sys.path.insert(0, str(Path.cwd()))  # where a network of one's own lies
+    network = None
+    if args.network is not None:
+        shape, classes = config.get("input_shape"), config.get("classes")
+        if not shape or not classes:
+            raise InputError(f"{args.run} does not say the input shape and classes of its network")
+        network = network_from_reference(args.network, shape, len(classes))
+    return load(args.run, network, device=str(choose_device(args.device)))
+
+
+def _scorer(args: Score, model: JEM, config: dict[str, Any]) -> Scorer:
+    """What the run has saved, where it is what was asked for; otherwise fitted anew."""
+    from jem.commands.runs import splits_of
+    from jem.scorer import DETECTOR_FILE, Scorer, fit_scorer
+
+    saved, reason = None, f"there is no {args.run / DETECTOR_FILE}"
+    if (args.run / DETECTOR_FILE).exists():
+        try:
+            saved = Scorer.load(args.run / DETECTOR_FILE, model)
+            reason = f"{args.run / DETECTOR_FILE} has the score '{saved.detector.score_name}'"
+        except RunFolderError as error:
+            reason = str(error)
+    if saved is not None and args.score in (None, saved.detector.score_name):
+        saved.detector.batch_size = args.batch_size
+        if args.accept is not None:
+            saved.detector.accepting(args.accept)
+        return saved
+    splits = splits_of(args.run, config, args.data, args.data_root)
+    _check_same_data(model, splits)
+    score = args.score or "log_density"
+    _note(f"{reason}: fitting '{score}' on the calibration part of {splits.name}")
+    return fit_scorer(model, splits, score=score, accept=args.accept, batch_size=args.batch_size)
+
+
+def _check_same_data(model: JEM, splits: DataSplits) -> None:
+    """Refuse data whose units or classes are not those of the run."""
+    import torch
+
+    ours, theirs = model.scaling, splits.scaling
+    same = (model.input_shape, model.classes) == (splits.input_shape, splits.classes)
+    if same and ours is not None:
+        same = torch.equal(ours.shift, theirs.shift) and torch.equal(ours.scale, theirs.scale)
+    if not same:
+        raise InputError(
+            f"{splits.name} is not what the run was trained on: its shape, classes or scaling "
+            f"differ; name the data of the run with --data"
+        )
+
+
+def _scaling(args: Score, model: JEM, stream: InputStream) -> Callable[[Array], Tensor]:
+    """What brings raw inputs to the network's units."""
+    from jem.data.scaling import Scaling
+    from jem.evaluation.ood_features import as_batch
+
+    shape = model.input_shape or ()
+    if model.scaling is not None:
+        # White is white, in whatever range the training data were stored.
+        return Scaling.of_bytes(shape, "channels_last") if stream.from_images else model.scaling
+    if stream.from_images:
+        raise InputError(
+            f"{args.run} keeps no scaling, so it takes no images: give an .npy file in the "
+            f"network's own units"
+        )
+    _note(f"{args.run} keeps no scaling: inputs are taken to be in the network's own units")
+    return lambda raw: as_batch(raw, shape)
+
+
+def _table(
+    path: Path, names: Sequence[str], raw: Array, judge: Callable[[Array], Scored]
+) -> Scored:
+    """Score a batch; an error names the input that it is about."""
+    try:
+        return judge(raw)
+    except InputError as error:
+        if len(names) == 1:
+            raise InputError(f"{path}, input {names[0]}, taken alone: {error}") from error
+        for name, row in zip(names, raw, strict=True):
+            _table(path, [name], row[None], judge)
+        raise
+
+
+def _header(scorer: Scorer) -> list[str]:
+    names = ["input", "class", "probability", "calibrated_probability", "log_density", "score"]
+    if scorer.detector.score_name == "log_density":
+        names.remove("score")
+    return [*names, "p_value", "ood"]
+
+
+def _rows(scorer: Scorer, names: Sequence[str], table: Scored) -> Iterator[tuple[str, ...]]:
+    classes, indices = scorer.model.classes, table.class_index.tolist()
+    labels = indices if classes is None else [classes[index] for index in indices]
+    figures = [table.probability, table.calibrated_probability, table.log_density]
+    if scorer.detector.score_name != "log_density":
+        figures.append(table.score)
+    shown = ([f"{value:.6g}" for value in column.tolist()] for column in [*figures, table.p_value])
+    verdicts = ["true" if flag else "false" for flag in table.is_ood.tolist()]
+    return zip(names, labels, *shown, verdicts, strict=True)
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[IO[str]]:
+    """A text file that takes its name when it is complete, and is removed if it never is."""
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        # A file name need not be text; its bytes are written as they are.
+        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _progress(args: Score, stream: InputStream) -> Iterator[Callable[[int], None]]:
+    """A bar on a terminal; yields what moves it."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    off = args.quiet or not sys.stderr.isatty()
+    with Progress(*columns, console=Console(stderr=True), disable=off) as bar:
+        task = bar.add_task("scoring", total=stream.total)
+        yield lambda count: bar.advance(task, count)

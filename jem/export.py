@@ -1,0 +1,224 @@
+"""A trained model as one file that runs without this package: ONNX, or PyTorch's own format.
+
+The graph takes raw inputs, as `model.preprocess` does (the scaling is inside), a batch of any
+size, and returns what a service needs: logits, energy, log-density and, with a fitted detector,
+the verdict. Gradients are not part of it: samples and the scores that need them stay in Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jem.errors import InputError
+from jem.evaluation.ood import OODDetector
+from jem.model import JEM, evaluation_mode, joint_energy
+from jem.training.checkpoint import write_atomically
+
+INPUT = "inputs"
+OUTPUTS = ("logits", "energy", "log_density", "is_ood")
+"""Names in the exported graph; `is_ood` is there only where a detector was given."""
+
+
+def export_onnx(
+    model: JEM, path: str | Path, *, detector: OODDetector | None = None
+) -> dict[str, Any]:
+    """Write a model as an ONNX file, for onnxruntime and other engines.
+
+    The input `inputs` is a batch (B, ...) of raw inputs: float32 in the layout of the training
+    data for images (an 8-bit image is cast first), float64 for tables, and float32 in the
+    network's own units for a model without `scaling`. Nothing checks it: an input with NaN gets
+    NaN for logits and energy, and is flagged.
+
+    Args:
+        model: The model, exported in evaluation mode; it is left as it was.
+        path: The file to write, whole or not at all.
+        detector: A fitted detector of this model with the score `"log_density"`; it adds the
+            output `is_ood`.
+
+    Returns:
+        What the file says of itself in its metadata: version, names of the classes, input shape
+        and layout, and the detector's threshold (nats) and acceptance, where there are any.
+
+    Raises:
+        InputError: If a package is missing, the network cannot be traced, the input shape is not
+            known, or the detector cannot be exported.
+        RunFolderError: If the file cannot be written.
+    """
+    _require("onnx", "onnxscript")
+    program, about = _program(model, detector)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        try:
+            onnx_program: Any = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS[: 4 if detector is not None else 3]),
+            )
+        except Exception as error:
+            raise _refused("written as ONNX", error) from error
+    proto = onnx_program.model_proto
+    _name_batch(proto)
+    for key, value in about.items():
+        proto.metadata_props.add(key=key, value=json.dumps(value))
+    write_atomically(Path(path), proto.SerializeToString())
+    return about
+
+
+def export_torch(
+    model: JEM, path: str | Path, *, detector: OODDetector | None = None
+) -> dict[str, Any]:
+    """Write a model as a PyTorch program: `torch.export.load(path).module()` runs it.
+
+    The program takes and returns what `export_onnx` describes, as a dict by name; it needs torch
+    but not this package.
+
+    Args:
+        model: The model, exported in evaluation mode; it is left as it was.
+        path: The file to write, whole or not at all, usually `*.pt2`.
+        detector: As for `export_onnx`.
+
+    Returns:
+        The metadata, as `export_onnx` writes them; here they are the extra file `jem.json`.
+
+    Raises:
+        InputError: If the network cannot be traced, the input shape is not known, or the detector
+            cannot be exported.
+        RunFolderError: If the file cannot be written.
+    """
+    program, about = _program(model, detector)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"jem.json": json.dumps(about)})
+    write_atomically(Path(path), buffer.getvalue())
+    return about
+
+
+class _Graph(nn.Module):
+    """Raw inputs (B, ...) -> named outputs: what is traced."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, model: JEM, threshold: float | None) -> None:
+        super().__init__()
+        self.model, self.scaling, self.threshold = model, model.scaling, threshold
+        if model.scaling is not None:
+            self.register_buffer("shift", model.scaling.shift.to(model.device))
+            self.register_buffer("scale", model.scaling.scale.to(model.device))
+
+    def example(self) -> Tensor:
+        """Two raw inputs: a batch of one could be taken for a fixed size."""
+        model, scaling = self.model, self.scaling
+        shape = model.input_shape if scaling is None else scaling.input_shape
+        if shape is None:
+            raise InputError("set `model.input_shape`: an exported graph has a fixed input shape")
+        if scaling is not None and scaling.layout == "channels_last":
+            shape = (*shape[1:], shape[0])
+        table = scaling is not None and scaling.layout == "table"
+        dtype = torch.float64 if table else torch.float32
+        return torch.zeros(2, *shape, dtype=dtype, device=model.device)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        x = inputs if self.scaling is None else self._scaled(inputs)
+        logits = self.model.logits(x)
+        energy = joint_energy(logits)
+        outputs = {"logits": logits, "energy": energy, "log_density": -energy}
+        if self.threshold is not None:
+            outputs["is_ood"] = ~(-energy >= self.threshold)  # so NaN is flagged
+        return outputs
+
+    def _scaled(self, raw: Tensor) -> Tensor:
+        """As `Scaling.__call__`, without its checks, which read values."""
+        assert self.scaling is not None, "asked for only with a scaling"
+        x = raw.movedim(-1, 1) if self.scaling.layout == "channels_last" else raw
+        return ((x - self.shift) / self.scale).float()
+
+
+def _program(
+    model: JEM, detector: OODDetector | None
+) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    """Trace a model with a batch of free size, and say what was traced."""
+    graph = _Graph(model, _threshold_of(model, detector))
+    example = graph.example()
+    batch = {"inputs": {0: torch.export.Dim("batch")}}
+    with torch.no_grad(), evaluation_mode(graph), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about its own parts
+        try:
+            program = torch.export.export(graph, (example,), dynamic_shapes=batch)
+        except Exception as error:  # it fails in many ways, few of them with a type of their own
+            raise _refused("traced", error) from error
+    _forget_sources(program)
+    return program, _metadata(model, example, detector)
+
+
+def _forget_sources(program: torch.export.ExportedProgram) -> None:
+    """Drop the notes that quote source lines and paths of this machine."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+
+
+def _threshold_of(model: JEM, detector: OODDetector | None) -> float | None:
+    if detector is None:
+        return None
+    if detector.score_name != "log_density":
+        raise InputError(
+            "only a detector with the score 'log_density' can be exported (the others need "
+            f"gradients or training data, or follow from the logits), but got "
+            f"{detector.score_name!r}"
+        )
+    if detector.model is not model:
+        raise InputError("`detector` belongs to another model: make it with OODDetector(model)")
+    if detector.threshold is None:
+        raise InputError("the detector has no threshold yet: call `fit(x_calibration)` first")
+    return detector.threshold
+
+
+def _metadata(model: JEM, example: Tensor, detector: OODDetector | None) -> dict[str, Any]:
+    from jem import __version__
+
+    about: dict[str, Any] = {"jem_version": __version__, "input_shape": list(example.shape[1:])}
+    about["layout"] = "network" if model.scaling is None else model.scaling.layout
+    if model.classes is not None:
+        about["classes"] = list(model.classes)
+    if detector is not None:
+        about |= {"threshold": detector.threshold, "accept": detector.accept}
+    return about
+
+
+def _name_batch(proto: Any) -> None:  # noqa: ANN401
+    """Call the free axis `batch`, wherever it shows."""
+    free = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == free:
+                dim.dim_param = "batch"
+
+
+def _require(*packages: str) -> None:
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(
+                f"ONNX needs the package {name!r}: pip install 'jem-classifier[onnx]'"
+            ) from error
+
+
+def _refused(what: str, error: Exception) -> InputError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0][:200] if lines else type(error).__name__
+    return InputError(
+        f"the network cannot be {what}: {reason} (its forward must not branch on values, and "
+        "must take a batch of any size)"
+    )

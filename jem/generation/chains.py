@@ -1,0 +1,278 @@
+"""What everything that draws shares: energies with guidance, plans of moves, chains in blocks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jem.errors import InputError
+from jem.model import JEM, evaluation_mode, joint_energy
+from jem.randomness import named_generator
+from jem.sampling.langevin import Bounds, EnergyFunction, energy_and_gradient, langevin_update
+from jem.sampling.settings import ChainSettings
+
+BLOCK = 16
+"""Chains that share a generator. Blocks always run whole: sample i is the same for any count."""
+
+Progress = Callable[[int, int], None]
+"""Called with moves done and moves in all."""
+
+Moves = Sequence[dict[str, Any]]
+"""Keyword arguments of `langevin_update`, a move each."""
+
+
+def chain_of(model: JEM) -> ChainSettings:
+    """The sampler settings that a model keeps.
+
+    Raises:
+        InputError: If it keeps none.
+    """
+    if not isinstance(model.chain, ChainSettings):
+        raise InputError(
+            "this model keeps no sampler settings: "
+            "train it with a generative recipe such as 'fast'"
+        )
+    return model.chain
+
+
+def plan_moves(
+    chain: ChainSettings, num_steps: int, initial_noise: float | None, step_decay: float
+) -> Moves:
+    r"""Step size and noise of each move.
+
+    .. math:: \eta_t = \eta\, d^{\,t/(T-1)}, \qquad
+              \sigma_t = \big(\sigma_0 + (\sigma - \sigma_0)\tfrac{t}{T-1}\big)\, d^{\,t/2(T-1)}
+
+    so that a decreasing step keeps the temperature sigma^2 / (2 eta) that the noise asks for.
+
+    Args:
+        chain: eta, sigma and the rest of a move.
+        num_steps: T >= 0.
+        initial_noise: sigma_0 in data units; None is sigma itself.
+        step_decay: d in (0, 1]: step size of the last move over that of the first.
+
+    Returns:
+        T moves.
+
+    Raises:
+        InputError: If a value is out of range.
+    """
+    if num_steps < 0:
+        raise InputError(f"`num_steps` must be at least 0, but got {num_steps}")
+    if not 0 < step_decay <= 1:
+        raise InputError(f"`step_decay` must lie in (0, 1], but got {step_decay}")
+    if initial_noise is not None and not 0 <= initial_noise < math.inf:
+        raise InputError(f"`initial_noise` must be at least 0, but got {initial_noise}")
+    move = chain.move
+    if initial_noise is None and step_decay == 1:
+        return [move] * num_steps
+    eta, sigma = chain.step_size, chain.noise_std
+    first = sigma if initial_noise is None else initial_noise
+    moves = []
+    for t in range(num_steps):
+        done = t / (num_steps - 1) if num_steps > 1 else 1.0
+        shrink = step_decay**done
+        noise = (first + (sigma - first) * done) * math.sqrt(shrink)
+        moves.append(move | {"step_size": eta * shrink, "noise_std": noise})
+    return moves
+
+
+def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyFunction:
+    r"""The energy that chains move on.
+
+    .. math:: E_s(x, y) = E(x) - s \log p(y \mid x)
+
+    the density of which is p(x) p(y|x)^s, up to a constant: s = 1 is E(x, y) = -f(x)[y] exactly,
+    s = 0 leaves the class out, s > 1 asks for inputs that are more typical of the class than of
+    the data. Both terms are read off the logits, whatever the head.
+
+    Args:
+        model: The model, in evaluation mode.
+        labels: y, shape (B,); None gives E(x).
+        guidance: s >= 0.
+
+    Returns:
+        Inputs (B, *shape) -> energies (B,), nats.
+
+    References:
+        Dhariwal and Nichol (2021), arXiv:2105.05233, equation 14, for powers of p(y|x).
+    """
+    if not 0 <= guidance < math.inf:
+        raise InputError(f"`guidance` must be at least 0, but got {guidance}")
+    if labels is None:
+        return model.energy
+    if guidance == 1:
+        return lambda x: model.energy(x, labels)
+
+    def energy(x: Tensor) -> Tensor:
+        logits = model.logits(x)
+        # The energy of log-probabilities is -log p(y|x).
+        return joint_energy(logits) + guidance * joint_energy(logits.log_softmax(dim=1), labels)
+
+    return energy
+
+
+def run_chains(
+    x: Tensor,
+    energy_fn: EnergyFunction,
+    moves: Moves,
+    *,
+    generator: torch.Generator,
+    bounds: Bounds | None,
+    constrain: Callable[[Tensor], Tensor] | None = None,
+    on_move: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Make every chain follow a plan of moves.
+
+    Args:
+        x: Starting positions, shape (B, *shape).
+        energy_fn: Maps (B, *shape) to energies (B,), row by row.
+        moves: The plan.
+        generator: Source of the noise.
+        bounds: Positions are clipped to them after each move.
+        constrain: Applied after each move and its clipping.
+        on_move: Called after each move.
+
+    Returns:
+        Final positions, detached.
+    """
+    for move in moves:
+        _, grad = energy_and_gradient(x, energy_fn)
+        x = langevin_update(x, grad, generator=generator, bounds=bounds, **move)
+        if constrain is not None:
+            x = constrain(x)
+        on_move()
+    return x
+
+
+def blocks_of(count: int) -> Iterator[slice]:
+    """Rows of each block of at most `BLOCK`.
+
+    Example:
+        >>> list(blocks_of(20))
+        [slice(0, 16, None), slice(16, 20, None)]
+    """
+    return (slice(i, min(i + BLOCK, count)) for i in range(0, count, BLOCK))
+
+
+def padded(values: Tensor, rows: slice, device: torch.device) -> Tensor:
+    """Rows of a tensor, the last one repeated until the block is full, as an ordinary tensor."""
+    part = values[rows].to(device)
+    return torch.cat([part, part[-1:].expand(BLOCK - len(part), *part.shape[1:])])
+
+
+def run_blocks(
+    model: JEM,
+    count: int,
+    run: Callable[[slice, torch.Generator], Tensor],
+    *,
+    seed: int,
+    name: str,
+) -> Tensor:
+    """Run blocks in order, each with a generator of its own, and join what they return.
+
+    Args:
+        model: Put in evaluation mode meanwhile.
+        count: Rows in all, at least 1.
+        run: Maps the rows of a block and its generator to that many rows, or to a full block.
+        seed: Seed of all generators.
+        name: What the generators are for.
+
+    Returns:
+        `count` rows.
+    """
+    blocks = []
+    # Class indices made in inference mode could not enter the energy's graph.
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+        for number, rows in enumerate(blocks_of(count)):
+            generator = named_generator(seed, name, number, device=model.device)
+            blocks.append(run(rows, generator)[: rows.stop - rows.start])
+    return torch.cat(blocks)
+
+
+def move_counter(total: int, progress: Progress | None) -> Callable[[], None]:
+    """A function to call after each move, which tells `progress` how many there have been."""
+    done = 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return count
+
+
+def checked_inputs(model: JEM, x: Tensor, name: str = "x") -> Tensor:
+    """Refuse what is no batch of the network's inputs.
+
+    Args:
+        model: Whose inputs they are.
+        x: Inputs, shape (B, *shape), floats in the network's units.
+        name: What an error message calls them.
+
+    Returns:
+        The inputs, detached.
+    """
+    shape = model.input_shape
+    sizes = "..." if shape is None else ", ".join(map(str, shape))
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        came = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise InputError(
+            f"`{name}` must be a tensor of floats in the network's units, shape (B, {sizes}), "
+            f"but got {came}; `model.preprocess` makes it of raw data"
+        )
+    fits = x.ndim >= 2 and (shape is None or tuple(x.shape[1:]) == shape)
+    if not fits or not x.numel():
+        raise InputError(
+            f"`{name}` must be of shape (B, {sizes}), B >= 1, but got {tuple(x.shape)}"
+        )
+    return x.detach()
+
+
+def refuse_not_finite(x: Tensor, name: str = "x") -> None:
+    """Refuse inputs that hold NaN or infinity."""
+    if not bool(x.isfinite().all()):
+        row = int((~x.flatten(1).isfinite().all(dim=1)).nonzero()[0])
+        raise InputError(f"`{name}` must be finite, but input {row} is not")
+
+
+def checked_labels(
+    labels: Tensor | Sequence[int],
+    num_classes: int,
+    count: int | None = None,
+    name: str = "labels",
+) -> Tensor:
+    """Class indices as int64, shape (B,).
+
+    Args:
+        labels: Class indices.
+        num_classes: K.
+        count: How many there must be; None takes any number above 0.
+        name: What an error message calls them.
+
+    Raises:
+        InputError: If they are anything else.
+    """
+    try:
+        wanted = torch.as_tensor(labels)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`{name}` must be class indices, but got {labels!r}") from error
+    number = wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool
+    if wanted.ndim != 1 or not len(wanted) or number:
+        raise InputError(
+            f"`{name}` must be class indices of shape (B,), "
+            f"but got {wanted.dtype} of shape {tuple(wanted.shape)}"
+        )
+    if int(wanted.min()) < 0 or int(wanted.max()) >= num_classes:
+        raise InputError(
+            f"`{name}` must lie in 0..{num_classes - 1}, "
+            f"but got {int(wanted.min())}..{int(wanted.max())}"
+        )
+    if count is not None and len(wanted) != count:
+        raise InputError(f"`{name}` must be {count}, one an input, but got {len(wanted)}")
+    return wanted.long()

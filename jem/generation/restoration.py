@@ -1,0 +1,198 @@
+"""Complete inputs of which a part is known, and clean noisy ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from jem.errors import InputError
+from jem.generation.chains import (
+    BLOCK,
+    Progress,
+    chain_of,
+    checked_inputs,
+    checked_labels,
+    guided_energy,
+    move_counter,
+    padded,
+    plan_moves,
+    refuse_not_finite,
+    run_blocks,
+    run_chains,
+)
+from jem.model import JEM
+from jem.sampling.langevin import clip_to_bounds, per_row
+
+INITIAL_NOISE = 0.5
+"""Noise of the first move of a completion, in data units: a quarter of the width of an image."""
+
+DENOISING_STEPS = 20
+REACH = 0.5
+"""How far denoising may move an input, in standard deviations of the noise. The whole would let
+the descent go on to a mode; with half, steps and step size hardly matter."""
+
+
+def inpaint(
+    model: JEM,
+    x: Tensor,
+    known: Tensor,
+    *,
+    labels: Tensor | Sequence[int] | None = None,
+    seed: int = 0,
+    num_steps: int | None = None,
+    guidance: float = 1.0,
+    initial_noise: float | None = INITIAL_NOISE,
+    step_decay: float = 1.0,
+    progress: Progress | None = None,
+) -> Tensor:
+    r"""Complete inputs: keep what is known to the bit, and draw the rest given it.
+
+    Chains begin from `x` with the model's start in the unknown places, move on E(x), or on
+    E_s(x, y) of the class you name, and are put back to `x` in the known places after each move.
+    The result is one likely completion, drawn far below temperature 1; the mean over several
+    seeds errs less in each component, and looks like no input.
+
+    Args:
+        model: A model trained with a generative recipe, or with `chain` and `domain` set.
+        x: Inputs, shape (B, *shape), floats in the network's units. What stands in unknown places
+            is never looked at; it may be NaN.
+        known: Booleans that broadcast to `x`: True is kept, False is drawn.
+        labels: Class of each input, shape (B,), if known.
+        seed: Completion i depends on the seed, i and input i alone, not on how many there are.
+        num_steps: Langevin moves; None takes the model's.
+        guidance: See `sample`; without labels of no effect.
+        initial_noise: See `sample`; None keeps the noise of training throughout.
+        step_decay: See `sample`.
+        progress: Called after each move with moves done and moves in all.
+
+    Returns:
+        Completed inputs, shape, dtype and device of `x`.
+
+    Raises:
+        InputError: If the model keeps no sampler settings, known values are not finite, or an
+            argument does not fit.
+    """
+    chain = chain_of(model)
+    x = checked_inputs(model, x)
+    known = _checked_mask(known, x)
+    if not bool(x[known].isfinite().all()):
+        raise InputError("known values of `x` must be finite; mark others as unknown in `known`")
+    steps = chain.num_steps if num_steps is None else num_steps
+    moves = plan_moves(chain, steps, initial_noise, step_decay)
+    classes = _checked_classes(model, labels, len(x))
+    on_move = move_counter(len(moves) * -(-len(x) // BLOCK), progress)
+
+    def run(rows: slice, generator: torch.Generator) -> Tensor:
+        given, kept = (padded(part, rows, model.device) for part in (x, known))
+        y = None if classes is None else padded(classes, rows, model.device)
+        begin = chain.start.sample(BLOCK, y, generator=generator)
+        given = given.to(begin.dtype)
+        return run_chains(
+            torch.where(kept, given, begin),
+            guided_energy(model, y, guidance),
+            moves,
+            generator=generator,
+            bounds=model.bounds(),
+            constrain=lambda moved: torch.where(kept, given, moved),
+            on_move=on_move,
+        )
+
+    drawn = run_blocks(model, len(x), run, seed=seed, name="inpaint")
+    return torch.where(known, x, drawn.to(x))
+
+
+def denoise(
+    model: JEM,
+    x: Tensor,
+    *,
+    noise_std: float = 0.3,
+    labels: Tensor | Sequence[int] | None = None,
+    seed: int = 0,
+    num_steps: int = DENOISING_STEPS,
+    guidance: float = 1.0,
+    progress: Progress | None = None,
+) -> Tensor:
+    r"""Clean inputs of Gaussian noise: move each to where the model holds it likely, nearby.
+
+    Chains begin at the input x_0 and move down E(x), or E_s(x, y), inside the ball
+
+    .. math:: \sqrt{\tfrac{1}{D} \sum_i (x_i - x_{0,i})^2} \le \tfrac{1}{2}\,\mathrm{noise\_std}
+
+    so the scale of the energy, which is nominal, does not decide how much is removed: the noise
+    you state does.
+
+    Args:
+        model: A model trained with a generative recipe, or with `chain` and `domain` set.
+        x: Noisy inputs, shape (B, *shape), floats in the network's units; first clipped to the
+            domain.
+        noise_std: Standard deviation of the noise, in data units; 0 only clips.
+        labels: Class of each input, shape (B,), if known.
+        seed: Result i depends on the seed, i and input i alone, not on how many there are.
+        num_steps: Langevin moves.
+        guidance: See `sample`; without labels of no effect.
+        progress: Called after each move with moves done and moves in all.
+
+    Returns:
+        Cleaned inputs, shape, dtype and device of `x`.
+
+    Raises:
+        InputError: If the model keeps no sampler settings, or an argument does not fit.
+
+    References:
+        Morozov (1966), for a bound on the residual set by the size of the noise.
+    """
+    chain = chain_of(model)
+    x = checked_inputs(model, x)
+    refuse_not_finite(x)
+    if not 0 <= noise_std < math.inf:
+        raise InputError(f"`noise_std` must be at least 0, but got {noise_std}")
+    moves = plan_moves(chain, num_steps, None, 1.0)
+    classes = _checked_classes(model, labels, len(x))
+    on_move = move_counter(len(moves) * -(-len(x) // BLOCK), progress)
+
+    def run(rows: slice, generator: torch.Generator) -> Tensor:
+        y = None if classes is None else padded(classes, rows, model.device)
+        noisy = clip_to_bounds(padded(x, rows, model.device).float(), model.bounds())
+        return run_chains(
+            noisy,
+            guided_energy(model, y, guidance),
+            moves,
+            generator=generator,
+            bounds=model.bounds(),
+            # The ball's centre lies in the domain, so the way back to it does too.
+            constrain=lambda moved: _into_ball(moved, noisy, REACH * noise_std),
+            on_move=on_move,
+        )
+
+    return run_blocks(model, len(x), run, seed=seed, name="denoise").to(x)
+
+
+def _into_ball(x: Tensor, centre: Tensor, radius: float) -> Tensor:
+    """Shorten the way from the centre to a root mean square of at most `radius`."""
+    way = x - centre
+    rms = way.flatten(1).square().mean(dim=1).sqrt()
+    return centre + way * per_row((radius / rms.clamp_min(1e-30)).clamp_max(1.0), x)
+
+
+def _checked_mask(known: Tensor, x: Tensor) -> Tensor:
+    if not isinstance(known, Tensor) or known.dtype != torch.bool:
+        came = known.dtype if isinstance(known, Tensor) else type(known).__name__
+        raise InputError(f"`known` must be a tensor of booleans, True = keep, but got {came}")
+    try:
+        return known.to(x.device).expand_as(x)
+    except RuntimeError as error:
+        raise InputError(
+            f"`known` must broadcast to the inputs, {tuple(x.shape)}, "
+            f"but got shape {tuple(known.shape)}"
+        ) from error
+
+
+def _checked_classes(
+    model: JEM, labels: Tensor | Sequence[int] | None, count: int
+) -> Tensor | None:
+    if labels is None:
+        return None
+    return checked_labels(labels, len(chain_of(model).class_frequencies), count)

@@ -1,0 +1,191 @@
+"""Counterfactuals, against a search of the whole plane and distances computed by hand."""
+
+import pytest
+import torch
+from torch import nn
+
+import jem
+from jem import JEM
+from jem.errors import InputError
+from jem.generation import BLOCK
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+
+class Wells(nn.Module):
+    """E(x, y) = 2 |x - centre_y|^2 in the plane."""
+
+    def __init__(self, centres):
+        super().__init__()
+        self.centres = nn.Parameter(torch.tensor(centres))
+
+    def forward(self, x):
+        return -2 * (x[:, None, :] - self.centres[None]).square().sum(dim=2)
+
+
+class Flat(nn.Module):
+    """Class 1 only where x_1 > 0.6; on the left half nothing says where that is."""
+
+    def forward(self, x):
+        logit = 10 * (x[:, :1] - 0.5).relu() - 1
+        return torch.cat([torch.zeros_like(logit), logit], dim=1)
+
+
+@pytest.fixture
+def wells():
+    return JEM(Wells([[-0.5, -0.5], [0.5, -0.4], [0.1, 0.6]]), domain=(-1.0, 1.0))
+
+
+def points(count, seed=0):
+    return torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@pytest.mark.parametrize("max_energy", [-0.05, 0.0, 0.3, 100.0])
+def test_distances_are_those_of_a_search_of_the_whole_plane(wells, max_energy):
+    axis = torch.linspace(-1, 1, 401)
+    plane = torch.cartesian_prod(axis, axis)
+    with torch.no_grad():
+        predicted, likely = wells(plane).argmax(dim=1), wells.energy(plane) <= max_energy
+    x, target = points(24), torch.arange(24) % 3
+    found = jem.counterfactual(wells, x, target, max_energy=max_energy)
+    assert found.success.all()
+    assert (wells(found.x).argmax(dim=1) == target).all()
+    assert (wells.energy(found.x) <= max_energy).all()
+    assert found.x.abs().max() <= 1
+    torch.testing.assert_close(found.distance, (found.x - x).norm(dim=1))
+    nearest = torch.stack([
+        (plane[likely & (predicted == k)] - row).norm(dim=1).min()
+        for row, k in zip(x, target, strict=True)
+    ])  # fmt: skip
+    torch.testing.assert_close(found.distance, nearest, rtol=0.01, atol=0.006)
+
+
+def test_a_hyperplane_is_met_at_its_nearest_point():
+    linear = nn.Linear(6, 2)
+    with torch.no_grad():
+        weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
+        linear.weight.copy_(torch.stack([weights, -weights]))
+        linear.bias.copy_(torch.tensor([0.3, 0.0]))
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    lead = 2 * x @ weights + 0.3  # of class 0
+    found = jem.counterfactual(JEM(linear), x, max_energy=100.0)
+    assert (found.labels == (lead > 0).long()).all()
+    torch.testing.assert_close(
+        found.distance, lead.abs() / (2 * weights.norm()), rtol=2e-3, atol=1e-5
+    )
+    torch.testing.assert_close(
+        found.x, x - (lead / (2 * weights.square().sum()))[:, None] * weights, rtol=0, atol=5e-3
+    )
+
+
+def test_without_a_target_the_nearest_of_all_other_classes_is_found(wells):
+    x = points(12)
+    own = wells(x).argmax(dim=1)
+    found = jem.counterfactual(wells, x, max_energy=100.0)
+    assert (found.labels != own).all()
+    each = torch.stack([
+        jem.counterfactual(wells, x, k, max_energy=100.0).distance.masked_fill(own == k, torch.inf)
+        for k in range(3)
+    ])  # fmt: skip
+    torch.testing.assert_close(found.distance, each.min(dim=0).values, rtol=0.01, atol=1e-3)
+
+
+def test_what_already_is_of_the_class_and_likely_stays(wells):
+    x = wells.network.centres.detach().clone()
+    found = jem.counterfactual(wells, x, [0, 1, 2], max_energy=0.0)
+    assert torch.equal(found.x, x)
+    assert found.distance.tolist() == [0, 0, 0]
+    assert found.success.all()
+
+
+def test_what_cannot_be_is_said_to_have_failed(wells):
+    with torch.no_grad():
+        lowest = float(wells.energy(points(5000)).min())
+    found = jem.counterfactual(wells, points(4), 1, max_energy=lowest - 1)
+    assert not found.success.any()
+    assert found.x.isfinite().all()
+    assert found.x.abs().max() <= 1
+    torch.testing.assert_close(found.distance, (found.x - points(4)).norm(dim=1))
+
+
+def test_a_reference_input_helps_where_no_gradient_leads():
+    model = JEM(Flat(), domain=(-1.0, 1.0))
+    x = torch.tensor([[-0.5, 0.2], [0.0, -0.4]])
+    alone = jem.counterfactual(model, x, 1, max_energy=100.0)
+    assert not alone.success.any()
+    reference = torch.tensor([[0.9, 0.9], [0.2, 0.1], [-0.3, 0.0]])
+    found = jem.counterfactual(model, x, 1, max_energy=100.0, reference=reference)
+    assert found.success.all()
+    torch.testing.assert_close(found.distance, torch.tensor([1.1, 0.6]), rtol=0.01, atol=0)
+
+
+def test_the_energy_allowed_is_a_quantile_of_the_reference(wells):
+    data = points(200, seed=1)
+    with torch.no_grad():
+        energies = wells.energy(data)
+    for quantile in (0.5, 0.95, 1.0):
+        found = jem.counterfactual(wells, points(2), 0, reference=data, quantile=quantile)
+        assert found.max_energy == pytest.approx(float(energies.quantile(quantile)))
+        assert (found.energy <= found.max_energy).all()
+    assert (
+        jem.counterfactual(wells, points(2), 0, reference=data, max_energy=0.1).max_energy == 0.1
+    )
+
+
+def test_row_i_does_not_depend_on_the_batch(wells):
+    x, target = points(BLOCK + 3), torch.arange(BLOCK + 3) % 3
+    many = jem.counterfactual(wells, x, target, max_energy=0.1)
+    for count in (1, BLOCK, BLOCK + 1):
+        few = jem.counterfactual(wells, x[:count], target[:count], max_energy=0.1)
+        assert torch.equal(few.x, many.x[:count])
+
+
+def test_progress_counts_rounds_of_both_searches(wells):
+    told = []
+    jem.counterfactual(
+        wells, points(BLOCK + 1), 0, reference=points(9), num_rounds=2,
+        progress=lambda *rounds: told.append(rounds),
+    )  # fmt: skip
+    assert told == [(done, 8) for done in range(1, 9)]
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_the_model_is_left_as_it_was_in_any_gradient_mode(point_model, context):
+    point_model.network.body.append(nn.Dropout(0.5))
+    point_model.train()
+    with context():
+        x = points(3)
+        found = jem.counterfactual(point_model, x, 1, reference=points(20, seed=2))
+    assert all(m.training for m in point_model.modules())
+    assert all(p.grad is None and p.requires_grad for p in point_model.parameters())
+    again = jem.counterfactual(point_model.eval(), x, 1, reference=points(20, seed=2))
+    assert torch.equal(found.x, again.x)
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "message"),
+    [
+        (0, {}, "expected `max_energy`, or `reference` data to take it from, got neither"),
+        (3, {"max_energy": 0.0}, r"`target` must lie in 0\.\.2, but got 3\.\.3"),
+        ([0], {"max_energy": 0.0}, "`target` must be 2, one an input, but got 1"),
+        ([0.5, 1.0], {"max_energy": 0.0}, "`target` must be class indices"),
+        (0, {"max_energy": float("nan")}, "`max_energy` must be a number, but got nan"),
+        (0, {"reference": points(5), "quantile": 0.0}, r"`quantile` must lie in \(0, 1\]"),
+        (0, {"reference": points(5) * torch.nan}, "`reference` must be finite"),
+        (0, {"reference": torch.zeros(5, 3)}, r"`reference` must be of shape \(B, 2\)"),
+        (0, {"max_energy": 0.0, "num_rounds": -1}, "`num_rounds` must be at least 0"),
+    ],
+)
+def test_arguments_are_checked(point_model, target, words, message):
+    with pytest.raises(InputError, match=message):
+        jem.counterfactual(point_model, points(2), target, **words)
+
+
+def test_inputs_and_model_are_checked(point_model):
+    with pytest.raises(InputError, match="`x` must be finite, but input 1 is not"):
+        x = torch.tensor([[0.0, 0.0], [torch.nan, 0.0]])
+        jem.counterfactual(point_model, x, 0, max_energy=0.0)
+    with pytest.raises(InputError, match=r"`x` must be of shape \(B, 2\)"):
+        jem.counterfactual(point_model, torch.zeros(2, 3), 0, max_energy=0.0)
+    with pytest.raises(InputError, match="K = 1"):
+        jem.counterfactual(JEM(nn.Linear(2, 1)), points(2), 0, max_energy=0.0)

@@ -1,0 +1,198 @@
+"""Fine-tuning a trained classifier: what the density may cost it, and what happens beyond."""
+
+import itertools
+from dataclasses import replace
+
+import pytest
+import torch
+from test_trainer import SMALL, UNSTABLE, CrashError, assert_same_bits, blobs, model_of, weights
+
+import jem
+from jem import networks
+from jem.errors import InputError
+from jem.model import JEM
+from jem.training import trainer as module
+from jem.training.guard import AccuracyGuard
+from jem.training.log import read_metrics
+from jem.training.trainer import Trainer
+
+MARGIN = replace(SMALL, accuracy_margin=0.02, average=0.9)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Validation that answers as a test says, by the iteration that it is asked at."""
+
+    def script(accuracies):
+        def validate(model, valid, batch_size, device, ranks):
+            return {"valid_energy": 0.0, "valid_nll": 0.0, "valid_accuracy": next(answers)}
+
+        answers = iter(accuracies)
+        monkeypatch.setattr(module, "validate", validate)
+
+    return script
+
+
+class Recording(Trainer):
+    """Keeps the average at the end of each epoch, and the weight of each step."""
+
+    def fit(self, *args, **kwargs):
+        self.averages, self.weights = [], []
+        return super().fit(*args, **kwargs)
+
+    def train_step(self, batch):
+        outcome = super().train_step(batch)
+        terms = outcome.terms
+        contrast = (terms.loss - terms.regulariser) / terms.contrast
+        self.weights.append(contrast.item())
+        return outcome
+
+    def _end_epoch(self, valid):
+        self.averages.append(weights(self.state.averaged_model))
+        return super()._end_epoch(valid)
+
+
+# -- the guard itself -----------------------------------------------------------------------------
+
+
+def test_the_guard_takes_averages_within_the_margin_and_halves_after_others():
+    layer = torch.nn.Linear(1, 1)
+    guard = AccuracyGuard(0.02, 0.97, layer)
+    first = weights(layer)
+    for value, accuracy, within, scale in (
+        (1.0, 0.95, True, 1.0),  # exactly at the margin: 0.97 - 0.02 in floating point is below
+        (2.0, 0.949, False, 0.5),
+        (3.0, 0.99, True, 0.5),
+        (4.0, 0.0, False, 0.25),
+    ):
+        torch.nn.init.constant_(layer.weight, value)
+        assert guard.judge(accuracy, layer) == {
+            "valid_accuracy_before": 0.97, "within_margin": within,
+            "generative_weight_scale": scale,
+        }  # fmt: skip
+        assert guard.weight_scale == scale
+    assert guard.accepted["weight"].item() == 3.0
+    assert_same_bits(first, AccuracyGuard(0.0, 0.5, layer).accepted | first)
+
+
+def test_a_margin_that_rounding_makes_larger_is_still_met():
+    layer = torch.nn.Linear(1, 1)
+    for before in range(100):
+        for margin in range(before + 1):
+            guard = AccuracyGuard(margin / 100, before / 100, layer)
+            assert guard.judge((before - margin) / 100, layer)["within_margin"]
+            assert not guard.judge((before - margin) / 100 - 1e-5, layer)["within_margin"]
+
+
+# -- in a run -------------------------------------------------------------------------------------
+
+
+def test_the_last_average_within_the_margin_is_returned_and_kept(tmp_path, scripted):
+    scripted([0.90, 0.89, 0.87, 0.95, 0.80])  # before, then four epochs
+    model, run = model_of(), tmp_path / "run"
+    trainer = Recording(model, MARGIN, run_dir=run, device="cpu")
+    result = trainer.fit(blobs(), blobs(seed=1))
+    assert_same_bits(weights(model), trainer.averages[2])
+    assert_same_bits(weights(model), weights(jem.load(run)))
+    weight = MARGIN.generative_weight
+    assert trainer.weights == pytest.approx([weight] * 12 + [weight / 2] * 12, abs=1e-3)
+    records = read_metrics(run / "metrics.jsonl", "epoch")
+    assert [r["within_margin"] for r in records] == [True, False, True, False]
+    assert [r["generative_weight_scale"] for r in records] == [1.0, 0.5, 0.5, 0.25]
+    assert {r["valid_accuracy_before"] for r in records} == {0.9}
+    assert [m["within_margin"] for m in result.epochs] == [True, False, True, False]
+
+
+def test_the_model_as_given_is_returned_if_no_epoch_was_within_the_margin(tmp_path, scripted):
+    scripted([0.90, 0.1, 0.1, 0.1, 0.1])
+    model, run = model_of(), tmp_path / "run"
+    given = weights(model)
+    Trainer(model, MARGIN, run_dir=run, device="cpu").fit(blobs(), blobs(seed=1))
+    assert_same_bits(given, weights(model))
+    assert_same_bits(given, weights(jem.load(run)))
+
+
+def test_resume_keeps_what_was_accepted_and_halved(tmp_path, scripted):
+    answers = {0: 0.90, 6: 0.89, 12: 0.1, 18: 0.1, 24: 0.1}
+    whole, cut, run = model_of(), model_of(), tmp_path / "run"
+    scripted(answers.values())
+    Trainer(whole, MARGIN, run_dir=tmp_path / "whole", device="cpu").fit(blobs(), blobs(seed=1))
+
+    def crash(metrics):
+        if metrics["epoch"] == 3:
+            raise CrashError
+
+    scripted(answers.values())
+    with pytest.raises(CrashError):
+        Trainer(cut, MARGIN, run_dir=run, device="cpu").fit(blobs(), blobs(seed=1), on_epoch=crash)
+    scripted([0.0, 0.1, 0.1])  # what it is now before training is not asked; epochs 3 and 4
+    resumed = Trainer(model_of(seed=4), MARGIN, run_dir=run, device="cpu")
+    resumed.fit(blobs(), blobs(seed=1), resume=True)
+    assert resumed.state.guard.halvings == 3
+    assert resumed.state.guard.before == 0.9
+    assert_same_bits(weights(whole), weights(resumed.model))
+    final, expected = (
+        torch.load(path / "checkpoints" / "00000024.pt", weights_only=True)
+        for path in (run, tmp_path / "whole")
+    )
+    assert_same_bits(final["modules"]["model"], expected["modules"]["model"])
+
+
+def test_a_wide_margin_changes_nothing(scripted):
+    without, wide = model_of(), model_of()
+    Trainer(without, replace(MARGIN, accuracy_margin=None), device="cpu").fit(blobs())
+    Trainer(wide, replace(MARGIN, accuracy_margin=1.0), device="cpu").fit(blobs(), blobs(seed=1))
+    assert_same_bits(weights(without), weights(wide))
+
+
+def test_the_guard_goes_back_with_the_rest_when_a_run_diverges(scripted):
+    scripted(itertools.cycle([0.9, 0.9, 0.1]))
+    recipe = replace(UNSTABLE, accuracy_margin=0.0)
+    model = model_of()
+    trainer = Trainer(model, recipe, device="cpu")
+    result = trainer.fit(blobs(), blobs(seed=1))
+    assert result.recoveries >= 1
+    ends = [m["within_margin"] for m in result.epochs]
+    assert len(ends) == 25
+    assert 0 < trainer.state.guard.halvings == ends.count(False)
+    assert result.epochs[-1]["valid_accuracy_before"] == trainer.state.guard.before
+
+
+def test_accuracy_is_kept_where_training_alone_would_lose_it():
+    """A classifier trained first; then a density whose weight is far too large for it."""
+    train, valid = blobs(), blobs(seed=1)
+    model = model_of()
+    plain = replace(SMALL, step="plain", epochs=40, learning_rate=5e-3)
+    Trainer(model, plain, device="cpu").fit(train)
+    before = float((model(valid[0]).argmax(1) == valid[1]).float().mean())
+    assert before > 0.97
+    harsh = replace(
+        SMALL, epochs=8, learning_rate=0.05, generative_weight=100.0, step_size=0.1, warmup=0.0,
+        max_gap=1e9, schedule="constant", energy_l2=0.0, accuracy_margin=0.01,
+    )  # fmt: skip
+    ends = {}
+    for margin in (None, 0.01):
+        tuned = model_of()
+        tuned.load_state_dict(model.state_dict())
+        recipe = replace(harsh, accuracy_margin=margin)
+        result = Trainer(tuned, recipe, device="cpu").fit(train, valid)
+        ends[margin] = float((tuned(valid[0]).argmax(1) == valid[1]).float().mean())
+        worst = min(m["valid_accuracy"] for m in result.epochs)
+        assert worst < before - 0.01  # the recipe is harsh indeed
+    assert ends[0.01] >= before - 0.01
+
+
+# -- bad input ------------------------------------------------------------------------------------
+
+
+def test_a_margin_needs_validation_examples():
+    with pytest.raises(InputError, match=r"`accuracy_margin` needs validation examples"):
+        Trainer(model_of(), MARGIN, device="cpu").fit(blobs())
+
+
+def test_a_margin_needs_classes():
+    model = JEM(networks.mlp((2,), 1, width=4))
+    x, y = blobs()
+    data = x, torch.zeros_like(y)
+    with pytest.raises(InputError, match=r"`accuracy_margin` needs classes"):
+        Trainer(model, MARGIN, device="cpu").fit(data, data)

@@ -1,0 +1,75 @@
+"""Where time goes: phases add up to all of it."""
+
+from dataclasses import replace
+from itertools import pairwise
+from types import SimpleNamespace
+
+import pytest
+from test_trainer import SMALL, blobs, model_of
+
+from jem.training import clock as module
+from jem.training.clock import PhaseClock
+from jem.training.log import read_metrics
+from jem.training.trainer import Trainer
+
+PHASES = ("data", "chains", "update", "other")
+
+
+@pytest.fixture
+def now(monkeypatch):
+    """Time that passes only when a test says so."""
+    clock = SimpleNamespace(time=100.0)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock.time)
+    return clock
+
+
+def test_each_phase_is_given_the_time_until_the_next_begins(now):
+    clock = PhaseClock()
+    now.time += 1
+    for phase, seconds in (("data", 2), ("chains", 4), ("update", 8), ("data", 16), ("other", 32)):
+        clock.enter(phase)
+        now.time += seconds
+    assert clock.lap() == {
+        "seconds_data": 18, "seconds_chains": 4, "seconds_update": 8, "seconds_other": 33
+    }  # fmt: skip
+    now.time += 0.5  # the phase went on
+    assert clock.lap() == {
+        "seconds_data": 0, "seconds_chains": 0, "seconds_update": 0, "seconds_other": 0.5
+    }  # fmt: skip
+
+
+def test_ticks_count_all_time_and_leave_the_phases_alone(now):
+    clock = PhaseClock()
+    now.time += 3
+    assert clock.tick() == 3
+    clock.enter("chains")
+    now.time += 2
+    assert clock.tick() == 2
+    assert clock.tick() == 0
+    assert clock.lap()["seconds_chains"] == 2
+
+
+@pytest.mark.parametrize("step", ["fused", "classic", "plain"])
+def test_records_of_a_run_say_where_all_its_time_went(tmp_path, step):
+    recipe = replace(SMALL, step=step, log_every=5, num_steps=4)
+    run = tmp_path / "run"
+    Trainer(model_of(), recipe, run_dir=run, device="cpu").fit(blobs(), blobs(seed=1))
+    records = read_metrics(run / "metrics.jsonl", "step")
+    assert len(records) == 5
+    for before, record in pairwise(records):
+        spent = [record[f"seconds_{phase}"] for phase in PHASES]
+        assert sum(spent) == pytest.approx(record["seconds"] - before["seconds"], abs=1e-3)
+        assert record["images_per_second"] == pytest.approx(5 * 16 / sum(spent), rel=1e-3)
+        assert record["seconds_update"] > 0
+        assert record["seconds_data"] > 0
+        assert record["seconds_other"] > 0  # a snapshot every five iterations
+        assert (record["seconds_chains"] > 0) == (step != "plain")
+
+
+def test_moves_of_chains_are_counted_as_chains(tmp_path):
+    """Of 60 moves and one update, the moves take most."""
+    run = tmp_path / "run"
+    recipe = replace(SMALL, num_steps=60, epochs=1, log_every=3)
+    Trainer(model_of(), recipe, run_dir=run, device="cpu").fit(blobs())
+    record = read_metrics(run / "metrics.jsonl", "step")[-1]
+    assert record["seconds_chains"] > 2 * record["seconds_update"]

@@ -1,0 +1,172 @@
+"""Several processes make the run that one would make; what they keep, and how they end."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import distributed_job
+import pytest
+import torch
+from test_trainer import SMALL, assert_same_bits, blobs, model_of
+
+from jem.errors import InputError, RunFolderError
+from jem.training.checkpoint import Checkpoints
+from jem.training.distributed import Ranks, join, one_for_all
+from jem.training.log import read_metrics
+from jem.training.trainer import Trainer
+
+HERE = Path(__file__).parent
+
+
+def torchrun(folder, *scenarios, count=2, restarts=0):
+    """Run `distributed_job.py` in `count` processes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count),
+        "--max-restarts", str(restarts), "--rdzv-backend", "c10d", "--rdzv-endpoint",
+        "localhost:0", str(HERE / "distributed_job.py"), str(folder), *scenarios,
+    ]  # fmt: skip
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+# -- one process ----------------------------------------------------------------------------------
+
+
+def test_a_single_process_gives_back_what_it_is_given():
+    ranks = join()
+    assert ranks == Ranks(0, 1)
+    rows, flag = torch.arange(5.0), torch.tensor(False)
+    assert ranks.part(rows) is rows
+    assert ranks.all(flag) is flag
+    assert ranks.total(rows) is rows
+    assert ranks.any(True, torch.device("cpu")) is True
+    assert ranks.mean(rows) == 2
+    assert ranks.gather("a") == ["a"]
+    assert ranks.agree("a") == "a"
+    assert ranks.seed(7) == 7
+    assert ranks.share(7, "batch_size") == 7
+    assert ranks.synchronised(None, len, None) is len
+
+
+def test_each_process_has_its_own_rows_and_seed():
+    rows = torch.arange(7)
+    parts = [Ranks(rank, 3).part(rows).tolist() for rank in range(3)]
+    assert parts == [[0, 3, 6], [1, 4], [2, 5]]
+    assert len({Ranks(rank, 3).seed(5) for rank in range(3)}) == 3
+    assert [Ranks(rank, 3).first for rank in range(3)] == [True, False, False]
+
+
+def test_what_cannot_be_divided_is_refused():
+    assert Ranks(0, 4).share(64, "batch_size") == 16
+    with pytest.raises(InputError, match=r"`num_chains` must be a multiple of .*\(4\).*is 63"):
+        Ranks(0, 4).share(63, "num_chains")
+
+
+def test_only_a_lost_connection_is_blamed_on_another_process():
+    said = pytest.raises(RunFolderError, match=r"another process of this job of 2 ended.*--resume")
+    with said, one_for_all(Ranks(0, 2)):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
+    with pytest.raises(RuntimeError, match="shapes"), one_for_all(Ranks(0, 2)):
+        raise RuntimeError("shapes do not fit")
+    with pytest.raises(RuntimeError, match="by peer"), one_for_all(Ranks(0, 1)):
+        raise RuntimeError("Connection closed by peer")
+    with pytest.raises(InputError, match="peer"), one_for_all(Ranks(0, 2)):
+        raise InputError("peer")
+
+
+def test_a_run_of_two_processes_is_not_resumed_by_one(tmp_path):
+    run = tmp_path / "run"
+    trainer = Trainer(model_of(), SMALL, run_dir=run, device="cpu")
+    trainer.fit(blobs())
+    state = trainer.state.state_dict()
+    state["generators"] *= 2
+    with pytest.raises(RunFolderError, match=r"made by 2 process.*--nproc-per-node 2.*now .* 1"):
+        trainer.state.load_state_dict(state)
+
+
+# -- two processes --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    """Every scenario, once, in one job of two processes."""
+    folder = tmp_path_factory.mktemp("job")
+    done = torchrun(folder, *distributed_job.EQUAL)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr, done.stderr
+    return {name: torch.load(folder / f"{name}.pt") for name in distributed_job.EQUAL}
+
+
+@pytest.mark.parametrize("name", distributed_job.EQUAL)
+def test_two_processes_end_where_one_with_joined_batch_and_chains_does(name, joined):
+    two = joined[name]
+    try:
+        one = distributed_job.equal(name, given=two["first_chains"])
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for mine, reference in zip(two["parameters"], one["parameters"], strict=True):
+        torch.testing.assert_close(mine, reference, rtol=1e-9, atol=1e-11)
+    if name != "plain":
+        torch.testing.assert_close(
+            two["chains"]["chains"], one["chains"]["chains"], rtol=1e-8, atol=1e-10
+        )
+        assert torch.equal(two["chains"]["ages"], one["chains"]["ages"])
+        halves = two["first_chains"].chunk(2)
+        assert not torch.equal(*halves)  # each process began with chains of its own
+    for mine, reference in zip(two["epochs"], one["epochs"], strict=True):
+        assert mine == pytest.approx(reference, rel=1e-9)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of two processes that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    done = torchrun(folder, "whole")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_a_cut_run_resumes_to_the_same_bits_on_as_many_processes(tmp_path, whole):
+    cut = tmp_path / "cut"
+    assert torchrun(cut, "stop:2").returncode == 0
+    refused = torchrun(cut, "resume", count=1)
+    assert refused.returncode != 0
+    assert "made by 2 process(es) and resumes with as many" in refused.stderr
+    resumed = torchrun(cut, "resume")
+    assert resumed.returncode == 0, resumed.stderr
+    check_same_run(whole, cut)
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_ends_the_job_clearly_and_torchrun_may_start_it_again(tmp_path, whole):
+    cut, again = tmp_path / "cut", tmp_path / "again"
+    dead = torchrun(cut, "die:10")
+    assert dead.returncode != 0
+    assert "rank 0: RunFolderError: another process of this job of 2 ended" in dead.stderr
+    assert "--resume" in dead.stderr
+    resumed = torchrun(cut, "resume")
+    assert resumed.returncode == 0, resumed.stderr
+    check_same_run(whole, cut)
+    restarted = torchrun(again, "die:10", restarts=1)
+    assert restarted.returncode == 0, restarted.stderr
+    check_same_run(whole, again)
+
+
+def check_same_run(first, second):
+    states = [Checkpoints(folder / "checkpoints").load_latest() for folder in (first, second)]
+    (iteration, one), (other, two) = states
+    assert iteration == other == 24
+    for module in ("model", "average"):
+        assert_same_bits(one["modules"][module], two["modules"][module])
+    assert torch.equal(one["chains"]["chains"], two["chains"]["chains"])
+    assert torch.equal(one["chains"]["labels"], two["chains"]["labels"])
+    for mine, theirs in zip(one["generators"], two["generators"], strict=True):
+        assert_same_bits(mine, theirs)
+    kept = ("iteration", "loss", "valid_nll", "gap")
+    records = [
+        [{k: r[k] for k in kept if k in r} for r in read_metrics(folder / "metrics.jsonl")]
+        for folder in (first, second)
+    ]
+    assert records[0] == records[1]

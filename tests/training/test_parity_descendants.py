@@ -1,0 +1,340 @@
+"""The recipes `proximal` and `sada` against transcriptions of JEM++ and SADA-JEM, in float64.
+
+Like test_parity_official.py, whose pieces these tests share: the transcriptions are plain torch,
+written from what the official code computes. Where the package differs on purpose:
+
+- Class Gaussians are of low rank and drawn at the frequencies of the classes, not uniformly; the
+  transcriptions take them from the package.
+- Chains move and are scored in evaluation mode. The networks here have no batch norm, so that both
+  are the same.
+- JEM++ moves chains by an inner loop on the gradient at the first layer's output. The recipe makes
+  one move of it; the transcription makes the loop.
+"""
+
+import copy
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from test_parity_official import (
+    RecordingTrainer,
+    _float64,  # noqa: F401  a fixture
+    close,
+    images,
+    official_f,
+    official_pyld,
+    small_net,
+)
+from torch import nn
+
+from jem.model import JEM
+from jem.randomness import named_generator
+from jem.training.optimisation import learning_rate, uphill
+from jem.training.recipe import RECIPES
+from jem.training.steps import STEPS, Batch, Method, second_pass
+from jem.training.trainer import Trainer
+from jem.training.watch import Watch
+
+# -- the transcriptions: plain torch --------------------------------------------------------------
+
+
+@dataclass
+class OfficialDescendant:
+    """The loop that JEM++ and SADA-JEM share, on batches that it is given."""
+
+    net: nn.Module
+    buffer: torch.Tensor
+    fresh: object  # (count, generator) -> new chains
+    generator: torch.Generator
+    iterations_per_epoch: int
+    lr: float
+    warmup_iters: int
+    decay_epochs: tuple
+    weight_decay: float
+
+    def __post_init__(self):
+        self.optim = torch.optim.SGD(
+            self.net.parameters(), self.lr, momentum=0.9, weight_decay=self.weight_decay
+        )
+        self.decayed = self.lr
+
+    def set_rate(self, iteration):
+        if iteration in [e * self.iterations_per_epoch for e in self.decay_epochs]:
+            self.decayed *= 0.2
+        warm = iteration <= self.warmup_iters
+        rate = self.lr * iteration / self.warmup_iters if warm else self.decayed
+        for group in self.optim.param_groups:
+            group["lr"] = rate
+
+    def sample_q(self, count):
+        slots = torch.randint(0, len(self.buffer), (count,), generator=self.generator)
+        fresh = self.fresh(count, self.generator)
+        reinit = (torch.rand(count, generator=self.generator) < 0.05).reshape(-1, 1, 1, 1)
+        x_q = self.moved(torch.where(reinit, fresh, self.buffer[slots]))
+        self.buffer[slots] = x_q
+        return slots, x_q
+
+    def loss(self, x_lab, y_lab, x_p, x_q):
+        l_p_x = -(official_f(self.net, x_p).mean() - official_f(self.net, x_q).mean())
+        return l_p_x + nn.functional.cross_entropy(self.net(x_lab), y_lab)
+
+    def step(self, iteration, x_lab, y_lab, x_p, count):
+        self.set_rate(iteration)
+        slots, x_q = self.sample_q(count)
+        loss = self.loss(x_lab, y_lab, x_p, x_q)
+        self.optim.zero_grad()
+        loss.backward()
+        self.update(x_lab, y_lab, x_p, x_q)
+        return slots, x_q, loss.detach()
+
+
+class OfficialJEMPP(OfficialDescendant):
+    """Ten outer steps of PYLD, each of five inner ones of 0.2; plain SGD."""
+
+    def moved(self, x):
+        for _ in range(10):
+            x = official_pyld(self.net[0], self.net[1:], x, in_steps=5, pyld_lr=0.2)
+        return x
+
+    def update(self, *_):
+        self.optim.step()
+
+
+class OfficialSADA(OfficialDescendant):
+    """Five clamped steps of 1; SGD with adaptive SAM."""
+
+    def moved(self, x):
+        for _ in range(5):
+            leaf = x.clone().requires_grad_(True)
+            (g,) = torch.autograd.grad(official_f(self.net, leaf).sum(), [leaf])
+            x = (x + 1.0 * g.clamp(-1, 1)).clamp(-1, 1)
+        return x
+
+    def update(self, *batch):
+        old = []
+        flat = torch.cat([(p.abs() * p.grad).flatten() for p in self.net.parameters()])
+        scale = 2.0 / (flat.norm() + 1e-12)
+        with torch.no_grad():
+            for p in self.net.parameters():
+                old.append(p.clone())
+                p.add_(p**2 * p.grad * scale)
+        self.optim.zero_grad()
+        self.loss(*batch).backward()
+        with torch.no_grad():
+            for p, value in zip(self.net.parameters(), old, strict=True):
+                p.copy_(value)
+        self.optim.step()
+
+
+OFFICIAL = {
+    # class, weight decay, epochs of the published run, its decays
+    "proximal": (OfficialJEMPP, 4e-4, 150, (50, 100, 125)),
+    "sada": (OfficialSADA, 5e-4, 200, (60, 120, 180)),
+}
+
+
+# -- the whole step -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_recipe_is_the_official_loop(name):
+    """Two dozen iterations: parameters, losses, chains, buffer; all decays are passed."""
+    official_class, weight_decay, published, decays = OFFICIAL[name]
+    epochs = {"proximal": 12, "sada": 10}[name]
+    recipe = replace(
+        RECIPES[name], epochs=epochs, batch_size=8, num_chains=6, warmup=4 / (2 * epochs),
+        generative_batch=4 if name == "sada" else None,
+    )  # fmt: skip
+    net = small_net()
+    with torch.no_grad():
+        for p in net.parameters():
+            p *= 2  # so that the clamp of the gradient acts
+    twin = copy.deepcopy(net)
+    data = images(16)
+    trainer = RecordingTrainer(JEM(net), recipe, seed=5, device="cpu")
+    result = trainer.fit(data)
+    assert result.iterations == 2 * epochs == len(trainer.steps)
+    assert result.recoveries == 0
+
+    start = trainer.method.negatives.start
+    generator = named_generator(5, "chains", 0)
+    official = official_class(
+        twin, start.sample(10_000, generator=generator),
+        lambda count, g: start.sample(count, generator=g), generator,
+        iterations_per_epoch=2, lr=0.1, warmup_iters=4, weight_decay=weight_decay,
+        decay_epochs=[d * epochs // published for d in decays],
+    )  # fmt: skip
+    for iteration, (batch, ours, parameters) in enumerate(trainer.steps):
+        assert (len(batch.x), len(batch.x_data)) == (8, 4 if name == "sada" else 8)
+        slots, x_q, loss = official.step(iteration, batch.x, batch.labels, batch.x_data, 6)
+        assert torch.equal(ours.moved.draw.indices, slots)
+        close(ours.moved.x, x_q, rtol=1e-7, atol=1e-9)
+        close(ours.loss.detach(), loss, rtol=1e-7, atol=1e-9)
+        for mine, reference in zip(parameters, twin.parameters(), strict=True):
+            close(mine, reference.detach(), rtol=1e-7, atol=1e-9)
+    close(trainer.method.negatives.buffer.chains, official.buffer, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_the_recipe_has_the_published_settings(name):
+    recipe = RECIPES[name]
+    _, weight_decay, epochs, decays = OFFICIAL[name]
+    assert (recipe.step, recipe.head, recipe.start) == ("classic", "joint", "gaussian")
+    assert (recipe.step_size, recipe.noise_std, recipe.grad_clamp) == (1.0, 0.0, 1.0)
+    assert (recipe.max_rms, recipe.clip_chains, recipe.conditional) == (None, True, False)
+    assert recipe.num_steps == {"proximal": 10, "sada": 5}[name]
+    assert (recipe.buffer_size, recipe.restart_prob, recipe.replacement) == (10_000, 0.05, True)
+    assert (recipe.generative_weight, recipe.generative_ramp) == (1.0, 0.0)
+    assert (recipe.energy_l2, recipe.gauge, recipe.thermostat) == (0.0, 0.0, None)
+    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("sgd", 0.1, 0.9)
+    assert (recipe.weight_decay, recipe.grad_clip, recipe.average) == (weight_decay, None, 0.0)
+    assert (recipe.schedule, recipe.decay_factor) == ("step", 0.2)
+    assert recipe.decay_at == pytest.approx([d / epochs for d in decays], abs=1e-3)
+    assert recipe.sam_rho == {"proximal": None, "sada": 2.0}[name]
+    sizes = (recipe.batch_size, recipe.generative_batch, recipe.num_chains)
+    assert sizes == {"proximal": (64, None, 64), "sada": (128, 64, 64)}[name]
+    noise = {"proximal": 0.03, "sada": 0.0}[name]
+    assert (recipe.streams, recipe.input_noise, recipe.generative_noise) == (
+        "separate", noise, noise
+    )  # fmt: skip
+    assert recipe.label_smoothing == 0.0
+    total = epochs * {"proximal": 703, "sada": 390}[name]
+    assert round(recipe.warmup * total) == pytest.approx(1000, rel=0.01)
+    rates = [learning_rate(recipe, round(d / epochs * total) + 30, total) for d in decays]
+    assert rates == pytest.approx([0.02, 0.004, 0.0008])
+
+
+# -- the generative stream of another batch size --------------------------------------------------
+
+
+@pytest.mark.parametrize(("labelled", "generative"), [(8, 4), (8, 8), (4, 8), (4, 16)])
+def test_a_generative_stream_goes_through_all_data_at_its_own_pace(labelled, generative):
+    """16 examples: whatever the size of a batch, every 16 that it gives are the whole set."""
+    recipe = replace(
+        RECIPES["sada"], epochs=8, batch_size=labelled, generative_batch=generative,
+        num_chains=2, num_steps=1,
+    )  # fmt: skip
+    x, y = images(16)
+    trainer = RecordingTrainer(JEM(small_net()), recipe, device="cpu")
+    trainer.fit((x, y))
+    seen = torch.cat([batch.x_data for batch, _, _ in trainer.steps])
+    for pass_over_data in seen.split(16)[:-1]:
+        distances = torch.cdist(pass_over_data.flatten(1), x.flatten(1))
+        assert sorted(distances.argmin(1).tolist()) == list(range(16))
+    batches = trainer.batches
+    generator = torch.Generator().manual_seed(0)
+    whole = list(batches.epoch(3, 0, generator=generator))
+    rest = list(batches.epoch(3, 1, generator=generator))
+    for first, second in zip(whole[1:], rest, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+# -- 17, 18: sharpness-aware minimisation ---------------------------------------------------------
+
+
+def test_18_the_ascent_is_scaled_by_the_weights_and_goes_exactly_back():
+    """Point 18: e = w^2 g rho / (| |w| g | + 1e-12), over all parameters that have a gradient."""
+    layer = nn.Linear(2, 1)
+    spare = nn.Linear(1, 1)
+    model = nn.ModuleList([layer, spare])
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[3.0, -1.0]]))
+        layer.bias.fill_(2.0)
+    layer.weight.grad = torch.tensor([[1.0, 2.0]])
+    layer.bias.grad = torch.tensor([3.0])
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    norm = (3.0**2 + 2.0**2 + 6.0**2) ** 0.5  # |w| g is (3, 2, 6)
+    with uphill(model, 0.7):
+        close(layer.weight.detach(), torch.tensor([[3 + 9 * 0.1, -1 + 2 * 0.1]]))
+        close(layer.bias.detach(), torch.tensor([2 + 12 * 0.7 / norm]))
+        assert layer.weight.grad is None
+        layer.weight.grad = torch.tensor([[5.0, 5.0]])
+    for name, p in model.named_parameters():
+        assert torch.equal(p.detach(), before[name])
+    assert torch.equal(layer.weight.grad, torch.tensor([[5.0, 5.0]]))
+
+
+def test_18_the_ascent_of_a_zero_or_poisoned_gradient_leaves_the_parameters():
+    for value in (0.0, float("nan"), float("inf")):
+        layer = nn.Linear(2, 1)
+        before = layer.weight.detach().clone()
+        for p in layer.parameters():
+            p.grad = torch.full_like(p, value)
+        with uphill(layer, 2.0):
+            pass
+        assert torch.equal(layer.weight.detach(), before)
+
+
+def norm_net(momentum=0.9):
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=momentum), nn.SiLU(),
+        nn.Flatten(), nn.Linear(64, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("momentum", [0.9, None])
+@pytest.mark.parametrize("step", list(STEPS))
+def test_17_the_second_pass_leaves_running_statistics_and_their_count(step, momentum):
+    """Point 17: momentum 0 keeps the mean, but the official code still counts the batch."""
+    recipe = replace(
+        RECIPES["sada"], step=step, epochs=1, batch_size=16, num_chains=4, num_steps=1,
+        generative_batch=None,
+    )  # fmt: skip
+    nets = {}
+    for rho in (None, 2.0):
+        torch.manual_seed(0)
+        nets[rho] = norm_net(momentum)
+        trainer = Trainer(JEM(nets[rho]), replace(recipe, sam_rho=rho), device="cpu")
+        assert trainer.fit(images(16)).iterations == 1  # of rate 0: the warm-up begins
+    for mine, plain in zip(nets[2.0].buffers(), nets[None].buffers(), strict=True):
+        assert torch.equal(mine, plain)
+    assert nets[2.0][1].momentum == momentum
+    assert nets[2.0][1].num_batches_tracked > 0
+
+
+@pytest.mark.parametrize("step", list(STEPS))
+def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(step):
+    """Its gradient is that of the written-out loss at w + e; chains keep the first pass's move."""
+    recipe = replace(
+        RECIPES["sada"], step=step, num_chains=4, num_steps=2, batch_size=8, noise_std=0.01,
+        generative_batch=None, learning_rate=0.1,
+    )  # fmt: skip
+    outcomes, nets = {}, {}
+    for passes in (1, 2):
+        torch.manual_seed(1)
+        nets[passes] = small_net()
+        model = JEM(nets[passes], domain=(-1.0, 1.0))
+        trainer = Trainer(model, recipe, device="cpu")
+        trainer._prepare(torch.utils.data.TensorDataset(*images(8)), Watch(None, progress=False))
+        method: Method = trainer.method
+        x, y = images(8)
+        batch = Batch(x, y, images(8, seed=9)[0])
+        outcome = STEPS[step](model, batch, method, 1.0, 0)
+        if passes == 2:
+            with uphill(model, 2.0):
+                second_pass(model, batch, method, 1.0, outcome)
+        outcomes[passes] = outcome
+    grads = [p.grad for p in nets[1].parameters()]
+    twin = copy.deepcopy(nets[1])
+    norm = torch.cat(
+        [(p.abs() * g).flatten() for p, g in zip(twin.parameters(), grads, strict=True)]
+    )
+    with torch.no_grad():
+        for p, g in zip(twin.parameters(), grads, strict=True):
+            p += p**2 * g * 2.0 / (norm.norm() + 1e-12)
+    loss = nn.functional.cross_entropy(twin(batch.x), batch.labels)
+    if step != "plain":
+        seen = outcomes[1].moved.scored
+        assert torch.equal(outcomes[1].moved.x, outcomes[2].moved.x)
+        assert torch.equal(seen, outcomes[2].moved.scored)
+        loss = loss - official_f(twin, batch.x_data).mean() + official_f(twin, seen).mean()
+    for mine, expected in zip(
+        nets[2].parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True
+    ):
+        close(mine.grad, expected)
+
+
+def jem_watch():
+    from jem.training.watch import Watch
+
+    return Watch(None, progress=False)

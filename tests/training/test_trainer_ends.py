@@ -1,0 +1,204 @@
+"""How a run begins and ends: what the data settle, no update at all, and a callback's word."""
+
+import json
+import os
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from test_trainer import SMALL, CrashError, assert_same_bits, blobs, model_of, weights
+
+import jem
+from jem import networks
+from jem.errors import TrainingInterrupted
+from jem.model import JEM
+from jem.training.log import read_metrics
+from jem.training.recipe import RECIPES, Recipe, recipe_from
+from jem.training.trainer import Trainer
+
+
+def images(count=32):
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(count, 1, 8, 8, generator=generator) * 2 - 1, torch.arange(count) % 2
+
+
+def image_model():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return JEM(networks.small_cnn((1, 8, 8), 2, width=4))
+
+
+# -- what the data settle -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plain", "fast"])
+def test_images_are_trained_with_noise_and_tables_without(name):
+    recipe = replace(RECIPES[name], epochs=1)
+    trainers = [Trainer(model, recipe, device="cpu") for model in (image_model(), model_of())]
+    for trainer, data, noise in zip(trainers, (images(), blobs()), (0.1, 0.0), strict=True):
+        trainer.fit(data)
+        assert trainer.recipe.input_noise == noise
+        assert trainer.method.recipe == trainer.recipe
+        (batch,) = list(trainer.batches.epoch(0, 0, generator=torch.Generator()))[:1]
+        distance = torch.cdist(batch.x.flatten(1), data[0].flatten(1)).amin(1)
+        components = batch.x[0].numel()
+        assert float(distance.mean()) == pytest.approx(noise * components**0.5, rel=0.05, abs=1e-3)
+
+
+def test_one_trainer_settles_afresh_for_other_data():
+    trainer = Trainer(model_of(), replace(SMALL, epochs=None), device="cpu")
+    for count, epochs in ((32, 100), (4096, 8)):
+        trainer.seconds_per_iteration(blobs(count), iterations=1)
+        assert trainer.recipe.epochs == trainer.num_epochs == epochs
+
+
+def test_the_configuration_holds_what_was_settled_and_can_be_taken_back(tmp_path):
+    recipe = replace(SMALL, epochs=None, batch_size=64)
+    first, second = model_of(), model_of()
+    Trainer(first, recipe, run_dir=tmp_path / "run", device="cpu").fit(blobs(128))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["recipe"]["input_noise"] == 0.0
+    assert config["recipe"]["epochs"] == config["epochs"] == 100
+    again = recipe_from(Recipe(), config["recipe"])
+    Trainer(second, again, device="cpu").fit(blobs(128))
+    assert_same_bits(weights(first), weights(second))
+
+
+def test_resume_settles_to_the_same(tmp_path):
+    recipe = replace(SMALL, epochs=None, batch_size=96)
+    whole, cut = model_of(), model_of()
+    Trainer(whole, recipe, device="cpu").fit(blobs())
+
+    def crash(metrics):
+        if metrics["epoch"] == 12:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        Trainer(cut, recipe, run_dir=tmp_path / "run", device="cpu").fit(blobs(), on_epoch=crash)
+    Trainer(cut, recipe, run_dir=tmp_path / "run", device="cpu").fit(blobs(), resume=True)
+    assert_same_bits(weights(whole), weights(cut))
+
+
+# -- no update ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["plain", "fast", "jem"])
+def test_no_epoch_keeps_the_network_as_given_and_what_it_needs(tmp_path, name, capsys):
+    recipe = replace(RECIPES[name], epochs=0, sample_steps=2, generative_ramp=0.5)
+    model, run = model_of(), tmp_path / "run"
+    before = weights(model)
+    trainer = Trainer(model, recipe, run_dir=run, device="cpu", progress=True)
+    result = trainer.fit(blobs(), blobs(seed=1))
+    assert (result.iterations, result.epochs) == (0, [])
+    assert_same_bits(before, weights(model))
+    loaded = jem.load(run)
+    assert_same_bits(before, weights(loaded))
+    assert loaded.input_shape == (2,)
+    assert loaded.domain is not None
+    assert (loaded.chain is None) == (name == "plain")
+    assert [r["kind"] for r in read_metrics(run / "metrics.jsonl")] == ["end"]
+    assert json.loads((run / "config.json").read_text())["iterations"] == 0
+    assert (run / "samples.png").exists() == (name != "plain")
+    again = model_of(seed=4)
+    Trainer(again, recipe, run_dir=run, device="cpu").fit(blobs(), resume=True)
+    assert_same_bits(before, weights(again))
+    assert trainer.seconds_per_iteration(blobs(), iterations=1) > 0
+
+
+# -- a callback that has seen enough --------------------------------------------------------------
+
+
+def enough_after(epoch):
+    return lambda metrics: metrics["epoch"] == epoch
+
+
+def test_true_from_a_callback_ends_the_run_as_its_last_epoch_would(tmp_path):
+    model, run = model_of(), tmp_path / "run"
+    trainer = Trainer(model, SMALL, run_dir=run, device="cpu")
+    result = trainer.fit(blobs(), blobs(seed=1), on_epoch=enough_after(2))
+    assert result.iterations == 12
+    assert [m["epoch"] for m in result.epochs] == [1, 2]
+    assert not model.training
+    assert all(p.grad is None for p in model.parameters())
+    assert_same_bits(weights(model), weights(jem.load(run)))
+    assert_same_bits(weights(model), trainer.state.averaged_model.state_dict())
+    assert [r["iteration"] for r in read_metrics(run / "metrics.jsonl", "end")] == [12]
+    assert (run / "samples.png").exists()
+
+
+def test_a_callback_that_returns_nothing_or_false_ends_nothing():
+    seen = []
+    trainer = Trainer(model_of(), SMALL, device="cpu")
+    assert trainer.fit(blobs(), on_epoch=seen.append).iterations == 24
+    assert trainer.fit(blobs(), on_epoch=lambda _: False).iterations == 24
+    assert [m["epoch"] for m in seen] == [1, 2, 3, 4]
+
+
+def test_a_run_that_was_ended_stays_ended_when_resumed(tmp_path):
+    first, again = model_of(), model_of(seed=7)
+    run = tmp_path / "run"
+    Trainer(first, SMALL, run_dir=run, device="cpu").fit(blobs(), on_epoch=enough_after(2))
+    result = Trainer(again, SMALL, run_dir=run, device="cpu").fit(blobs(), resume=True)
+    assert result.epochs == []
+    assert result.iterations == 12
+    assert_same_bits(weights(first), weights(again))
+
+
+def test_a_run_cut_before_the_end_that_a_callback_asks_for_ends_there_too(tmp_path):
+    whole, cut = model_of(), model_of()
+    run = tmp_path / "run"
+    Trainer(whole, SMALL, device="cpu").fit(blobs(), on_epoch=enough_after(3))
+
+    def crash(metrics):
+        if metrics["epoch"] == 3:  # it said the word, and was not heard
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        Trainer(cut, SMALL, run_dir=run, device="cpu").fit(blobs(), on_epoch=crash)
+    resumed = Trainer(cut, SMALL, run_dir=run, device="cpu")
+    assert resumed.fit(blobs(), resume=True, on_epoch=enough_after(3)).iterations == 18
+    assert_same_bits(weights(whole), weights(cut))
+
+
+# -- the end of an epoch is not lost --------------------------------------------------------------
+
+
+def test_an_epoch_that_was_cut_between_its_last_update_and_its_end_is_ended_on_resume(tmp_path):
+    """Its last update is saved (6 batches, a snapshot every 6): validation and callback follow."""
+    recipe, run = replace(SMALL, snapshot_every=6), tmp_path / "run"
+
+    class Cut(Trainer):
+        def _end_epoch(self, valid):
+            if self.state.position.epoch == 1:
+                raise CrashError
+            return super()._end_epoch(valid)
+
+    with pytest.raises(CrashError):
+        Cut(model_of(), recipe, run_dir=run, device="cpu").fit(blobs(), blobs(seed=1))
+    seen = []
+    trainer = Trainer(model_of(), recipe, run_dir=run, device="cpu")
+    trainer.fit(blobs(), blobs(seed=1), resume=True, on_epoch=seen.append)
+    assert [m["epoch"] for m in seen] == [2, 3, 4]
+    assert [r["epoch"] for r in read_metrics(run / "metrics.jsonl", "epoch")] == [1, 2, 3, 4]
+
+
+def test_a_signal_in_the_last_iteration_leaves_the_end_to_resume(tmp_path):
+    recipe, run = replace(SMALL, epochs=1), tmp_path / "run"
+    whole = model_of()
+    Trainer(whole, recipe, device="cpu").fit(blobs(), blobs(seed=1))
+
+    class Signalled(Trainer):
+        def train_step(self, batch):
+            outcome = super().train_step(batch)
+            if self.state.position.iteration == 6:
+                os.kill(os.getpid(), signal.SIGINT)
+            return outcome
+
+    with pytest.raises(TrainingInterrupted, match="iteration 6 of 6"):
+        Signalled(model_of(), recipe, run_dir=run, device="cpu").fit(blobs(), blobs(seed=1))
+    resumed = model_of(seed=3)
+    trainer = Trainer(resumed, recipe, run_dir=run, device="cpu")
+    result = trainer.fit(blobs(), blobs(seed=1), resume=True)
+    assert [m["epoch"] for m in result.epochs] == [1]
+    assert_same_bits(weights(whole), weights(resumed))
