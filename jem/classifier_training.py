@@ -1,4 +1,4 @@
-"""What the estimator trains, and what it asks of training beyond a recipe: weights, an early end."""
+"""What the estimator trains, and what it asks of training beyond a recipe."""
 
 from __future__ import annotations
 

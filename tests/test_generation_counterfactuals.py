@@ -61,7 +61,7 @@ def test_distances_are_those_of_a_search_of_the_whole_plane(wells, max_energy):
 
 
 def test_a_hyperplane_is_met_at_its_nearest_point():
-    linear = nn.Linear(6, 2)
+    linear = nn.utils.skip_init(nn.Linear, 6, 2)  # draws no first weights
     with torch.no_grad():
         weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
         linear.weight.copy_(torch.stack([weights, -weights]))
@@ -87,7 +87,9 @@ def test_without_a_target_the_nearest_of_all_other_classes_is_found(wells):
         jem.counterfactual(wells, x, k, max_energy=100.0).distance.masked_fill(own == k, torch.inf)
         for k in range(3)
     ])  # fmt: skip
-    torch.testing.assert_close(found.distance, each.min(dim=0).values, rtol=0.01, atol=1e-3)
+    nearest = each.min(dim=0).values  # what is found is a local minimum
+    assert (found.distance >= nearest - 1e-3).all()
+    assert (found.distance <= 1.05 * nearest).all()
 
 
 def test_what_already_is_of_the_class_and_likely_stays(wells):
@@ -182,10 +184,10 @@ def test_arguments_are_checked(point_model, target, words, message):
 
 
 def test_inputs_and_model_are_checked(point_model):
+    x = torch.tensor([[0.0, 0.0], [torch.nan, 0.0]])
     with pytest.raises(InputError, match="`x` must be finite, but input 1 is not"):
-        x = torch.tensor([[0.0, 0.0], [torch.nan, 0.0]])
         jem.counterfactual(point_model, x, 0, max_energy=0.0)
     with pytest.raises(InputError, match=r"`x` must be of shape \(B, 2\)"):
         jem.counterfactual(point_model, torch.zeros(2, 3), 0, max_energy=0.0)
     with pytest.raises(InputError, match="K = 1"):
-        jem.counterfactual(JEM(nn.Linear(2, 1)), points(2), 0, max_energy=0.0)
+        jem.counterfactual(JEM(Wells([[0.0, 0.0]])), points(2), 0, max_energy=0.0)

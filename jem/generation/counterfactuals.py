@@ -30,6 +30,8 @@ CORRECTIONS = 5
 """Corrections after each pull towards the input."""
 OVERSHOOT = 1.05
 """A correction aims a little beyond the boundary, or it would only ever come near it."""
+LEAD = 1e-3
+"""Nats by which a class must win: what wins by less may lose to rounding."""
 LARGEST_RMS = 0.2
 """Largest correction, as root mean square in data units: beyond, the linear picture is wrong."""
 
@@ -120,14 +122,16 @@ class _Goal:
     bounds: Bounds | None
 
     def conditions(self, x: Tensor) -> Tensor:
-        """Both conditions, shape (B, 2), nats: what the best other class leads by, and energy."""
+        """Both conditions, shape (B, 2), nats: what a wrong class leads by, and energy."""
         logits = self.model.logits(x)
         lead = logits.masked_fill(self.allowed, -torch.inf).amax(dim=1)
         lead = lead - logits.masked_fill(~self.allowed, -torch.inf).amax(dim=1)
-        return torch.stack([lead, joint_energy(logits) - self.max_energy], dim=1)
+        slack = 1e-5 * max(1.0, abs(self.max_energy))
+        excess = joint_energy(logits) - self.max_energy + slack
+        return torch.stack([lead + LEAD, excess], dim=1)
 
     def holds(self, x: Tensor) -> Tensor:
-        """Whether both conditions hold, shape (B,); an equal lead is none."""
+        """Whether both conditions hold, shape (B,)."""
         return _hold(self.conditions(x))
 
     def distance(self, x: Tensor) -> Tensor:
@@ -159,13 +163,13 @@ class _Goal:
 
 
 def _hold(c: Tensor) -> Tensor:
-    return (c[:, 0] < 0) & (c[:, 1] <= 0)
+    return (c <= 0).all(dim=1)
 
 
 def _least_step(c: Tensor, gradients: Tensor) -> Tensor:
     """The shortest step (B, D) that brings the conditions that do not hold to the boundary."""
     norm = gradients.norm(dim=2).clamp_min(1e-12)
-    violated = torch.stack([c[:, 0] >= 0, c[:, 1] > 0], dim=1).to(c)
+    violated = (c > 0).to(c)
     directions = gradients / norm[:, :, None] * violated[:, :, None]
     # Floored, since a step of length 0 would not cross the boundary.
     far = OVERSHOOT * violated * (c / norm).clamp(1e-6, 1e6)
