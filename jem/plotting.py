@@ -173,11 +173,13 @@ def score_histograms(
         edges = np.linspace(low, high + 1e-9, 41)
         for values, color, label in ((own, BLUE, own_name), (other, ORANGE, name)):
             clipped = values.clamp(low, high).numpy()
-            axes.hist(clipped, edges, density=True, alpha=0.65, color=color, label=label)
+            share = np.full(len(clipped), 1 / len(clipped))
+            axes.hist(clipped, edges, weights=share, alpha=0.65, color=color, label=label)
         if threshold is not None:
             axes.axvline(threshold, color="#000000", ls=":", lw=1)
         axes.set_title(name, fontsize=9)
-        axes.set_yticks([])
+        axes.set_yscale("log")  # in-distribution scores are often a spike beside a plain
+        axes.set_ylim(5e-4, 1.5)
         axes.tick_params(labelsize=8)
     for axes in panels:  # the rest
         axes.set_visible(False)

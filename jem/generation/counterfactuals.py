@@ -28,6 +28,8 @@ REACH_STEPS = 100
 """Corrections from an input until it may satisfy the conditions."""
 CORRECTIONS = 5
 """Corrections after each pull towards the input."""
+SMALLEST_PULL = 1e-4
+"""Share of the way to the input below which a row has settled."""
 OVERSHOOT = 1.05
 """A correction aims a little beyond the boundary, or it would only ever come near it."""
 LEAD = 1e-3
@@ -143,9 +145,10 @@ class _Goal:
         """Step onto the linearised boundaries of the conditions that do not hold."""
         for _ in range(steps):
             c, gradients = self._linearised(x)
-            if bool(_hold(c).all()):
+            step = _least_step(c, gradients)
+            if not bool(step.any()):  # all conditions hold, or no gradient leads to them
                 break
-            x = clip_to_bounds(x + _least_step(c, gradients).view_as(x), self.bounds)
+            x = clip_to_bounds(x + step.view_as(x), self.bounds)
         return x
 
     def _linearised(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -200,13 +203,15 @@ def _search(
 
 def _from(goal: _Goal, x: Tensor, rounds: int, on_round: Callable[[], None]) -> Tensor:
     """Shorten the way from the origin to points that satisfy the conditions."""
-    pull = torch.full_like(goal.distance(x), 0.5)
-    reached = goal.holds(x)
+    pull = torch.where(goal.holds(x), 0.5, 0.0)
     for _ in range(rounds):
-        tried = goal.correct(x + per_row(pull, x) * (goal.origin - x), CORRECTIONS)
-        better = reached & goal.holds(tried) & (goal.distance(tried) < goal.distance(x))
-        x = torch.where(per_row(better, x), tried, x)
-        pull = torch.where(better, (1.3 * pull).clamp_max(0.5), 0.5 * pull)
+        pull = pull.where(pull > SMALLEST_PULL, 0.0)
+        if bool(pull.any()):
+            tried = goal.correct(x + per_row(pull, x) * (goal.origin - x), CORRECTIONS)
+            shorter = goal.distance(tried) < (1 - 1e-5) * goal.distance(x)
+            better = goal.holds(tried) & shorter
+            x = torch.where(per_row(better, x), tried, x)
+            pull = torch.where(better, (1.3 * pull).clamp_max(0.5), 0.5 * pull)
         on_round()
     return x
 
