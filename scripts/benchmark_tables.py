@@ -55,13 +55,20 @@ DATA: dict[str, Callable[..., Any]] = {
 }
 
 
-def jem(recipe: str, *, epochs: int | None = None, **changes: Any) -> Callable[[int], Any]:  # noqa: ANN401
-    """Estimator with a changed recipe that learns from all rows, as the others do."""
+def jem(
+    recipe: str,
+    *,
+    epochs: int | None = None,
+    early_stopping: bool = False,
+    **changes: Any,  # noqa: ANN401
+) -> Callable[[int], Any]:
+    """Estimator with a changed recipe that holds nothing out for a threshold."""
 
     def make(seed: int) -> JEMClassifier:
         return JEMClassifier(
             replace(RECIPES[recipe], **changes),
             epochs=epochs,
+            early_stopping=early_stopping,
             calibration_fraction=0,
             random_state=seed,
             device="cpu",
@@ -83,6 +90,7 @@ MODELS: dict[str, Callable[[int], Any]] = {
     "gradient boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),
     "jem fast, input noise 0.1": jem("fast", input_noise=0.1),
     "jem fast, 300 epochs": jem("fast", epochs=300),
+    "jem fast, early stopping": jem("fast", early_stopping=True),
     "jem plain, input noise 0.1": jem("plain", input_noise=0.1),
     "jem plain, 300 epochs": jem("plain", epochs=300),
 }

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from jem import JEM
+from jem.evaluation import judge
 from jem.networks import mlp, small_cnn
 
 
@@ -54,3 +55,12 @@ def image_network():
 @pytest.fixture
 def point_model(point_network):
     return JEM(point_network, input_shape=(2,), classes=("a", "b", "c"), domain=(-1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def quick_judge():
+    """Judges of samples that learn for a moment, where what they find does not matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge, "FEWEST_UPDATES", 20)
+        patch.setattr(judge, "EPOCHS", 1)
+        yield

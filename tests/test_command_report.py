@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from jem.cli import main
-from jem.evaluation import judge
 
 QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "2", "--num-chains", "16", "--buffer-size", "32",
     "--sample-steps", "2",
 ]  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("quick_judge")
 
 
 def run(*words):
@@ -27,17 +28,8 @@ def refused(capsys, *words):
     return lines[0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_judge():
-    """Judges that learn for a moment: what they find does not matter here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "FEWEST_UPDATES", 20)
-        patch.setattr(judge, "EPOCHS", 1)
-        yield
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(quick_judge, tmp_path_factory):
     """A run on a small table, without a report: quick to train and to measure."""
     folder = tmp_path_factory.mktemp("report") / "run"
     assert run("train", "--data", "wine", "--out", folder, "--no-report", *QUICK) == 0

@@ -285,8 +285,10 @@ def test_saved_chains_are_dealt_by_class_and_only_then_again(wells):
     assert torch.equal(x[6], x[3])
 
 
-def test_a_class_without_a_saved_chain_takes_any(wells):
-    x = jem.sample(wells, [1] * 5, start=saved(), num_steps=0)
+def test_classes_without_a_saved_chain_take_any_in_turn():
+    model = JEM(Wells([-1.0, 0.0, 1.0, 9.0]), input_shape=(2,), domain=(-2.0, 2.0))
+    model.chain = settings(frequencies=(0.25,) * 4)
+    x = jem.sample(model, [1, 3, 1, 3, 1], start=saved(), num_steps=0)
     assert torch.equal(x.sort(dim=0).values, saved()[[0, 1, 2, 4, 5]].sort(dim=0).values)
 
 

@@ -46,7 +46,7 @@ def test_distances_are_those_of_a_search_of_the_whole_plane(wells, max_energy):
     plane = torch.cartesian_prod(axis, axis)
     with torch.no_grad():
         predicted, likely = wells(plane).argmax(dim=1), wells.energy(plane) <= max_energy
-    x, target = points(24), torch.arange(24) % 3
+    x, target = points(BLOCK), torch.arange(BLOCK) % 3
     found = jem.counterfactual(wells, x, target, max_energy=max_energy)
     assert found.success.all()
     assert (wells(found.x).argmax(dim=1) == target).all()
@@ -126,7 +126,9 @@ def test_the_energy_allowed_is_a_quantile_of_the_reference(wells):
     with torch.no_grad():
         energies = wells.energy(data)
     for quantile in (0.5, 0.95, 1.0):
-        found = jem.counterfactual(wells, points(2), 0, reference=data, quantile=quantile)
+        found = jem.counterfactual(
+            wells, points(2), 0, reference=data, quantile=quantile, num_rounds=5
+        )
         assert found.max_energy == pytest.approx(float(energies.quantile(quantile)))
         assert (found.energy <= found.max_energy).all()
     assert (
@@ -136,9 +138,9 @@ def test_the_energy_allowed_is_a_quantile_of_the_reference(wells):
 
 def test_row_i_does_not_depend_on_the_batch(wells):
     x, target = points(BLOCK + 3), torch.arange(BLOCK + 3) % 3
-    many = jem.counterfactual(wells, x, target, max_energy=0.1)
+    many = jem.counterfactual(wells, x, target, max_energy=0.1, num_rounds=15)
     for count in (1, BLOCK, BLOCK + 1):
-        few = jem.counterfactual(wells, x[:count], target[:count], max_energy=0.1)
+        few = jem.counterfactual(wells, x[:count], target[:count], max_energy=0.1, num_rounds=15)
         assert torch.equal(few.x, many.x[:count])
 
 
@@ -157,10 +159,12 @@ def test_the_model_is_left_as_it_was_in_any_gradient_mode(point_model, context):
     point_model.train()
     with context():
         x = points(3)
-        found = jem.counterfactual(point_model, x, 1, reference=points(20, seed=2))
+        found = jem.counterfactual(point_model, x, 1, reference=points(20, seed=2), num_rounds=10)
     assert all(m.training for m in point_model.modules())
     assert all(p.grad is None and p.requires_grad for p in point_model.parameters())
-    again = jem.counterfactual(point_model.eval(), x, 1, reference=points(20, seed=2))
+    again = jem.counterfactual(
+        point_model.eval(), x, 1, reference=points(20, seed=2), num_rounds=10
+    )
     assert torch.equal(found.x, again.x)
 
 

@@ -2,6 +2,9 @@
 
 import ast
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,7 +78,26 @@ def test_without_the_contrast_there_is_no_density(scripts, monkeypatch):
 def test_the_same_loop_in_fabric_ends_at_the_same_weights(scripts, own):
     fabric = importlib.import_module("lightning_fabric").Fabric(accelerator="cpu", devices=1)
     with torch.random.fork_rng(devices=[]):
-        result = scripts["fabric_loop"].main(epochs=6, fabric=fabric)
+        result = scripts["fabric_loop"].main(fabric, epochs=6)
     assert result.accuracy == own.accuracy
     for mine, theirs in zip(own.model.parameters(), result.model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not has_fabric(), reason="needs lightning-fabric (extra `fabric`)")
+def test_two_processes_of_fabric_train_one_model():
+    command = [
+        sys.executable,
+        str(SCRIPTS / "fabric_loop.py"),
+        "--processes",
+        "2",
+        "--epochs",
+        "4",
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("test accuracy"))
+    assert float(line.split()[2].rstrip(",")) > 0.8

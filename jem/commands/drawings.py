@@ -67,14 +67,6 @@ class Outputs:
         save_figure(figure, self.picture)
 
 
-def load_model(run: Path) -> JEM:
-    """The model of a run; a network of one's own is looked for where the command runs."""
-    from jem.training.run_folder import load
-
-    sys.path.insert(0, str(Path.cwd()))
-    return load(run)
-
-
 def class_indices(model: JEM, names: Sequence[str]) -> Tensor:
     """Indices of classes by name.
 

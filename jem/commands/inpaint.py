@@ -11,11 +11,11 @@ import tyro
 from jem.commands.drawings import (
     Outputs,
     class_indices,
-    load_model,
     made_by,
     moves_shown,
     raw_units,
 )
+from jem.commands.runs import load_model
 from jem.errors import InputError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jem.commands.runs import read_config, splits_of
+from jem.commands.runs import load_model, read_config, splits_of
 from jem.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -100,10 +100,10 @@ def _subject(args: Report) -> Subject:
     from jem.evaluation.report import Subject
     from jem.training.checkpoint import Checkpoints
     from jem.training.log import read_metrics
-    from jem.training.run_folder import RunFolder, load
+    from jem.training.run_folder import RunFolder
 
     folder, config = RunFolder(args.run), read_config(args.run)
-    model = load(args.run)
+    model = load_model(args.run)
     splits = splits_of(args.run, config, args.data, args.data_root)
     if tuple(splits.input_shape) != model.input_shape or splits.classes != model.classes:
         raise InputError(
@@ -125,10 +125,8 @@ def _subject(args: Report) -> Subject:
 
 
 def _control(folder: Path) -> JEM | None:
-    from jem.training.run_folder import load
-
     try:
-        return load(folder)
+        return load_model(folder)
     except RunFolderError:
         return None
 

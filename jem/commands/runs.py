@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from jem.errors import InputError
 
 if TYPE_CHECKING:
     from jem.data.parts import DataSplits
+    from jem.model import JEM
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -20,6 +22,14 @@ def read_config(run: Path) -> dict[str, Any]:
     from jem.training.run_folder import RunFolder
 
     return RunFolder(run).read_config()
+
+
+def load_model(run: Path) -> JEM:
+    """The model of a run; a network of one's own is looked for where the command runs."""
+    from jem.training.run_folder import load
+
+    sys.path.insert(0, str(Path.cwd()))
+    return load(run)
 
 
 def splits_of(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jem.errors import InputError
+from jem.evaluation.calibration_chance import calibrated_answers, calibrated_class_wise
 from jem.evaluation.calibration_errors import (
     BinTotals,
     Confidences,
@@ -29,7 +30,6 @@ from jem.evaluation.intervals import (
     error_interval,
     percentile_interval,
     resampling_counts,
-    rows_by_block,
     wilson_interval,
 )
 from jem.evaluation.predictions import (
@@ -55,7 +55,8 @@ TOP_LABEL_ERRORS = (
     "debiased_rmsce",
     "mce",
 )
-INFLATED = {*TOP_LABEL_ERRORS, "class_wise_ece", "discrimination"}  # by sampling noise
+CALIBRATION_ERRORS = (*TOP_LABEL_ERRORS, "class_wise_ece")
+INFLATED = {*CALIBRATION_ERRORS, "discrimination"}  # by sampling noise
 Edges = tuple[FloatArray, FloatArray]  # of bins of equal width, of equal mass
 
 
@@ -100,9 +101,9 @@ class CalibrationReport:
         confidence: Level of the intervals and bands.
         num_bootstrap: Replicates behind the intervals.
         intervals: Interval of each figure by its name; empty without replicates.
-        if_calibrated: What each top-label calibration error stays below, with probability
-            `confidence`, for a perfectly calibrated classifier of the same confidences and N: an
-            error below it is no evidence of miscalibration. Empty without replicates.
+        if_calibrated: What each calibration error stays below, with probability `confidence`, for
+            a perfectly calibrated classifier of the same probabilities and N: an error below it is
+            no evidence of miscalibration, and its interval begins at 0. Empty without replicates.
         bins: The reliability diagram.
         risk_coverage: The risk-coverage curve.
     """
@@ -180,7 +181,8 @@ def calibration_report(
         num_bootstrap: Bootstrap replicates, each N inputs drawn with replacement, bins of equal
             mass keeping the edges of the sample; and draws for `if_calibrated`. 0 leaves both
             `intervals` and `if_calibrated` empty. Intervals are of percentiles, except Wilson's
-            for the accuracy and `error_interval` for the calibration errors and discrimination.
+            for the accuracy and `error_interval` for the calibration errors and discrimination;
+            those of errors reach down by `if_calibrated` at least: chance adds no more.
         confidence: Level of the intervals and of the bands, in (0, 1).
         seed: Decides the replicates.
 
@@ -210,9 +212,7 @@ def calibration_report(
         _figures(checked, classes, weights, edges)
         for weights in resampling_counts(len(classes), num_bootstrap, seed)
     )
-    calibrated = _stack(
-        _top_label_figures(drawn, edges) for drawn in _calibrated(groups, num_bootstrap, seed)
-    )
+    chance = _chance(checked, groups, edges, num_bootstrap, confidence, seed)
     return CalibrationReport(
         num_samples=len(classes),
         num_classes=checked.shape[1],
@@ -220,12 +220,8 @@ def calibration_report(
         **figures,
         confidence=confidence,
         num_bootstrap=num_bootstrap,
-        intervals=_intervals(figures, replicates, confidence, len(classes)),
-        if_calibrated={
-            name: float(np.quantile(calibrated[name], confidence))
-            for name in TOP_LABEL_ERRORS
-            if calibrated
-        },
+        intervals=_intervals(figures, replicates, chance, confidence, len(classes)),
+        if_calibrated=chance,
         bins=_reliability_bins(bin_totals(groups, edges[0]), edges[0], confidence),
         risk_coverage=risk_coverage_curve(groups),
     )
@@ -281,14 +277,22 @@ def _top_label_figures(groups: Confidences, edges: Edges) -> dict[str, FloatArra
     }
 
 
-def _calibrated(groups: Confidences, num_draws: int, seed: int) -> Iterator[Confidences]:
-    """Answers as right as their confidence says, for the inputs of the sample (one weighting)."""
-    generator = np.random.default_rng([seed, 1])
-    counts = groups.counts[0].astype(np.int64)
-    for rows in rows_by_block(num_draws, len(counts)):
-        shape = (rows, len(counts))
-        hits = generator.binomial(counts, groups.levels, size=shape).astype(np.float64)
-        yield Confidences(groups.levels, np.broadcast_to(groups.counts, shape), hits)
+def _chance(
+    probabilities: FloatArray,
+    groups: Confidences,
+    edges: Edges,
+    num_draws: int,
+    confidence: float,
+    seed: int,
+) -> dict[str, float]:
+    """What each calibration error of a calibrated classifier stays below; empty without draws."""
+    if not num_draws:
+        return {}
+    drawn = _stack(
+        _top_label_figures(block, edges) for block in calibrated_answers(groups, num_draws, seed)
+    )
+    drawn["class_wise_ece"] = calibrated_class_wise(probabilities, edges[0], num_draws, seed)
+    return {name: float(np.quantile(drawn[name], confidence)) for name in CALIBRATION_ERRORS}
 
 
 def _stack(blocks: Iterable[dict[str, FloatArray]]) -> dict[str, FloatArray]:
@@ -301,6 +305,7 @@ def _stack(blocks: Iterable[dict[str, FloatArray]]) -> dict[str, FloatArray]:
 def _intervals(
     figures: dict[str, float],
     replicates: dict[str, FloatArray],
+    chance: dict[str, float],
     confidence: float,
     num_samples: int,
 ) -> dict[str, Interval]:
@@ -311,10 +316,13 @@ def _intervals(
         else percentile_interval(values, confidence)
         for name, values in replicates.items()
     }
+    for name, level in chance.items():
+        low, high = intervals[name]
+        intervals[name] = Interval(max(0.0, min(low, figures[name] - level)), high)
     if intervals:
         hits = round(figures["accuracy"] * num_samples)
-        low, high = wilson_interval(hits, num_samples, confidence)
-        intervals["accuracy"] = Interval(float(low), float(high))
+        ends = wilson_interval(hits, num_samples, confidence)
+        intervals["accuracy"] = Interval(float(ends[0]), float(ends[1]))
     return intervals
 
 

@@ -147,7 +147,8 @@ def completion_accuracy(
         ONE_DRAW: draws[0],
     }
     if num_draws > 1:
-        fillings[f"mean of {num_draws} completions"] = draws.mean(dim=0)
+        mean = torch.where(known, x, draws.mean(dim=0))  # a mean rounds what all share
+        fillings[f"mean of {num_draws} completions"] = mean
     right = {name: (judge.predict(z) == y).numpy() for name, z in fillings.items()}
     kept = x.masked_fill(~known, torch.nan)
     shown = {name: z[:num_shown] for name, z in ({"kept": kept} | fillings).items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jem.data.batches import BatchStream
+from jem.data.foreign import DISTANCES, ROTATIONS
 from jem.data.parts import DataSplits
 from jem.data.shifts import rotations
 from jem.errors import InputError
@@ -25,17 +26,16 @@ from jem.evaluation.fidelity import fidelity
 from jem.evaluation.judge import LARGEST_TRAINING_SET, train_judge
 from jem.evaluation.ood import OODDetector, ood_metrics
 from jem.evaluation.ood_threshold import largest_accept
-from jem.evaluation.summary import NOISE, foreign_sets, starts_from_noise
+from jem.evaluation.summary import NOISE, foreign_sets, logits_of, starts_from_noise
 from jem.evaluation.temperature import TemperatureScaling
 from jem.evaluation.verdicts import verdicts
 from jem.generation import sample
-from jem.model import JEM, evaluation_mode
+from jem.model import JEM
 
 SCHEMA_VERSION = 1
 """Of `report.json`; grows when a key changes its meaning or goes."""
 
-NEAR = ("letters", "rotated by 90 degrees")
-"""Made-up foreign sets that resemble the data; the others are far from it."""
+ROTATED = "rotated by 90 degrees"
 
 MOST_SAMPLES = 500
 SHOWN = 12
@@ -118,8 +118,8 @@ def measure(
     }
     measured = Measured(figures)
     x, y = _part(splits.test)
-    logits = logits_of(model, x)
-    plain_logits = None if subject.control is None else logits_of(subject.control, x)
+    logits = _logits(model, x)
+    plain_logits = None if subject.control is None else _logits(subject.control, x)
     temperature: TemperatureScaling | None = None
     if logits.shape[1] > 1:
         progress("classification and calibration")
@@ -152,12 +152,9 @@ def _attempt(
         figures["left_out"][name] = str(error)
 
 
-@torch.no_grad()
-def logits_of(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
-    """Logits in evaluation mode, (N, K), double precision, on the CPU."""
-    with evaluation_mode(model):
-        parts = [model.logits(part.to(model.device)).cpu() for part in x.split(batch_size)]
-    return torch.cat(parts).double()
+def _logits(model: JEM, x: Tensor) -> Tensor:
+    """Logits (N, K) in double precision: probabilities near 0 and 1 decide calibration."""
+    return logits_of(model, x).double()
 
 
 def _part(part: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - a part in memory or on disk
@@ -168,7 +165,7 @@ def _part(part: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - a part in memor
 
 def _validation_logits(model: JEM, splits: DataSplits) -> tuple[Tensor, Tensor]:
     x, y = _part(splits.validation)
-    return logits_of(model, x), y
+    return _logits(model, x), y
 
 
 def _data(splits: DataSplits) -> dict[str, Any]:
@@ -249,7 +246,7 @@ def _ood(
     assert own is not None, "the model's own logits are always there"
     sets = foreign_sets(subject.splits, seed)
     if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
-        sets["rotated by 90 degrees"] = rotations(x)
+        sets[ROTATED] = rotations(x)
     sets |= subject.foreign
     threshold = None if detector is None else detector.threshold
     measured.scores["test"] = own
@@ -261,18 +258,18 @@ def _ood(
         measured.images["rejected although of the data"] = x[refused.flip(0)[:SHOWN]]
     rows = []
     for name, foreign in sets.items():
-        scores = logits_of(subject.model, foreign).logsumexp(dim=1)
+        scores = _logits(subject.model, foreign).logsumexp(dim=1)
         measured.scores[name] = scores
         metrics = ood_metrics(own, scores, num_bootstrap=200)
         row: dict[str, Any] = {
             "name": name,
-            "kind": "near" if name in NEAR else "far" if name not in subject.foreign else "given",
+            "kind": "given" if name in subject.foreign else _distance(name),
             "seen": name == NOISE and starts_from_noise(subject.model),
             "num": len(foreign),
             **_ood_figures(metrics.to_dict()),
         }
         if plain is not None and subject.control is not None:
-            other = logits_of(subject.control, foreign).logsumexp(dim=1)
+            other = _logits(subject.control, foreign).logsumexp(dim=1)
             row["auroc_plain"] = _ood_figures(
                 ood_metrics(plain, other, num_bootstrap=1).to_dict()
             )["auroc"]
@@ -289,6 +286,11 @@ def _ood(
         found["num_calibration"] = len(subject.splits.calibration)
         found["accepted"] = share_estimate(own >= threshold)._asdict()
     return found
+
+
+def _distance(name: str) -> str:
+    """How far a made-up set lies from the data: near or far."""
+    return DISTANCES[ROTATIONS if name == ROTATED else name.replace(" ", "_")]
 
 
 def _ood_figures(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -52,7 +52,8 @@ def foreign_sets(splits: DataSplits, seed: int = 0) -> Foreign:
 
 
 @torch.no_grad()
-def _logits(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
+def logits_of(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
+    """Logits of inputs (N, *shape) in evaluation mode, shape (N, K), on the CPU."""
     with evaluation_mode(model):
         return torch.cat(
             [model.logits(part.to(model.device)).cpu() for part in x.split(batch_size)]
@@ -78,7 +79,7 @@ def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any
         log-density (higher = in-distribution, 95 % intervals).
     """
     parts = list(BatchStream(splits.test, 512, seed=0, name="test", drop_last=False).epoch(0))
-    logits = torch.cat([_logits(model, x) for x, _ in parts])
+    logits = torch.cat([logits_of(model, x) for x, _ in parts])
     labels = torch.cat([y for _, y in parts])
     summary: dict[str, Any] = {"num_test": len(labels)}
     if logits.shape[1] > 1:
@@ -87,7 +88,9 @@ def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any
     scores = torch.logsumexp(logits, dim=1)
     summary["auroc"] = {}
     for name, x in foreign.items():
-        metrics = ood_metrics(scores, torch.logsumexp(_logits(model, x), dim=1), num_bootstrap=100)
+        metrics = ood_metrics(
+            scores, torch.logsumexp(logits_of(model, x), dim=1), num_bootstrap=100
+        )
         low, high = metrics.intervals["auroc"]
         summary["auroc"][name] = {
             "value": metrics.auroc, "low": low, "high": high, "num_foreign": len(x),

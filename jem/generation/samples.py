@@ -62,8 +62,9 @@ class DealtChains:
         return self.chains[torch.stack([self._next(int(k)) for k in labels])]
 
     def _next(self, label: int) -> Tensor:
-        own = (self._classes == label).nonzero().flatten()
-        deck = own if len(own) else torch.arange(len(self.chains), device=own.device)
+        deck = (self._classes == label).nonzero().flatten()
+        if not len(deck):  # all classes without a chain deal from one deck
+            label, deck = -1, torch.arange(len(self.chains), device=deck.device)
         place = self._dealt.get(label, 0)
         self._dealt[label] = place + 1
         return deck[place % len(deck)]

@@ -8,7 +8,7 @@ from matplotlib import pyplot as plt
 from sklearn.metrics import brier_score_loss, log_loss
 
 from jem.errors import InputError
-from jem.evaluation.calibration import TOP_LABEL_ERRORS, calibration_report
+from jem.evaluation.calibration import CALIBRATION_ERRORS, calibration_report
 from jem.plotting import reliability_diagram, risk_coverage_plot
 
 FIGURES = [
@@ -119,12 +119,12 @@ def test_intervals_cover_the_truth_at_their_level():
 
 
 def test_calibrated_predictions_stay_below_the_calibrated_level_as_often_as_said():
-    below = dict.fromkeys(TOP_LABEL_ERRORS, 0)
+    below = dict.fromkeys(CALIBRATION_ERRORS, 0)
     for seed in range(60):
         report = calibration_report(
             *predictions(200, seed=seed), num_bootstrap=100, confidence=0.9, seed=seed
         )
-        assert tuple(report.if_calibrated) == TOP_LABEL_ERRORS
+        assert tuple(report.if_calibrated) == CALIBRATION_ERRORS
         for name, level in report.if_calibrated.items():
             below[name] += getattr(report, name) <= level
     assert all(46 <= count <= 60 for count in below.values()), below
@@ -132,7 +132,7 @@ def test_calibrated_predictions_stay_below_the_calibrated_level_as_often_as_said
 
 def test_overconfident_predictions_exceed_the_calibrated_level():
     report = calibration_report(*predictions(1000, sharpen=2), num_bootstrap=100)
-    for name in TOP_LABEL_ERRORS:
+    for name in CALIBRATION_ERRORS:
         if name != "mce":  # its level is that of the bin with the fewest inputs
             assert getattr(report, name) > report.if_calibrated[name], name
 

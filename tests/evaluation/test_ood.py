@@ -8,7 +8,9 @@ from torch import nn
 
 from jem.errors import InputError
 from jem.evaluation.ood import SCORES, OODDetector, PytorchOODAdapter, score
-from jem.evaluation.ood_features import FITS
+from jem.evaluation.ood_features import FITS, as_batch
+from jem.evaluation.ood_scores import score_logits
+from jem.evaluation.ood_threshold import check_accept, largest_accept
 from jem.model import JEM
 from jem.networks import mlp
 
@@ -147,6 +149,79 @@ def test_options_reach_the_score_and_are_saved():
     expected = score(model, x, "knn", reference=(x, None), k=3)
     assert detector.score(x).equal(expected)  # before `fit`
     assert OODDetector(model).load_state_dict(detector.state_dict()).score(x).equal(expected)
+
+
+def test_scores_at_hand_fit_and_judge_as_inputs_do():
+    torch.manual_seed(0)
+    model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(90, 2)
+    for name in SCORES:
+        reference = (x[:30], torch.arange(30) % 3)
+        by_input = OODDetector(model, name, reference).fit(x[30:60], accept=0.9)
+        by_score = OODDetector(model, name, reference)
+        by_score.fit_scores(by_score.score(x[30:60]), accept=0.9)
+        assert by_score.threshold == by_input.threshold
+        assert by_score.num_calibration == 30
+        verdict = by_score.verdict(by_input.score(x[60:]))
+        assert verdict.p_value.equal(by_input.p_value(x[60:]))
+        assert verdict.is_ood.equal(by_input.is_ood(x[60:]))
+        with torch.no_grad():
+            logits = model.logits(x)
+        torch.testing.assert_close(by_input.score(x, logits), by_input.score(x))
+
+
+def test_logits_at_hand_spare_the_network():
+    class Once(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x @ torch.ones(2, 3)
+
+    network = Once()
+    detector = OODDetector(JEM(network), "entropy")
+    detector.score(torch.zeros(5, 2), logits=torch.randn(5, 3))
+    assert network.calls == 0
+    with pytest.raises(InputError, match="not logits alone"):
+        score_logits(torch.zeros(5, 3), "approximate_mass")
+    with pytest.raises(InputError, match="unknown OOD score"):
+        score_logits(torch.zeros(5, 3), "fame")
+
+
+def test_the_threshold_moves_to_another_share_by_the_same_calibration():
+    detector = detector_on(range(99), accept=0.9)
+    assert detector.threshold == 9.0
+    assert detector.accepting(0.95).threshold == detector_on(range(99), accept=0.95).threshold
+    assert detector.accept == 0.95
+    with pytest.raises(InputError, match="at least 999 calibration inputs, but got 99"):
+        detector.accepting(0.999)
+    assert (detector.accept, detector.threshold) == (0.95, 4.0)
+    with pytest.raises(InputError, match="call `fit"):
+        OODDetector(JEM(FirstColumn())).accepting(0.9)
+    with pytest.raises(InputError, match="shape"):
+        detector.fit_scores(torch.zeros(30, 2))
+
+
+@pytest.mark.parametrize("num", [1, 2, 9, 15, 18, 19, 100])
+def test_largest_share_is_one_that_is_taken_and_no_larger_one_is(num):
+    accept = largest_accept(num)
+    check_accept(num, accept)
+    assert accept == pytest.approx(0.95 if num >= 19 else num / (num + 1))
+    if num < 19:
+        with pytest.raises(InputError, match="needs at least"):
+            check_accept(num, accept + 1e-6)
+    with pytest.raises(InputError, match="there is none"):
+        largest_accept(0)
+
+
+def test_arrays_in_files_are_scored_without_a_copy(tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    np.save(tmp_path / "x.npy", x)
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert as_batch(stored, (2,)).data_ptr() == stored.ctypes.data
+    model = JEM(mlp((2,), 3, width=8, depth=1))
+    for view in (stored, stored.astype(">f8"), stored[::-1][::-1], x[::-1][::-1]):
+        torch.testing.assert_close(score(model, view), score(model, x))
+    torch.testing.assert_close(score(model, stored[::-1]), score(model, x[::-1].copy()))
 
 
 def test_misuse_is_refused_with_a_clear_line():

@@ -8,6 +8,7 @@ import torch
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from jem.errors import InputError
+from jem.evaluation.intervals import wilson_interval
 from jem.evaluation.ood_metrics import Figures, ood_metrics
 
 FEW = {"num_bootstrap": 20}
@@ -131,8 +132,7 @@ def test_every_figure_has_an_interval_around_it(kind):
     assert set(metrics.intervals) == set(Figures._fields)
     for name, (low, high) in metrics.intervals.items():
         assert 0 <= low <= high <= 1
-        # The detection error is a minimum over thresholds: its replicates lean downwards.
-        assert low - 1e-9 <= getattr(metrics, name) <= high + 1e-9 + (name == "detection_error")
+        assert low - 1e-9 <= getattr(metrics, name) <= high + 1e-9
 
 
 def test_perfect_separation_is_not_reported_as_certain():
@@ -140,6 +140,12 @@ def test_perfect_separation_is_not_reported_as_certain():
     assert metrics.auroc == 1.0
     assert metrics.intervals["auroc"] == pytest.approx((0.025**0.1, 1.0))
     assert metrics.intervals["fpr95_in_positive"][1] > 0.1
+    lost, above = 1 - 0.025**0.1, 1 - 0.025 ** (1 / 30)  # of 10 in, of 30 out
+    precision = 10 * (1 - lost) / (10 * (1 - lost) + 30 * above)
+    assert metrics.intervals["aupr_in"] == pytest.approx(((1 - lost) * precision, 1.0))
+    wilson = 1.959964**2 / (np.array([10, 30]) + 1.959964**2)  # upper ends at 0 of 10, 0 of 30
+    high = np.sqrt((wilson**2).sum()) / 2
+    assert metrics.intervals["detection_error"] == pytest.approx((0.0, high))
     assert ood_metrics([1.0, 1.0], [2.0, 3.0], **FEW).intervals["auroc"][0] == 0.0
     assert ood_metrics([1.5], [1.0, 2.0], **FEW).intervals["auroc"] == (0.0, 1.0)
 
@@ -154,6 +160,33 @@ def test_delong_variance_equals_the_direct_quadratic_form():
     low, high = 1 / (1 + np.exp(-(logit - half))), 1 / (1 + np.exp(-(logit + half)))
     found = ood_metrics(scores_in, scores_out, **FEW).intervals["auroc"]
     assert found == pytest.approx((low, high), abs=1e-6)
+
+
+def test_interval_of_detection_error_by_hand():
+    scores_in, scores_out = np.repeat([2.0, 1.0, 0.0], [16, 3, 1]), np.repeat([2.0, 0.0], [2, 48])
+    metrics = ood_metrics(scores_in, scores_out, num_bootstrap=400)
+    assert metrics.detection_error == pytest.approx((1 / 20 + 2 / 50) / 2)
+    ends = [wilson_interval(1, 20, 0.95), wilson_interval(2, 50, 0.95)]
+    low = 0.045 - np.hypot(0.05 - ends[0][0], 0.04 - ends[1][0]) / 2
+    high = 0.045 + np.hypot(ends[0][1] - 0.05, ends[1][1] - 0.04) / 2
+    found = metrics.intervals["detection_error"]
+    assert found.low == pytest.approx(low)
+    assert high <= found.high < high + 0.01  # raised by what choosing the threshold gains
+
+
+def test_interval_of_average_precision_is_normal_on_the_logit_scale():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(1, 1, 100), rng.normal(0, 1, 60)
+    metrics = ood_metrics(*scores, num_bootstrap=2000)
+    drawn = []
+    for _ in range(500):
+        again = rng.choice(scores[0], 100), rng.choice(scores[1], 60)
+        drawn.append(average_precision_score(*joined(*again)))
+    spread = np.std(np.log(drawn) - np.log1p(-np.array(drawn)))
+    low, high = metrics.intervals["aupr_in"]
+    logits = [np.log(v / (1 - v)) for v in (low, metrics.aupr_in, high)]
+    assert logits[2] - logits[1] == pytest.approx(logits[1] - logits[0])
+    assert logits[2] - logits[1] == pytest.approx(1.96 * spread, rel=0.1)
 
 
 def normal_cdf(z):

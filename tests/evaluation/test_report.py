@@ -13,8 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 import jem
 from jem.data.arrays import from_arrays
 from jem.data.parts import DataPart
-from jem.evaluation import judge
-from jem.evaluation.report import SCHEMA_VERSION, Subject, logits_of, measure
+from jem.evaluation.report import SCHEMA_VERSION, Subject, measure
 from jem.evaluation.report_page import comparison_rows, render, render_comparison
 from jem.evaluation.verdicts import verdicts
 from jem.networks import mlp, small_cnn
@@ -27,6 +26,14 @@ RUN = {
     "version": "0",
     "config": {"seed": 0, "note": "<script>alert(1)</script>"},
 }
+
+
+pytestmark = pytest.mark.usefixtures("quick_judge")
+
+
+def exact_logits(model, x):
+    with torch.no_grad():
+        return model.logits(x).double()
 
 
 def subject(kind="image", trained=True, num_classes=3, control=True):
@@ -64,15 +71,6 @@ def subject(kind="image", trained=True, num_classes=3, control=True):
     )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick_judge():
-    """Judges that learn for a moment: what they find does not matter here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "FEWEST_UPDATES", 20)
-        patch.setattr(judge, "EPOCHS", 1)
-        yield
-
-
 @pytest.fixture(scope="module")
 def measured(quick_judge):
     of = subject()
@@ -82,13 +80,13 @@ def measured(quick_judge):
 def test_figures_are_those_of_independent_libraries(measured):
     of, found = measured
     x, y = of.splits.test[:]
-    logits = logits_of(of.model, x)
+    logits = exact_logits(of.model, x)
     probabilities = logits.softmax(dim=1).numpy()
     row = found.figures["classification"]["rows"]["model"]
     assert row["num"] == len(x)
     assert row["accuracy"]["value"] == pytest.approx(accuracy_score(y, probabilities.argmax(1)))
     assert row["nll"]["value"] == pytest.approx(log_loss(y, probabilities))
-    plain = logits_of(of.control, x).argmax(1)
+    plain = exact_logits(of.control, x).argmax(1)
     difference = found.figures["classification"]["accuracy_difference"]
     assert difference["value"] == pytest.approx(
         accuracy_score(y, probabilities.argmax(1)) - accuracy_score(y, plain)
@@ -111,13 +109,13 @@ def test_near_and_far_and_seen_sets_are_told_apart(measured):
 
 def test_pictured_inputs_are_the_ones_they_are_said_to_be(measured):
     of, found = measured
-    scores = logits_of(of.model, of.splits.test[:][0]).logsumexp(dim=1).sort().values
+    scores = exact_logits(of.model, of.splits.test[:][0]).logsumexp(dim=1).sort().values
     for name, expected in (("most", scores.flip(0)), ("least", scores)):
-        pictured = logits_of(of.model, found.images[f"{name} likely test inputs"])
+        pictured = exact_logits(of.model, found.images[f"{name} likely test inputs"])
         torch.testing.assert_close(pictured.logsumexp(dim=1), expected[: len(pictured)])
     for name, images in found.images.items():
         if name.startswith("accepted although foreign"):
-            passed = logits_of(of.model, images).logsumexp(dim=1)
+            passed = exact_logits(of.model, images).logsumexp(dim=1)
             assert (passed >= found.figures["ood"]["threshold"]).all()
 
 
