@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from jem.errors import RunFolderError
+from jem.training.distributed import ONE_PROCESS, Ranks
 
 FORMAT = 1
 _NAME = re.compile(r"(\d+)\.pt")
@@ -95,10 +96,19 @@ class Checkpoints:
         folder: Where they are; None keeps them in memory.
         every: Checkpoints at multiples of this count as made at fixed iterations.
         keep: How many of those are kept.
+        ranks: Processes of the run. In a folder the first alone writes, for all of them.
     """
 
-    def __init__(self, folder: Path | None, every: int = 1, keep: int = 3) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        every: int = 1,
+        keep: int = 3,
+        ranks: Ranks = ONE_PROCESS,
+    ) -> None:
         self.folder, self.every, self.keep = folder, every, keep
+        self.ranks = ranks
+        self._writes = folder is None or ranks.first
         self._memory: dict[int, bytes] = {}
 
     def iterations(self) -> list[int]:
@@ -124,6 +134,8 @@ class Checkpoints:
         Raises:
             RunFolderError: If it cannot be written; the ones before stay.
         """
+        if not self._writes:
+            return
         content = serialise({"format": FORMAT, **state})
         path = self.path(iteration)
         if path is None:
@@ -157,10 +169,10 @@ class Checkpoints:
         Returns:
             The newest fixed iteration; the one before if going back to that one did not help.
         """
-        *older, target = self.fixed_iterations()
+        *older, target = self.ranks.agree(self.fixed_iterations())
         if target == last and older:
             target = older[-1]
-        for iteration in self.iterations():
+        for iteration in self.iterations() if self._writes else ():
             if iteration > target:
                 self.drop(iteration)
         return target

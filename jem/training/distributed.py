@@ -7,7 +7,10 @@ settings mean the same however many there are: batch, chains and buffer are divi
 from __future__ import annotations
 
 import atexit
+import gc
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,6 +148,10 @@ class _Pass(nn.Module):
         return self.function(self.model, *inputs)
 
 
+ONE_PROCESS = Ranks()
+"""The process of a run that `torchrun` did not start."""
+
+
 def join() -> Ranks:
     """Join the processes that `torchrun` started, or be the only one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
@@ -154,8 +161,18 @@ def join() -> Ranks:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
-        atexit.register(dist.destroy_process_group)
+        atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size())
+
+
+def _leave() -> None:
+    """Part from the other processes before the interpreter ends.
+
+    What still holds the group, such as a trainer in a reference cycle, keeps its threads alive;
+    one that lets go of a Python object while the interpreter ends aborts the process.
+    """
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def restarted() -> bool:
@@ -178,6 +195,11 @@ def one_for_all(ranks: Ranks) -> Iterator[None]:
         lost = ("gloo", "nccl", "connection", "peer")
         if ranks.count == 1 or not any(word in str(error).lower() for word in lost):
             raise
+        # There is nobody left to take leave of; and torchrun ends this process too, now: its
+        # signal must not come before the message.
+        atexit.unregister(dist.destroy_process_group)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise RunFolderError(
             f"another process of this job of {ranks.count} ended, so this one cannot go on; "
             "start the job again with --resume, or let torchrun do it (--max-restarts)"

@@ -27,7 +27,7 @@ from jem.training.problem import choose_device, set_up
 from jem.training.process import isolated_randomness, stop_signals
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.run_folder import RunFolder, identity, refuse_other_settings
-from jem.training.run_folder import network_spec as network_spec  # TEMP
+from jem.training.run_folder import network_spec as network_spec  # `jem train` finds it here
 from jem.training.state import RunState
 from jem.training.steps import STEPS, second_pass
 from jem.training.validation import validate
@@ -313,7 +313,9 @@ class Trainer:
     def _begin(self, resume: bool) -> None:
         folder = self.folder
         self.checkpoints = Checkpoints(
-            None if folder is None else folder.checkpoints, self.recipe.snapshot_every
+            None if folder is None else folder.checkpoints,
+            self.recipe.snapshot_every,
+            ranks=self.ranks,
         )
         if resume and self.checkpoints.iterations():
             self._restore(self.checkpoints.load_latest()[1])
@@ -366,9 +368,7 @@ class Trainer:
         self._tick()
         self.state.position.log_position = self.watch.log.position()
         run = identity(self.model, self.recipe, self.seed, self.describe)
-        state = self.state.state_dict() | run
-        if self.folder is None or self.ranks.first:
-            self.checkpoints.save(self.state.position.iteration, state)
+        self.checkpoints.save(self.state.position.iteration, self.state.state_dict() | run)
 
     def _restore(self, state: dict[str, Any]) -> None:
         refuse_other_settings(state, self.recipe, self.seed)
@@ -383,10 +383,7 @@ class Trainer:
         if recoveries > self.recipe.max_recoveries:
             log.write("gave_up", iteration=diverged.iteration, recoveries=diverged.recoveries)
             raise give_up(self.recipe, diverged.iteration, diverged.recoveries)
-        target = -1
-        if self.folder is None or self.ranks.first:
-            target = self.checkpoints.roll_back(diverged.rolled_back_to)
-        target = self.ranks.agree(target)
+        target = self.checkpoints.roll_back(diverged.rolled_back_to)
         self._restore(self.checkpoints.load(target))
         self._clean.fill_(True)
         position = self.state.position

@@ -10,9 +10,7 @@ import torch
 from jem.data.batches import BatchStream
 from jem.model import JEM, evaluation_mode, joint_energy
 from jem.objectives.classification import cross_entropy
-from jem.training.distributed import Ranks
-
-ONE_PROCESS = Ranks()
+from jem.training.distributed import ONE_PROCESS, Ranks
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from test_trainer import SMALL, blobs
+from test_trainer import SMALL, UNSTABLE, blobs, model_of
 from torch import nn
 
 from jem import networks
@@ -115,9 +115,24 @@ def batch_norm(folder, resume, stop_at=None, die_at=None):
         sys.exit(2)
 
 
+def unstable(folder):
+    """A run that diverges and recovers."""
+    recipe = replace(
+        UNSTABLE, batch_size=16, num_chains=16, buffer_size=32, epochs=10, snapshot_every=10
+    )
+    trainer = Trainer(model_of(), recipe, run_dir=folder, device="cpu")
+    result = trainer.fit(blobs())
+    ends = trainer.ranks.gather(list(trainer.model.parameters()))
+    assert all(torch.equal(p, q) for p, q in zip(*ends, strict=True))
+    assert trainer.ranks.gather(result.recoveries) == [result.recoveries] * 2
+
+
 def main(folder, scenarios):
     torch.set_num_threads(1)
     for name in scenarios:
+        if name == "unstable":
+            unstable(folder)
+            continue
         if name in EQUAL:
             result = equal(name)
             if int(os.environ.get("RANK", "0")) == 0:

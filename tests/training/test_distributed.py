@@ -1,6 +1,7 @@
 """Several processes make the run that one would make; what they keep, and how they end."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -63,6 +64,15 @@ def test_what_cannot_be_divided_is_refused():
         Ranks(0, 4).share(63, "num_chains")
 
 
+@pytest.fixture
+def sigterm():
+    """Puts the handler of SIGTERM back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("sigterm")
 def test_only_a_lost_connection_is_blamed_on_another_process():
     said = pytest.raises(RunFolderError, match=r"another process of this job of 2 ended.*--resume")
     with said, one_for_all(Ranks(0, 2)):
@@ -149,9 +159,20 @@ def test_a_process_that_dies_ends_the_job_clearly_and_torchrun_may_start_it_agai
     resumed = torchrun(cut, "resume")
     assert resumed.returncode == 0, resumed.stderr
     check_same_run(whole, cut)
-    restarted = torchrun(again, "die:10", restarts=1)
+    restarted = torchrun(again, "die:10", restarts=4)  # a start may fail to connect: try again
     assert restarted.returncode == 0, restarted.stderr
     check_same_run(whole, again)
+
+
+@pytest.mark.slow
+def test_two_processes_recover_from_a_divergence_together(tmp_path):
+    done = torchrun(tmp_path / "run", "unstable")
+    assert done.returncode == 0, done.stderr
+    recoveries = read_metrics(tmp_path / "run" / "metrics.jsonl", "recovery")
+    assert recoveries
+    assert all(r["back_to"] % 10 == 0 for r in recoveries)
+    (end,) = read_metrics(tmp_path / "run" / "metrics.jsonl", "end")
+    assert (end["iteration"], end["recoveries"]) == (60, len(recoveries))
 
 
 def check_same_run(first, second):
