@@ -11,6 +11,7 @@ import gc
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from jem.model import evaluation_mode
 from jem.randomness import derive_seed
 
 T = TypeVar("T")
+
+LEAVE_SECONDS = 0.5
+"""How long a process waits for its communication threads before it ends."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,11 @@ def join() -> Ranks:
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, count = next(iter(dist.rendezvous("env://")))
+        # A restarted job must not find the addresses of its dead processes.
+        store = dist.PrefixStore(f"start {_restarts()}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
         atexit.register(_leave)
     return Ranks(dist.get_rank(), dist.get_world_size())
 
@@ -168,16 +176,22 @@ def join() -> Ranks:
 def _leave() -> None:
     """Part from the other processes before the interpreter ends.
 
-    What still holds the group, such as a trainer in a reference cycle, keeps its threads alive;
-    one that lets go of a Python object while the interpreter ends aborts the process.
+    `DistributedDataParallel` keeps the group's threads alive beyond the group. Such a thread lets
+    go of a collective's tensors a moment after the collective is done, and aborts the process if
+    the interpreter is ending by then: it is given that moment.
     """
     gc.collect()
     dist.destroy_process_group()
+    time.sleep(LEAVE_SECONDS)
 
 
 def restarted() -> bool:
     """Whether `torchrun` started this process again, after one of its job had died."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 
 @contextmanager
@@ -197,7 +211,7 @@ def one_for_all(ranks: Ranks) -> Iterator[None]:
             raise
         # There is nobody left to take leave of; and torchrun ends this process too, now: its
         # signal must not come before the message.
-        atexit.unregister(dist.destroy_process_group)
+        atexit.unregister(_leave)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise RunFolderError(

@@ -159,7 +159,7 @@ def test_a_process_that_dies_ends_the_job_clearly_and_torchrun_may_start_it_agai
     resumed = torchrun(cut, "resume")
     assert resumed.returncode == 0, resumed.stderr
     check_same_run(whole, cut)
-    restarted = torchrun(again, "die:10", restarts=4)  # a start may fail to connect: try again
+    restarted = torchrun(again, "die:10", restarts=1)
     assert restarted.returncode == 0, restarted.stderr
     check_same_run(whole, again)
 
