@@ -3,8 +3,9 @@
     python scripts/benchmark_recipes.py --recipes plain fast --seeds 0 1 2
 
 Prints a Markdown table of means (and the range over seeds) on the test part, which nothing chose
-on. Agreement is that of a support vector machine, trained on the real training part, with the
-class asked of fresh samples.
+on. Every run is a process of its own, one at a time, so that its peak memory is known. On a
+machine with other work, processor seconds compare better than seconds. With `--out` each finished
+run is kept at once, and a race that was cut goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
+import multiprocessing
+import resource
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -22,18 +25,19 @@ from typing import Any
 
 import torch
 import tyro
-from sklearn.svm import SVC
-from torch import Tensor
 
 import jem
 from jem import networks
 from jem.data import DataSplits
-from jem.evaluation.summary import foreign_sets, summarise
+from jem.evaluation.calibration import calibration_report
+from jem.evaluation.distances import frechet_distance, kernel_distance
+from jem.evaluation.judge import Judge, train_judge
+from jem.evaluation.summary import foreign_sets, logits_of, summarise
 from jem.randomness import derive_seed
 from jem.training.recipe import RECIPES
 from jem.training.trainer import Trainer
 
-SAMPLES_A_CLASS = 20
+SAMPLES_A_CLASS = 50
 
 
 @dataclass
@@ -44,6 +48,8 @@ class Benchmark:
     """Names of recipes; the first is what times are compared with."""
     data: str = "digits"
     """A named data set."""
+    foreign: tuple[str, ...] = ()
+    """More foreign sets, beside those that are made up: named data sets or files."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed is another split, another initialisation and other noise."""
     epochs: int | None = None
@@ -51,21 +57,15 @@ class Benchmark:
     data_root: Path | None = None
     """Folder of downloaded data sets; JEM_DATA if left out."""
     out: Path | None = None
-    """JSON file for all figures of all runs."""
+    """Keeps the figures of each run, a JSON line each; runs that it holds are not made again."""
     threads: int | None = None
     """Threads of torch; all cores if left out."""
 
 
-def agreement(model: jem.JEM, splits: DataSplits, seed: int) -> float:
-    """Share of fresh samples that an independent classifier gives to the class asked for."""
-    judge = SVC(C=10, gamma="scale").fit(splits.train.x.flatten(1), splits.train.y)
-    labels = torch.arange(len(splits.classes)).repeat_interleave(SAMPLES_A_CLASS)
-    drawn: Tensor = jem.sample(model, labels, seed=seed).cpu()
-    return float((torch.as_tensor(judge.predict(drawn.flatten(1))) == labels).float().mean())
-
-
-def run(name: str, seed: int, args: Benchmark) -> dict[str, Any]:
+def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict[str, Any]:
     """Train one recipe with one seed and measure it."""
+    if args.threads is not None:
+        torch.set_num_threads(args.threads)
     splits = jem.data.load(args.data, root=args.data_root, seed=seed)
     recipe = RECIPES[name]
     if args.epochs is not None:
@@ -74,70 +74,151 @@ def run(name: str, seed: int, args: Benchmark) -> dict[str, Any]:
     num_classes = len(splits.classes)
     network = networks.network_for(splits.input_shape, num_classes, head=recipe.head)
     model = jem.JEM(network, classes=splits.classes, domain=splits.domain, scaling=splits.scaling)
-    result = Trainer(model, recipe, seed=seed, device="cpu").fit(splits.train, splits.validation)
-    row = summarise(model, splits, foreign_sets(splits, seed))
-    row |= {"seconds": result.seconds, "iterations": result.iterations}
-    row |= {"recoveries": result.recoveries}
-    if recipe.generative:
-        row["agreement"] = agreement(model, splits, seed)
+    row: dict[str, Any] = {"recipe": name, "seed": seed}
+    start = time.process_time()
+    try:
+        result = Trainer(model, recipe, seed=seed, device="cpu").fit(
+            splits.train, splits.validation
+        )
+    except jem.TrainingDivergedError as error:
+        return row | {"failed": str(error)}
+    row |= {"seconds": result.seconds, "cpu_seconds": time.process_time() - start}
+    row |= {"iterations": result.iterations, "recoveries": result.recoveries}
+    row["memory"] = peak_memory()
+    foreign = foreign_sets(splits, seed)
+    for other in args.foreign:
+        foreign[Path(other).stem] = jem.data.load(other, root=args.data_root).test.x[:2000]
+    row |= summarise(model, splits, foreign) | after_temperature(model, splits)
+    if recipe.generative and judge is not None:
+        row |= samples_of(model, splits, judge, seed)
     return row
+
+
+def peak_memory() -> float:
+    """Most memory that this process has held so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def after_temperature(model: jem.JEM, splits: DataSplits) -> dict[str, float]:
+    """NLL and ECE of the test part with the temperature that the validation part asks for."""
+    scaling = jem.TemperatureScaling()
+    scaling.fit(logits_of(model, splits.validation.x), splits.validation.y)
+    logits = scaling.transform(logits_of(model, splits.test.x).double())
+    report = calibration_report(logits.softmax(dim=1), splits.test.y, num_bootstrap=0)
+    return {"nll_scaled": report.nll, "ece_scaled": report.ece}
+
+
+def samples_of(model: jem.JEM, splits: DataSplits, judge: Judge, seed: int) -> dict[str, float]:
+    """Agreement, Frechet and kernel distance of fresh samples of every class."""
+    labels = torch.arange(len(splits.classes)).repeat_interleave(SAMPLES_A_CLASS)
+    x = jem.sample(model, labels, seed=seed).cpu()
+    real, fake = judge.features(splits.train.x), judge.features(x)
+    return {
+        "agreement": float((judge.predict(x) == labels).float().mean()),
+        "frechet": frechet_distance(real, fake, num_bootstrap=0).value,
+        "kernel": kernel_distance(real, fake).value,
+    }
+
+
+def judge_of(seed: int, args: Benchmark) -> Judge | None:
+    """The network in whose features the samples of a seed are measured."""
+    splits = jem.data.load(args.data, root=args.data_root, seed=seed)
+    if splits.kind != "image":
+        return None
+    num_classes = len(splits.classes)
+    return train_judge(splits.train.x, splits.train.y, num_classes, seed=seed, data=args.data)
 
 
 def spread(values: list[float], digits: int) -> str:
     """Mean and range, as text."""
     low, high = min(values), max(values)
-    return f"{statistics.mean(values):.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if low == high else f"{mean} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-def table(rows: dict[str, list[dict[str, Any]]]) -> str:
+FIGURES = (
+    ("accuracy", "accuracy", 4),
+    ("NLL, nats", "nll", 3),
+    ("ECE", "ece", 4),
+    ("NLL after temperature", "nll_scaled", 3),
+    ("ECE after temperature", "ece_scaled", 4),
+    ("AUROC", "auroc", 4),
+    ("agreement of samples", "agreement", 3),
+    ("Frechet distance of samples", "frechet", 1),
+    ("kernel distance of samples", "kernel", 3),
+    ("seconds of fit", "seconds", 1),
+    ("processor seconds of fit", "cpu_seconds", 1),
+    ("peak memory of the process, MiB", "memory", 0),
+)
+
+
+def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
     """Markdown table, a column a recipe."""
-    names = list(rows)
-    baseline = statistics.mean(row["seconds"] for row in rows[names[0]])
+    finished = {n: [r for r in rows if r["recipe"] == n and "failed" not in r] for n in names}
     lines = ["| figure | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
 
     def add(label: str, cells: list[str]) -> None:
         lines.append(f"| {label} | " + " | ".join(cells) + " |")
 
-    for key, digits in (("accuracy", 4), ("nll", 3), ("ece", 4)):
-        add(key, [spread([row[key] for row in rows[name]], digits) for name in names])
-    for foreign in rows[names[0]][0]["auroc"]:
-        values = {n: [row["auroc"][foreign]["value"] for row in rows[n]] for n in names}
-        add(f"AUROC of log-density, {foreign}", [spread(values[n], 4) for n in names])
-    add(
-        "agreement of samples",
-        [
-            spread([row["agreement"] for row in rows[n]], 3) if "agreement" in rows[n][0] else "-"
-            for n in names
-        ],
-    )
-    add("seconds of fit", [spread([row["seconds"] for row in rows[n]], 1) for n in names])
-    ratio = {n: statistics.mean(row["seconds"] for row in rows[n]) / baseline for n in names}
-    add(f"times {names[0]}", [f"{ratio[n]:.2f}" for n in names])
-    add("updates", [str(rows[n][0]["iterations"]) for n in names])
-    add("recoveries", [str(sum(row["recoveries"] for row in rows[n])) for n in names])
+    def cell(values: list[float], digits: int) -> str:
+        return spread(values, digits) if values else "-"
+
+    for label, key, digits in FIGURES:
+        if key != "auroc":
+            values = [[row[key] for row in finished[n] if key in row] for n in names]
+            add(label, [cell(v, digits) for v in values])
+            continue
+        some = next(row for n in names for row in finished[n])
+        for foreign in some["auroc"]:
+            values = [[row["auroc"][foreign]["value"] for row in finished[n]] for n in names]
+            seen = {n for n in names if any(r["auroc"][foreign]["seen"] for r in finished[n])}
+            cells = [cell(v, digits) for v in values]
+            marked = [f"{c} *seen*" if n in seen else c for n, c in zip(names, cells, strict=True)]
+            add(f"AUROC of log-density, {foreign}", marked)
+    for label, key in (("seconds", "seconds"), ("processor seconds", "cpu_seconds")):
+        means = {n: statistics.mean(r[key] for r in finished[n]) for n in names if finished[n]}
+        add(f"{label}, times {names[0]}", [ratio_text(means, n, names[0]) for n in names])
+    add("updates", [cell([float(r["iterations"]) for r in finished[n]], 0) for n in names])
+    add("recoveries", [str(sum(row["recoveries"] for row in finished[n])) for n in names])
+    failed = {n: sum(r["recipe"] == n and "failed" in r for r in rows) for n in names}
+    attempts = {n: failed[n] + len(finished[n]) for n in names}
+    add("runs that diverged for good", [f"{failed[n]} of {attempts[n]}" for n in names])
     return "\n".join(lines)
+
+
+def ratio_text(seconds: dict[str, float], name: str, baseline: str) -> str:
+    """Time of a recipe over that of the baseline, where both finished."""
+    known = name in seconds and baseline in seconds
+    return f"{seconds[name] / seconds[baseline]:.2f}" if known else "-"
 
 
 def main() -> None:
     """Race, print the table and keep all figures if asked to."""
     args = tyro.cli(Benchmark)
-    if args.threads is not None:
-        torch.set_num_threads(args.threads)
-    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in args.recipes}
-    start = time.perf_counter()
+    rows: list[dict[str, Any]] = []
+    if args.out is not None and args.out.exists():
+        rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+    done = {(row["recipe"], row["seed"]) for row in rows}
+    processes = multiprocessing.get_context("spawn")
     for seed in args.seeds:
-        for name in args.recipes:
-            rows[name].append(run(name, seed, args))
-            print(f"{time.perf_counter() - start:6.0f} s  seed {seed}  {name}", flush=True)
-    print(f"\n{args.data}, test part, n = {rows[args.recipes[0]][0]['num_test']}, ", end="")
+        left = [name for name in args.recipes if (name, seed) not in done]
+        judge = judge_of(seed, args) if left else None
+        for name in left:
+            with processes.Pool(1) as pool:
+                row = pool.apply(race_one, (name, seed, args, judge))
+            rows.append(row)
+            print(f"seed {seed}  {name}  {row.get('failed') or round(row['seconds'])}", flush=True)
+            if args.out is not None:
+                with args.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    rows = [row for row in rows if row["recipe"] in args.recipes and row["seed"] in args.seeds]
+    num_test = next(row["num_test"] for row in rows if "num_test" in row)
+    threads = args.threads or torch.get_num_threads()
     print(
-        f"seeds {' '.join(map(str, args.seeds))}: mean (range); torch {torch.__version__}, ",
-        end="",
+        f"\n{args.data}, test part, n = {num_test}, seeds {' '.join(map(str, args.seeds))}: "
+        f"mean (range); torch {torch.__version__}, {threads} threads\n"
     )
-    print(f"{torch.get_num_threads()} threads\n")
-    print(table(rows))
-    if args.out is not None:
-        args.out.write_text(json.dumps(rows, indent=2) + "\n")
+    print(table(rows, args.recipes))
 
 
 if __name__ == "__main__":
