@@ -73,7 +73,11 @@ class Train:
 def run(argv: list[str]) -> int:
     """Train, measure on the test part and print the comparison."""
     args: Train = tyro.cli(Train, args=argv, prog="jem train", default=_defaults(argv))
-    out = args.out or _default_folder(Path("runs"), Path(args.data).stem, args.resume)
+    from jem.training.distributed import join
+
+    ranks = join()
+    folder = args.out or _default_folder(Path("runs"), Path(args.data).stem, args.resume)
+    out = ranks.agree(folder)
     if args.resume:
         args = _as_started(args, out)
     splits = _load(args)
@@ -85,14 +89,18 @@ def run(argv: list[str]) -> int:
     from jem.evaluation.summary import foreign_sets, summarise
     from jem.scorer import DETECTOR_FILE, fit_scorer
 
+    recipes = {out: args.settings}
+    if args.control or (args.resume and (out / "control").exists()):
+        recipes[out / "control"] = control_recipe(args.settings)
+    fitted = {folder: _fit(args, recipe, splits, folder) for folder, recipe in recipes.items()}
+    if not ranks.first:
+        return 0  # of several processes, the first measures what all have trained
+
     foreign = foreign_sets(splits, args.seed)
     rows = {}
-    recipes = {"hybrid" if args.settings.generative else "plain": args.settings}
-    if args.control or (args.resume and (out / "control").exists()):
-        recipes["plain (control)"] = control_recipe(args.settings)
-    for name, recipe in recipes.items():
-        folder = out / "control" if name.endswith("(control)") else out
-        model, seconds = _fit(args, recipe, splits, folder)
+    for folder, (model, seconds) in fitted.items():
+        name = "hybrid" if args.settings.generative else "plain"
+        name = name if folder == out else "plain (control)"
         rows[name] = summarise(model, splits, foreign) | {"fit_seconds": seconds}
         fit_scorer(model, splits).save(folder / DETECTOR_FILE)
     (out / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
