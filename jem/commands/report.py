@@ -178,10 +178,28 @@ def _facts(
 
 
 def print_answers(figures: dict[str, Any]) -> None:
-    """Print the verdicts of a report as a table."""
+    """Print the verdicts of a report as a table, and what completions are worth."""
     table = Table(title="the run in one minute", show_lines=True)
     for column in ("question", "answer", "because"):
         table.add_column(column)
     for verdict in figures["verdicts"]:
         table.add_row(verdict["question"], verdict["answer"], verdict["because"])
     Console().print(table)
+    if "completions" in figures:
+        print(completions_line(figures["completions"]))
+
+
+def completions_line(found: dict[str, Any]) -> str:
+    """Say how often each filling of the lower half is of the right class.
+
+    Args:
+        found: The section `completions` of a report.
+    """
+    shares = ", ".join(
+        f"{name} {row['accuracy']['value']:.1%} "
+        f"[{row['accuracy']['low']:.1%}, {row['accuracy']['high']:.1%}]"
+        for name, row in found["rows"].items()
+    )
+    return (
+        f"lower half removed and filled, of the right class: {shares}; n = {found['num_inputs']}"
+    )
