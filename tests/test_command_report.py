@@ -83,6 +83,9 @@ def test_more_foreign_sets_are_measured_and_must_fit(reported, tmp_path, capsys)
     row = {row["name"]: row for row in figures["ood"]["sets"]}[str(file)]
     assert row["kind"] == "given"
     capsys.readouterr()
+    assert "made for images, not for wine" in refused(
+        capsys, "report", reported, "--quiet", "--ood", "gaussian_noise"
+    )
     assert "do not fit the run's (13,)" in refused(
         capsys, "report", reported, "--quiet", "--ood", "iris"
     )

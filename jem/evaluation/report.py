@@ -284,7 +284,7 @@ def _ood(
         metrics = ood_metrics(own, scores, num_bootstrap=200)
         row: dict[str, Any] = {
             "name": name,
-            "kind": "given" if name in subject.foreign else _distance(name),
+            "kind": _distance(name),
             "seen": name == NOISE and starts_from_noise(subject.model),
             "num": len(foreign),
             **_ood_figures(metrics.to_dict()),
@@ -310,8 +310,8 @@ def _ood(
 
 
 def _distance(name: str) -> str:
-    """How far a made-up set lies from the data: near or far."""
-    return DISTANCES[ROTATIONS if name == ROTATED else name.replace(" ", "_")]
+    """How far a made-up set lies from the data, near or far; of others nobody knows."""
+    return DISTANCES.get(ROTATIONS if name == ROTATED else name.replace(" ", "_"), "given")
 
 
 def _ood_figures(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -351,15 +351,14 @@ def _samples(subject: Subject, measured: Measured, judge: Judge, seed: int) -> d
     drawn = sample(model, labels, seed=seed).cpu()
     shown = torch.arange(min(num_classes, 10)).repeat_interleave(10)
     measured.images["fresh samples by class"] = sample(model, shown, seed=seed + 1).cpu()
-    parts = {"train": splits.train, "test": splits.test, "judge": judge, "seed": seed}
-    found = {"fresh": fidelity(drawn, labels, **parts).to_dict()}  # type: ignore[arg-type]
+    parts: dict[str, Any] = {"train": splits.train, "test": splits.test, "judge": judge}
+    fresh = fidelity(drawn, labels, **parts, seed=seed)
+    found = {"fresh": fresh.to_dict()}
     if subject.chains is not None:
         chains = subject.chains.cpu()
         measured.images["persistent chains"] = chains[:100]
         found["chains"] = fidelity(
-            chains,
-            subject.chain_labels,
-            **parts,  # type: ignore[arg-type]
+            chains, subject.chain_labels, **parts, seed=seed, real=fresh.real
         ).to_dict()
     return found
 

@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 import jem
 from jem.data.arrays import from_arrays
 from jem.data.parts import DataPart
+from jem.data.shifts import gaussian_noise
 from jem.evaluation.report import SCHEMA_VERSION, Subject, measure
 from jem.evaluation.report_page import comparison_rows, render, render_comparison
 from jem.evaluation.verdicts import verdicts
@@ -74,6 +75,10 @@ def subject(kind="image", trained=True, num_classes=3, control=True):
 @pytest.fixture(scope="module")
 def measured(quick_judge):
     of = subject()
+    of.foreign = {
+        "gaussian noise": gaussian_noise(50, of.splits.input_shape, seed=0),
+        "mine.npz": torch.zeros(20, *of.splits.input_shape),
+    }
     return of, measure(of, num_bootstrap=50)
 
 
@@ -104,6 +109,7 @@ def test_near_and_far_and_seen_sets_are_told_apart(measured):
     sets = {row["name"]: row for row in measured[1].figures["ood"]["sets"]}
     assert sets["letters"]["kind"] == sets["rotated by 90 degrees"]["kind"] == "near"
     assert sets["photo patches"]["kind"] == "far"
+    assert (sets["gaussian noise"]["kind"], sets["mine.npz"]["kind"]) == ("far", "given")
     assert [name for name, row in sets.items() if row["seen"]] == ["uniform noise"]
 
 
