@@ -17,6 +17,7 @@ from torch import Tensor
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by the colour-blind
 SMALL = 9  # points: 12 pixels of a page, the smallest text that a phone should show
+LONGEST_NAME = 28  # characters
 NARROW = 3.38  # inches: as wide as a phone shows without scrolling
 
 
@@ -179,7 +180,7 @@ def score_histograms(
             axes.hist(clipped, edges, weights=share, alpha=0.65, color=color, label=label)
         if threshold is not None:
             axes.axvline(threshold, color="#000000", ls=":", lw=1)
-        axes.set_title(name, fontsize=SMALL)
+        axes.set_title(_short(name), fontsize=SMALL)
         axes.set_yscale("log")  # in-distribution scores are often a spike beside a plain
         axes.set_ylim(5e-4, 1.5)
         axes.yaxis.set_major_formatter("{x:g}")  # exponents would be smaller still
@@ -209,7 +210,11 @@ def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
         thresholds = own.double().quantile(grid)
         flagged = (other.double()[None, :] < thresholds[:, None]).double().mean(dim=1)
         axes.plot(
-            grid.numpy(), flagged.numpy(), styles[index % 4], color=colors[index % 6], label=name
+            grid.numpy(),
+            flagged.numpy(),
+            styles[index % 4],
+            color=colors[index % 6],
+            label=_short(name),
         )
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8)
     axes.set(
@@ -218,6 +223,13 @@ def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
     )  # fmt: skip
     axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
     return figure
+
+
+def _short(name: str) -> str:
+    """The end of a long name, such as a file's: a figure has no room for its folders."""
+    return (
+        name if len(name) <= LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{name[1 - LONGEST_NAME :]}"
+    )
 
 
 def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
