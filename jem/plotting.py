@@ -16,6 +16,9 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by the colour-blind
+SMALL = 9  # points: 12 pixels of a page, the smallest text that a phone should show
+LONGEST_NAME = 28  # characters
+NARROW = 3.38  # inches: as wide as a phone shows without scrolling
 
 
 def tile_images(x: Tensor, columns: int, gap: int = 1) -> Tensor:
@@ -177,10 +180,11 @@ def score_histograms(
             axes.hist(clipped, edges, weights=share, alpha=0.65, color=color, label=label)
         if threshold is not None:
             axes.axvline(threshold, color="#000000", ls=":", lw=1)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(_short(name), fontsize=SMALL)
         axes.set_yscale("log")  # in-distribution scores are often a spike beside a plain
         axes.set_ylim(5e-4, 1.5)
-        axes.tick_params(labelsize=8)
+        axes.yaxis.set_major_formatter("{x:g}")  # exponents would be smaller still
+        axes.tick_params(labelsize=SMALL)
     for axes in panels:  # the rest
         axes.set_visible(False)
     figure.suptitle(title, fontsize=10)
@@ -197,7 +201,7 @@ def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
         The figure.
     """
     (_, own), *others = scores.items()
-    figure = Figure(figsize=(4.4, 3.8), layout="constrained")
+    figure = Figure(figsize=(NARROW, 3.1), layout="constrained")
     axes = figure.subplots()
     styles = ("-", "--", "-.", ":")
     colors = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
@@ -206,15 +210,26 @@ def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
         thresholds = own.double().quantile(grid)
         flagged = (other.double()[None, :] < thresholds[:, None]).double().mean(dim=1)
         axes.plot(
-            grid.numpy(), flagged.numpy(), styles[index % 4], color=colors[index % 6], label=name
+            grid.numpy(),
+            flagged.numpy(),
+            styles[index % 4],
+            color=colors[index % 6],
+            label=_short(name),
         )
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8)
     axes.set(
         xlim=(-0.01, 1), ylim=(0, 1.01),
         xlabel="share of test inputs flagged", ylabel="share of foreign inputs flagged",
     )  # fmt: skip
-    axes.legend(loc="lower right", frameon=False, fontsize=8)
+    axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
     return figure
+
+
+def _short(name: str) -> str:
+    """The end of a long name, such as a file's: a figure has no room for its folders."""
+    return (
+        name if len(name) <= LONGEST_NAME else f"\N{HORIZONTAL ELLIPSIS}{name[1 - LONGEST_NAME :]}"
+    )
 
 
 def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
@@ -245,7 +260,7 @@ def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
             axes.plot(x, y, style, color=color, ms=3, label=kind)
         axes.set(xlabel="severity (0: none)", ylabel=label)
         axes.set_ylim(bottom=0)
-    panels[0].legend(frameon=False, fontsize=8)
+    panels[0].legend(frameon=False, fontsize=SMALL)
     return figure
 
 
@@ -339,7 +354,7 @@ def reliability_diagram(report: _Report, *, title: str = "Reliability") -> Figur
     Returns:
         A figure of two panels, held by no global state.
     """
-    figure = Figure(figsize=(4.8, 5.6), layout="constrained")
+    figure = Figure(figsize=(NARROW, 4.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     _draw_bins(upper, report.bins, f"observed, {report.confidence:.0%} band")
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
@@ -350,9 +365,9 @@ def reliability_diagram(report: _Report, *, title: str = "Reliability") -> Figur
         f"ECE {report.ece:.4f} ({report.num_bins} bins)\nsmooth ECE {report.smooth_ece:.4f}",
         ha="right",
         va="bottom",
-        fontsize=9,
+        fontsize=SMALL,
     )
-    upper.legend(loc="upper left", frameon=False, fontsize=9)
+    upper.legend(loc="upper left", frameon=False, fontsize=SMALL)
     edges = report.bins.edges
     lower.bar(edges[:-1], report.bins.counts, np.diff(edges), align="edge", color=BLUE, ec="white")
     lower.set(xlabel="confidence", ylabel="inputs")
@@ -369,7 +384,7 @@ def risk_coverage_plot(report: _Report, *, title: str = "Refusing the least conf
     Returns:
         A figure of one panel, held by no global state.
     """
-    figure = Figure(figsize=(4.8, 3.6), layout="constrained")
+    figure = Figure(figsize=(NARROW, 2.9), layout="constrained")
     axes = figure.subplots()
     curve = report.risk_coverage
     axes.plot(
@@ -384,7 +399,7 @@ def risk_coverage_plot(report: _Report, *, title: str = "Refusing the least conf
     )
     axes.set(xlim=(0, 1), xlabel="share of inputs answered", ylabel="share wrong", title=title)
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    axes.legend(loc="upper left", frameon=False, fontsize=SMALL)
     return figure
 
 

@@ -93,7 +93,7 @@ def table(reports: list[CompletionReport]) -> str:
 
 
 def differences(reports: list[CompletionReport]) -> str:
-    """Markdown table of differences: each seed with its paired bootstrap interval."""
+    """Markdown table of differences: each seed with its interval over test inputs."""
     header = " | ".join(f"run {i + 1}" for i in range(len(reports)))
     lines = [f"| accuracy of | less that of | {header} |", "|---" * (len(reports) + 2) + "|"]
     for index, row in enumerate(reports[0].differences):

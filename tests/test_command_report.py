@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jem.cli import main
+from jem.commands.report import completions_line
 
 QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "2", "--num-chains", "16", "--buffer-size", "32",
@@ -56,6 +57,15 @@ def test_report_writes_page_and_figures_and_prints_the_answers(trained, capsys):
     assert "--control" in page
 
 
+def test_completions_are_summed_up_in_one_line():
+    half, all_right = ({"value": v, "low": v - 0.1, "high": v} for v in (0.5, 1.0))
+    rows = {"original": {"accuracy": all_right}, "one completion": {"accuracy": half}}
+    assert completions_line({"rows": rows, "num_inputs": 96}) == (
+        "lower half removed and filled, of the right class: original 100.0% [90.0%, 100.0%], "
+        "one completion 50.0% [40.0%, 50.0%]; n = 96"
+    )
+
+
 def test_train_ends_in_a_report(tmp_path, capsys):
     folder = tmp_path / "run"
     assert run("train", "--data", "iris", "--out", folder, "--control", *QUICK) == 0
@@ -73,6 +83,9 @@ def test_more_foreign_sets_are_measured_and_must_fit(reported, tmp_path, capsys)
     row = {row["name"]: row for row in figures["ood"]["sets"]}[str(file)]
     assert row["kind"] == "given"
     capsys.readouterr()
+    assert "made for images, not for wine" in refused(
+        capsys, "report", reported, "--quiet", "--ood", "gaussian_noise"
+    )
     assert "do not fit the run's (13,)" in refused(
         capsys, "report", reported, "--quiet", "--ood", "iris"
     )

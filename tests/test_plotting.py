@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from jem.plotting import inputs_figure, save_figure, tile_images
+from jem.plotting import inputs_figure, roc_figure, save_figure, svg, tile_images
 
 DOMAIN = (torch.tensor(-1.0), torch.tensor(1.0))
 
@@ -84,3 +84,18 @@ def test_a_figure_is_written_as_png_and_leaves_no_partial_file(tmp_path):
     save_figure(inputs_figure(torch.zeros(4, 1, 3, 3), DOMAIN), path)
     assert imread(path).ndim == 3
     assert [file.name for file in tmp_path.iterdir()] == ["samples.png"]
+
+
+def test_a_long_name_leaves_room_for_the_curve():
+    path = "/a/folder/in/a/folder/" * 5 + "others.npz"
+    figure = roc_figure(
+        {"test": torch.arange(9.0), path: torch.arange(9.0), "letters": -torch.ones(3)}
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # "axes sizes collapsed to zero"
+        drawn = svg(figure, "roc")
+    shown = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert shown[0].endswith("others.npz")
+    assert max(len(name) for name in shown) == 28
+    assert shown[1] == "letters"
+    assert path not in drawn

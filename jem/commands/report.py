@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from jem.model import JEM
 
 
+NUM_MADE = 1000
+"""Inputs of a foreign set that is made."""
+
+
 @dataclass
 class Report:
     """Measure a run on its test part, and write report.html and report.json into it."""
@@ -33,7 +37,8 @@ class Report:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     ood: tuple[str, ...] = ()
-    """More foreign sets: names of data sets, or files as `jem train` takes them."""
+    """More foreign sets: gaussian_noise, constant_images or rotations, which are made; names of
+    data sets; or files as `jem train` takes them."""
     accept: float = 0.95
     """Share of in-distribution inputs that the threshold is to accept."""
     data: str | None = None
@@ -118,7 +123,7 @@ def _subject(args: Report) -> Subject:
         control=_control(args.run / "control"),
         chains=chains.get("chains"),
         chain_labels=chains.get("labels"),
-        foreign={name: _foreign(name, args, model) for name in args.ood},
+        foreign=dict(_foreign(name, args, model, splits) for name in args.ood),
         run=_facts(args.run, config, model, splits, state["progress"]),
         records=read_metrics(folder.metrics),
     )
@@ -131,8 +136,20 @@ def _control(folder: Path) -> JEM | None:
         return None
 
 
-def _foreign(name: str, args: Report, model: JEM) -> Tensor:
-    """A foreign set by name or file, as raw data for the model's own scaling."""
+def _foreign(name: str, args: Report, model: JEM, own: DataSplits) -> tuple[str, Tensor]:
+    """Name and inputs of a foreign set: made for the data, or loaded."""
+    from jem.data.foreign import ROTATIONS, foreign_set
+    from jem.data.shifts import FOREIGN
+
+    if name in (*FOREIGN, ROTATIONS):
+        if own.kind != "image":
+            raise InputError(f"--ood {name}: such sets are made for images, not for {own.name}")
+        return name.replace("_", " "), foreign_set(name, own, NUM_MADE, seed=args.seed)
+    return name, _loaded(name, args, model)
+
+
+def _loaded(name: str, args: Report, model: JEM) -> Tensor:
+    """Inputs of a data set or file, as raw data for the model's own scaling."""
     import torch
 
     from jem.data import load
@@ -178,10 +195,28 @@ def _facts(
 
 
 def print_answers(figures: dict[str, Any]) -> None:
-    """Print the verdicts of a report as a table."""
+    """Print the verdicts of a report as a table, and what completions are worth."""
     table = Table(title="the run in one minute", show_lines=True)
     for column in ("question", "answer", "because"):
         table.add_column(column)
     for verdict in figures["verdicts"]:
         table.add_row(verdict["question"], verdict["answer"], verdict["because"])
     Console().print(table)
+    if "completions" in figures:
+        print(completions_line(figures["completions"]))
+
+
+def completions_line(found: dict[str, Any]) -> str:
+    """Say how often each filling of the lower half is of the right class.
+
+    Args:
+        found: The section `completions` of a report.
+    """
+    shares = ", ".join(
+        f"{name} {row['accuracy']['value']:.1%} "
+        f"[{row['accuracy']['low']:.1%}, {row['accuracy']['high']:.1%}]"
+        for name, row in found["rows"].items()
+    )
+    return (
+        f"lower half removed and filled, of the right class: {shares}; n = {found['num_inputs']}"
+    )

@@ -106,7 +106,10 @@ def mixing(traces: Tensor | ArrayLike, *, num_lags: int = 100) -> Mixing:
 
 def _checked(traces: Tensor | ArrayLike) -> FloatArray:
     raw = traces.detach().cpu().double().numpy() if isinstance(traces, Tensor) else traces
-    values = np.asarray(raw, dtype=np.float64)
+    try:
+        values = np.asarray(raw, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`traces` must be a rectangle of numbers: {error}") from error
     if values.ndim != 2 or not len(values) or values.shape[1] < FEWEST_MOVES:
         raise InputError(
             f"`traces` must be of shape (chains, positions) with at least {FEWEST_MOVES} "

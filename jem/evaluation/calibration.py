@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -228,10 +229,9 @@ def calibration_report(
 
 
 def _check_settings(num_bins: int, num_bootstrap: int, confidence: float) -> None:
-    if num_bins < 1:
-        raise InputError(f"num_bins: expected at least 1, got {num_bins}")
-    if num_bootstrap < 0:
-        raise InputError(f"num_bootstrap: expected at least 0, got {num_bootstrap}")
+    for name, value, least in (("num_bins", num_bins, 1), ("num_bootstrap", num_bootstrap, 0)):
+        if not isinstance(value, Integral) or value < least:
+            raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
     if not 0 < confidence < 1:
         raise InputError(f"confidence: expected a level in (0, 1), got {confidence}")
 
@@ -311,7 +311,7 @@ def _intervals(
 ) -> dict[str, Interval]:
     """Wilson for accuracy, mirrored for what noise inflates, percentile for the rest."""
     intervals = {
-        name: error_interval(figures[name], values, confidence)
+        name: error_interval(figures[name], values, confidence, largest=1.0)
         if name in INFLATED
         else percentile_interval(values, confidence)
         for name, values in replicates.items()

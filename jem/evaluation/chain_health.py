@@ -204,7 +204,8 @@ def _gaps(data: Tensor, chains: Tensor) -> dict[str, Any]:
     """Compare energies of the data (N,) with those of chains, (moves + 1, M)."""
     level, spread = mean_estimate(data), float(data.std())
     start, end = (_gap(mean_estimate(energies), level) for energies in (chains[0], chains[-1]))
-    tolerance = max(TOLERATED_SPREADS * spread, 2 * start.std_error, 2 * end.std_error)
+    errors = [gap.std_error for gap in (start, end) if not math.isnan(gap.std_error)]
+    tolerance = max([TOLERATED_SPREADS * spread, *(2 * error for error in errors)])
     return {
         "energy_data": level,
         "energy_data_std": spread,

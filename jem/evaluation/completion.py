@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError
 from jem.evaluation.examples import check_inputs, draw_subset
-from jem.evaluation.intervals import percentile_interval, resampling_counts, wilson_interval
+from jem.evaluation.intervals import check_confidence, paired_interval, wilson_interval
 from jem.evaluation.judge import Judge, train_judge
 from jem.generation import inpaint
 from jem.generation.chains import Progress
@@ -22,12 +20,9 @@ from jem.model import JEM
 from jem.randomness import derive_seed
 
 Part = DataPart | LazyPart
-Seen = npt.NDArray[np.bool_]
 
 REFERENCE_LIMIT = 20_000
 """Training inputs that the mean and the nearest neighbour are taken from; more are sampled."""
-
-NUM_BOOTSTRAP = 2000
 
 ORIGINAL, MEAN_FILL, NEAREST = "original", "mean fill", "nearest neighbour"
 ONE_DRAW = "one completion"
@@ -47,7 +42,8 @@ class CompletionReport:
             better) with its Wilson interval `low`, `high`; `rmse`, root mean square error in the
             missing places, in the network's units (lower is better).
         differences: `name` of a filling, `against` which, `value` of the difference in accuracy
-            (above 0: the completion is better), with its paired bootstrap interval `low`, `high`.
+            (above 0: the completion is better), with the interval `low`, `high` of
+            `paired_interval`.
         pictures: Name -> the first inputs, (num_shown, *shape): `original`, `kept` (missing
             places are NaN), and each filling.
     """
@@ -107,7 +103,7 @@ def completion_accuracy(
         model: A model that can draw.
         train: The training part.
         test: The test part.
-        seed: Decides which test inputs, the judge, noise and bootstrap replicates.
+        seed: Decides which test inputs, the judge and noise.
         known: Booleans, the shape of one input, True = kept; None keeps the upper half of images.
         judge: What `train_judge` made of the training part; trained here if None.
         count: Test inputs at most.
@@ -125,8 +121,7 @@ def completion_accuracy(
     """
     if num_draws < 1:
         raise InputError(f"`num_draws` must be at least 1, but got {num_draws}")
-    if not 0 < confidence < 1:
-        raise InputError(f"`confidence` must lie in (0, 1), but got {confidence}")
+    check_confidence(confidence)
     x_train, y_train = draw_subset(train, REFERENCE_LIMIT, seed=seed, name="completion reference")
     x, y = draw_subset(test, count, seed=seed, name="completion")
     x = check_inputs(x, tuple(x_train.shape[1:]), "test")
@@ -149,7 +144,7 @@ def completion_accuracy(
     if num_draws > 1:
         mean = torch.where(known, x, draws.mean(dim=0))  # a mean rounds what all share
         fillings[f"mean of {num_draws} completions"] = mean
-    right = {name: (judge.predict(z) == y).numpy() for name, z in fillings.items()}
+    right = {name: judge.predict(z) == y for name, z in fillings.items()}
     kept = x.masked_fill(~known, torch.nan)
     shown = {name: z[:num_shown] for name, z in ({"kept": kept} | fillings).items()}
     return CompletionReport(
@@ -159,7 +154,7 @@ def completion_accuracy(
         share_known=float(known.double().mean()),
         confidence=confidence,
         rows=[_row(name, right[name], z, x, known, confidence) for name, z in fillings.items()],
-        differences=_differences(right, confidence, seed),
+        differences=_differences(right, confidence),
         pictures={ORIGINAL: shown.pop(ORIGINAL), **shown},
     )
 
@@ -200,30 +195,31 @@ def _nearest(queries: Tensor, examples: Tensor) -> Tensor:
 
 
 def _row(
-    name: str, right: Seen, filled: Tensor, x: Tensor, known: Tensor, confidence: float
+    name: str, right: Tensor, filled: Tensor, x: Tensor, known: Tensor, confidence: float
 ) -> dict[str, Any]:
-    low, high = wilson_interval([right.sum()], [len(right)], confidence)
+    hits = int(right.sum())
+    low, high = wilson_interval(hits, len(right), confidence)
     error = (filled - x)[:, ~known].double().square().mean().sqrt()
     return {
         "name": name,
-        "accuracy": float(right.mean()),
-        "low": float(low[0]),
-        "high": float(high[0]),
+        "accuracy": hits / len(right),
+        "low": float(low),
+        "high": float(high),
         "rmse": float(error),
     }
 
 
-def _differences(right: Mapping[str, Seen], confidence: float, seed: int) -> list[dict[str, Any]]:
+def _differences(right: Mapping[str, Tensor], confidence: float) -> list[dict[str, Any]]:
     """Accuracy of both kinds of completion less that of each simple filling, inputs paired."""
-    completions = [name for name in right if name not in (ORIGINAL, MEAN_FILL, NEAREST)]
-    pairs = [(name, other) for name in completions for other in (MEAN_FILL, NEAREST)]
-    gains = np.stack([right[a].astype(float) - right[b] for a, b in pairs])  # (pairs, N)
-    num = gains.shape[1]
-    blocks = resampling_counts(num, NUM_BOOTSTRAP, derive_seed(seed, "completion bootstrap"))
-    replicates = np.concatenate([block @ gains.T / num for block in blocks])
     found = []
-    for index, (name, other) in enumerate(pairs):
-        low, high = percentile_interval(replicates[:, index], confidence)
-        value = float(gains[index].mean())
-        found.append({"name": name, "against": other, "value": value, "low": low, "high": high})
+    for name in (name for name in right if name not in (ORIGINAL, MEAN_FILL, NEAREST)):
+        for other in (MEAN_FILL, NEAREST):
+            gained = int((right[name] & ~right[other]).sum())
+            lost = int((right[other] & ~right[name]).sum())
+            num = len(right[name])
+            low, high = paired_interval(gained, lost, num, confidence)
+            value = (gained - lost) / num
+            found.append(
+                {"name": name, "against": other, "value": value, "low": low, "high": high}
+            )
     return found

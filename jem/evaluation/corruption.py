@@ -72,6 +72,8 @@ def corruption_curves(
     x = as_batch(x, model.input_shape)
     if x.ndim != 4:
         raise InputError(f"corruptions are for images (N, C, H, W), but got {tuple(x.shape)}")
+    if batch_size < 1:
+        raise InputError(f"`batch_size` must be at least 1, but got {batch_size}")
     detector = OODDetector(model) if detector is None else detector
 
     def report(logits: Tensor) -> CalibrationReport:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from jem.evaluation.intervals import wilson_interval
+from jem.errors import InputError
+from jem.evaluation.intervals import paired_interval, wilson_interval
 
 CONFIDENCE = 0.95
 """Level of every interval of an `Estimate`."""
@@ -47,11 +48,25 @@ def normal_estimate(value: float, std_error: float) -> Estimate:
 def mean_estimate(values: Tensor) -> Estimate:
     """Mean of independent values, with the standard error s / sqrt(n).
 
+    A single value, or values that are all equal, do not say how much others would vary: error and
+    interval are then NaN, not 0. Shares and their differences have bounds, and so always an
+    interval: see `share_estimate` and `difference_estimate`.
+
     Args:
-        values: Shape (n,), n >= 1; the error of a single value is NaN.
+        values: Shape (n,), n >= 1.
+
+    Raises:
+        InputError: If there is none.
+
+    Example:
+        >>> import torch
+        >>> mean_estimate(torch.ones(5))
+        Estimate(value=1.0, std_error=nan, low=nan, high=nan)
     """
+    _refuse_none(values)
     values = values.double()
-    error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    varies = bool((values != values[0]).any())
+    error = values.std().item() / math.sqrt(len(values)) if varies else math.nan
     return normal_estimate(values.mean().item(), error)
 
 
@@ -64,16 +79,56 @@ def share_estimate(hits: Tensor) -> Estimate:
     Returns:
         The share; its standard error is sqrt(p (1 - p) / n), its interval never a point.
 
+    Raises:
+        InputError: If there is none.
+
     Example:
         >>> import torch
         >>> share = share_estimate(torch.ones(10, dtype=torch.bool))
         >>> share.value, round(share.low, 3), share.high
         (1.0, 0.722, 1.0)
     """
+    _refuse_none(hits)
     num, count = len(hits), int(hits.sum())
     low, high = wilson_interval(count, num, CONFIDENCE)
     share = count / num
     return Estimate(share, math.sqrt(share * (1 - share) / num), float(low), float(high))
+
+
+def difference_estimate(first: Tensor, second: Tensor) -> Estimate:
+    """Difference of two shares of true values measured on the same inputs.
+
+    Args:
+        first: Booleans, shape (n,), n >= 1.
+        second: Booleans of the same inputs.
+
+    Returns:
+        Share of the first less that of the second, with its standard error, which is 0 where the
+        two agree everywhere, and the interval of `paired_interval`, which is never a point.
+
+    Raises:
+        InputError: If there is none, or they are not as many.
+
+    Example:
+        >>> import torch
+        >>> right = torch.ones(100, dtype=torch.bool)
+        >>> same = difference_estimate(right, right)
+        >>> same.value, round(same.low, 3), round(same.high, 3)
+        (0.0, -0.037, 0.037)
+    """
+    _refuse_none(first)
+    if first.shape != second.shape:
+        raise InputError(f"expected as many values twice, but got {len(first)} and {len(second)}")
+    num = len(first)
+    gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
+    value = (gained - lost) / num
+    error = math.sqrt(((gained + lost) / num - value**2) / num)
+    return Estimate(value, error, *paired_interval(gained, lost, num, CONFIDENCE))
+
+
+def _refuse_none(values: Tensor) -> None:
+    if not len(values):
+        raise InputError("expected at least one value to measure, but got none")
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from statistics import NormalDist
 from typing import NamedTuple
@@ -9,8 +10,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from jem.errors import InputError
+
 FloatArray = npt.NDArray[np.float64]
 BLOCK_ENTRIES = 2_000_000  # of resampling counts held at once
+BISECTIONS = 50  # leave the end of an interval uncertain by 1e-15
 
 
 class Interval(NamedTuple):
@@ -18,6 +22,19 @@ class Interval(NamedTuple):
 
     low: float
     high: float
+
+
+def check_confidence(confidence: float) -> None:
+    """Refuse a level that is none.
+
+    Args:
+        confidence: Level of an interval.
+
+    Raises:
+        InputError: If it does not lie in (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise InputError(f"`confidence` must lie in (0, 1), but got {confidence}")
 
 
 def wilson_interval(
@@ -35,6 +52,9 @@ def wilson_interval(
     Returns:
         Lower and upper end, in [0, 1].
 
+    Raises:
+        InputError: If hits do not lie between 0 and n, or the level is out of range.
+
     References:
         Wilson (1927), JASA 22. Brown, Cai and DasGupta (2001), Statistical Science 16.
 
@@ -43,12 +63,72 @@ def wilson_interval(
         >>> low.round(3), high
         (array([0.722]), array([1.]))
     """
+    check_confidence(confidence)
     hit, count = np.asarray(hits, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    if not bool(((hit >= 0) & (hit <= count)).all()):
+        raise InputError("`hits` must lie between 0 and `counts`")
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     middle = hit + z**2 / 2
     spread = z * np.sqrt(hit * (count - hit) / np.maximum(count, 1) + z**2 / 4)
     low, high = (middle - spread) / (count + z**2), (middle + spread) / (count + z**2)
     return np.where(hit == 0, 0.0, low), np.where(hit == count, 1.0, high)
+
+
+def paired_interval(gained: int, lost: int, count: int, confidence: float) -> Interval:
+    r"""Score interval of the difference of two shares that are measured on the same inputs.
+
+    It holds the differences d that are plausible, those with
+
+    .. math:: |g - l - n d| \le z \sqrt{n \, (2 q_d + d (1 - d))}
+
+    where q_d is the share lost, by maximum likelihood under that d. Where no input tells the two
+    apart it is no point, but reaches z^2 / (n + z^2) to both sides.
+
+    Args:
+        gained: g, inputs on which the first alone is right.
+        lost: l, inputs on which the second alone is right.
+        count: n >= 1, inputs in all.
+        confidence: Level in (0, 1); z is the normal quantile at (1 + level) / 2.
+
+    Returns:
+        Lower and upper end, in [-1, 1].
+
+    Raises:
+        InputError: If there is no input, these are no counts of n, or the level is out of range.
+
+    References:
+        Tango (1998), Statistics in Medicine 17.
+
+    Example:
+        >>> low, high = paired_interval(0, 0, 100, 0.95)
+        >>> round(low, 3), round(high, 3)
+        (-0.037, 0.037)
+    """
+    check_confidence(confidence)
+    if min(gained, lost) < 0 or count < max(1, gained + lost):
+        raise InputError(
+            f"expected counts that sum to at most n >= 1, but got {gained} and {lost} of {count}"
+        )
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    first, second = gained / count, lost / count
+    error = z / math.sqrt(count)
+    low, high = _lowest_difference(first, second, error), _lowest_difference(second, first, error)
+    return Interval(low, -high)
+
+
+def _lowest_difference(gained: float, lost: float, error: float) -> float:
+    """The lowest difference of shares that is plausible, by bisection below the one found."""
+    low, high = -1.0, gained - lost
+    for _ in range(BISECTIONS):
+        d = (low + high) / 2
+        half = gained + lost - (2 - gained + lost) * d
+        share_lost = (half + math.sqrt(max(0.0, half**2 + 8 * lost * d * (1 - d)))) / 4
+        variance = max(0.0, 2 * share_lost + d * (1 - d))
+        if gained - lost - d > error * math.sqrt(variance):
+            low = d
+        else:
+            high = d
+    return low
 
 
 def rows_by_block(num_rows: int, row_size: int) -> Iterator[int]:
@@ -107,11 +187,14 @@ def percentile_interval(replicates: FloatArray, confidence: float) -> Interval:
         >>> percentile_interval(np.arange(101.0), 0.5)
         Interval(low=25.0, high=75.0)
     """
+    check_confidence(confidence)
     low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 
 
-def error_interval(estimate: float, replicates: FloatArray, confidence: float) -> Interval:
+def error_interval(
+    estimate: float, replicates: FloatArray, confidence: float, largest: float = math.inf
+) -> Interval:
     r"""Bootstrap interval of an error >= 0 that sampling noise, and resampling again, inflates.
 
     .. math:: \hat\theta \pm \max(q_{high} - \hat\theta, \hat\theta - q_{low}), \quad \ge 0
@@ -124,6 +207,7 @@ def error_interval(estimate: float, replicates: FloatArray, confidence: float) -
         estimate: The figure of the sample.
         replicates: That of each replicate, shape (R,).
         confidence: Level in (0, 1) of the percentile interval.
+        largest: What the error cannot exceed; its interval ends there.
 
     Returns:
         Lower and upper end, in the unit of the figure.
@@ -137,4 +221,4 @@ def error_interval(estimate: float, replicates: FloatArray, confidence: float) -
     """
     low, high = percentile_interval(replicates, confidence)
     reach = max(high - estimate, estimate - low)
-    return Interval(max(0.0, estimate - reach), estimate + reach)
+    return Interval(max(0.0, estimate - reach), min(largest, estimate + reach))

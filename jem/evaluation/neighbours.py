@@ -170,7 +170,14 @@ def probability_nearer(distances: Tensor, reference: Tensor) -> Estimate:
     Returns:
         The probability, with the standard error of DeLong et al. and the interval of
         `ood_metrics`.
+
+    Raises:
+        InputError: If either has fewer than two, or holds NaN.
     """
+    if min(len(distances), len(reference)) < 2:
+        raise InputError(
+            f"expected two distances of each kind, but got {len(distances)} and {len(reference)}"
+        )
     metrics = ood_metrics(-distances, -reference, num_bootstrap=1)
     variance = sum(
         float(_share_above(one, other).var()) / len(one)

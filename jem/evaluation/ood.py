@@ -226,14 +226,15 @@ class OODDetector:
         """Compare scores that are at hand with the calibration scores.
 
         Args:
-            scores: What `score` gave, shape (B,), without NaN.
+            scores: What `score` gave, shape (B,).
 
         Returns:
             `p_value` and `is_ood` as the methods of those names give them.
 
         Raises:
-            InputError: Before `fit`.
+            InputError: Before `fit`, or if a score is NaN.
         """
+        self._refuse_nan(scores)
         # p <= 1 - accept says that fewer than r calibration scores are at most s, which says that
         # s is below the r-th of them: no rounding on the way.
         is_ood = scores < self._fitted_threshold()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jem.errors import InputError
-from jem.evaluation.intervals import Interval
+from jem.evaluation.intervals import Interval, check_confidence
 from jem.evaluation.ood_figures import Figures, Floats, figures_of, tally_of
 from jem.evaluation.ood_intervals import bootstrap_figures, figure_intervals
 
@@ -120,8 +120,7 @@ def ood_metrics(
 
 
 def _check_options(confidence: float, num_bootstrap: int, seed: int) -> None:
-    if not 0 < confidence < 1:
-        raise InputError(f"`confidence` must lie in (0, 1), but got {confidence}")
+    check_confidence(confidence)
     if num_bootstrap < 1:
         raise InputError(f"`num_bootstrap` must be at least 1, but got {num_bootstrap}")
     if seed < 0:

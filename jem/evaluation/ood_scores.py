@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -137,6 +138,10 @@ def gen(model: JEM, x: Tensor, *, gamma: float = 0.1, num_classes: int = 100) ->
         Liu, Lochman and Zach (2023), GEN: pushing the limits of softmax-based out-of-distribution
         detection, CVPR.
     """
+    if not 0 < gamma < 1:
+        raise InputError(f"`gamma` must lie in (0, 1), but got {gamma}")
+    if num_classes < 1:
+        raise InputError(f"`num_classes` must be at least 1, but got {num_classes}")
     logits = _class_logits(model, x).sort(dim=1, descending=True).values
     log_p = logits.log_softmax(dim=1)
     log_rest = torch.log1p(-log_p[:, 1:].exp())
@@ -239,10 +244,10 @@ def score_logits(logits: Tensor, name: str = "log_density", **options: Option) -
         >>> score_logits(torch.tensor([[3.0, 1.0]]), "max_logit")
         tensor([3.])
     """
-    function = named(name)
+    function = _with_options(name, options)
     if name not in FROM_LOGITS:
         raise InputError(f"the score '{name}' needs inputs and network, not logits alone")
-    return function(_LOGITS, logits, **options)
+    return function(_LOGITS, logits)
 
 
 def score(
@@ -268,17 +273,18 @@ def score(
 
     Returns:
         Scores, shape (B,), higher = in-distribution, on the device of `x`; one input gives B = 1.
+        NaN where input or network is: `OODDetector` and `ood_metrics` refuse these.
 
     Raises:
-        InputError: If the score is unknown, lacks its reference or does not suit the model, or the
-            inputs do not fit.
+        InputError: If the score is unknown, lacks its reference, has no such option or does not
+            suit the model, or the inputs do not fit.
 
     Example:
         >>> model = JEM(torch.nn.Linear(2, 3))
         >>> score(model, torch.zeros(5, 2), "entropy").shape, score(model, torch.zeros(2)).shape
         (torch.Size([5]), torch.Size([1]))
     """
-    x, function = as_batch(x, model.input_shape), named(name)
+    x, function = as_batch(x, model.input_shape), _with_options(name, options)
     if batch_size < 1:
         raise InputError(f"`batch_size` must be at least 1, but got {batch_size}")
     if not len(x):
@@ -288,7 +294,7 @@ def score(
             kind: Any = FITS[name]
             function = partial(function, reference=fitted(model, kind, reference, batch_size))
         batches = (on_model(model, rows) for rows in torch.split(x, batch_size))
-        return torch.cat([function(model, rows, **options) for rows in batches]).to(x.device)
+        return torch.cat([function(model, rows) for rows in batches]).to(x.device)
 
 
 def named(name: str) -> ScoreFunction:
@@ -303,3 +309,13 @@ def named(name: str) -> ScoreFunction:
     if name not in SCORES:
         raise InputError(f"unknown OOD score {name!r}: expected one of {', '.join(SCORES)}")
     return SCORES[name]
+
+
+def _with_options(name: str, options: dict[str, Option]) -> ScoreFunction:
+    """The score with its options set, which it must have."""
+    function = named(name)
+    known = [*signature(function).parameters][2:]  # after model and x
+    for option in options:
+        if option not in known or option == "reference":
+            raise InputError(f"the score '{name}' has no option `{option}`")
+    return partial(function, **options)

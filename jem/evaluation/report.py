@@ -1,12 +1,25 @@
 """What a run is worth, measured once and kept as plain values: the content of `report.json`.
 
-Nothing here trains, and nothing draws: the page is made from what `measure` returns.
+Nothing here trains, and nothing draws: the page is made from what `measure` returns. Its sections:
+
+- `schema_version`; `run`, what was trained and how; `data`, name, shape, classes, sizes of parts.
+- `left_out`: section -> why it is not there.
+- `classification`: figures of calibration of the model and its control, before and after
+  temperature, and the paired difference in accuracy.
+- `ood`: the threshold, and a row of figures for each foreign set.
+- `samples`: fidelity of fresh samples (`fresh`) and of persistent chains (`chains`).
+- `completions`: for images, accuracy and error of fillings of their lower half.
+- `chains`: whether chains are level with the data. `corruption`: figures along severity.
+- `training`: curves, recoveries, seconds. `verdicts`: five questions with answer and rule.
+
+A figure with an interval is `{"value", "low", "high"}`, null where it is not known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -19,11 +32,12 @@ from jem.data.shifts import rotations
 from jem.errors import InputError
 from jem.evaluation.calibration import CalibrationReport, calibration_report
 from jem.evaluation.chain_health import chain_health
+from jem.evaluation.completion import completion_accuracy
 from jem.evaluation.corruption import corruption_curves
-from jem.evaluation.estimates import mean_estimate, share_estimate
+from jem.evaluation.estimates import difference_estimate, share_estimate
 from jem.evaluation.examples import draw_subset
 from jem.evaluation.fidelity import fidelity
-from jem.evaluation.judge import LARGEST_TRAINING_SET, train_judge
+from jem.evaluation.judge import LARGEST_TRAINING_SET, Judge, train_judge
 from jem.evaluation.ood import OODDetector, ood_metrics
 from jem.evaluation.ood_threshold import largest_accept
 from jem.evaluation.summary import NOISE, foreign_sets, logits_of, starts_from_noise
@@ -38,6 +52,9 @@ SCHEMA_VERSION = 1
 ROTATED = "rotated by 90 degrees"
 
 MOST_SAMPLES = 500
+MOST_COMPLETED = 96
+"""Test images whose lower half is removed and completed, once each: whole blocks of chains."""
+
 SHOWN = 12
 """Inputs shown of each kind of example."""
 
@@ -132,7 +149,11 @@ def measure(
     progress("foreign inputs")
     detector = _fitted_detector(model, splits, accept, figures)
     figures["ood"] = _ood(subject, measured, x, (logits, plain_logits), detector, seed)
-    _attempt(figures, "samples", progress, lambda: _samples(subject, measured, seed))
+    judge = cache(lambda: _judge(subject, seed))
+    _attempt(figures, "samples", progress, lambda: _samples(subject, measured, judge(), seed))
+    _attempt(
+        figures, "completions", progress, lambda: _completions(subject, measured, judge, seed)
+    )
     _attempt(figures, "chains", progress, lambda: _chains(subject, x, seed))
     _attempt(
         figures, "corruption", progress, lambda: _corruption(subject, x, y, detector, temperature)
@@ -202,8 +223,8 @@ def _classification(
         rows[name] = _calibration_row(report)
     found: dict[str, Any] = {"rows": rows, "temperature": temperature.state_dict()}
     if plain is not None:
-        right = (own.argmax(dim=1) == y).double(), (plain.argmax(dim=1) == y).double()
-        found["accuracy_difference"] = mean_estimate(right[0] - right[1])._asdict()
+        right = own.argmax(dim=1) == y, plain.argmax(dim=1) == y
+        found["accuracy_difference"] = difference_estimate(*right)._asdict()
     return found
 
 
@@ -263,7 +284,7 @@ def _ood(
         metrics = ood_metrics(own, scores, num_bootstrap=200)
         row: dict[str, Any] = {
             "name": name,
-            "kind": "given" if name in subject.foreign else _distance(name),
+            "kind": _distance(name),
             "seen": name == NOISE and starts_from_noise(subject.model),
             "num": len(foreign),
             **_ood_figures(metrics.to_dict()),
@@ -289,8 +310,8 @@ def _ood(
 
 
 def _distance(name: str) -> str:
-    """How far a made-up set lies from the data: near or far."""
-    return DISTANCES[ROTATIONS if name == ROTATED else name.replace(" ", "_")]
+    """How far a made-up set lies from the data, near or far; of others nobody knows."""
+    return DISTANCES.get(ROTATIONS if name == ROTATED else name.replace(" ", "_"), "given")
 
 
 def _ood_figures(metrics: dict[str, Any]) -> dict[str, Any]:
@@ -304,10 +325,11 @@ def _ood_figures(metrics: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-# -- samples, chains, corruption, training --------------------------------------------------------
+# -- samples, completions, chains, corruption, training -------------------------------------------
 
 
-def _samples(subject: Subject, measured: Measured, seed: int) -> dict[str, Any]:
+def _judge(subject: Subject, seed: int) -> Judge:
+    """The independent classifier that looks at samples and completions."""
     model, splits = subject.model, subject.splits
     if model.chain is None:
         raise InputError("the model was trained without chains: it draws no samples")
@@ -315,7 +337,12 @@ def _samples(subject: Subject, measured: Measured, seed: int) -> dict[str, Any]:
     if num_classes < 2 or len(model.chain.class_frequencies) < 2:
         raise InputError("samples are judged by a classifier, and the model has no classes")
     x_train, y_train = draw_subset(splits.train, LARGEST_TRAINING_SET, seed=seed, name="judge")
-    judge = train_judge(x_train, y_train, num_classes, seed=seed, data=splits.name)
+    return train_judge(x_train, y_train, num_classes, seed=seed, data=splits.name)
+
+
+def _samples(subject: Subject, measured: Measured, judge: Judge, seed: int) -> dict[str, Any]:
+    model, splits = subject.model, subject.splits
+    num_classes = len(splits.classes)
     count = min(MOST_SAMPLES, len(splits.test))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.multinomial(
@@ -324,17 +351,49 @@ def _samples(subject: Subject, measured: Measured, seed: int) -> dict[str, Any]:
     drawn = sample(model, labels, seed=seed).cpu()
     shown = torch.arange(min(num_classes, 10)).repeat_interleave(10)
     measured.images["fresh samples by class"] = sample(model, shown, seed=seed + 1).cpu()
-    parts = {"train": splits.train, "test": splits.test, "judge": judge, "seed": seed}
-    found = {"fresh": fidelity(drawn, labels, **parts).to_dict()}  # type: ignore[arg-type]
+    parts: dict[str, Any] = {"train": splits.train, "test": splits.test, "judge": judge}
+    fresh = fidelity(drawn, labels, **parts, seed=seed)
+    found = {"fresh": fresh.to_dict()}
     if subject.chains is not None:
         chains = subject.chains.cpu()
         measured.images["persistent chains"] = chains[:100]
         found["chains"] = fidelity(
-            chains,
-            subject.chain_labels,
-            **parts,  # type: ignore[arg-type]
+            chains, subject.chain_labels, **parts, seed=seed, real=fresh.real
         ).to_dict()
     return found
+
+
+def _completions(
+    subject: Subject, measured: Measured, judge: Callable[[], Judge], seed: int
+) -> dict[str, Any]:
+    model, splits = subject.model, subject.splits
+    if splits.kind != "image":
+        raise InputError("completions are of images")
+    found = completion_accuracy(
+        model,
+        train=splits.train,
+        test=splits.test,
+        seed=seed,
+        judge=judge(),
+        count=MOST_COMPLETED,
+        num_draws=1,
+    )
+    low, high = model.bounds("cpu") or (-1.0, 1.0)
+    shown = [
+        torch.where(x.isnan(), (low + high) / 2, x)  # what was removed is grey
+        for x in found.pictures.values()
+    ]
+    measured.images["completions"] = torch.cat(shown)
+    figures = found.to_dict()
+    figures["pictures"] = list(found.pictures)
+    figures["rows"] = {row["name"]: _completion_row(row) for row in found.rows}
+    return figures
+
+
+def _completion_row(row: dict[str, Any]) -> dict[str, Any]:
+    """The accuracy beside its interval."""
+    accuracy = {"value": row["accuracy"], "low": row["low"], "high": row["high"]}
+    return {"accuracy": accuracy, "rmse": row["rmse"]}
 
 
 def _chains(subject: Subject, x: Tensor, seed: int) -> dict[str, Any]:

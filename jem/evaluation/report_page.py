@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, Template
 from torch import Tensor
 
+from jem.evaluation.completion import MEAN_FILL, NEAREST, ONE_DRAW
 from jem.evaluation.report import Measured
 
 CALIBRATION_FIGURES = (
@@ -57,11 +58,13 @@ def render(
         HTML that loads nothing from anywhere.
     """
     figures = measured.figures
-    images = {} if bounds is None else _images(measured.images, bounds, samples_a_row)
+    images = {} if bounds is None else _images(measured, bounds, samples_a_row)
     sections = [("answers", "In one minute")]
     if "classification" in figures:
         sections.append(("classification", "Calibration"))
     sections += [("ood", "What it rejects"), ("samples", "What it draws")]
+    if "completions" in figures:
+        sections.append(("completions", "What it completes"))
     if "corruption" in figures:
         sections.append(("corruption", "As inputs decay"))
     sections += [("training", "Training"), ("again", "Make it again")]
@@ -73,6 +76,7 @@ def render(
         sections=sections,
         calibration_figures=CALIBRATION_FIGURES,
         fidelity_figures=FIDELITY_FIGURES,
+        completion_rivals=(NEAREST, MEAN_FILL),
     )
 
 
@@ -118,6 +122,9 @@ def comparison_rows(
         rows.append((f"AUROC, {name}, higher is better", cells))
     for key, label, _ in FIDELITY_FIGURES:
         add(f"fresh samples: {label}", ("samples", "fresh", "samples", key))
+    for name in (ONE_DRAW, NEAREST, MEAN_FILL):
+        label = f"lower half by {name}: of the right class, higher is better"
+        add(label, ("completions", "rows", name, "accuracy"))
     return rows
 
 
@@ -138,15 +145,17 @@ def _template(name: str) -> Template:
 
 
 def _images(
-    images: Mapping[str, Tensor], bounds: tuple[Tensor, Tensor], samples_a_row: int
+    measured: Measured, bounds: tuple[Tensor, Tensor], samples_a_row: int
 ) -> dict[str, tuple[str, float]]:
     """Pictures as base64 with their width in rem; inputs that are no images have none."""
     from jem.plotting import image_bytes
 
     made = {}
-    for name, x in images.items():
+    for name, x in measured.images.items():
         if x.ndim == 4 and x.shape[1] in (1, 3):
             columns = {"fresh samples by class": samples_a_row, "persistent chains": 20}
+            if name == "completions":  # a row a filling
+                columns[name] = len(x) // len(measured.figures[name]["pictures"])
             wide = min(len(x), columns.get(name, 12))
             png = base64.b64encode(image_bytes(x, bounds, wide)).decode()
             made[name] = png, min(34.0, 2.9 * wide)

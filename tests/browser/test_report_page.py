@@ -14,7 +14,21 @@ FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-SECTIONS = ["answers", "classification", "ood", "samples", "corruption", "training", "again"]
+SECTIONS = [
+    "answers", "classification", "ood", "samples", "completions", "corruption", "training",
+    "again",
+]  # fmt: skip
+SMALLEST_TEXT = """
+const sizes = {};
+for (const e of document.querySelectorAll('body *')) {
+  const written = [...e.childNodes].some(n => n.nodeType === Node.TEXT_NODE && n.data.trim());
+  if (!written || e.closest('style, defs')) continue;
+  const drawn = e.closest('svg') && e.getScreenCTM();
+  const scale = drawn ? Math.hypot(drawn.a, drawn.b) : 1;
+  sizes[e.textContent.trim()] = scale * parseFloat(getComputedStyle(e).fontSize);
+}
+return sizes
+"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -84,7 +98,15 @@ def test_every_section_is_seen_and_every_picture_drawn(browser, page):
     assert min(browser.execute_script(svg)) > 100
 
 
-@pytest.mark.parametrize("width", [360, 390, 768, 1200])
+@pytest.mark.parametrize("width", [320, 390, 1200])
+def test_no_text_is_too_small_to_read(browser, page, width):
+    show(browser, page, width)
+    sizes = browser.execute_script(SMALLEST_TEXT)
+    assert len(sizes) > 100
+    assert {text: size for text, size in sizes.items() if size < 11.9} == {}
+
+
+@pytest.mark.parametrize("width", [320, 360, 390, 768, 1200])
 def test_nothing_is_wider_than_the_screen(browser, page, width):
     show(browser, page, width)
     inner, wide = browser.execute_script(

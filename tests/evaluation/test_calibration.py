@@ -145,6 +145,13 @@ def test_certain_and_right_is_perfect():
     assert report.intervals["accuracy"].low < 0.5  # three right answers prove little
 
 
+def test_no_interval_leaves_the_range_of_its_figure():
+    few = calibration_report([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 0, 1])
+    assert few.mce == pytest.approx(0.8)
+    for name in set(few.intervals) - {"nll", "brier"}:  # which may exceed 1
+        assert 0 <= few.intervals[name].low <= few.intervals[name].high <= 1, name
+
+
 def test_certain_and_wrong_costs_the_stated_nll():
     report = calibration_report(np.eye(2), [1, 0], num_bootstrap=0)
     assert report.nll == pytest.approx(-math.log(np.finfo(np.float64).tiny))
@@ -214,7 +221,13 @@ def test_what_is_no_prediction_is_refused_in_one_line(probabilities, labels, mes
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("num_bins", 0), ("num_bootstrap", -1), ("confidence", 0.0), ("confidence", 1.0)],
+    [
+        ("num_bins", 0),
+        ("num_bins", 2.5),
+        ("num_bootstrap", -1),
+        ("confidence", 0.0),
+        ("confidence", 1.0),
+    ],
 )
 def test_settings_out_of_range_are_refused(setting, value):
     with pytest.raises(InputError, match=setting):

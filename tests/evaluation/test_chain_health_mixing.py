@@ -96,6 +96,8 @@ def test_one_chain_alone():
         (np.zeros(20), r"shape \(chains, positions\)"),
         (np.zeros((0, 20)), "shape"),
         (np.full((2, 20), math.nan), "finite"),
+        ([["a"] * 20], "rectangle of numbers"),
+        ([[1.0] * 20, [1.0]], "rectangle of numbers"),
     ],
 )
 def test_bad_traces_get_one_clear_line(traces, match):

@@ -125,12 +125,9 @@ def test_a_model_that_knows_its_data_brings_the_class_back(model):
     reach = 1.96 * (0.25 / 40) ** 0.5
     assert (gain["low"], gain["high"]) == pytest.approx((0.5 - reach, 0.5 + reach), abs=0.03)
     same = report.differences[1]
-    assert (same["against"], same["value"], same["low"], same["high"]) == (
-        "nearest neighbour",
-        0,
-        0,
-        0,
-    )
+    assert (same["against"], same["value"]) == ("nearest neighbour", 0)
+    # Forty inputs that agree leave a difference of z^2 / (n + z^2) plausible, to both sides.
+    assert (same["low"], same["high"]) == pytest.approx((-0.0876, 0.0876), abs=1e-4)
 
 
 def test_the_report_is_made_of_plain_values_and_repeats(model):

@@ -160,6 +160,8 @@ def test_mistakes_are_refused(model):
         corruption_curves(JEM(mlp((4,), 3)), torch.zeros(5, 4), torch.zeros(5).long())
     with pytest.raises(InputError, match="got 'fog'"):
         corruption_curves(model, X, Y, kinds=["fog"])
+    with pytest.raises(InputError, match="`batch_size`"):
+        corruption_curves(model, X, Y, batch_size=0)
     with pytest.raises(InputError, match="severity"):
         corruption_curves(model, X, Y, severities=[6])
     with pytest.raises(InputError, match="labels"):

@@ -166,6 +166,17 @@ def test_both_rows_are_of_equal_size_whatever_is_given(measure):
     assert math.isfinite(tiny.samples.kernel.value)
 
 
+def test_the_row_of_real_inputs_is_the_same_for_other_samples_and_can_be_taken_over(
+    measure, honest
+):
+    x, y = blobs(150, 4)
+    taken = measure(x, y, real=honest.real)
+    assert taken.real is honest.real
+    assert taken.to_dict() == measure(x, y).to_dict() != honest.to_dict()
+    fewer = measure(x[:40], y[:40], real=honest.real)
+    assert fewer.real.num == 40  # of another size: measured for itself
+
+
 def test_report_names_the_judge_and_fits_json(honest, judge):
     assert honest.judge == judge.name == "blobs-mlp-16f-n300-seed0"
     assert honest.judge_checksum == judge.checksum

@@ -109,6 +109,8 @@ def test_nan_scores_are_refused():
             method(bad)
     with pytest.raises(InputError, match="NaN"):
         detector_on([float("nan")] * 30)
+    with pytest.raises(InputError, match="input 1 is NaN"):  # which no comparison would flag
+        detector.verdict(bad[:, 0])
 
 
 def test_single_inputs_and_batches_agree():
@@ -239,6 +241,14 @@ def test_misuse_is_refused_with_a_clear_line():
             OODDetector(model, name).fit(x)
     with pytest.raises(InputError, match="K = 1"):
         OODDetector(model, "gen").fit(x)
+    with pytest.raises(InputError, match="'log_density' has no option `gamma`"):
+        OODDetector(model, gamma=0.1).score(x)
+    two = torch.zeros(3, 2)
+    for options, message in (
+        ({"gamma": -1.0}, "`gamma`"), ({"num_classes": 0}, "`num_classes`"), ({"k": 3}, "`k`"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            score_logits(two, "gen", **options)
 
 
 def test_fit_leaves_a_training_model_in_training():

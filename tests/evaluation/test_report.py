@@ -13,6 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 import jem
 from jem.data.arrays import from_arrays
 from jem.data.parts import DataPart
+from jem.data.shifts import gaussian_noise
 from jem.evaluation.report import SCHEMA_VERSION, Subject, measure
 from jem.evaluation.report_page import comparison_rows, render, render_comparison
 from jem.evaluation.verdicts import verdicts
@@ -74,6 +75,10 @@ def subject(kind="image", trained=True, num_classes=3, control=True):
 @pytest.fixture(scope="module")
 def measured(quick_judge):
     of = subject()
+    of.foreign = {
+        "gaussian noise": gaussian_noise(50, of.splits.input_shape, seed=0),
+        "mine.npz": torch.zeros(20, *of.splits.input_shape),
+    }
     return of, measure(of, num_bootstrap=50)
 
 
@@ -104,6 +109,7 @@ def test_near_and_far_and_seen_sets_are_told_apart(measured):
     sets = {row["name"]: row for row in measured[1].figures["ood"]["sets"]}
     assert sets["letters"]["kind"] == sets["rotated by 90 degrees"]["kind"] == "near"
     assert sets["photo patches"]["kind"] == "far"
+    assert (sets["gaussian noise"]["kind"], sets["mine.npz"]["kind"]) == ("far", "given")
     assert [name for name, row in sets.items() if row["seen"]] == ["uniform noise"]
 
 
@@ -119,13 +125,36 @@ def test_pictured_inputs_are_the_ones_they_are_said_to_be(measured):
             assert (passed >= found.figures["ood"]["threshold"]).all()
 
 
+def test_completions_are_counted_and_shown_as_they_are(measured):
+    of, found = measured
+    completions = found.figures["completions"]
+    num = completions["num_inputs"]
+    assert num == len(of.splits.test)
+    rows = completions["rows"]
+    assert list(rows) == ["original", "mean fill", "nearest neighbour", "one completion"]
+    for row in rows.values():
+        assert row["accuracy"]["low"] <= row["accuracy"]["value"] <= row["accuracy"]["high"]
+        assert round(num * row["accuracy"]["value"], 6) % 1 == 0
+    for entry in completions["differences"]:
+        ours, others = (rows[entry[key]]["accuracy"]["value"] for key in ("name", "against"))
+        assert entry["value"] == pytest.approx(ours - others)
+    kinds = completions["pictures"]
+    assert kinds == ["original", "kept", "mean fill", "nearest neighbour", "one completion"]
+    strips = dict(zip(kinds, found.images["completions"].chunk(len(kinds)), strict=True))
+    whole = strips.pop("original")
+    for strip in strips.values():
+        assert torch.equal(strip[:, :, :4], whole[:, :, :4])
+        assert not torch.equal(strip[:, :, 4:], whole[:, :, 4:])
+    assert (strips["kept"][:, :, 4:] == 0).all()  # grey, half way between -1 and 1
+
+
 def test_report_is_plain_and_complete(measured):
     figures = measured[1].figures
     again = json.loads(json.dumps(figures, allow_nan=False))
     assert again["schema_version"] == SCHEMA_VERSION == 1
     assert set(again) == {
-        "schema_version", "run", "data", "left_out", "classification", "ood", "samples", "chains",
-        "corruption", "training", "verdicts",
+        "schema_version", "run", "data", "left_out", "classification", "ood", "samples",
+        "completions", "chains", "corruption", "training", "verdicts",
     }  # fmt: skip
     assert again["left_out"] == {}
     assert again["training"]["recoveries"] == [{"iteration": 15, "back_to": 10}]
@@ -135,10 +164,11 @@ def test_report_is_plain_and_complete(measured):
 
 def test_tables_and_plain_models_leave_out_what_does_not_apply():
     found = measure(subject(kind="table", control=False), num_bootstrap=20).figures
-    assert set(found["left_out"]) == {"corruption"}
+    assert found["left_out"]["completions"] == "completions are of images"
+    assert set(found["left_out"]) == {"completions", "corruption"}
     assert "accuracy_difference" not in found["classification"]
     untrained = measure(subject(trained=False, control=False), num_bootstrap=20).figures
-    assert set(untrained["left_out"]) == {"samples", "chains"}
+    assert set(untrained["left_out"]) == {"samples", "completions", "chains"}
     assert untrained["ood"]["accept"] == pytest.approx(0.95)
     assert "draws no samples" in untrained["left_out"]["samples"]
 
@@ -260,7 +290,8 @@ def page(measured):
 def test_page_has_every_section_and_links_to_it(page):
     sections = [attributes["id"] for attributes in Page(page).of("section")]
     assert sections == [
-        "answers", "classification", "ood", "samples", "corruption", "training", "again",
+        "answers", "classification", "ood", "samples", "completions", "corruption", "training",
+        "again",
     ]  # fmt: skip
     links = [a["href"] for a in Page(page).of("a")]
     assert links == ["#main", *(f"#{name}" for name in sections)]
@@ -305,6 +336,8 @@ def test_comparison_holds_the_figures_of_both(measured):
     assert rows["accuracy"][0] == figures["classification"]["rows"]["model"]["accuracy"]
     assert rows["fresh samples: variety within a class, 1 is par"][1] is None
     assert len(rows["AUROC, letters, higher is better"]) == 2
+    filled = rows["lower half by one completion: of the right class, higher is better"]
+    assert filled == [figures["completions"]["rows"]["one completion"]["accuracy"], None]
     page = render_comparison({"a": figures, "<b>": other}, title="two")
     assert "&lt;b&gt;" in page
     assert len(Page(page).of("section")) == 2
