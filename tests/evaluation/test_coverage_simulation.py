@@ -151,7 +151,8 @@ def test_intervals_of_ood_figures_cover_in_many_draws(shift, sizes):
     missed = misses(shift, sizes, draws=300, num_bootstrap=100)
     for name, count in missed.items():
         chance = name == "detection_error" and shift == 0  # the truth is the end of the range
-        assert 1 - count / 300 >= (0.87 if chance else 0.91), (name, count)
+        # 300 draws know a coverage to 1.3 points; the worst of 54 lies further off.
+        assert 1 - count / 300 >= (0.87 if chance else 0.90), (name, count)
 
 
 def test_perfect_separation_is_covered_too():
