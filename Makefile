@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 # A CPU build of torch is far smaller: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
 
-.PHONY: demo test test-slow test-all check benchmark
+.PHONY: demo test test-slow test-all check
 .DELETE_ON_ERROR:
 
 $(VENV)/made:
@@ -41,5 +41,6 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-benchmark: $(VENV)/installed
-	$(BIN)/python scripts/benchmark_recipes.py
+# make benchmark-recipes, -sgld, -scoring, -tables, -finetune or -completion; ARGS are its flags.
+benchmark-%: $(VENV)/installed
+	$(BIN)/python scripts/benchmark_$*.py $(ARGS)

@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import json
 import multiprocessing
-import resource
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -25,6 +24,7 @@ from typing import Any
 
 import torch
 import tyro
+from memory import peak_memory
 
 import jem
 from jem import networks
@@ -92,11 +92,6 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     if recipe.generative and judge is not None:
         row |= samples_of(model, splits, judge, seed)
     return row
-
-
-def peak_memory() -> float:
-    """Most memory that this process has held so far, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def after_temperature(model: jem.JEM, splits: DataSplits) -> dict[str, float]:

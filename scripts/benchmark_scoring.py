@@ -17,7 +17,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import contextlib
 import io
 import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import tyro
+from memory import peak_memory
 
 import jem
 from jem import networks
@@ -89,7 +89,7 @@ def score(run: Path, inputs: Path, args: Benchmark) -> float:
 def score_and_measure(run: Path, inputs: Path, args: Benchmark) -> tuple[float, float]:
     """Seconds of the command, and peak memory of this process in MiB."""
     seconds = score(run, inputs, args)
-    return seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return seconds, peak_memory()
 
 
 def bare_loop(model: jem.JEM, x: torch.Tensor, batch_size: int) -> float:

@@ -15,7 +15,6 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import tyro
+from memory import peak_memory
 from torch import Tensor, nn
 
 import jem
@@ -152,9 +152,9 @@ def memory_of(size: str, batch: int, name: str) -> float:
     network, shape = network_of(size)
     x = torch.rand(batch, *shape) * 2 - 1
     call = samplers(network, x)[name]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory()
     call()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return peak_memory() - before
 
 
 def sampling_table(args: Benchmark) -> str:
