@@ -21,7 +21,7 @@ from jem.data import DataSplits
 from jem.data.shifts import letters, photo_patches
 from jem.plotting import save_figure, tile_images
 
-SAMPLES_A_CLASS = 4
+SAMPLES_A_CLASS = 6
 DATA, LETTERS, PHOTOS = "#4477aa", "#ee6677", "#228833"  # told apart by colour-blind people
 
 
@@ -55,9 +55,7 @@ def draw_samples(axes: Axes, model: jem.JEM, splits: DataSplits, seed: int) -> N
     axes.set_title("It draws every class")
 
 
-def draw_scores(
-    axes: Axes, detector: jem.OODDetector, sets: dict[str, Tensor], title: str
-) -> None:
+def draw_scores(axes: Axes, detector: jem.OODDetector, sets: dict[str, Tensor]) -> None:
     """Show the log-densities of the test part and of foreign sets, and the threshold."""
     scores = {name: detector.score(x).cpu().numpy() for name, x in sets.items()}
     low = min(np.quantile(s, 0.01) for s in scores.values())
@@ -70,7 +68,8 @@ def draw_scores(
         axes.hist(clipped, bins, weights=weights, color=colour, alpha=0.65, label=label)
     axes.axvline(detector.threshold, color="black", linewidth=1, linestyle="--")
     axes.set_ylabel("% of the set")
-    axes.legend(fontsize=8, frameon=False)
+    axes.set_ylim(top=1.45 * axes.get_ylim()[1])  # room for the legend
+    axes.legend(fontsize=8, frameon=False, loc="upper center")
 
 
 def main() -> None:
@@ -88,12 +87,15 @@ def main() -> None:
     left, right = figure.subfigures(1, 2, width_ratios=[1, 1.1])
     draw_samples(left.subplots(), model, splits, args.seed)
     rows = right.subplots(2, 1)
-    both = {"It rejects what it has not learned": model, "A plain classifier does not": control}
+    both = {
+        "It rejects what it has not learned": model,
+        "A plain classifier lets more of it pass": control,
+    }
     for axes, (title, each) in zip(rows, both.items(), strict=True):
         detector = jem.OODDetector(each).fit(splits.calibration.x, accept=0.95)
         draw_scores(axes, detector, sets)
         axes.set_title(title)
-    rows[1].set_xlabel("log-density, unnormalised, nats; dashed: threshold that accepts 95 %")
+    rows[1].set_xlabel("log-density, nats, unnormalised; dashed: accepts 95 %")
     save_figure(figure, args.out)
     print(f"{args.out}: run {args.run}, n = {len(splits.test)} test inputs, seed {args.seed}")
 
