@@ -1,5 +1,6 @@
 """Several processes make the run that one would make; what they keep, and how they end."""
 
+import json
 import os
 import signal
 import subprocess
@@ -20,13 +21,18 @@ from jem.training.trainer import Trainer
 HERE = Path(__file__).parent
 
 
-def torchrun(folder, *scenarios, count=2, restarts=0):
-    """Run `distributed_job.py` in `count` processes."""
+def torchrun(folder, *scenarios, **options):
+    """Run `distributed_job.py` in several processes."""
+    return launch(str(HERE / "distributed_job.py"), str(folder), *scenarios, **options)
+
+
+def launch(*program, count=2, restarts=0):
+    """Run a program in `count` processes."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count),
         "--max-restarts", str(restarts), "--rdzv-backend", "c10d", "--rdzv-endpoint",
-        "localhost:0", str(HERE / "distributed_job.py"), str(folder), *scenarios,
+        "localhost:0", *program,
     ]  # fmt: skip
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -173,6 +179,18 @@ def test_two_processes_recover_from_a_divergence_together(tmp_path):
     assert all(r["back_to"] % 10 == 0 for r in recoveries)
     (end,) = read_metrics(tmp_path / "run" / "metrics.jsonl", "end")
     assert (end["iteration"], end["recoveries"]) == (60, len(recoveries))
+
+
+@pytest.mark.slow
+def test_the_command_trains_in_all_processes_and_measures_in_the_first(tmp_path):
+    run = tmp_path / "run"
+    words = ["-m", "jem", "train", "--out", str(run), "--epochs", "1", "--control"]
+    done = launch(*words, "--no-report", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("run folder:") == 1
+    assert set(json.loads((run / "summary.json").read_text())) == {"hybrid", "plain (control)"}
+    for folder in (run, run / "control"):
+        assert len(Checkpoints(folder / "checkpoints").load_latest()[1]["generators"]) == 2
 
 
 def check_same_run(first, second):
