@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jem import data, evaluation, networks, objectives, sampling
+    from jem import data, evaluation, export, networks, objectives, plotting, sampling
     from jem.classifier import JEMClassifier
     from jem.errors import InputError, JemError, RunFolderError, TrainingDivergedError
     from jem.evaluation.calibration import calibration_report
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jem.evaluation.temperature import TemperatureScaling
     from jem.generation import counterfactual, denoise, inpaint, sample
     from jem.model import JEM
+    from jem.scorer import fit_scorer, load_scorer
     from jem.training.recipe import RECIPES, Recipe
     from jem.training.run_folder import load
     from jem.training.trainer import Trainer
@@ -35,12 +36,16 @@ _HOME = {
     "calibration_report": "jem.evaluation.calibration",
     "counterfactual": "jem.generation",
     "denoise": "jem.generation",
+    "fit_scorer": "jem.scorer",
     "inpaint": "jem.generation",
     "load": "jem.training.run_folder",
+    "load_scorer": "jem.scorer",
     "ood_metrics": "jem.evaluation.ood",
     "sample": "jem.generation",
 }
-_MODULES = ("data", "evaluation", "networks", "objectives", "sampling")
+_MODULES = (
+    "data", "evaluation", "export", "networks", "objectives", "plotting", "sampling",
+)  # fmt: skip
 
 __all__ = [
     "JEM",
@@ -59,11 +64,15 @@ __all__ = [
     "data",
     "denoise",
     "evaluation",
+    "export",
+    "fit_scorer",
     "inpaint",
     "load",
+    "load_scorer",
     "networks",
     "objectives",
     "ood_metrics",
+    "plotting",
     "sample",
     "sampling",
 ]

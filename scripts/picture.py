@@ -20,6 +20,7 @@ import jem
 from jem.data import DataSplits
 from jem.data.shifts import letters, photo_patches
 from jem.plotting import save_figure, tile_images
+from jem.training.run_folder import RunFolder
 
 SAMPLES_A_CLASS = 6
 DATA, LETTERS, PHOTOS = "#4477aa", "#ee6677", "#228833"  # told apart by colour-blind people
@@ -76,7 +77,7 @@ def main() -> None:
     """Draw both halves side by side."""
     args = tyro.cli(Picture)
     model, control = jem.load(args.run), jem.load(args.run / "control")
-    config = jem.training.run_folder.RunFolder(args.run).read_config()
+    config = RunFolder(args.run).read_config()
     splits = jem.data.load(config["data"], seed=config["seed"])
     sets = {
         f"test {splits.name}": splits.test[torch.arange(len(splits.test))][0],
