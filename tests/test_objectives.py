@@ -12,6 +12,7 @@ from jem.objectives import (
     cross_entropy,
     energy_gap,
     generative_loss,
+    outlier_loss,
 )
 
 
@@ -62,6 +63,17 @@ def test_balanced_weights_have_mean_one_over_examples_and_equal_sums_over_classe
 
 
 # -- the contrast
+
+
+def test_outlier_loss_by_hand_and_its_gradient_fades_beyond_the_margin():
+    data = torch.tensor([1.0, 3.0], dtype=torch.float64, requires_grad=True)
+    outliers = torch.tensor([-40.0, 7.0, 60.0], dtype=torch.float64, requires_grad=True)
+    loss = outlier_loss(data, outliers, margin=5.0)
+    by_hand = [math.log1p(math.exp(5 + 2 - energy)) for energy in (-40.0, 7.0, 60.0)]
+    assert float(loss) == pytest.approx(sum(by_hand) / 3)
+    loss.backward()
+    assert outliers.grad.tolist() == pytest.approx([-1 / 3, -1 / 6, 0.0], abs=1e-12)
+    assert data.grad.tolist() == pytest.approx([1 / 4, 1 / 4])
 
 
 def test_generative_loss_lowers_data_and_raises_negatives():

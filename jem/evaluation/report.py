@@ -40,7 +40,7 @@ from jem.evaluation.fidelity import fidelity
 from jem.evaluation.judge import LARGEST_TRAINING_SET, Judge, train_judge
 from jem.evaluation.ood import OODDetector, ood_metrics
 from jem.evaluation.ood_threshold import largest_accept
-from jem.evaluation.summary import NOISE, foreign_sets, logits_of, starts_from_noise
+from jem.evaluation.summary import foreign_sets, logits_of, seen_in_training
 from jem.evaluation.temperature import TemperatureScaling
 from jem.evaluation.verdicts import verdicts
 from jem.generation import sample
@@ -285,7 +285,7 @@ def _ood(
         row: dict[str, Any] = {
             "name": name,
             "kind": _distance(name),
-            "seen": name == NOISE and starts_from_noise(subject.model),
+            "seen": seen_in_training(name, subject.model),
             "num": len(foreign),
             **_ood_figures(metrics.to_dict()),
         }

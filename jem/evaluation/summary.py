@@ -60,9 +60,21 @@ def logits_of(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
         )
 
 
-def starts_from_noise(model: JEM) -> bool:
-    """Whether chains began from uniform noise in training: then it is no unseen foreign set."""
-    return model.chain is not None and not isinstance(model.chain.start, ClassGaussianStart)
+def seen_in_training(name: str, model: JEM) -> bool:
+    """Whether training held inputs of the kind of a made-up foreign set against the data.
+
+    Args:
+        name: Of the set; `NOISE`, or a key of `jem.data.shifts.FOREIGN`.
+        model: The trained model, which remembers where its chains began, and whether outliers were
+            made: these are noise of every contrast, down to nearly constant images.
+    """
+    if model.chain is None:
+        return False
+    from_noise = not isinstance(model.chain.start, ClassGaussianStart)
+    noises = (NOISE, "uniform_noise"), ("gaussian_noise", "constant_images")
+    return (name in noises[0] and (from_noise or model.chain.outliers)) or (
+        name in noises[1] and model.chain.outliers
+    )
 
 
 def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any]:
@@ -94,6 +106,6 @@ def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any
         low, high = metrics.intervals["auroc"]
         summary["auroc"][name] = {
             "value": metrics.auroc, "low": low, "high": high, "num_foreign": len(x),
-            "seen": name == NOISE and starts_from_noise(model),
+            "seen": seen_in_training(name, model),
         }  # fmt: skip
     return summary

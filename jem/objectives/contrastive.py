@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from jem.errors import InputError
 
@@ -68,6 +69,36 @@ def energy_gap(energy_data: Tensor, energy_negative: Tensor, *, mean: Mean = tor
     return mean(energy_negative.detach()) - mean(energy_data.detach())
 
 
+def outlier_loss(
+    energy_data: Tensor, energy_outlier: Tensor, *, margin: float, mean: Mean = torch.mean
+) -> Tensor:
+    r"""Contrast data with made-up outliers until these lie a margin above them.
+
+    .. math:: L = \overline{\mathrm{softplus}(m + \bar E - E(x^o))}
+
+    Unlike the contrast with chains it is bounded: an outlier that is far above the data no longer
+    counts, so the density of the rest is left to the chains.
+
+    Args:
+        energy_data: E of training points, shape (N,), nats.
+        energy_outlier: E of outliers, shape (M,), nats.
+        margin: m >= 0, nats.
+        mean: How values are averaged; for a run in several processes, over all of them.
+
+    Returns:
+        Scalar >= 0.
+
+    References:
+        Liu et al. (2020), arXiv:2010.03759, section 3.3, for energies bounded by a margin (there a
+        squared hinge around fixed levels, and real outliers).
+
+    Example:
+        >>> outlier_loss(torch.zeros(2), torch.tensor([100.0]), margin=10.0)
+        tensor(0.)
+    """
+    return mean(F.softplus(margin + mean(energy_data) - energy_outlier))
+
+
 class ContrastiveTerms(NamedTuple):
     """The contrastive objective and what it is made of, all scalars in nats."""
 
@@ -75,6 +106,7 @@ class ContrastiveTerms(NamedTuple):
     contrast: Tensor  # E(data) - E(negatives), unweighted
     gap: Tensor  # E(negatives) - E(data), without gradient
     regulariser: Tensor  # the energy penalties, as they enter the loss
+    outlier: Tensor | None = None  # the bounded contrast with outliers, unweighted
 
 
 def contrastive_loss(
@@ -85,6 +117,8 @@ def contrastive_loss(
     energy_l2: float = 0.0,
     gauge: float = 0.0,
     thermostat: float | None = None,
+    energy_outlier: Tensor | None = None,
+    outlier_margin: float = 0.0,
     mean: Mean = torch.mean,
 ) -> ContrastiveTerms:
     r"""Weighted contrast with the penalties that keep energies in place.
@@ -96,7 +130,8 @@ def contrastive_loss(
     The penalty c on each energy has a fixed point: once the gap opens, energies settle at -w/c and
     w/c with the contrast cancelled exactly, and chains stay stuck. The gauge penalises only the
     common level and leaves the gap alone. The thermostat tau = clip(1 - gap / g_max, 0.02, 1), a
-    constant for the gradient, makes the model wait for its chains.
+    constant for the gradient, makes the model wait for its chains. Where there are outliers, w
+    times their `outlier_loss` is added.
 
     Args:
         energy_data: E of training points, shape (N,), nats.
@@ -105,6 +140,8 @@ def contrastive_loss(
         energy_l2: c >= 0.
         gauge: gamma >= 0.
         thermostat: g_max > 0 in nats, or None for tau = 1.
+        energy_outlier: E of made-up outliers, shape (O,), nats, or None.
+        outlier_margin: m of `outlier_loss`.
         mean: How energies are averaged; for a run in several processes, over all of them.
 
     Returns:
@@ -118,4 +155,8 @@ def contrastive_loss(
     if energy_l2:
         squares = mean(energy_data.square()) + mean(energy_negative.square())
         regulariser = regulariser + energy_l2 / 2 * squares
-    return ContrastiveTerms(weight * scale * contrast + regulariser, contrast, gap, regulariser)
+    loss = weight * scale * contrast + regulariser
+    if energy_outlier is None:
+        return ContrastiveTerms(loss, contrast, gap, regulariser)
+    outlier = outlier_loss(energy_data, energy_outlier, margin=outlier_margin, mean=mean)
+    return ContrastiveTerms(loss + weight * outlier, contrast, gap, regulariser, outlier)

@@ -3,12 +3,14 @@
 from jem.sampling.buffer import Draw, ReplayBuffer, slots_by_class
 from jem.sampling.langevin import (
     SGLDInfo,
+    blur,
     clip_to_bounds,
     energy_and_gradient,
     langevin_update,
     sgld_chain,
     sgld_step,
 )
+from jem.sampling.outliers import Outliers
 from jem.sampling.settings import ChainSettings
 from jem.sampling.starts import (
     ClassGaussianStart,
@@ -25,10 +27,12 @@ __all__ = [
     "ContrastStart",
     "Draw",
     "MixtureStart",
+    "Outliers",
     "ReplayBuffer",
     "SGLDInfo",
     "Start",
     "UniformStart",
+    "blur",
     "clip_to_bounds",
     "energy_and_gradient",
     "langevin_update",

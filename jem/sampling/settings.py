@@ -23,6 +23,8 @@ class ChainSettings:
         max_rms: Cap on the root mean square of a move, or None.
         conditional: Chains move on E(x, y) of their class, not on E(x).
         class_frequencies: Probabilities of the K classes in the training data, shape (K,).
+        smoothing: Share of the blurred gradient in a move.
+        outliers: Whether training contrasted the data with made-up outliers, too.
     """
 
     start: Start
@@ -33,6 +35,8 @@ class ChainSettings:
     max_rms: float | None
     conditional: bool
     class_frequencies: Tensor
+    smoothing: float = 0.0
+    outliers: bool = False
 
     @property
     def move(self) -> dict[str, Any]:
@@ -42,6 +46,7 @@ class ChainSettings:
             "noise_std": self.noise_std,
             "grad_clamp": self.grad_clamp,
             "max_rms": self.max_rms,
+            "smoothing": self.smoothing,
         }
 
     def state_dict(self) -> dict[str, Any]:

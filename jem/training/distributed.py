@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from jem.errors import InputError, JemError, RunFolderError
@@ -164,9 +166,9 @@ def join() -> Ranks:
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        store, rank, count = next(iter(dist.rendezvous("env://")))
+        store, rank, count = next(iter(rendezvous("env://")))
         # A restarted job must not find the addresses of its dead processes.
-        store = dist.PrefixStore(f"start {_restarts()}", store)
+        store = PrefixStore(f"start {_restarts()}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
         atexit.register(_leave)

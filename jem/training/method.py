@@ -24,6 +24,7 @@ class Batch(NamedTuple):
     x: Tensor  # (B, *shape) inputs of the classifier
     labels: Tensor  # (B,) class indices
     x_data: Tensor  # (B', *shape) inputs of the density; `x` itself when the streams are shared
+    outliers: Tensor | None = None  # (O, *shape) made-up inputs that are to be unlikely
 
 
 class Logits(NamedTuple):
@@ -31,7 +32,7 @@ class Logits(NamedTuple):
 
     labelled: Tensor  # (B, K)
     data: Tensor  # (B', K); `labelled` itself when the streams are shared
-    negative: Tensor | None  # (M, K) of the chains, or None
+    negative: Tensor | None  # (M, K) of chains and outliers, or None
 
 
 Forward = Callable[[JEM, Batch, Tensor | None], Logits]
@@ -47,8 +48,9 @@ class Method:
         class_weight: Weight of each class in the cross-entropy, shape (K,), or None.
         clock: Told when chains begin to move, and when parameters do.
         ranks: The processes of the run.
-        forward: Logits of the model on a batch and on chains (M, *shape) or None, all passes that
-            are differentiated together; the usual one of the recipe's kind of step if left out.
+        forward: Logits of the model on a batch and on negatives (M, *shape) or None, all passes
+            that are differentiated together; the usual one of the recipe's kind of step if left
+            out.
     """
 
     recipe: Recipe
@@ -72,7 +74,11 @@ class Method:
         return loss * weight / self.ranks.mean(weight)
 
     def contrast(
-        self, energy_data: Tensor, energy_negative: Tensor, weight: float
+        self,
+        energy_data: Tensor,
+        energy_negative: Tensor,
+        weight: float,
+        energy_outlier: Tensor | None = None,
     ) -> ContrastiveTerms:
         """Contrastive objective with the recipe's penalties."""
         recipe = self.recipe
@@ -83,6 +89,8 @@ class Method:
             energy_l2=recipe.energy_l2,
             gauge=recipe.gauge,
             thermostat=recipe.thermostat,
+            energy_outlier=energy_outlier,
+            outlier_margin=recipe.outlier_margin,
             mean=self.ranks.mean,
         )
 

@@ -17,6 +17,7 @@ from jem.objectives.classification import balanced_class_weights
 from jem.randomness import named_generator
 from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.negatives import Negatives
+from jem.sampling.outliers import Outliers
 from jem.sampling.settings import ChainSettings
 from jem.sampling.starts import (
     ClassGaussianStart,
@@ -39,12 +40,14 @@ class Batches:
         recipe: The recipe, with nothing left open.
         labelled: Examples of the classifier; they make an epoch.
         generative: Examples of the density, or None where it sees what the classifier sees.
+        outliers: Makes outliers, or None.
         ranks: Processes, each of which takes its part of every batch.
     """
 
     recipe: Recipe
     labelled: BatchStream
     generative: BatchStream | None
+    outliers: Outliers | None
     ranks: Ranks
 
     def __len__(self) -> int:
@@ -73,16 +76,20 @@ class Batches:
                 generator=generator,
             )
             if x_data is None:
-                yield Batch(x, labels, x)
-                continue
-            x_data = augment(
-                x_data,
-                shift=recipe.generative_shift,
-                flip=recipe.generative_flip,
-                noise_std=recipe.generative_noise,
-                generator=generator,
-            )
-            yield Batch(x, labels, x_data)
+                x_data = x
+            else:
+                x_data = augment(
+                    x_data,
+                    shift=recipe.generative_shift,
+                    flip=recipe.generative_flip,
+                    noise_std=recipe.generative_noise,
+                    generator=generator,
+                )
+            outliers = None
+            if self.outliers is not None:
+                count = self.ranks.share(recipe.outlier_count or 0, "outlier_count")
+                outliers = self.outliers.draw(count, x_data, generator=generator)
+            yield Batch(x, labels, x_data, outliers)
 
 
 def _endless(stream: BatchStream, seen: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -138,7 +145,10 @@ def set_up(
     class_weight = None
     if recipe.class_weight == "balanced":
         class_weight = balanced_class_weights(labels, num_classes).to(model.device)
-    negatives = None
+    negatives, outliers = None, None
+    if recipe.generative and recipe.outlier_count:
+        known = labels if num_classes > 1 else torch.zeros_like(labels)
+        outliers = Outliers(*model.domain, x, known, num_classes)
     if recipe.generative:
         generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
         negatives = make_negatives(
@@ -146,7 +156,7 @@ def set_up(
         )
     forward = ranks.synchronised(model, forward_of(recipe), x[:1].to(model.device))
     method = Method(recipe, negatives, class_weight, ranks=ranks, forward=forward)
-    return method, Batches(recipe, labelled, generative, ranks)
+    return method, Batches(recipe, labelled, generative, outliers, ranks)
 
 
 def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
@@ -199,6 +209,7 @@ def make_negatives(
         generator: Source of all randomness of the chains, on the model's device.
     """
     assert model.domain is not None, "set before chains are made"
+    assert recipe.step_size is not None, "settled"
     labels = labels if num_classes > 1 else torch.zeros_like(labels)
     frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
     start = make_start(recipe.start, model.domain, x, labels, num_classes)
@@ -211,6 +222,8 @@ def make_negatives(
         max_rms=recipe.max_rms,
         conditional=recipe.conditional,
         class_frequencies=frequencies,
+        smoothing=recipe.smoothing or 0.0,
+        outliers=bool(recipe.outlier_count),
     )
     buffer = ReplayBuffer.from_start(
         start,

@@ -9,6 +9,9 @@ from typing import Any, Literal
 from jem.errors import InputError
 from jem.training.recipe_checks import check_fields
 
+LARGE_IMAGE = 16
+"""Pixels a side from which on an image has room for texture that its chains must be kept from."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -72,14 +75,18 @@ class Recipe:
     """Chains moved an iteration, M."""
     num_steps: int = 2
     """Langevin moves a chain makes an iteration, K; the fused step takes the last one for free."""
-    step_size: float = 3.0
-    """eta, multiplies the gradient of the energy in a move."""
+    step_size: float | None = None
+    """eta, multiplies the gradient of the energy in a move; None takes 15 for images of at least
+    16 pixels a side, else 3."""
     noise_std: float = 0.01
     """sigma of the noise of a move, in data units."""
     grad_clamp: float | None = None
     """Clamp each component of a chain's gradient to this size (JEM++ takes 1); None leaves it."""
     max_rms: float | None = None
     """Cap on the root mean square of one move, in data units; None leaves it."""
+    smoothing: float | None = None
+    """Share of the blurred gradient in a move: chains then move regions rather than single pixels;
+    None takes 0.8 for images of at least 16 pixels a side, else 0."""
     clip_chains: bool = True
     """Keep chains inside the domain of the data."""
     conditional: bool = False
@@ -94,6 +101,12 @@ class Recipe:
     """Draw chains with replacement, as the official JEM code does."""
     sample_steps: int = 200
     """Moves of a fresh chain when the trained model is sampled."""
+    outlier_count: int | None = None
+    """Made-up outliers an update (noise of several kinds, broken images), which the weight of the
+    density also pushes `outlier_margin` above the data in energy; None takes 18 for images of at
+    least 16 pixels a side, else 0."""
+    outlier_margin: float = 10.0
+    """How far above the data in energy outliers no longer count, in nats."""
 
     streams: Literal["shared", "separate"] = "shared"
     """One batch for both halves of the objective, or another one for the density."""
@@ -145,7 +158,7 @@ class Recipe:
         return min(100, max(8, round(1500 / steps_per_epoch)))
 
     def resolved(self, input_shape: Sequence[int], steps_per_epoch: int) -> Recipe:
-        """Settle what is left to the data: number of epochs and input noise.
+        """Settle what is left to the data: number of epochs, and what depends on their kind.
 
         Args:
             input_shape: Shape of one input.
@@ -154,10 +167,19 @@ class Recipe:
         Returns:
             The recipe with a number in each of these fields: what `config.json` keeps.
         """
-        noise = self.input_noise
-        if noise is None:
-            noise = 0.1 if len(input_shape) == 3 else 0.0
-        return replace(self, epochs=self.num_epochs(steps_per_epoch), input_noise=noise)
+        is_image = len(input_shape) == 3
+        is_large = is_image and min(input_shape[1:]) >= LARGE_IMAGE
+        defaults: dict[str, Any] = {
+            "epochs": self.num_epochs(steps_per_epoch),
+            "input_noise": 0.1 if is_image else 0.0,
+            "step_size": 15.0 if is_large else 3.0,
+            "smoothing": 0.8 if is_large else 0.0,
+            "outlier_count": 18 if is_large else 0,
+        }
+        open_fields = {
+            name: value for name, value in defaults.items() if getattr(self, name) is None
+        }
+        return replace(self, **open_fields)
 
 
 _PUBLISHED = Recipe(
@@ -169,6 +191,8 @@ _PUBLISHED = Recipe(
     generative_weight=1.0,
     energy_l2=0.0,
     step_size=1.0,
+    smoothing=0.0,
+    outlier_count=0,
     buffer_size=10_000,
     restart_prob=0.05,
     replacement=True,

@@ -22,17 +22,19 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         (
             "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "shift",
             "generative_shift", "generative_noise", "max_recoveries", "sample_steps",
+            "outlier_margin",
         ),
     ),
     "at least 0, or None": (
         lambda value: value is None or value >= 0,
-        ("epochs", "input_noise", "accuracy_margin"),
+        ("epochs", "input_noise", "accuracy_margin", "outlier_count"),
     ),
-    "above 0": (lambda value: value > 0, ("learning_rate", "step_size", "max_gap")),
+    "above 0": (lambda value: value > 0, ("learning_rate", "max_gap")),
     "above 0, or None": (
         lambda value: value is None or value > 0,
-        ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho"),
+        ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size"),
     ),
+    "in [0, 1), or None": (lambda value: value is None or 0 <= value < 1, ("smoothing",)),
     "at least 1, or None": (lambda value: value is None or value >= 1, ("generative_batch",)),
     "each in [0, 1]": (lambda value: all(0 <= item <= 1 for item in value), ("decay_at",)),
     "in (0, 1]": (lambda value: 0 < value <= 1, ("decay_factor",)),

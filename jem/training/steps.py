@@ -131,7 +131,7 @@ def objective(
 
     Args:
         model: The model, in training mode.
-        batch: The data.
+        batch: The data, and outliers where the recipe makes any.
         method: The recipe.
         weight: Weight w of the contrast.
         x_negative: Chains, shape (M, *shape), or None.
@@ -141,13 +141,19 @@ def objective(
         Losses and energies; no chain has moved.
     """
     forward = method.forward or forward_of(method.recipe)
-    logits, logits_data, logits_negative = forward(model, batch, x_negative)
+    unlikely = [part for part in (x_negative, batch.outliers) if part is not None]
+    logits, logits_data, logits_unlikely = forward(
+        model, batch, torch.cat(unlikely) if unlikely else None
+    )
     classification = method.classification_loss(logits, batch.labels)
-    if logits_negative is None:
+    if logits_unlikely is None or x_negative is None:
         return Outcome(classification, classification, logits)
     energy_data = joint_energy(logits_data)
-    energy_negative = joint_energy(logits_negative, labels_negative)
-    terms = method.contrast(energy_data, energy_negative, weight)
+    energy_negative = joint_energy(logits_unlikely[: len(x_negative)], labels_negative)
+    energy_outlier = None
+    if batch.outliers is not None:
+        energy_outlier = joint_energy(logits_unlikely[len(x_negative) :])
+    terms = method.contrast(energy_data, energy_negative, weight, energy_outlier)
     loss = classification + terms.loss
     return Outcome(loss, classification, logits, energy_data, energy_negative, terms)
 

@@ -117,6 +117,8 @@ def step_metrics(outcome: Outcome, batch: Batch, bounds: Bounds | None) -> dict[
     if bounds is not None:
         low, high = bounds
         at_bounds = float(((moved.x <= low) | (moved.x >= high)).float().mean())
+    if terms.outlier is not None:
+        figures["outlier"] = float(terms.outlier)
     return figures | {
         "gap": float(terms.gap),
         "contrast": float(terms.contrast),

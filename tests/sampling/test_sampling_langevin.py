@@ -13,6 +13,7 @@ from jem.sampling import (
     MixtureStart,
     ReplayBuffer,
     UniformStart,
+    blur,
     clip_to_bounds,
     energy_and_gradient,
     langevin_update,
@@ -113,6 +114,56 @@ def test_max_rms_caps_each_row_alone_and_keeps_its_direction(generator):
     assert torch.equal(moved[2], torch.zeros(3, 2, dtype=torch.float64))
     cosine = torch.nn.functional.cosine_similarity(moved[0].flatten(), -grad[0].flatten(), dim=0)
     torch.testing.assert_close(cosine, torch.tensor(1.0, dtype=torch.float64))
+
+
+def preconditioner(height, width, smoothing):
+    """P as a matrix: what a smoothed move makes of each single pixel."""
+    pixels = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
+    moved = langevin_update(
+        torch.zeros_like(pixels), pixels, step_size=-1.0, noise_std=0.0, generator=fresh(),
+        smoothing=smoothing,
+    )  # fmt: skip
+    return moved.flatten(1)
+
+
+def test_blur_weighs_neighbours_as_1_2_1_and_sees_zero_beyond_the_border():
+    x = torch.zeros(1, 1, 4, 4, dtype=torch.float64)
+    x[0, 0, 0, 1] = 16.0
+    expected = torch.zeros_like(x)
+    expected[0, 0, :2, :3] = torch.tensor([[2.0, 4.0, 2.0], [1.0, 2.0, 1.0]])
+    torch.testing.assert_close(blur(x), expected)
+
+
+def test_a_smoothed_move_is_a_preconditioner():
+    matrix = preconditioner(5, 4, 0.8)
+    torch.testing.assert_close(matrix, matrix.T)
+    eigenvalues = torch.linalg.eigvalsh(matrix)
+    assert 0.2 < eigenvalues.min() < 0.21  # single pixels still move, a fifth as fast
+    assert 0.5 < eigenvalues.max() < 1.0
+    torch.testing.assert_close(preconditioner(5, 4, 0.0), torch.eye(20, dtype=torch.float64))
+
+
+def test_the_noise_of_a_smoothed_move_has_the_preconditioner_as_its_covariance():
+    x = torch.zeros(200_000, 1, 3, 3, dtype=torch.float64)
+    moved = langevin_update(
+        x, x, step_size=1.0, noise_std=2.0, generator=fresh(), smoothing=0.8
+    ).flatten(1)
+    covariance = moved.T @ moved / len(moved)
+    torch.testing.assert_close(covariance, 4 * preconditioner(3, 3, 0.8), rtol=0, atol=0.04)
+
+
+def test_smoothing_does_not_change_what_a_chain_converges_to():
+    precision = torch.tensor([1.0, 4.0, 1.0, 2.0], dtype=torch.float64)
+
+    def energy(x):
+        return (precision * x.flatten(1).square()).sum(dim=1) / 2
+
+    x = sgld_chain(
+        torch.zeros(20_000, 1, 2, 2, dtype=torch.float64), energy, num_steps=400, step_size=0.02,
+        noise_std=math.sqrt(0.04), generator=fresh(), smoothing=0.8,
+    )  # fmt: skip
+    covariance = x.flatten(1).T @ x.flatten(1) / len(x)
+    torch.testing.assert_close(covariance, torch.diag(1 / precision), rtol=0, atol=0.05)
 
 
 def test_max_rms_does_not_cap_the_noise():

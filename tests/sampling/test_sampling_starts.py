@@ -81,7 +81,7 @@ def test_samples_have_their_shape_and_a_density(name):
 
 def test_settings_of_a_model_go_through_a_file_too():
     settings = ChainSettings(
-        starts()["nested"], 7, 0.1, 0.01, None, 0.5, True, torch.tensor([0.25, 0.75])
+        starts()["nested"], 7, 0.1, 0.01, None, 0.5, True, torch.tensor([0.25, 0.75]), 0.8, True
     )
     file = io.BytesIO()
     torch.save(settings.state_dict(), file)
@@ -89,9 +89,12 @@ def test_settings_of_a_model_go_through_a_file_too():
     again = ChainSettings.from_state(torch.load(file, weights_only=True))
     assert again.move == settings.move
     assert again.move == {
-        "step_size": 0.1, "noise_std": 0.01, "grad_clamp": None, "max_rms": 0.5
+        "step_size": 0.1, "noise_std": 0.01, "grad_clamp": None, "max_rms": 0.5, "smoothing": 0.8
     }  # fmt: skip
-    assert (again.num_steps, again.conditional) == (7, True)
+    assert (again.num_steps, again.conditional, again.outliers) == (7, True, True)
+    older = settings.state_dict()
+    del older["smoothing"], older["outliers"]  # as runs of before they existed hold it
+    assert not ChainSettings.from_state(older).smoothing
     assert torch.equal(again.class_frequencies, settings.class_frequencies)
     x = settings.start.sample(4, generator=fresh())
     assert torch.equal(again.start.sample(4, generator=fresh()), x)

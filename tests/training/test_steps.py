@@ -155,14 +155,18 @@ def classification_by_hand(logits, labels, method):
     return -(target * weights * log_p).sum() / weights[labels].sum()
 
 
-def contrast_by_hand(energy_data, energy_negative, recipe, weight):
+def contrast_by_hand(energy_data, energy_negative, recipe, weight, energy_outlier=None):
     gap = (energy_negative.mean() - energy_data.mean()).item()
     tau = 1.0
     if recipe.thermostat is not None:
         tau = min(1.0, max(0.02, 1 - gap / recipe.thermostat))
     loss = weight * tau * (energy_data.mean() - energy_negative.mean())
     loss = loss + recipe.energy_l2 / 2 * ((energy_data**2).mean() + (energy_negative**2).mean())
-    return loss + recipe.gauge * ((energy_data.mean() + energy_negative.mean()) / 2) ** 2
+    loss = loss + recipe.gauge * ((energy_data.mean() + energy_negative.mean()) / 2) ** 2
+    if energy_outlier is not None:
+        over = recipe.outlier_margin + energy_data.mean() - energy_outlier
+        loss = loss + weight * (1 + over.exp()).log().mean()
+    return loss
 
 
 def reference_step(model, batch, method, weight, extra_steps, *, fused):
@@ -189,6 +193,8 @@ def reference_step(model, batch, method, weight, extra_steps, *, fused):
     modes = [module.training for module in network.modules()]
     network.eval()
     energy_negative = energy_by_hand(network(scored), draw.labels)
+    outliers = batch.outliers
+    energy_outlier = None if outliers is None else energy_by_hand(network(outliers))
     for module, mode in zip(network.modules(), modes, strict=True):
         module.training = mode
     end = scored
@@ -199,7 +205,9 @@ def reference_step(model, batch, method, weight, extra_steps, *, fused):
         end = move_by_hand(scored, grad, negatives, negatives.generator)
     energy_data = energy_by_hand(logits_data)
     classification = classification_by_hand(logits, batch.labels, method)
-    loss = classification + contrast_by_hand(energy_data, energy_negative, recipe, weight)
+    loss = classification + contrast_by_hand(
+        energy_data, energy_negative, recipe, weight, energy_outlier
+    )
     trained = [p for p in network.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, trained, allow_unused=True)
     return SimpleNamespace(
@@ -268,6 +276,21 @@ def check_step(
 
 BOTH = pytest.mark.parametrize("step", ["fused", "classic"])
 ANY_NETWORK = pytest.mark.parametrize("kind", list(NETWORKS))
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["plain", "batch norm"])
+@pytest.mark.parametrize("streams", ["shared", "separate"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_outliers_enter_the_loss_and_leave_chains_alone(step, kind, streams, conditional):
+    recipe = make_recipe(step, conditional=conditional, outlier_margin=0.5)
+    batch, network = make_batch(streams), NETWORKS[kind]()
+    without = check_step(recipe, copy.deepcopy(network), batch, weight=0.4)
+    with_them = check_step(recipe, network, batch._replace(outliers=inputs(3, 23)), weight=0.4)
+    assert with_them.loss > without.loss
+    assert with_them.terms.outlier > 0
+    close(with_them.terms.gap, without.terms.gap)
+    close(with_them.moved.x, without.moved.x)
 
 
 @BOTH

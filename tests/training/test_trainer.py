@@ -124,6 +124,8 @@ class CrashError(Exception):
         {"step": "classic", "replacement": True, "optimizer": "sgd", "start": "mixed"},
         {"step": "plain"},
         {"sam_rho": 0.5, "streams": "separate", "generative_batch": 11},
+        {"outlier_count": 7},
+        {"outlier_count": 7, "streams": "separate", "sam_rho": 0.5},
     ],
 )
 def test_resumed_run_ends_in_the_same_bits(tmp_path, train, epochs_done, change):
@@ -190,7 +192,8 @@ def test_load_gives_the_trained_model_with_all_it_needs(tmp_path, train):
 def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert Recipe(**config["recipe"]) == replace(SMALL, input_noise=0.0)
+    settled = {"input_noise": 0.0, "step_size": 3.0, "smoothing": 0.0, "outlier_count": 0}
+    assert Recipe(**config["recipe"]) == replace(SMALL, **settled)
     assert config["network"]["name"] == "mlp"
     step = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")[0]
     for key in ("loss", "gap", "gradient_norm", "share_at_bounds", "chain_age", "energy_data"):

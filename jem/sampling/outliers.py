@@ -1,0 +1,133 @@
+"""Made-up outliers: inputs that no data set holds, for training to push away from the data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jem.sampling.fields import SmoothNoiseStart
+from jem.sampling.langevin import Bounds, clip_to_bounds
+from jem.sampling.starts import ClassGaussianStart, ContrastStart, Start, UniformStart
+
+PATCHES = 4
+"""Patches along each side of an image whose patches are shuffled."""
+
+
+class Outliers:
+    """Draws made-up outliers, as many of each kind as fit.
+
+    Chains see only where the model already holds inputs likely; simple pictures and broken ones
+    they never reach. Kinds: uniform noise, noise of random contrast, class Gaussians; for images
+    smooth random fields, images with their patches shuffled and halves of two images put together;
+    for tables rows whose every column is another row's.
+
+    Args:
+        low: Lower bound of the domain, a number or a tensor that broadcasts to one input.
+        high: Upper bound, likewise.
+        x: Training inputs, shape (N, *shape), to fit the Gaussians to.
+        labels: Their classes, shape (N,).
+        num_classes: K.
+    """
+
+    def __init__(
+        self, low: Tensor, high: Tensor, x: Tensor, labels: Tensor, num_classes: int
+    ) -> None:
+        shape = tuple(x.shape[1:])
+        self.bounds: Bounds = (low, high)
+        self.starts: list[Start] = [
+            UniformStart(low, high, shape),
+            ContrastStart(low, high, shape),
+            ClassGaussianStart.fit(x, labels, num_classes, bounds=(low, high)),
+        ]
+        self.is_image = len(shape) == 3
+        if self.is_image:
+            self.starts.append(SmoothNoiseStart(float(low.min()), float(high.max()), shape))
+        frequencies = torch.bincount(labels, minlength=num_classes).float()
+        self.frequencies = frequencies / frequencies.sum()
+
+    def draw(self, count: int, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Draw outliers.
+
+        Args:
+            count: How many; each kind gives as many, the first ones one more where need be.
+            x: Data of this iteration, shape (B, *shape), of which the broken ones are made.
+            generator: Source of all randomness, on the device of `x`.
+
+        Returns:
+            Shape (count, *shape).
+        """
+        broken = [shuffle_patches, join_halves] if self.is_image else [shuffle_columns]
+        kinds = len(self.starts) + len(broken)
+        shares = [len(range(kind, count, kinds)) for kind in range(kinds)]
+        parts = [
+            self._from(start, share, generator)
+            for start, share in zip(self.starts, shares, strict=False)
+            if share
+        ]
+        parts += [
+            break_up(_some(x, share, generator), generator)
+            for break_up, share in zip(broken, shares[len(self.starts) :], strict=True)
+            if share
+        ]
+        return clip_to_bounds(torch.cat(parts).to(x), self.bounds)
+
+    def _from(self, start: Start, count: int, generator: torch.Generator) -> Tensor:
+        weights = self.frequencies.to(generator.device)
+        labels = torch.multinomial(weights, count, replacement=True, generator=generator)
+        return start.sample(count, labels, generator=generator)
+
+
+def _some(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Rows of a batch at random, with replacement: shape (count, *shape)."""
+    return x[torch.randint(len(x), (count,), device=x.device, generator=generator)]
+
+
+def shuffle_patches(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Put the patches of each image in another order; a margin that no patch covers stays.
+
+    Args:
+        x: Images, shape (B, C, H, W).
+        generator: Source of the orders, on the device of `x`.
+    """
+    count, channels, height, width = x.shape
+    tall, wide = max(1, height // PATCHES), max(1, width // PATCHES)
+    rows, columns = height // tall, width // wide
+    inner = x[..., : rows * tall, : columns * wide]
+    patches = inner.reshape(count, channels, rows, tall, columns, wide)
+    patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (B, patches, C, tall, wide)
+    keys = torch.rand(count, rows * columns, device=x.device, generator=generator)
+    order = keys.argsort(dim=1)
+    patches = patches[torch.arange(count, device=x.device)[:, None], order]
+    patches = patches.unflatten(1, (rows, columns)).permute(0, 3, 1, 4, 2, 5)
+    shuffled = x.clone()
+    shuffled[..., : rows * tall, : columns * wide] = patches.reshape(inner.shape)
+    return shuffled
+
+
+def join_halves(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Give each image the right or the lower half of another one.
+
+    Args:
+        x: Images, shape (B, C, H, W).
+        generator: Source of all choices, on the device of `x`.
+    """
+    count, _, height, width = x.shape
+    other = x[torch.randperm(count, device=x.device, generator=generator)]
+    right = torch.zeros(height, width, dtype=torch.bool, device=x.device)
+    right[:, width // 2 :] = True
+    lower = torch.zeros_like(right)
+    lower[height // 2 :] = True
+    side = torch.rand(count, 1, 1, 1, device=x.device, generator=generator) < 0.5
+    return torch.where(torch.where(side, right, lower), other, x)
+
+
+def shuffle_columns(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Take every component of a row from a row of its own: what columns have in common is gone.
+
+    Args:
+        x: Rows, shape (B, *shape).
+        generator: Source of the orders, on the device of `x`.
+    """
+    flat = x.flatten(1)
+    keys = torch.rand(flat.shape, device=x.device, generator=generator)
+    return flat.gather(0, keys.argsort(dim=0)).view(x.shape)

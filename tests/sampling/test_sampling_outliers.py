@@ -1,0 +1,94 @@
+import pytest
+import torch
+
+from jem.sampling import Outliers
+from jem.sampling.outliers import join_halves, shuffle_columns, shuffle_patches
+
+pytestmark = pytest.mark.usefixtures("global_rng_untouched")
+
+LOW, HIGH = torch.tensor(-1.0), torch.tensor(1.0)
+
+
+def fresh(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count=40, shape=(2, 18, 16)):
+    return torch.rand(count, *shape, generator=fresh(5)) * 2 - 1
+
+
+def outliers_of(x):
+    return Outliers(LOW, HIGH, x, torch.arange(len(x)) % 3, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (5,)])
+@pytest.mark.parametrize("count", [1, 4, 18, 23])
+def test_as_many_as_asked_for_inside_the_domain_and_by_the_generator_alone(shape, count):
+    x = images(shape=shape)
+    made = outliers_of(x)
+    drawn = made.draw(count, x, generator=fresh())
+    assert drawn.shape == (count, *shape)
+    assert drawn.dtype == x.dtype
+    assert drawn.min() >= -1
+    assert drawn.max() <= 1
+    assert torch.equal(drawn, made.draw(count, x, generator=fresh()))
+    assert not torch.equal(drawn, made.draw(count, x, generator=fresh(1)))
+
+
+def test_every_kind_has_its_share():
+    x = torch.full((8, 1, 16, 16), 0.123)  # data that no noise resembles
+    drawn = outliers_of(x).draw(14, x, generator=fresh())
+    broken = (drawn == 0.123).flatten(1).all(dim=1)
+    assert broken.sum() == 4  # two of shuffled patches, two of joined halves: of one value all
+    assert drawn[~broken].flatten(1).unique(dim=0).shape[0] == 10  # the rest are all different
+
+
+def test_a_domain_that_differs_by_channel_is_kept():
+    low, high = torch.tensor([-1.0, 0.0]).view(2, 1, 1), torch.tensor([1.0, 3.0]).view(2, 1, 1)
+    x = images() * 0.5 + 0.5
+    drawn = Outliers(low, high, x, torch.zeros(len(x), dtype=torch.long), 1).draw(
+        60, x, generator=fresh()
+    )
+    assert bool(((drawn >= low) & (drawn <= high)).all())
+    assert drawn[:, 1].max() > 2
+
+
+def test_shuffled_patches_hold_the_same_pixels_elsewhere():
+    x = images()
+    shuffled = shuffle_patches(x, fresh())
+    inner = slice(0, 16), slice(0, 16)  # 18 rows are four patches of four, and two that stay
+    for channel in range(2):
+        ours = shuffled[:, channel][:, *inner].flatten(1).sort(dim=1).values
+        theirs = x[:, channel][:, *inner].flatten(1).sort(dim=1).values
+        assert torch.equal(ours, theirs)
+    assert torch.equal(shuffled[:, :, 16:], x[:, :, 16:])
+    assert (shuffled != x).flatten(1).any(dim=1).float().mean() > 0.9
+    corner = shuffled[0, :, :4, :4]
+    places = [x[0, :, i : i + 4, j : j + 4] for i in range(0, 16, 4) for j in range(0, 16, 4)]
+    assert any(torch.equal(corner, place) for place in places)  # patches stay whole
+
+
+def test_joined_halves_come_from_two_images():
+    x = images()
+    joined = join_halves(x, fresh())
+    sides = set()
+    for mine, row in zip(x, joined, strict=True):
+        assert torch.equal(row[:, :9, :8], mine[:, :9, :8])  # the upper left quarter stays
+        for other in x:
+            if torch.equal(row[:, 9:], other[:, 9:]) and not torch.equal(other, mine):
+                sides.add("lower")
+            if torch.equal(row[..., 8:], other[..., 8:]) and not torch.equal(other, mine):
+                sides.add("right")
+    assert sides == {"lower", "right"}
+
+
+def test_shuffled_columns_keep_each_column_and_break_rows():
+    x = torch.arange(30.0)[:, None] + torch.tensor([0.0, 100.0, 200.0])
+    shuffled = shuffle_columns(x, fresh())
+    assert torch.equal(shuffled.sort(dim=0).values, x)
+    assert ((shuffled[:, 1] - shuffled[:, 0]) == 100).sum() < 10
+
+
+def test_small_images_have_patches_of_a_pixel():
+    x = images(shape=(1, 3, 2))
+    assert shuffle_patches(x, fresh()).shape == x.shape
