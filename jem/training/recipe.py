@@ -76,7 +76,7 @@ class Recipe:
     num_steps: int = 2
     """Langevin moves a chain makes an iteration, K; the fused step takes the last one for free."""
     step_size: float | None = None
-    """eta, multiplies the gradient of the energy in a move; None takes 15 for images of at least
+    """eta, multiplies the gradient of the energy in a move; None takes 10 for images of at least
     16 pixels a side, else 3."""
     noise_std: float = 0.01
     """sigma of the noise of a move, in data units."""
@@ -172,7 +172,7 @@ class Recipe:
         defaults: dict[str, Any] = {
             "epochs": self.num_epochs(steps_per_epoch),
             "input_noise": 0.1 if is_image else 0.0,
-            "step_size": 15.0 if is_large else 3.0,
+            "step_size": 10.0 if is_large else 3.0,
             "smoothing": 0.8 if is_large else 0.0,
             "outlier_count": 18 if is_large else 0,
         }

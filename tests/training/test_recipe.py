@@ -187,7 +187,7 @@ def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
 def test_images_with_room_for_texture_get_smooth_moves_and_outliers(shape, is_large):
     settled = Recipe().resolved(shape, 50)
     made = (settled.step_size, settled.smoothing, settled.outlier_count)
-    assert made == ((15.0, 0.8, 18) if is_large else (3.0, 0.0, 0))
+    assert made == ((10.0, 0.8, 18) if is_large else (3.0, 0.0, 0))
     for name in ("jem", "proximal", "sada"):
         published = RECIPES[name].resolved(shape, 50)
         assert (published.step_size, published.smoothing, published.outlier_count) == (1.0, 0, 0)
