@@ -22,6 +22,10 @@ FOREIGN_SIZE = 1000
 
 NOISE = "uniform noise"
 
+LIKE_STARTS = (NOISE, "uniform_noise")
+LIKE_OUTLIERS = (*LIKE_STARTS, "gaussian_noise", "constant_images")
+"""Foreign sets of the kinds that chains begin from and that made-up outliers are of."""
+
 Foreign = dict[str, Tensor]
 
 
@@ -65,16 +69,14 @@ def seen_in_training(name: str, model: JEM) -> bool:
 
     Args:
         name: Of the set; `NOISE`, or a key of `jem.data.shifts.FOREIGN`.
-        model: The trained model, which remembers where its chains began, and whether outliers were
-            made: these are noise of every contrast, down to nearly constant images.
+        model: The trained model, which remembers where its chains began and whether there were
+            outliers.
     """
     if model.chain is None:
         return False
-    from_noise = not isinstance(model.chain.start, ClassGaussianStart)
-    noises = (NOISE, "uniform_noise"), ("gaussian_noise", "constant_images")
-    return (name in noises[0] and (from_noise or model.chain.outliers)) or (
-        name in noises[1] and model.chain.outliers
-    )
+    if model.chain.outliers:
+        return name in LIKE_OUTLIERS
+    return name in LIKE_STARTS and not isinstance(model.chain.start, ClassGaussianStart)
 
 
 def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any]:
