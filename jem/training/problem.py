@@ -244,6 +244,8 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # every kind of device that torch has heard of
+            reason = "expected cpu, cuda, cuda:0, mps or auto"
         raise InputError(f"device {name!r} cannot be used: {reason}") from error
     return device
 

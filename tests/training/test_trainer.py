@@ -427,7 +427,7 @@ def test_data_that_do_not_fit_get_a_clear_error(x, y, message):
 
 
 def test_unknown_device_recipe_and_field():
-    with pytest.raises(InputError, match="device 'tpu'"):
+    with pytest.raises(InputError, match="device 'tpu' cannot be used: expected cpu, cuda"):
         Trainer(model_of(), SMALL, device="tpu")
     with pytest.raises(InputError, match="unknown recipe 'fats'"):
         Trainer(model_of(), "fats", device="cpu")
