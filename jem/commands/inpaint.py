@@ -15,7 +15,7 @@ from jem.commands.drawings import (
     moves_shown,
     raw_units,
 )
-from jem.commands.runs import load_model
+from jem.commands.runs import load_model, read_config
 from jem.errors import InputError
 
 if TYPE_CHECKING:
@@ -85,7 +85,14 @@ def run(argv: list[str]) -> int:
     model = load_model(args.run)
     chain_of(model)
     shape = model.input_shape or ()
-    stream = stream_inputs(args.inputs, shape, batch_size=LARGEST_COUNT)
+    config = read_config(args.run)
+    stream = stream_inputs(
+        args.inputs,
+        shape,
+        batch_size=LARGEST_COUNT,
+        label_column=config.get("label_column"),
+        columns=config.get("columns"),
+    )
     names, raw, x = _read(args, model, stream)
     known = ~read_mask(args.mask, len(x), shape)
     labels = _labels(args, model, len(x))

@@ -75,6 +75,7 @@ def run(argv: list[str]) -> int:
         model.input_shape or (),
         batch_size=_read_at_once(args.batch_size, model.input_shape or ()),
         label_column=args.label_column or config.get("label_column"),
+        columns=config.get("columns"),
     )
     scale = _scaling(args, model, stream)
     scorer = _scorer(args, model, config)

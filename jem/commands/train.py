@@ -172,7 +172,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 _INFORMATIVE = {
     "recipe", "data", "data_root", "label_column", "seed", "network", "input_shape", "classes",
-    "epochs", "iterations", "versions", "device", "command",
+    "columns", "epochs", "iterations", "versions", "device", "command",
 }  # fmt: skip
 """Keys that a run writes into its config.json for people to read."""
 
@@ -247,7 +247,7 @@ def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple
         seed=args.seed,
         device=args.device,
         progress=not args.quiet,
-        describe=_describe(args),
+        describe=_describe(args) | ({"columns": splits.columns} if splits.columns else {}),
     )
     resume = args.resume and RunFolder(folder).holds_run()
     result = trainer.fit(splits.train, splits.validation, resume=resume)

@@ -58,6 +58,23 @@ def test_csv_with_label_column_anywhere(tmp_path):
     assert torch.equal(splits.train.y, expected.train.y)
 
 
+def test_csv_says_of_all_columns_at_once_what_is_no_number(tmp_path):
+    rows = [[f"id{i}", 1.0, "" if i == 3 else 2.0, "ab"[i % 2]] for i in range(20)]
+    path = write_csv(tmp_path / "a.csv", ["id", "age", "height", "label"], rows)
+    with pytest.raises(InputError, match=r"column 'id' .*'id0' in line 2.*goes for height\.$"):
+        load(path)
+
+
+def test_csv_keeps_the_names_of_its_columns(tmp_path):
+    path = write_csv(
+        tmp_path / "a.csv",
+        ["age", "Class", "height"],
+        [[age, animal, height] for age, height, animal in table_rows()],
+    )
+    assert load(path).columns == ("age", "height")
+    assert load("iris").columns is None
+
+
 def test_csv_values_reach_the_parts(tmp_path):
     path = write_csv(tmp_path / "a.csv", ["age", "height", "label"], table_rows())
     splits = load_file(path)
