@@ -124,6 +124,7 @@ def set_up(
         model.classes = tuple(str(k) for k in range(num_classes))
     if model.domain is None:
         model.domain = domain_of(x)
+    _check_domain(model.domain, x)
 
     def stream(name: str, batch_size: int) -> BatchStream:
         made = BatchStream(train, batch_size, seed=seed, name=name, device=model.device)
@@ -147,6 +148,21 @@ def set_up(
     forward = ranks.synchronised(model, forward_of(recipe), x[:1].to(model.device))
     method = Method(recipe, negatives, class_weight, ranks=ranks, forward=forward)
     return method, Batches(recipe, labelled, generative, ranks)
+
+
+def _check_domain(domain: tuple[Tensor, Tensor], x: Tensor) -> None:
+    """Refuse inputs outside the domain, more than rounding explains: chains never get there."""
+    low, high = domain
+    slack = 1e-3 * (high - low)
+    if ((x < low - slack) | (x > high + slack)).any():
+        raise InputError(
+            f"`domain` of the model says that inputs lie in {_range(low, high)}, but those of "
+            f"training lie in {_range(x, x)}: scale them as the network expects, or set `domain`"
+        )
+
+
+def _range(low: Tensor, high: Tensor) -> str:
+    return f"[{low.min():.4g}, {high.max():.4g}]"
 
 
 def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
