@@ -65,6 +65,8 @@ class Inpaint:
     """Strength s of the class in E(x) - s log p(y|x), where classes are named."""
     initial_noise: float = 0.5
     """Noise of the first move, falling to that of the recipe."""
+    network: str | None = None
+    """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
     quiet: bool = False
     """Show no progress."""
 
@@ -82,7 +84,7 @@ def run(argv: list[str]) -> int:
     for path in (outputs.picture, outputs.arrays):
         if path.resolve() == args.inputs.resolve():
             raise InputError(f"--out: {path} is the file to be completed")
-    model = load_model(args.run)
+    model = load_model(args.run, args.network)
     chain_of(model)
     shape = model.input_shape or ()
     config = read_config(args.run)

@@ -59,6 +59,8 @@ class Sample:
     """Where the data of the run are now, for --start gaussian, if they were moved."""
     data_root: Path | None = None
     """Folder of downloaded data sets, for the same."""
+    network: str | None = None
+    """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
     quiet: bool = False
     """Show no progress."""
 
@@ -73,7 +75,7 @@ def run(argv: list[str]) -> int:
     if args.count < 1:
         raise InputError(f"--count must be at least 1, but got {args.count}")
     outputs = Outputs.at(args.out)
-    model = load_model(args.run)
+    model = load_model(args.run, args.network)
     chain_of(model)
     names = list(args.labels) or list(model.classes or ())
     labels = class_indices(model, names).repeat_interleave(args.count)

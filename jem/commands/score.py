@@ -64,12 +64,13 @@ class Score:
 def run(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
-    from jem.commands.runs import read_config
+    from jem.commands.runs import load_model, read_config
     from jem.data.streams import stream_inputs
+    from jem.training.problem import choose_device
 
     _check_out(args)
     config = read_config(args.run)
-    model = _load(args, config)
+    model = load_model(args.run, args.network, device=str(choose_device(args.device)))
     stream = stream_inputs(
         args.inputs,
         model.input_shape or (),
@@ -113,21 +114,6 @@ def _read_at_once(batch_size: int, shape: Sequence[int]) -> int:
 
 def _note(text: str) -> None:
     print(f"jem: {text}", file=sys.stderr)
-
-
-def _load(args: Score, config: dict[str, Any]) -> JEM:
-    from jem.networks import network_from_reference
-    from jem.training.problem import choose_device
-    from jem.training.run_folder import load
-
-    sys.path.insert(0, str(Path.cwd()))  # where a network of one's own lies
-    network = None
-    if args.network is not None:
-        shape, classes = config.get("input_shape"), config.get("classes")
-        if not shape or not classes:
-            raise InputError(f"{args.run} does not say the input shape and classes of its network")
-        network = network_from_reference(args.network, shape, len(classes))
-    return load(args.run, network, device=str(choose_device(args.device)))
 
 
 def _scorer(args: Score, model: JEM, config: dict[str, Any]) -> Scorer:
