@@ -100,14 +100,27 @@ def read_npz(path: Path) -> tuple[Array, Array]:
         with archive:
             x_key = find_key(path, archive.files, INPUT_KEYS, "inputs")
             y_key = find_key(path, archive.files, LABEL_KEYS, "labels")
-            return archive[x_key], archive[y_key]
+            return _plain(path, archive, x_key), _plain(path, archive, y_key)
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"Could not read {path}: it is damaged, no .npz file, or holds Python objects "
-            f"({error})."
+            f"Could not read {path}: it is damaged or no .npz file ({error})."
         ) from error
+
+
+def _plain(path: Path, archive: Any, key: str) -> Array:  # noqa: ANN401
+    """An array of an archive, unless it would run code when it is read."""
+    try:
+        values: Array = archive[key]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise InputError(
+            f"Expected plain numbers or strings under '{key}' in {path}, got Python objects: save "
+            f"labels with .astype(str), and inputs as one array of numbers."
+        ) from error
+    return values
 
 
 def find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) -> str:
