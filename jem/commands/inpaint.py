@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -42,9 +42,9 @@ class Inpaint:
     inputs: as they came, what was kept, and their completions.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    inputs: tyro.conf.Positional[Path]
+    inputs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUTS")]
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
     folder of images."""
     mask: str = "lower"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -33,9 +33,9 @@ class Score:
     calibrated, log_density (unnormalised, nats), p_value (small = foreign) and ood (the verdict).
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    inputs: tyro.conf.Positional[Path]
+    inputs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUTS")]
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
     folder of images, whose bytes 0 to 255 stand for the range of the training data."""
     out: Path = Path("scores.csv")

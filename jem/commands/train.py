@@ -53,13 +53,16 @@ class Train:
     seed: int = 0
     """The one seed of everything random."""
     network: str | None = None
-    """A network of your own, `module:factory`, called with (shape, num_classes)."""
+    """A network of your own, `module:factory`, found in the current folder or where Python looks,
+    and called with (shape, num_classes). It takes images (B, C, H, W) in [-1, 1], and rows of
+    tables (B, D) standardised."""
     data_root: Path | None = None
     """Folder of downloaded data sets; the environment variable JEM_DATA if left out."""
     download: bool = False
     """Download a named data set that is missing."""
     label_column: str | None = None
-    """Column of a .csv file that holds the labels."""
+    """Column of a .csv file that holds the labels, if it is not called label, class, target or y.
+    All others must be numbers, none missing."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     quiet: bool = False
