@@ -240,7 +240,7 @@ def read_columns(
             errors[name] = str(error)
     if errors:
         first, *others = errors
-        more = f" The same goes for {', '.join(others)}." if others else ""
+        more = f" Other columns with text or gaps: {', '.join(others)}." if others else ""
         raise InputError(errors[first] + more)
     return columns
 

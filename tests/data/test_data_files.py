@@ -70,7 +70,9 @@ def test_csv_with_label_column_anywhere(tmp_path):
 def test_csv_says_of_all_columns_at_once_what_is_no_number(tmp_path):
     rows = [[f"id{i}", 1.0, "" if i == 3 else 2.0, "ab"[i % 2]] for i in range(20)]
     path = write_csv(tmp_path / "a.csv", ["id", "age", "height", "label"], rows)
-    with pytest.raises(InputError, match=r"column 'id' .*'id0' in line 2.*goes for height\.$"):
+    with pytest.raises(
+        InputError, match=r"column 'id' .*'id0' in line 2.*text or gaps: height\.$"
+    ):
         load(path)
 
 
