@@ -308,7 +308,8 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
         The module that the factory returned.
 
     Raises:
-        InputError: If the module or the factory is not found, or no torch module comes back.
+        InputError: If the module or the factory is not found or fails, or no torch module comes
+            back.
     """
     module_name, _, factory_name = reference.partition(":")
     if not module_name or not factory_name:
@@ -316,10 +317,27 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
-        raise InputError(f"cannot find the network factory {reference!r}: {error}") from error
-    network = factory(tuple(shape), num_classes)
+        hint = "; a module is named without .py" if module_name.endswith(".py") else ""
+        raise InputError(
+            f"cannot find the network factory {reference!r}: {error}{hint}"
+        ) from error
+    except Exception as error:
+        raise InputError(f"importing {module_name!r} failed: {_in_one_line(error)}") from error
+    try:
+        network = factory(tuple(shape), num_classes)
+    except Exception as error:
+        raise InputError(
+            f"{reference!r} was called with (shape, num_classes) = "
+            f"({tuple(shape)}, {num_classes}) and failed: {_in_one_line(error)}"
+        ) from error
     if not isinstance(network, nn.Module):
         raise InputError(
             f"{reference!r} must return a torch.nn.Module, but got {type(network).__name__}"
         )
     return network
+
+
+def _in_one_line(error: Exception) -> str:
+    """Kind and first line of an error in a person's own code."""
+    first = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -249,6 +249,14 @@ def test_each_command_has_help(command):
     assert f"jem {command}" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["sample", "score", "inpaint"])
+def test_what_is_missing_is_named(capsys, command):
+    with pytest.raises(SystemExit) as stop:
+        run(command)
+    assert stop.value.code == 2
+    assert "RUN" in capsys.readouterr().err
+
+
 # -- mistakes -------------------------------------------------------------------------------------
 
 

@@ -175,7 +175,7 @@ def test_no_bar_where_stderr_is_no_terminal(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_network_of_ones_own_is_found_where_the_command_runs(tmp_path, monkeypatch):
+def test_a_network_of_ones_own_is_found_where_the_command_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "own_net_for_drawing.py").write_text(
         "import torch\n"
         "def make(shape, k):\n"
@@ -192,3 +192,11 @@ def test_a_network_of_ones_own_is_found_where_the_command_runs(tmp_path, monkeyp
     few = splits.train.x[:64], splits.train.y[:64]
     Trainer(model, QUICK, run_dir="run", seed=0, device="cpu", describe=describe).fit(few)
     assert run("sample", "run", "--labels", 3, "--count", 1, "--out", "s.png") == 0
+    Trainer(model, QUICK, run_dir="unnamed", seed=0, device="cpu").fit(few)
+    words = ("--labels", 3, "--count", 1, "--out")
+    assert run("sample", "unnamed", *words, "no.png") == 2
+    assert "or --network module:factory" in capsys.readouterr().err
+    own = ("--network", "own_net_for_drawing:make")
+    assert run("sample", "unnamed", *words, "t.png", *own) == 0
+    np.save("x.npy", np.zeros((1, 8, 8)))
+    assert run("inpaint", "unnamed", "x.npy", "--num-steps", 2, "--out", "c.png", *own) == 0

@@ -166,6 +166,27 @@ def test_npz_and_npy_give_the_same(save, digits_run, raw_digits, tmp_path):
     assert (tmp_path / "x.npz.csv").read_text() == (tmp_path / "x.npy.csv").read_text()
 
 
+def test_columns_of_a_table_may_come_in_another_order(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = [(x, 10 * y, "ab"[int(x > 0)]) for x, y in rng.normal(size=(40, 2)).round(3)]
+    (tmp_path / "own.csv").write_text(
+        "\n".join(["u,v,label", *(f"{u},{v},{k}" for u, v, k in rows)])
+    )
+    words = ("--data", tmp_path / "own.csv", "--out", tmp_path / "run", "--epochs", "1")
+    assert run("train", *words, "--buffer-size", "64", "--no-report", "--quiet") == 0
+    (tmp_path / "same.csv").write_text("\n".join(["u,v", *(f"{u},{v}" for u, v, _ in rows)]))
+    (tmp_path / "moved.csv").write_text(
+        "\n".join(["v,id,u", *(f"{v},row{i},{u}" for i, (u, v, _) in enumerate(rows))])
+    )
+    for name in ("same", "moved"):
+        out = tmp_path / f"{name}.out.csv"
+        assert run("score", tmp_path / "run", tmp_path / f"{name}.csv", "--out", out) == 0
+    assert table_of(tmp_path / "same.out.csv") == table_of(tmp_path / "moved.out.csv")
+    (tmp_path / "less.csv").write_text("w,v\n1,2\n")
+    message = refused(capsys, tmp_path / "s.csv", tmp_path / "run", tmp_path / "less.csv")
+    assert "none called u: the header has w, v" in message
+
+
 def test_missing_detector_is_fitted_and_said(wine_run, tmp_path, capsys):
     wine = jem.data.load("wine")
     raw = wine.scaling.invert(wine.test.x).double().numpy()

@@ -194,7 +194,10 @@ def own_module(tmp_path, monkeypatch):
         "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1], num_classes))\n"
         "def wrong(shape, num_classes):\n"
         "    return 3\n"
+        "def of_channels(channels, num_classes):\n"
+        "    return nn.Conv2d(channels, num_classes, 3)\n"
     )
+    (tmp_path / "own_typo_for_test.py").write_text("def make(shape, num_classes:\n")
     monkeypatch.syspath_prepend(tmp_path)
     yield "own_nets_for_test"
     sys.modules.pop("own_nets_for_test", None)
@@ -212,10 +215,17 @@ def test_a_factory_of_ones_own_is_called_with_shape_and_classes(own_module):
         (":make", "named 'module:factory'"),
         ("own_nets_for_test:none", "cannot find the network factory"),
         ("no_such_module_at_all:make", "cannot find the network factory"),
+        ("own_nets_for_test.py:make", "a module is named without .py"),
+        ("own_typo_for_test:make", "importing 'own_typo_for_test' failed: SyntaxError: "),
         ("own_nets_for_test:wrong", r"must return a torch.nn.Module, but got int"),
+        (
+            "own_nets_for_test:of_channels",
+            r"called with \(shape, num_classes\) = \(\(2, 3\), 4\) and failed: TypeError: ",
+        ),
     ],
 )
 @pytest.mark.usefixtures("own_module")
 def test_a_factory_that_does_not_do_is_named(reference, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         network_from_reference(reference, (2, 3), 4)
+    assert "\n" not in str(caught.value)

@@ -19,7 +19,7 @@ class Data:
     download: bool = False
     """Download a named data set that is missing."""
     label_column: str | None = None
-    """Column of a .csv file that holds the labels."""
+    """Column of a .csv file that holds the labels, if not called label, class, target or y."""
 
 
 def run(argv: list[str]) -> int:
@@ -39,6 +39,14 @@ def run(argv: list[str]) -> int:
 
     for name, description in NAMES.items():
         print(f"{name:15}{description}")
-    print("\nYour own: an .npz file (images or x, and labels), a .csv file with a label column,")
-    print("or a folder of images by class. `jem data NAME` describes one.")
+    print(_YOUR_OWN)
     return 0
+
+
+_YOUR_OWN = """
+Your own:
+  mine.npz   `images` (N, H, W), (N, H, W, C) or (N, C, H, W), or `x` (N, D), and `labels` (N,)
+  mine.csv   a line of names, columns of numbers, and one of labels: label, class, target or y,
+             or the one that --label-column names
+  pictures/  a folder for each class, of images of one size
+`jem data NAME` describes any of them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -15,7 +15,7 @@ from jem.commands.drawings import (
     moves_shown,
     raw_units,
 )
-from jem.commands.runs import load_model
+from jem.commands.runs import load_model, read_config
 from jem.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,9 +42,9 @@ class Inpaint:
     inputs: as they came, what was kept, and their completions.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    inputs: tyro.conf.Positional[Path]
+    inputs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUTS")]
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
     folder of images."""
     mask: str = "lower"
@@ -65,6 +65,8 @@ class Inpaint:
     """Strength s of the class in E(x) - s log p(y|x), where classes are named."""
     initial_noise: float = 0.5
     """Noise of the first move, falling to that of the recipe."""
+    network: str | None = None
+    """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
     quiet: bool = False
     """Show no progress."""
 
@@ -82,10 +84,17 @@ def run(argv: list[str]) -> int:
     for path in (outputs.picture, outputs.arrays):
         if path.resolve() == args.inputs.resolve():
             raise InputError(f"--out: {path} is the file to be completed")
-    model = load_model(args.run)
+    model = load_model(args.run, args.network)
     chain_of(model)
     shape = model.input_shape or ()
-    stream = stream_inputs(args.inputs, shape, batch_size=LARGEST_COUNT)
+    config = read_config(args.run)
+    stream = stream_inputs(
+        args.inputs,
+        shape,
+        batch_size=LARGEST_COUNT,
+        label_column=config.get("label_column"),
+        columns=config.get("columns"),
+    )
     names, raw, x = _read(args, model, stream)
     known = ~read_mask(args.mask, len(x), shape)
     labels = _labels(args, model, len(x))

@@ -24,12 +24,30 @@ def read_config(run: Path) -> dict[str, Any]:
     return RunFolder(run).read_config()
 
 
-def load_model(run: Path) -> JEM:
-    """The model of a run; a network of one's own is looked for where the command runs."""
+def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") -> JEM:
+    """The model of a run; a network of one's own is looked for where the command runs.
+
+    Args:
+        run: The run folder.
+        reference: The network, `module:factory`; what the run says of it if None.
+        device: Where to put the model.
+
+    Raises:
+        RunFolderError: If the folder holds no run, or is damaged.
+        InputError: If the network cannot be built, or does not fit the weights.
+    """
+    from jem.networks import network_from_reference
     from jem.training.run_folder import load
 
     sys.path.insert(0, str(Path.cwd()))
-    return load(run)
+    network = None
+    if reference is not None:
+        config = read_config(run)
+        shape, classes = config.get("input_shape"), config.get("classes")
+        if not shape or not classes:
+            raise InputError(f"{run} does not say the input shape and classes of its network")
+        network = network_from_reference(reference, shape, len(classes))
+    return load(run, network, device=device)
 
 
 def splits_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -33,7 +33,7 @@ class Sample:
     which says how they were made.
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     labels: tuple[str, ...] = ()
     """Class names; all classes if left out."""
@@ -59,6 +59,8 @@ class Sample:
     """Where the data of the run are now, for --start gaussian, if they were moved."""
     data_root: Path | None = None
     """Folder of downloaded data sets, for the same."""
+    network: str | None = None
+    """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
     quiet: bool = False
     """Show no progress."""
 
@@ -73,7 +75,7 @@ def run(argv: list[str]) -> int:
     if args.count < 1:
         raise InputError(f"--count must be at least 1, but got {args.count}")
     outputs = Outputs.at(args.out)
-    model = load_model(args.run)
+    model = load_model(args.run, args.network)
     chain_of(model)
     names = list(args.labels) or list(model.classes or ())
     labels = class_indices(model, names).repeat_interleave(args.count)

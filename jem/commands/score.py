@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -33,9 +33,9 @@ class Score:
     calibrated, log_density (unnormalised, nats), p_value (small = foreign) and ood (the verdict).
     """
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
-    inputs: tyro.conf.Positional[Path]
+    inputs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUTS")]
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
     folder of images, whose bytes 0 to 255 stand for the range of the training data."""
     out: Path = Path("scores.csv")
@@ -64,17 +64,19 @@ class Score:
 def run(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
-    from jem.commands.runs import read_config
+    from jem.commands.runs import load_model, read_config
     from jem.data.streams import stream_inputs
+    from jem.training.problem import choose_device
 
     _check_out(args)
     config = read_config(args.run)
-    model = _load(args, config)
+    model = load_model(args.run, args.network, device=str(choose_device(args.device)))
     stream = stream_inputs(
         args.inputs,
         model.input_shape or (),
         batch_size=_read_at_once(args.batch_size, model.input_shape or ()),
         label_column=args.label_column or config.get("label_column"),
+        columns=config.get("columns"),
     )
     scale = _scaling(args, model, stream)
     scorer = _scorer(args, model, config)
@@ -112,21 +114,6 @@ def _read_at_once(batch_size: int, shape: Sequence[int]) -> int:
 
 def _note(text: str) -> None:
     print(f"jem: {text}", file=sys.stderr)
-
-
-def _load(args: Score, config: dict[str, Any]) -> JEM:
-    from jem.networks import network_from_reference
-    from jem.training.problem import choose_device
-    from jem.training.run_folder import load
-
-    sys.path.insert(0, str(Path.cwd()))  # where a network of one's own lies
-    network = None
-    if args.network is not None:
-        shape, classes = config.get("input_shape"), config.get("classes")
-        if not shape or not classes:
-            raise InputError(f"{args.run} does not say the input shape and classes of its network")
-        network = network_from_reference(args.network, shape, len(classes))
-    return load(args.run, network, device=str(choose_device(args.device)))
 
 
 def _scorer(args: Score, model: JEM, config: dict[str, Any]) -> Scorer:

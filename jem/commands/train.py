@@ -53,13 +53,16 @@ class Train:
     seed: int = 0
     """The one seed of everything random."""
     network: str | None = None
-    """A network of your own, `module:factory`, called with (shape, num_classes)."""
+    """A network of your own, `module:factory`, found in the current folder or where Python looks,
+    and called with (shape, num_classes). It takes images (B, C, H, W) in [-1, 1], and rows of
+    tables (B, D) standardised."""
     data_root: Path | None = None
     """Folder of downloaded data sets; the environment variable JEM_DATA if left out."""
     download: bool = False
     """Download a named data set that is missing."""
     label_column: str | None = None
-    """Column of a .csv file that holds the labels."""
+    """Column of a .csv file that holds the labels, if it is not called label, class, target or y.
+    All others must be numbers, none missing."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     quiet: bool = False
@@ -172,7 +175,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 _INFORMATIVE = {
     "recipe", "data", "data_root", "label_column", "seed", "network", "input_shape", "classes",
-    "epochs", "iterations", "versions", "device", "command",
+    "columns", "epochs", "iterations", "versions", "device", "command",
 }  # fmt: skip
 """Keys that a run writes into its config.json for people to read."""
 
@@ -247,7 +250,7 @@ def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple
         seed=args.seed,
         device=args.device,
         progress=not args.quiet,
-        describe=_describe(args),
+        describe=_describe(args) | ({"columns": splits.columns} if splits.columns else {}),
     )
     resume = args.resume and RunFolder(folder).holds_run()
     result = trainer.fit(splits.train, splits.validation, resume=resume)

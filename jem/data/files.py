@@ -6,6 +6,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,18 +71,20 @@ def load_file(
         raise InputError(f"Expected a file or a folder, found nothing at {path}.")
     if path.stat().st_size == 0:
         raise InputError(f"Expected data in {path}, got an empty file.")
+    columns = None
     if path.suffix.lower() == ".npz":
         x, labels = read_npz(path)
     elif path.suffix.lower() == ".csv":
-        x, labels = read_csv(path, label_column)
+        x, labels, columns = read_csv(path, label_column)
     else:
         raise InputError(
             f"Expected an .npz file, a .csv file or a folder of images by class, got {path}."
         )
     try:
-        return from_arrays(x, labels, name=path.stem, seed=seed)
+        splits = from_arrays(x, labels, name=path.stem, seed=seed)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    return replace(splits, columns=columns)
 
 
 def read_npz(path: Path) -> tuple[Array, Array]:
@@ -97,14 +100,27 @@ def read_npz(path: Path) -> tuple[Array, Array]:
         with archive:
             x_key = find_key(path, archive.files, INPUT_KEYS, "inputs")
             y_key = find_key(path, archive.files, LABEL_KEYS, "labels")
-            return archive[x_key], archive[y_key]
+            return _plain(path, archive, x_key), _plain(path, archive, y_key)
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
-            f"Could not read {path}: it is damaged, no .npz file, or holds Python objects "
-            f"({error})."
+            f"Could not read {path}: it is damaged or no .npz file ({error})."
         ) from error
+
+
+def _plain(path: Path, archive: Any, key: str) -> Array:  # noqa: ANN401
+    """An array of an archive, unless it would run code when it is read."""
+    try:
+        values: Array = archive[key]
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise InputError(
+            f"Expected plain numbers or strings under '{key}' in {path}, got Python objects: save "
+            f"labels with .astype(str), and inputs as one array of numbers."
+        ) from error
+    return values
 
 
 def find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) -> str:
@@ -118,11 +134,11 @@ def find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) 
     )
 
 
-def read_csv(path: Path, label_column: str | None = None) -> tuple[Array, Array]:
+def read_csv(path: Path, label_column: str | None = None) -> tuple[Array, Array, tuple[str, ...]]:
     """Read numeric columns and the column of labels from a `.csv` file with a header.
 
     Returns:
-        Features (N, D), float64, and labels (N,), strings.
+        Features (N, D), float64; labels (N,), strings; and the names of the D columns.
     """
     header, lines = open_table(path)
     label = find_label_column(path, header, label_column)
@@ -136,10 +152,10 @@ def read_csv(path: Path, label_column: str | None = None) -> tuple[Array, Array]
             raise InputError(
                 f"Expected a label in line {number}, column '{header[label]}' of {path}, got none."
             )
-    columns = [
-        read_column(path, header[i], [(number, row[i]) for number, row in rows]) for i in features
-    ]
-    return np.stack(columns, axis=1), np.array([row[label].strip() for _, row in rows])
+    names = tuple(header[i] for i in features)
+    cells = [[(number, row[i]) for number, row in rows] for i in features]
+    x = np.stack(read_columns(path, names, cells), axis=1)
+    return x, np.array([row[label].strip() for _, row in rows]), names
 
 
 def open_table(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
@@ -210,6 +226,23 @@ def find_label_column(path: Path, header: Sequence[str], label_column: str | Non
         f"Expected a column of labels {wanted} in {path}, got the columns {', '.join(header)}: "
         f"name one with --label-column (label_column= in Python); the first line is the header."
     )
+
+
+def read_columns(
+    path: Path, names: Sequence[str], cells: Sequence[Sequence[tuple[int, str]]]
+) -> list[Array]:
+    """Convert columns, or say of all of them at once that they are no numbers throughout."""
+    columns, errors = [], {}
+    for name, column in zip(names, cells, strict=True):
+        try:
+            columns.append(read_column(path, name, column))
+        except InputError as error:
+            errors[name] = str(error)
+    if errors:
+        first, *others = errors
+        more = f" Other columns with text or gaps: {', '.join(others)}." if others else ""
+        raise InputError(errors[first] + more)
+    return columns
 
 
 def read_column(path: Path, name: str, cells: Sequence[tuple[int, str]]) -> Array:

@@ -86,6 +86,7 @@ class DataSplits:
             `input_shape`.
         kind: Whether inputs are images (C, H, W) or rows (D,) of a table.
         input_shape: Shape of one network input.
+        columns: Names of the columns of a table that was read from a file with a header.
     """
 
     name: str
@@ -98,6 +99,7 @@ class DataSplits:
     domain: tuple[Tensor, Tensor]
     kind: Literal["image", "table"]
     input_shape: tuple[int, ...]
+    columns: tuple[str, ...] | None = None
 
     def describe(self) -> str:
         """Return a few lines for people: shape, sizes and class counts."""

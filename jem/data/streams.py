@@ -25,7 +25,7 @@ from jem.data.files import (
     open_image,
     open_table,
     pixels,
-    read_column,
+    read_columns,
     refuse_deep,
 )
 from jem.errors import InputError
@@ -57,6 +57,7 @@ def stream_inputs(
     *,
     batch_size: int,
     label_column: str | None = None,
+    columns: Sequence[str] | None = None,
 ) -> InputStream:
     """Open inputs for a model, of which no more than a batch is held at a time.
 
@@ -69,6 +70,8 @@ def stream_inputs(
         batch_size: Inputs a batch.
         label_column: Column of a `.csv` file to leave out; otherwise one called label, class,
             target or y, where there is one column more than the network takes.
+        columns: Names of the columns that the network was trained on, in their order: a `.csv`
+            file may have them in another, and others beside them. If None, position decides.
 
     Returns:
         The inputs as they are stored.
@@ -96,7 +99,7 @@ def stream_inputs(
     if suffix in (".npy", ".npz"):
         return _open_array(path, shape, batch_size)
     if suffix == ".csv":
-        return _open_table(path, shape, batch_size, label_column)
+        return _open_table(path, shape, batch_size, label_column, columns)
     raise InputError(
         f"Expected an .npy, .npz or .csv file, an image or a folder of images, got {path}."
     )
@@ -199,7 +202,11 @@ def _take(path: Path, file: IO[bytes], shape: Shape, dtype: np.dtype[Any]) -> Ar
 
 
 def _open_table(
-    path: Path, shape: Shape, batch_size: int, label_column: str | None
+    path: Path,
+    shape: Shape,
+    batch_size: int,
+    label_column: str | None,
+    names: Sequence[str] | None,
 ) -> InputStream:
     if len(shape) != 1:
         wanted = " x ".join(map(str, shape))
@@ -207,7 +214,10 @@ def _open_table(
     header, rows = open_table(path)
     if all(_is_number(name) for name in header):
         raise InputError(f"Expected names of columns in the first line of {path}, got numbers.")
-    columns = _feature_columns(path, header, shape[0], label_column)
+    if names is None:
+        columns = _feature_columns(path, header, shape[0], label_column)
+    else:
+        columns = _named_columns(path, header, names)
     return InputStream(_table_batches(path, header, columns, rows, batch_size), None)
 
 
@@ -217,6 +227,17 @@ def _is_number(cell: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _named_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> list[int]:
+    """Positions of the columns of these names, in the order of the names."""
+    missing = [name for name in names if name not in header]
+    if missing:
+        raise InputError(
+            f"Expected the columns of the training data in {path}, got none called "
+            f"{', '.join(missing)}: the header has {', '.join(header)}."
+        )
+    return [header.index(name) for name in names]
 
 
 def _feature_columns(
@@ -263,8 +284,8 @@ def _numbers(
         pass
     # Cell by cell, which names the one that is no number.
     cells = ([(number, row[i]) for number, row in rows] for i in columns)
-    named = zip(columns, cells, strict=True)
-    return np.stack([read_column(path, header[i], column) for i, column in named], axis=1)
+    names = [header[i] for i in columns]
+    return np.stack(read_columns(path, names, list(cells)), axis=1)
 
 
 # -- images ---------------------------------------------------------------------------------------

@@ -131,6 +131,7 @@ def set_up(
         model.classes = tuple(str(k) for k in range(num_classes))
     if model.domain is None:
         model.domain = domain_of(x)
+    _check_domain(model.domain, x)
 
     def stream(name: str, batch_size: int) -> BatchStream:
         made = BatchStream(train, batch_size, seed=seed, name=name, device=model.device)
@@ -157,6 +158,21 @@ def set_up(
     forward = ranks.synchronised(model, forward_of(recipe), x[:1].to(model.device))
     method = Method(recipe, negatives, class_weight, ranks=ranks, forward=forward)
     return method, Batches(recipe, labelled, generative, outliers, ranks)
+
+
+def _check_domain(domain: tuple[Tensor, Tensor], x: Tensor) -> None:
+    """Refuse inputs outside the domain, more than rounding explains: chains never get there."""
+    low, high = domain
+    slack = 1e-3 * (high - low)
+    if ((x < low - slack) | (x > high + slack)).any():
+        raise InputError(
+            f"`domain` of the model says that inputs lie in {_range(low, high)}, but those of "
+            f"training lie in {_range(x, x)}: scale them as the network expects, or set `domain`"
+        )
+
+
+def _range(low: Tensor, high: Tensor) -> str:
+    return f"[{low.min():.4g}, {high.max():.4g}]"
 
 
 def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
@@ -257,6 +273,8 @@ def choose_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if reason.startswith("Expected one of"):  # every kind of device that torch has heard of
+            reason = "expected cpu, cuda, cuda:0, mps or auto"
         raise InputError(f"device {name!r} cannot be used: {reason}") from error
     return device
 

@@ -214,6 +214,8 @@ def build_network(spec: dict[str, Any] | str | None, settings: dict[str, Any]) -
         return network_from_reference(spec, settings["input_shape"], len(settings["classes"]))
     raise InputError(
         "this run was trained on a network of your own; pass it: jem.load(run, network=my_network)"
+        ", or --network module:factory. A run finds it by itself after jem train --network, or "
+        'Trainer(..., describe={"network": "module:factory"})'
     )
 
 

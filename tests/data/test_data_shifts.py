@@ -1,9 +1,11 @@
+import math
 import string
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.functional import gaussian_blur
 
 from jem.data import CORRUPTIONS, FOREIGN, corrupt, load, rotations
 from jem.data.shifts import DIGIT_LOOKALIKES, LETTERS
@@ -105,6 +107,16 @@ def test_corruptions_keep_range_shape_and_input(kind):
     assert out.abs().max() <= 1
     assert torch.equal(DIGITS, copy)
     assert torch.equal(out, corrupt(DIGITS, kind, 5, seed=0))
+
+
+@pytest.mark.parametrize(("shape", "severity"), [((3, 1, 8, 8), 1), ((2, 3, 32, 20), 5)])
+def test_blur_is_that_of_torchvision(shape, severity):
+    side = min(shape[2:])
+    sigma = 0.3 + 0.03 * severity * side
+    size = 2 * min(math.ceil(3 * sigma), side - 1) + 1
+    x = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    expected = gaussian_blur(x, [size, size], [sigma, sigma])
+    torch.testing.assert_close(corrupt(x, "blur", severity, seed=0), expected)
 
 
 def test_what_blur_contrast_and_occlusion_do():

@@ -173,6 +173,15 @@ def test_table_without_labels_may_name_a_column_like_one(tmp_path):
         np.testing.assert_array_equal(read(path, (2,), **options)[1], [[1, 2], [3, 4]])
 
 
+def test_columns_of_a_table_are_found_by_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("id,b,label,a\nx1,1,cat,2\nx2,3,dog,4\n")
+    np.testing.assert_array_equal(read(path, (2,), columns=["a", "b"])[1], [[2, 1], [4, 3]])
+    assert "none called c: the header has id, b, label, a" in refused(
+        path, (2,), columns=["a", "c"]
+    )
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -429,8 +429,17 @@ def test_data_that_do_not_fit_get_a_clear_error(x, y, message):
         Trainer(model_of(), SMALL, device="cpu").fit((x, y))
 
 
+@pytest.mark.parametrize("scale", [1.0, 255.0])
+def test_inputs_outside_the_domain_are_refused(scale):
+    x = scale * (torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
+    model = JEM(network, domain=(0.0, 1.0))
+    with pytest.raises(InputError, match=r"inputs lie in \[0, 1\], but those of training lie"):
+        Trainer(model, SMALL, device="cpu").fit((x, torch.arange(8) % 2))
+
+
 def test_unknown_device_recipe_and_field():
-    with pytest.raises(InputError, match="device 'tpu'"):
+    with pytest.raises(InputError, match="device 'tpu' cannot be used: expected cpu, cuda"):
         Trainer(model_of(), SMALL, device="tpu")
     with pytest.raises(InputError, match="unknown recipe 'fats'"):
         Trainer(model_of(), "fats", device="cpu")
