@@ -269,6 +269,15 @@ def test_unknown_data_recipe_network_and_command(capsys):
     assert "device 'tpu'" in refused(capsys, "train", "--device", "tpu", "--epochs", 1)
 
 
+def test_data_without_their_flag_are_told_which_it_is(capsys):
+    expected = "jem: error: data are named with a flag: jem train --data folder/"
+    assert refused(capsys, "train", "folder/") == expected
+    assert refused(capsys, "train", "--epochs", 3, "folder/") == expected
+    with pytest.raises(SystemExit):
+        run("train", "--epoch-count", 3)
+    assert "--epoch-count" in capsys.readouterr().err
+
+
 def test_missing_file_and_missing_download(capsys, tmp_path):
     assert "gone.npz" in refused(capsys, "train", "--data", tmp_path / "gone.npz")
     words = ("train", "--data", "mnist", "--data-root", tmp_path)

@@ -75,7 +75,7 @@ class Train:
 
 def run(argv: list[str]) -> int:
     """Train, measure on the test part and print the comparison."""
-    args: Train = tyro.cli(Train, args=argv, prog="jem train", default=_defaults(argv))
+    args = _parse(argv)
     from jem.training.distributed import join
 
     ranks = join()
@@ -117,6 +117,19 @@ def run(argv: list[str]) -> int:
     if args.report:
         print(f"report:     {out / 'report.html'}")
     return 0
+
+
+def _parse(argv: list[str]) -> Train:
+    """Arguments from the command line; data without their flag are told which it is."""
+    default = _defaults(argv)
+    args, unknown = tyro.cli(
+        Train, args=argv, prog="jem train", default=default, return_unknown_args=True
+    )
+    if unknown and not unknown[0].startswith("-"):
+        raise InputError(f"data are named with a flag: jem train --data {unknown[0]}")
+    if unknown:  # options: the parser knows similar ones
+        tyro.cli(Train, args=argv, prog="jem train", default=default)
+    return args
 
 
 def _default_folder(parent: Path, stem: str, resume: bool) -> Path:
