@@ -269,6 +269,32 @@ def test_unknown_data_recipe_network_and_command(capsys):
     assert "device 'tpu'" in refused(capsys, "train", "--device", "tpu", "--epochs", 1)
 
 
+def test_data_without_their_flag_are_told_which_it_is(capsys):
+    expected = "jem: error: data are named with a flag: jem train --data folder/"
+    assert refused(capsys, "train", "folder/") == expected
+    assert refused(capsys, "train", "--epochs", 3, "folder/") == expected
+    with pytest.raises(SystemExit):
+        run("train", "--epoch-count", 3)
+    assert "--epoch-count" in capsys.readouterr().err
+
+
+def test_a_run_of_no_epochs_is_a_classifier_as_given(tmp_path, capsys):
+    folder = tmp_path / "run"
+    words = [word for word in QUICK if word != "--no-report"]
+    words[words.index("--epochs") + 1] = "0"
+    assert run("train", "--data", "iris", "--out", folder, *words) == 0
+    shown = capsys.readouterr().out
+    assert "as given" in shown
+    assert "hybrid" not in shown
+    assert "seen" not in shown
+    assert "nothing was trained" in " ".join(shown.replace("│", " ").split())
+    figures = json.loads((folder / "report.json").read_text())
+    assert figures["run"]["sentence"].startswith("A classifier as given (0 updates) with ")
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary) == ["as given"]
+    assert not any(row["seen"] for row in summary["as given"]["auroc"].values())
+
+
 def test_missing_file_and_missing_download(capsys, tmp_path):
     assert "gone.npz" in refused(capsys, "train", "--data", tmp_path / "gone.npz")
     words = ("train", "--data", "mnist", "--data-root", tmp_path)

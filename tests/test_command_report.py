@@ -5,9 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jem.cli import main
-from jem.commands.report import completions_line
+from jem.commands.report import Report, _read, completions_line
+from jem.commands.runs import load_model
 
 QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "2", "--num-chains", "16", "--buffer-size", "32",
@@ -89,6 +91,82 @@ def test_more_foreign_sets_are_measured_and_must_fit(reported, tmp_path, capsys)
     assert "do not fit the run's (13,)" in refused(
         capsys, "report", reported, "--quiet", "--ood", "iris"
     )
+
+
+def ood_row(folder, name, *words):
+    """What a report says of a foreign set."""
+    assert run("report", folder, "--quiet", "--ood", name, *words) == 0
+    figures = json.loads((folder / "report.json").read_text())
+    return {row["name"]: row for row in figures["ood"]["sets"]}[str(name)]
+
+
+def test_foreign_inputs_need_no_labels(reported, tmp_path):
+    x = np.random.default_rng(0).normal(50, 1, (60, 13))
+    np.save(tmp_path / "x.npy", x)
+    np.savez(tmp_path / "x.npz", x=x)
+    header = [f"c{i}" for i in range(13)]
+    named = ["a", *header[1:]]
+    rows = [",".join(f"{value:.8f}" for value in row) for row in x]
+    plain, extra = tmp_path / "plain.csv", tmp_path / "extra.csv"
+    plain.write_text("\n".join([",".join(header), *rows]))
+    extra.write_text("\n".join([",".join([*named, "kind"]), *(f"{row},red" for row in rows)]))
+    figures = [
+        ood_row(reported, path, *words)
+        for path, words in [
+            (tmp_path / "x.npy", ()),
+            (tmp_path / "x.npz", ()),
+            (plain, ()),
+            (extra, ("--label-column", "kind")),
+        ]
+    ]
+    assert [row["num"] for row in figures] == [60] * 4
+    assert len({round(row["auroc"]["value"], 6) for row in figures}) == 1
+    assert figures[0]["auroc"]["value"] > 0.9  # no scaling was fitted to the foreign rows
+
+
+def test_foreign_images_are_a_flat_folder_or_one_by_class(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (90, 8, 8), dtype=np.uint8)
+    images[::2, :4] //= 8
+    np.savez(tmp_path / "own.npz", images=images, labels=np.arange(90) % 2)
+    words = ("--data", tmp_path / "own.npz", "--no-report", *QUICK)
+    assert run("train", "--out", tmp_path / "run", *words) == 0
+    for number, image in enumerate(images[:20]):
+        for folder in (tmp_path / "flat", tmp_path / "by class" / f"{number % 2}"):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(folder / f"{number}.png")
+    np.save(tmp_path / "raw.npy", images[:20])
+    names = [tmp_path / name for name in ("flat", "by class", "raw.npy")]
+    figures = [ood_row(tmp_path / "run", name) for name in names]
+    assert [row["num"] for row in figures] == [20] * 3
+    # Bytes of 0 to 254 in training: the same images in any form.
+    assert len({round(row["auroc"]["value"], 6) for row in figures}) == 1
+
+
+def test_of_many_foreign_inputs_some_are_taken_from_all_over(reported, tmp_path, monkeypatch):
+    monkeypatch.setattr("jem.commands.report.MOST_FOREIGN", 50)
+    x = np.repeat(np.arange(1000.0)[:, None], 13, axis=1)
+    np.save(tmp_path / "x.npy", x)
+    config = json.loads((reported / "config.json").read_text())
+    model = load_model(reported)
+    kept = _read(tmp_path / "x.npy", Report(reported), config, model)
+    rows = model.scaling.invert(kept)[:, 0].round().long()
+    assert len(rows.unique()) == 50
+    assert rows.min() < 200
+    assert rows.max() > 800
+    other = _read(tmp_path / "x.npy", Report(reported, seed=1), config, model)
+    assert not other.equal(kept)
+
+
+def test_where_there_is_no_terminal_sections_are_lines(reported, capsys):
+    assert run("report", reported) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        "jem: measuring classification and calibration",
+        "jem: measuring foreign inputs",
+        "jem: measuring samples",
+    ]
+    assert run("report", reported, "--quiet") == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_mistakes_get_one_line(reported, tmp_path, capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 NUM_MADE = 1000
 """Inputs of a foreign set that is made."""
 
+MOST_FOREIGN = 2000
+"""Inputs of a foreign set that is loaded; of more, some are chosen at random."""
+
 
 @dataclass
 class Report:
@@ -38,7 +42,10 @@ class Report:
     """Run folder."""
     ood: tuple[str, ...] = ()
     """More foreign sets: gaussian_noise, constant_images or rotations, which are made; names of
-    data sets; or files as `jem train` takes them."""
+    data sets; or files and folders as `jem score` takes them, in the units of the training data,
+    labels or not."""
+    label_column: str | None = None
+    """Column of a .csv file of foreign inputs to leave out; that of the run if left out."""
     accept: float = 0.95
     """Share of in-distribution inputs that the threshold is to accept."""
     data: str | None = None
@@ -78,7 +85,6 @@ def make_report(args: Report) -> dict[str, Any]:
     subject = _subject(args)
     with _progress(args.quiet) as tell:
         measured = measure(subject, accept=args.accept, seed=args.seed, progress=tell)
-        tell("page")
         title = f"{subject.splits.name}: what the run {args.run.name} is worth"
         page = render(measured, subject.model.bounds("cpu"), title=title)
     text = json.dumps(measured.figures, indent=2, allow_nan=False) + "\n"
@@ -88,14 +94,20 @@ def make_report(args: Report) -> dict[str, Any]:
 
 
 class _progress:  # noqa: N801 - reads like a function
-    """A line on the terminal that says what is being measured."""
+    """What is being measured: one line that changes on a terminal, elsewhere a line a section."""
 
     def __init__(self, quiet: bool) -> None:
-        self._status = Console(stderr=True, quiet=quiet).status("measuring")
+        self._lines = not quiet and not sys.stderr.isatty()
+        self._status = Console(stderr=True, quiet=quiet or self._lines).status("measuring")
 
     def __enter__(self) -> Callable[[str], None]:
         self._status.start()
-        return lambda section: self._status.update(f"measuring: {section}")
+        return self._tell
+
+    def _tell(self, section: str) -> None:
+        self._status.update(f"measuring: {section}")
+        if self._lines:
+            print(f"jem: measuring {section}", file=sys.stderr, flush=True)
 
     def __exit__(self, *error: object) -> None:
         self._status.stop()
@@ -123,7 +135,7 @@ def _subject(args: Report) -> Subject:
         control=_control(args.run / "control"),
         chains=chains.get("chains"),
         chain_labels=chains.get("labels"),
-        foreign=dict(_foreign(name, args, model, splits) for name in args.ood),
+        foreign=dict(_foreign(name, args, config, model, splits) for name in args.ood),
         run=_facts(args.run, config, model, splits, state["progress"]),
         records=read_metrics(folder.metrics),
     )
@@ -136,8 +148,11 @@ def _control(folder: Path) -> JEM | None:
         return None
 
 
-def _foreign(name: str, args: Report, model: JEM, own: DataSplits) -> tuple[str, Tensor]:
+def _foreign(
+    name: str, args: Report, config: dict[str, Any], model: JEM, own: DataSplits
+) -> tuple[str, Tensor]:
     """Name and inputs of a foreign set: made for the data, or loaded."""
+    from jem.data import NAMES
     from jem.data.foreign import ROTATIONS, foreign_set
     from jem.data.shifts import FOREIGN
 
@@ -145,11 +160,41 @@ def _foreign(name: str, args: Report, model: JEM, own: DataSplits) -> tuple[str,
         if own.kind != "image":
             raise InputError(f"--ood {name}: such sets are made for images, not for {own.name}")
         return name.replace("_", " "), foreign_set(name, own, NUM_MADE, seed=args.seed)
-    return name, _loaded(name, args, model)
+    if name not in NAMES and Path(name).expanduser().exists():
+        return name, _read(Path(name), args, config, model)
+    return name, _named(name, args, model)
 
 
-def _loaded(name: str, args: Report, model: JEM) -> Tensor:
-    """Inputs of a data set or file, as raw data for the model's own scaling."""
+def _read(path: Path, args: Report, config: dict[str, Any], model: JEM) -> Tensor:
+    """Inputs of a file or folder in the network's units: at most `MOST_FOREIGN`, at random."""
+    import torch
+
+    from jem.data.scaling import Scaling
+    from jem.data.streams import stream_inputs
+    from jem.randomness import named_generator
+
+    shape = model.input_shape or ()
+    stream = stream_inputs(
+        path,
+        shape,
+        batch_size=256,
+        label_column=args.label_column or config.get("label_column"),
+        columns=config.get("columns"),
+    )
+    # White is white, in whatever range the training data were stored.
+    scale = Scaling.of_bytes(shape, "channels_last") if stream.from_images else model.preprocess
+    generator = named_generator(args.seed, "foreign inputs")
+    x, keys = torch.empty(0, *shape), torch.empty(0)
+    for _, raw in stream.batches:
+        x = torch.cat([x, scale(raw).cpu()])
+        keys = torch.cat([keys, torch.rand(len(raw), generator=generator)])
+        kept = keys.argsort()[:MOST_FOREIGN]  # the lowest keys of all: each input as likely
+        x, keys = x[kept], keys[kept]
+    return x
+
+
+def _named(name: str, args: Report, model: JEM) -> Tensor:
+    """Inputs of a data set, as raw data for the model's own scaling."""
     import torch
 
     from jem.data import load
@@ -172,12 +217,19 @@ def _facts(
     named = network.get("name") if isinstance(network, dict) else network
     parameters = sum(p.numel() for p in model.parameters())
     kind = {"plain": "plain classifier", "classic": "hybrid classifier", "fused": "hybrid"}
-    sentence = (
-        f"A {kind.get(recipe['step'], recipe['step'])} with the network {named or 'of its owner'} "
-        f"({parameters:,} parameters), trained on {len(splits.train):,} inputs of {splits.name} "
-        f"in {len(splits.classes)} classes: {progress['iteration']:,} updates in "
-        f"{progress['seconds']:.0f} seconds, seed {config['seed']}."
-    )
+    network_words = f"the network {named or 'of its owner'} ({parameters:,} parameters)"
+    if progress["iteration"]:
+        sentence = (
+            f"A {kind.get(recipe['step'], recipe['step'])} with {network_words}, trained on "
+            f"{len(splits.train):,} inputs of {splits.name} in {len(splits.classes)} classes: "
+            f"{progress['iteration']:,} updates in {progress['seconds']:.0f} seconds, seed "
+            f"{config['seed']}."
+        )
+    else:
+        sentence = (
+            f"A classifier as given (0 updates) with {network_words}, for {splits.name} in "
+            f"{len(splits.classes)} classes, seed {config['seed']}."
+        )
     again = ["jem", "train", "--config", str(run / "config.json"), "--out", "runs/again"]
     return {
         "sentence": sentence,

@@ -20,6 +20,7 @@ from jem.training.recipe import RECIPES, Recipe, recipe_from
 if TYPE_CHECKING:
     from jem.data.parts import DataSplits
     from jem.model import JEM
+    from jem.training.trainer import FitResult
 
 SHARED_WITH_CONTROL = (
     "epochs", "batch_size", "label_smoothing", "class_weight", "shift", "flip", "input_noise",
@@ -75,7 +76,7 @@ class Train:
 
 def run(argv: list[str]) -> int:
     """Train, measure on the test part and print the comparison."""
-    args: Train = tyro.cli(Train, args=argv, prog="jem train", default=_defaults(argv))
+    args = _parse(argv)
     from jem.training.distributed import join
 
     ranks = join()
@@ -101,10 +102,13 @@ def run(argv: list[str]) -> int:
 
     foreign = foreign_sets(splits, args.seed)
     rows = {}
-    for folder, (model, seconds) in fitted.items():
+    for folder, (model, result) in fitted.items():
+        trained = result.iterations > 0
         name = "hybrid" if args.settings.generative else "plain"
+        name = name if trained else "as given"
         name = name if folder == out else "plain (control)"
-        rows[name] = summarise(model, splits, foreign) | {"fit_seconds": seconds}
+        summary = summarise(model, splits, foreign, trained=trained)
+        rows[name] = summary | {"fit_seconds": result.seconds}
         fit_scorer(model, splits).save(folder / DETECTOR_FILE)
     (out / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
     _print_summary(rows)
@@ -117,6 +121,19 @@ def run(argv: list[str]) -> int:
     if args.report:
         print(f"report:     {out / 'report.html'}")
     return 0
+
+
+def _parse(argv: list[str]) -> Train:
+    """Arguments from the command line; data without their flag are told which it is."""
+    default = _defaults(argv)
+    args, unknown = tyro.cli(
+        Train, args=argv, prog="jem train", default=default, return_unknown_args=True
+    )
+    if unknown and not unknown[0].startswith("-"):
+        raise InputError(f"data are named with a flag: jem train --data {unknown[0]}")
+    if unknown:  # options: the parser knows similar ones
+        tyro.cli(Train, args=argv, prog="jem train", default=default)
+    return args
 
 
 def _default_folder(parent: Path, stem: str, resume: bool) -> Path:
@@ -238,7 +255,7 @@ def _describe(args: Train) -> dict[str, Any]:
     return {key: value for key, value in {**named, **root}.items() if value is not None}
 
 
-def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple[JEM, float]:
+def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple[JEM, FitResult]:
     from jem.training.run_folder import RunFolder
     from jem.training.trainer import Trainer
 
@@ -254,7 +271,7 @@ def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple
     )
     resume = args.resume and RunFolder(folder).holds_run()
     result = trainer.fit(splits.train, splits.validation, resume=resume)
-    return model, result.seconds
+    return model, result
 
 
 def control_recipe(recipe: Recipe) -> Recipe:
@@ -315,5 +332,5 @@ def _print_summary(rows: dict[str, dict[str, Any]]) -> None:
         table.add_row(label, *cells)
     table.add_row("seconds of fit", *(f"{row['fit_seconds']:.1f}" for row in rows.values()))
     if any(figure["seen"] for row in rows.values() for figure in row["auroc"].values()):
-        table.caption = "seen: chains of the hybrid start from such inputs in training"
+        table.caption = "seen: the hybrid's training held such inputs against the data"
     Console().print(table)

@@ -5,7 +5,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -38,6 +38,7 @@ IMAGE_SUFFIXES = (
 )
 GREY_MODES = ("1", "L", "LA")
 MEMORY_LIMIT = 2 * 1024**3
+MOST_NAMED = 5  # unusable images named in one message
 
 Array = npt.NDArray[Any]
 
@@ -278,7 +279,11 @@ def _load_folder(folder: Path, seed: int, memory_limit: int) -> DataSplits:
         for part in divide(y, classes, seed)
     ]
     if 4 * len(files) * math.prod(shape) <= memory_limit:
-        parts = [DataPart(*part[:]) for part in parts]
+        try:
+            parts = [DataPart(*part[:]) for part in parts]
+        except InputError:
+            refuse_unreadable(files, _check_image)
+            raise
     return assemble(folder.name, parts, classes, scaling)
 
 
@@ -327,19 +332,60 @@ def _visible(folder: Path, kind: Any) -> list[Path]:  # noqa: ANN401
 
 def _common_format(files: Sequence[Path]) -> tuple[tuple[int, int], Literal["L", "RGB"]]:
     """Return the (width, height) that all images share, and L if all of them are grey."""
-    modes, sizes = set(), []
-    for file in files:
-        with open_image(file) as image:
-            modes.add(image.mode)
-            sizes.append(image.size)
-            refuse_deep(file, image)
-        if sizes[-1] != sizes[0]:
-            (w, h), (w0, h0) = sizes[-1], sizes[0]
+    try:
+        formats = [_read_format(file) for file in files]
+    except InputError:
+        refuse_unreadable(files, _check_image)
+        raise
+    (w0, h0), _ = formats[0]
+    for file, ((w, h), _) in zip(files, formats, strict=True):
+        if (w, h) != (w0, h0):
             raise InputError(
                 f"Expected images of one size, got {w0} x {h0} in {files[0]} and {w} x {h} in "
                 f"{file}: resize them first."
             )
-    return sizes[0], "L" if modes <= set(GREY_MODES) else "RGB"
+    modes = {mode for _, mode in formats}
+    return (w0, h0), "L" if modes <= set(GREY_MODES) else "RGB"
+
+
+def _read_format(file: Path) -> tuple[tuple[int, int], str]:
+    """Size (width, height) and mode of an image, whose pixels are not read."""
+    with open_image(file) as image:
+        refuse_deep(file, image)
+        return image.size, image.mode
+
+
+def _check_image(file: Path) -> None:
+    """Read an image with its pixels, to see whether it can be."""
+    with open_image(file) as image:
+        refuse_deep(file, image)
+        pixels(file, image, "RGB")
+
+
+def refuse_unreadable(files: Iterable[Path], read: Callable[[Path], object]) -> None:
+    """Read images once more to say of all at once which are unusable.
+
+    Args:
+        files: The images.
+        read: Raises `InputError` for an unusable one.
+
+    Raises:
+        InputError: What is wrong with the first; of several also their number and the first few.
+    """
+    errors: dict[Path, str] = {}
+    for file in files:
+        try:
+            read(file)
+        except InputError as error:
+            errors[file] = str(error)
+    if not errors:
+        return
+    message = next(iter(errors.values()))
+    if len(errors) > 1:
+        named = ", ".join(str(file) for file in list(errors)[:MOST_NAMED])
+        dots = ", ..." if len(errors) > MOST_NAMED else ""
+        message += f" In all, {len(errors):,} images are unusable: {named}{dots}"
+    raise InputError(message)
 
 
 def refuse_deep(file: Path, image: Image.Image) -> None:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -27,6 +27,7 @@ from jem.data.files import (
     pixels,
     read_columns,
     refuse_deep,
+    refuse_unreadable,
 )
 from jem.errors import InputError
 
@@ -327,7 +328,12 @@ def _image_batches(folder: Path, shape: Shape, batch_size: int) -> Iterator[Name
     files = _walk(folder)
     while chunk := list(islice(files, batch_size)):
         names = [file.relative_to(folder).as_posix() for file in chunk]
-        yield names, np.stack([_read_image(file, shape) for file in chunk])
+        try:
+            raw = [_read_image(file, shape) for file in chunk]
+        except InputError:
+            refuse_unreadable(chain(chunk, files), lambda file: _read_image(file, shape))
+            raise
+        yield names, np.stack(raw)
 
 
 def _read_image(file: Path, shape: Shape) -> Array:

@@ -15,15 +15,20 @@ from jem.evaluation.calibration import calibration_report
 from jem.evaluation.ood_metrics import ood_metrics
 from jem.model import JEM, evaluation_mode
 from jem.randomness import named_generator
+from jem.sampling.outliers import shuffle_columns
 from jem.sampling.starts import ClassGaussianStart, UniformStart
 
 FOREIGN_SIZE = 1000
 """Foreign inputs a set in the summary."""
 
 NOISE = "uniform noise"
+SHUFFLED, BEYOND = "shuffled columns", "beyond the range"
+
+TABLE_DISTANCES = {SHUFFLED: "near", BEYOND: "far"}
+"""How far the foreign sets that are made of a table's own rows lie from it."""
 
 LIKE_STARTS = (NOISE, "uniform_noise")
-LIKE_OUTLIERS = (*LIKE_STARTS, "gaussian_noise", "constant_images")
+LIKE_OUTLIERS = (*LIKE_STARTS, "gaussian_noise", "constant_images", SHUFFLED)
 """Foreign sets of the kinds that chains begin from and that made-up outliers are of."""
 
 Foreign = dict[str, Tensor]
@@ -37,14 +42,13 @@ def foreign_sets(splits: DataSplits, seed: int = 0) -> Foreign:
         seed: Same seed, same sets.
 
     Returns:
-        Name -> inputs (N, *shape): uniform noise, and for grey and colour images photo patches
-        and letters.
+        Name -> inputs (N, *shape): uniform noise; for grey and colour images photo patches and
+        letters; for tables rows whose every column is another row's (where columns do not depend
+        on each other, such rows are not foreign), and rows moved beyond the range of every column.
     """
     shape = splits.input_shape
     if splits.kind == "table":
-        start = UniformStart(*splits.domain, shape)
-        generator = named_generator(seed, "foreign noise")
-        return {NOISE: start.sample(FOREIGN_SIZE, generator=generator)}
+        return _foreign_rows(splits, seed)
     makers: dict[str, Callable[..., Tensor]] = {
         NOISE: uniform_noise,
         "photo patches": photo_patches,
@@ -53,6 +57,21 @@ def foreign_sets(splits: DataSplits, seed: int = 0) -> Foreign:
     if shape[0] not in (1, 3):  # there are no photographs and letters of other channels
         makers = {NOISE: uniform_noise}
     return {name: make(FOREIGN_SIZE, shape, seed=seed) for name, make in makers.items()}
+
+
+def _foreign_rows(splits: DataSplits, seed: int) -> Foreign:
+    """Foreign sets for a table, the last two made of rows of its test part."""
+    low, high = splits.domain
+    start = UniformStart(low, high, splits.input_shape)
+    generator = named_generator(seed, "foreign noise")
+    sets = {NOISE: start.sample(FOREIGN_SIZE, generator=generator)}
+    x, _ = splits.test[:]
+    rows = x[torch.randint(len(x), (FOREIGN_SIZE,), generator=generator)]
+    if x.shape[1] > 1:  # a single column has no other to fit to
+        sets[SHUFFLED] = shuffle_columns(rows, generator)
+    up = torch.rand(rows.shape, generator=generator) < 0.5
+    sets[BEYOND] = torch.where(up, rows + (high - low), rows - (high - low))
+    return sets
 
 
 @torch.no_grad()
@@ -64,28 +83,32 @@ def logits_of(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
         )
 
 
-def seen_in_training(name: str, model: JEM) -> bool:
+def seen_in_training(name: str, model: JEM, *, trained: bool = True) -> bool:
     """Whether training held inputs of the kind of a made-up foreign set against the data.
 
     Args:
         name: Of the set; `NOISE`, or a key of `jem.data.shifts.FOREIGN`.
         model: The trained model, which remembers where its chains began and whether there were
             outliers.
+        trained: Whether there was any update; without one nothing was seen.
     """
-    if model.chain is None:
+    if model.chain is None or not trained:
         return False
     if model.chain.outliers:
         return name in LIKE_OUTLIERS
     return name in LIKE_STARTS and not isinstance(model.chain.start, ClassGaussianStart)
 
 
-def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any]:
+def summarise(
+    model: JEM, splits: DataSplits, foreign: Foreign, *, trained: bool = True
+) -> dict[str, Any]:
     """Measure a model on the test part and against foreign sets.
 
     Args:
         model: A trained model.
         splits: Its data; only the test part is looked at.
         foreign: Name -> inputs, see `foreign_sets`.
+        trained: Whether there was any update: a network as given has seen no foreign set.
 
     Returns:
         Plain values: `num_test`; for K > 1 `accuracy`, `nll` in nats, `ece` (15 bins of equal
@@ -108,6 +131,6 @@ def summarise(model: JEM, splits: DataSplits, foreign: Foreign) -> dict[str, Any
         low, high = metrics.intervals["auroc"]
         summary["auroc"][name] = {
             "value": metrics.auroc, "low": low, "high": high, "num_foreign": len(x),
-            "seen": seen_in_training(name, model),
+            "seen": seen_in_training(name, model, trained=trained),
         }  # fmt: skip
     return summary

@@ -90,8 +90,8 @@ def _believable(found: Figures | None) -> Verdict:
 def _rejects(found: Figures) -> Verdict:
     question = "Does it know foreign inputs?"
     rule = (
-        f"told apart: the low end of the AUROC's interval is at least {WELL_TOLD}; sets that "
-        "training started chains from do not count"
+        f"told apart: the low end of the AUROC's interval is at least {WELL_TOLD}; sets "
+        "of a kind that training held against the data do not count"
     )
     unseen = [row for row in found["sets"] if not row["seen"]]
     told = {row["name"]: row["auroc"]["low"] >= WELL_TOLD for row in unseen}
@@ -140,6 +140,8 @@ def _behaved(figures: Figures) -> Verdict:
     recoveries = len(figures["training"]["recoveries"])
     chains = figures.get("chains")
     because = f"{recoveries} recoveries from divergence"
+    if figures.get("run", {}).get("iterations") == 0:
+        return _verdict(question, "cannot tell", "nothing was trained", rule)
     if not figures["training"]["steps"] and chains is None:
         return _verdict(question, "cannot tell", "the run kept no records", rule)
     if chains is None:

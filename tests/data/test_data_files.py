@@ -156,6 +156,24 @@ def test_damaged_images_are_named(tmp_path):
         load(folder)
 
 
+def test_several_damaged_images_are_named_at_once(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    names = sorted(path for path in folder.rglob("*.png"))
+    whole = names[1].read_bytes()
+    names[1].write_bytes(whole[: len(whole) - 30])  # its header can be read
+    names[3].write_bytes(whole[: len(whole) - 30])
+    with pytest.raises(InputError, match="In all, 2 images are unusable: ") as caught:
+        load(folder)
+    assert str(caught.value).endswith(f": {names[1]}, {names[3]}")
+    for path in names[2:8]:
+        path.write_bytes(b"no image")
+    with pytest.raises(InputError) as caught:
+        load(folder)
+    listed = ", ".join(str(path) for path in names[1:6])
+    assert str(caught.value).endswith(f"In all, 7 images are unusable: {listed}, ...")
+    assert str(caught.value).startswith(f"Could not read the image {names[1]}: it is damaged")
+
+
 def test_images_of_sixteen_bits_are_refused(tmp_path):
     folder = write_images(tmp_path / "pets")
     Image.fromarray(np.ones((4, 5), np.uint16)).save(folder / "dog" / "deep.png")

@@ -284,6 +284,21 @@ def test_image_problems_name_the_file(tmp_path):
     assert "2, as in training, got images" in refused(path, (2,))
 
 
+def test_several_unusable_images_are_named_at_once(tmp_path):
+    for number in range(9):
+        save(tmp_path / "in" / f"{number}.png", picture())
+    for number in (1, 4):
+        (tmp_path / "in" / f"{number}.png").write_bytes(b"no image")
+    save(tmp_path / "in" / "8.png", picture(size=(7, 5)))
+    message = refused(tmp_path / "in", (1, 5, 6), batch_size=3)  # 4 and 8 are in other batches
+    assert message.startswith(f"Could not read the image {tmp_path / 'in' / '1.png'}")
+    listed = ", ".join(str(tmp_path / "in" / f"{number}.png") for number in (1, 4, 8))
+    assert message.endswith(f" In all, 3 images are unusable: {listed}")
+    (tmp_path / "in" / "4.png").unlink()
+    (tmp_path / "in" / "8.png").unlink()
+    assert "In all" not in refused(tmp_path / "in", (1, 5, 6), batch_size=3)
+
+
 def test_what_cannot_be_read_is_refused(tmp_path):
     assert "found nothing at" in refused(tmp_path / "gone.npy", (3,))
     assert "found nothing at" in refused(tmp_path / "gone.png", (1, 5, 6))

@@ -14,7 +14,16 @@ import jem
 from jem.data.arrays import from_arrays
 from jem.data.parts import DataPart
 from jem.data.shifts import gaussian_noise
-from jem.evaluation.report import SCHEMA_VERSION, Subject, measure
+from jem.evaluation.report import (
+    AFFORDABLE,
+    SCHEMA_VERSION,
+    Subject,
+    _by_class,
+    _judge,
+    _labels,
+    affordable,
+    measure,
+)
 from jem.evaluation.report_page import comparison_rows, render, render_comparison
 from jem.evaluation.verdicts import verdicts
 from jem.networks import mlp, small_cnn
@@ -146,6 +155,83 @@ def test_completions_are_counted_and_shown_as_they_are(measured):
         assert torch.equal(strip[:, :, :4], whole[:, :, :4])
         assert not torch.equal(strip[:, :, 4:], whole[:, :, 4:])
     assert (strips["kept"][:, :, 4:] == 0).all()  # grey, half way between -1 and 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "moves", "expected"),
+    [
+        ((1, 8, 8), 200, 500),
+        ((1, 28, 28), 200, AFFORDABLE // (200 * 28 * 28)),
+        ((3, 28, 28), 200, AFFORDABLE // (200 * 28 * 28)),
+        ((3, 96, 96), 200, 100),
+        ((13,), 200, 500),
+        ((1, 28, 28), 0, 500),
+    ],
+)
+def test_large_images_are_moved_less_often_but_never_too_few(shape, moves, expected):
+    assert affordable(shape, moves, 100, 500) == expected
+
+
+def test_what_is_wanted_at_the_least_gives_way_to_the_most():
+    assert affordable((3, 96, 96), 200, 1000, 500) == 500  # a hundred classes
+
+
+def test_the_judge_learns_from_fewer_large_images(monkeypatch):
+    of = subject(control=False)
+    assert _judge(of, seed=0).num_train == len(of.splits.train)
+    monkeypatch.setattr("jem.evaluation.report.JUDGED_PIXELS", 50 * 8 * 8)
+    assert _judge(of, seed=0).num_train == 50
+
+
+def test_classes_are_asked_for_as_often_as_their_frequency_says():
+    frequencies = torch.tensor([0.5, 0.3, 0.2, 0.0])
+    for seed in range(5):
+        counts = torch.bincount(_labels(frequencies, 127, seed), minlength=4)
+        assert counts.sum() == 127
+        assert ((counts - 127 * frequencies).abs() < 1).all()
+    assert not _labels(frequencies, 127, 0).equal(_labels(frequencies, 127, 1))
+
+
+def test_shown_samples_are_those_measured_and_more_where_a_class_lacks_some():
+    of = subject(trained=True, control=False)
+    labels = torch.arange(60) % 2  # none of the last class
+    drawn = torch.arange(60.0).view(60, 1, 1, 1).expand(60, 1, 8, 8)
+    shown = _by_class(of.model, drawn, labels, seed=0)
+    assert shown.shape == (30, 1, 8, 8)
+    assert shown[:10].equal(drawn[0:20:2])
+    assert shown[10:20].equal(drawn[1:20:2])
+    torch.testing.assert_close(shown[20:], jem.sample(of.model, [2] * 10, seed=1))
+
+
+def test_large_images_cost_fewer_samples_completions_and_chains(monkeypatch):
+    of = subject(control=False)
+    for name in ("FEWEST_SAMPLES", "FEWEST_COMPLETED", "FEWEST_CHAINS"):
+        monkeypatch.setattr(f"jem.evaluation.report.{name}", 20)
+    monkeypatch.setattr("jem.evaluation.report.AFFORDABLE", 0)
+    found = measure(of, num_bootstrap=20).figures
+    assert found["samples"]["fresh"]["samples"]["num"] == 30  # ten of each of three classes
+    assert found["samples"]["chains"]["samples"]["num"] == 30
+    assert found["completions"]["num_inputs"] == 20
+    assert found["chains"]["num_chains"] == 20
+
+
+def test_a_network_as_given_has_seen_nothing_and_was_not_trained():
+    of = subject(kind="table", control=False)
+    of.run = RUN | {"iterations": 0}
+    found = measure(of, num_bootstrap=20).figures
+    assert not any(row["seen"] for row in found["ood"]["sets"])
+    behaved = found["verdicts"][4]
+    assert (behaved["answer"], behaved["because"]) == ("cannot tell", "nothing was trained")
+    of.run = RUN | {"iterations": 7}
+    found = measure(of, num_bootstrap=20).figures
+    sets = {row["name"]: (row["kind"], row["seen"]) for row in found["ood"]["sets"]}
+    assert sets == {
+        "uniform noise": ("far", True),
+        "shuffled columns": ("near", False),
+        "beyond the range": ("far", False),
+    }
+    assert found["verdicts"][2]["answer"] != "cannot tell"
+    assert found["verdicts"][4]["answer"] != "cannot tell"
 
 
 def test_report_is_plain_and_complete(measured):

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from jem import JEM, networks
-from jem.evaluation.summary import NOISE, seen_in_training
+from jem.data.arrays import from_arrays
+from jem.evaluation.summary import (
+    BEYOND,
+    FOREIGN_SIZE,
+    NOISE,
+    SHUFFLED,
+    foreign_sets,
+    seen_in_training,
+    summarise,
+)
 from jem.sampling import ChainSettings, ClassGaussianStart, UniformStart
 
 SHAPE = (1, 8, 8)
@@ -29,14 +38,58 @@ GAUSSIAN = ClassGaussianStart.fit(torch.randn(20, *SHAPE), torch.arange(20) % 2,
     [
         (UNIFORM, False, {NOISE, "uniform_noise"}),
         (GAUSSIAN, False, set()),
-        (GAUSSIAN, True, {NOISE, "uniform_noise", "gaussian_noise", "constant_images"}),
+        (GAUSSIAN, True, {NOISE, "uniform_noise", "gaussian_noise", "constant_images", SHUFFLED}),
     ],
 )
 def test_kinds_that_training_held_against_the_data_are_seen(start, outliers, seen):
     model = model_with(start, outliers)
-    kinds = [NOISE, "uniform_noise", "gaussian_noise", "constant_images", "letters", "my.npz"]
+    made = [NOISE, "uniform_noise", "gaussian_noise", "constant_images", SHUFFLED, BEYOND]
+    kinds = [*made, "letters", "my.npz"]
     assert {kind for kind in kinds if seen_in_training(kind, model)} == seen
+    assert not any(seen_in_training(kind, model, trained=False) for kind in kinds)
 
 
 def test_a_plain_classifier_has_seen_nothing():
     assert not seen_in_training(NOISE, JEM(networks.mlp(SHAPE, 2, width=4, depth=1)))
+
+
+def table(num_columns):
+    """Rows whose columns are copies of each other, but for their scale."""
+    x = torch.linspace(1, 2, 80)[:, None] * torch.arange(1.0, num_columns + 1)
+    return from_arrays(x, torch.arange(80) % 2, seed=0)
+
+
+def test_foreign_rows_are_what_they_are_called():
+    splits = table(3)
+    sets = foreign_sets(splits, seed=1)
+    assert list(sets) == [NOISE, SHUFFLED, BEYOND]
+    assert all(x.shape == (FOREIGN_SIZE, 3) for x in sets.values())
+    shuffled, x = sets[SHUFFLED], splits.test.x
+    for column in range(3):  # every value is a real one, but not beside those of its row
+        assert torch.isin(shuffled[:, column], x[:, column]).all()
+    torch.testing.assert_close(x[:, 0], x[:, 1])
+    assert (shuffled[:, 0] - shuffled[:, 1]).abs().gt(0.01).double().mean() > 0.8
+    low, high = splits.train.x.min(0).values, splits.train.x.max(0).values
+    below, above = sets[BEYOND] < low, sets[BEYOND] > high
+    assert (below | above).all()
+    assert below.any()
+    assert above.any()
+    again, other = foreign_sets(splits, seed=1), foreign_sets(splits, seed=2)
+    assert all(again[name].equal(sets[name]) for name in sets)
+    assert not any(other[name].equal(sets[name]) for name in sets)
+
+
+def test_a_single_column_cannot_be_shuffled():
+    assert list(foreign_sets(table(1))) == [NOISE, BEYOND]
+
+
+def test_a_network_as_given_has_seen_nothing():
+    splits = table(2)
+    model = JEM(networks.mlp((2,), 2, width=4, depth=1))
+    model.chain = replace(model_with(GAUSSIAN).chain, start=UniformStart(-1.0, 1.0, (2,)))
+    foreign = foreign_sets(splits)
+    seen = [
+        [row["seen"] for row in summarise(model, splits, foreign, trained=t)["auroc"].values()]
+        for t in (True, False)
+    ]
+    assert seen == [[True, False, False], [False, False, False]]
