@@ -93,7 +93,7 @@ def outlier_loss(
         squared hinge around fixed levels, and real outliers).
 
     Example:
-        >>> outlier_loss(torch.zeros(2), torch.tensor([100.0]), margin=10.0)
+        >>> outlier_loss(torch.zeros(2), torch.tensor([1000.0]), margin=10.0)
         tensor(0.)
     """
     return mean(F.softplus(margin + mean(energy_data) - energy_outlier))

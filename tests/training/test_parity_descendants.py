@@ -226,7 +226,8 @@ def test_a_generative_stream_goes_through_all_data_at_its_own_pace(labelled, gen
     whole = list(batches.epoch(3, 0, generator=generator))
     rest = list(batches.epoch(3, 1, generator=generator))
     for first, second in zip(whole[1:], rest, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+        assert first.outliers is second.outliers is None
 
 
 # -- 17, 18: sharpness-aware minimisation ---------------------------------------------------------

@@ -157,7 +157,8 @@ class RecordingTrainer(jem.Trainer):
         return super().fit(*args, **kwargs)
 
     def train_step(self, batch):
-        batch = Batch(*(t.clone() for t in batch)) if batch.x_data is not batch.x else batch
+        if batch.x_data is not batch.x:
+            batch = Batch(*(t.clone() for t in batch if t is not None))
         outcome = super().train_step(batch)
         parameters = [p.detach().clone() for p in self.model.parameters()]
         self.steps.append((batch, outcome, parameters))

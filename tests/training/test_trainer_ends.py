@@ -48,6 +48,7 @@ def test_images_are_trained_with_noise_and_tables_without(name):
 
 def test_one_trainer_settles_afresh_for_other_data():
     trainer = Trainer(model_of(), replace(SMALL, epochs=None), device="cpu")
+    trainer.model.domain = torch.tensor(-1.0), torch.tensor(1.0)
     for count, epochs in ((32, 100), (4096, 8)):
         trainer.seconds_per_iteration(blobs(count), iterations=1)
         assert trainer.recipe.epochs == trainer.num_epochs == epochs
