@@ -29,7 +29,7 @@ demo: $(VENV)/installed
 	$(BIN)/jem train --control
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow" --cov=jem --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest -m "not slow" --cov=jem --cov-report=term --cov-fail-under=90 --durations=15
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest -m slow
