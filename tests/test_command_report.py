@@ -100,6 +100,7 @@ def ood_row(folder, name, *words):
     return {row["name"]: row for row in figures["ood"]["sets"]}[str(name)]
 
 
+@pytest.mark.slow
 def test_foreign_inputs_need_no_labels(reported, tmp_path):
     x = np.random.default_rng(0).normal(50, 1, (60, 13))
     np.save(tmp_path / "x.npy", x)
@@ -124,6 +125,7 @@ def test_foreign_inputs_need_no_labels(reported, tmp_path):
     assert figures[0]["auroc"]["value"] > 0.9  # no scaling was fitted to the foreign rows
 
 
+@pytest.mark.slow
 def test_foreign_images_are_a_flat_folder_or_one_by_class(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (90, 8, 8), dtype=np.uint8)
     images[::2, :4] //= 8
