@@ -288,7 +288,8 @@ def control_recipe(recipe: Recipe) -> Recipe:
 
 
 def _dry_run(args: Train, splits: DataSplits, out: Path) -> None:
-    from jem.training.trainer import Trainer, network_spec
+    from jem.training.run_folder import network_spec
+    from jem.training.trainer import Trainer
 
     model = _make_model(args, args.settings, splits)
     trainer = Trainer(model, args.settings, seed=args.seed, device=args.device)

@@ -27,7 +27,6 @@ from jem.training.problem import choose_device, set_up
 from jem.training.process import isolated_randomness, stop_signals
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.run_folder import RunFolder, identity, refuse_other_settings
-from jem.training.run_folder import network_spec as network_spec  # `jem train` finds it here
 from jem.training.state import RunState
 from jem.training.steps import STEPS, second_pass
 from jem.training.validation import validate
