@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 # A CPU build of torch is far smaller: make demo TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# A worker for every core, each of one thread; a file's tests share a worker, and so its fixtures.
+WORKERS ?= -n auto --dist loadfile
 
 .PHONY: demo test test-slow test-all check
 .DELETE_ON_ERROR:
@@ -29,10 +31,10 @@ demo: $(VENV)/installed
 	$(BIN)/jem train --control
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m "not slow" --cov=jem --cov-report=term --cov-fail-under=90 --durations=15
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" --cov=jem --cov-report=term --cov-fail-under=90 --durations=15
 
 test-slow: $(VENV)/installed-test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(WORKERS) -m slow --durations=15
 
 test-all: test test-slow
 

@@ -1,11 +1,17 @@
 """Fixtures that any test may ask for: a seeded generator, analytic energies, tiny networks."""
 
+import os
+
 import pytest
 import torch
 
 from jem import JEM
 from jem.evaluation import judge
 from jem.networks import mlp, small_cnn
+
+# Arrays are small and tests run side by side: one thread, here and in every child process.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

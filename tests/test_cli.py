@@ -23,6 +23,7 @@ QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "1", "--num-chains", "16", "--buffer-size", "16",
     "--sample-steps", "2", "--no-report",
 ]  # fmt: skip
+WITHOUT = ["--quiet", "--device", "cpu", "--no-report"]  # for runs whose settings are given
 
 
 def run(*words):
@@ -90,8 +91,7 @@ def test_train_makes_a_run_that_explains_itself(quick_run):
 
 def test_config_of_a_run_makes_the_same_run_again(quick_run, tmp_path):
     assert (
-        run("train", "--config", quick_run / "config.json", "--out", tmp_path / "b", "--quiet")
-        == 0
+        run("train", "--config", quick_run / "config.json", "--out", tmp_path / "b", *WITHOUT) == 0
     )
     before, after = (
         json.loads((p / "config.json").read_text()) for p in (quick_run, tmp_path / "b")
@@ -190,10 +190,7 @@ def test_default_folder_is_free_and_resume_takes_the_last(tmp_path):
 
 def test_resume_of_a_finished_run_gives_the_same_table(quick_run):
     before = json.loads((quick_run / "summary.json").read_text())
-    assert (
-        run("train", "--out", quick_run, "--resume", "--control", "--quiet", "--device", "cpu")
-        == 0
-    )
+    assert run("train", "--out", quick_run, "--resume", "--control", *WITHOUT) == 0
     assert json.loads((quick_run / "summary.json").read_text()).keys() == before.keys()
     assert (
         json.loads((quick_run / "summary.json").read_text())["hybrid"]["nll"]

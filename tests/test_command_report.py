@@ -48,7 +48,8 @@ def reported(trained):
 
 def test_report_writes_page_and_figures_and_prints_the_answers(trained, capsys):
     assert run("report", trained, "--quiet") == 0
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert err == ""
     assert "the run in one minute" in out
     assert "cannot tell" in out  # no control to compare with
     figures = json.loads((trained / "report.json").read_text())
@@ -167,8 +168,6 @@ def test_where_there_is_no_terminal_sections_are_lines(reported, capsys):
         "jem: measuring foreign inputs",
         "jem: measuring samples",
     ]
-    assert run("report", reported, "--quiet") == 0
-    assert capsys.readouterr().err == ""
 
 
 def test_mistakes_get_one_line(reported, tmp_path, capsys):

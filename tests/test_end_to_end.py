@@ -26,6 +26,7 @@ def train(data, recipe, seed, **kwargs):
     return model, splits, result
 
 
+@pytest.mark.slow
 def test_rings_are_learned_as_classes_and_as_density():
     # A Langevin pair at temperature 1, noise = sqrt(2 step): in the plane chains really mix.
     recipe = replace(
