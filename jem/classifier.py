@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -17,7 +20,7 @@ from torch import Tensor, nn
 
 from jem.classifier_data import RawFormat, divide
 from jem.classifier_training import BestEpoch, NetworkFactory, WeightedTrainer, make_network
-from jem.data.parts import DataSplits
+from jem.data.parts import DataPart, DataSplits
 from jem.errors import InputError, TrainingInterrupted
 from jem.evaluation.ood import OODDetector
 from jem.generation import sample as draw
@@ -25,6 +28,9 @@ from jem.model import JEM, evaluation_mode, joint_energy
 from jem.training.problem import check_network
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.trainer import FitResult
+
+if TYPE_CHECKING:
+    from jem.evaluation.report import Subject
 
 Array = npt.NDArray[Any]
 
@@ -144,17 +150,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_settings()
         recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
         raw, labels = self._training_arrays(X, y)
-        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        splits = divide(
-            raw,
-            labels,
-            self.classes_.tolist(),
-            validation=self.validation_fraction if self.early_stopping else 0,
-            calibration=self.calibration_fraction,
-            accept=self.accept,
-            channels=self.channels,
-            seed=seed,
-        )
+        seed = self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._data_hash = joblib.hash((raw, labels))
+        splits = self._divide(raw, labels)
         model = self._make_model(splits, recipe, seed)
         self.history_ = self._train(model, splits, recipe, seed).epochs
         self.n_iter_ = len(self.history_)
@@ -193,6 +191,19 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{self.classes_[0]!r}"
             )
         return rows if raw is None else raw, indices.astype(np.int64)
+
+    def _divide(self, raw: Array, labels: Array) -> DataSplits:
+        """The parts of the data, the same again for the same data."""
+        return divide(
+            raw,
+            labels,
+            self.classes_.tolist(),
+            validation=self.validation_fraction if self.early_stopping else 0,
+            calibration=self.calibration_fraction,
+            accept=self.accept,
+            channels=self.channels,
+            seed=self._seed,
+        )
 
     def _make_model(self, splits: DataSplits, recipe: Recipe, seed: int) -> JEM:
         num_classes = len(splits.classes)
@@ -312,13 +323,107 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         assert self.model_.scaling is not None, "set in fit"
         return self._format.restore(x, self.model_.scaling)
 
+    # -- report -----------------------------------------------------------------------------------
+
+    def report(
+        self,
+        X: npt.ArrayLike,  # noqa: N803
+        y: npt.ArrayLike,
+        X_train: npt.ArrayLike,  # noqa: N803
+        y_train: npt.ArrayLike,
+        *,
+        folder: str | Path = "report",
+        control: JEMClassifier | None = None,
+    ) -> dict[str, Any]:
+        """Measure the classifier, and write `report.html`, a page for people, and `report.json`.
+
+        Accuracy and calibration with intervals, what is rejected, samples, decay with corruption.
+
+        Args:
+            X: Test inputs, which trained and chose nothing; as in `fit`.
+            y: Their labels, shape (N,).
+            X_train: The inputs that `fit` was given: samples are compared with them, and those
+                that it held out fit the temperature and the threshold.
+            y_train: The labels that it was given.
+            folder: Where to write; made if it is not there.
+            control: Another classifier to compare with, such as `JEMClassifier("plain")`, fitted
+                on the same data with the same `random_state`.
+
+        Returns:
+            The content of `report.json`.
+
+        Raises:
+            InputError: If the training data are not those of `fit`, or it held none out.
+        """
+        from jem.evaluation.report_page import write_report
+
+        subject = self._subject(X, y, X_train, y_train, control)
+        return write_report(subject, folder, title="What the classifier is worth")
+
+    def _subject(
+        self,
+        X: npt.ArrayLike,  # noqa: N803
+        y: npt.ArrayLike,
+        X_train: npt.ArrayLike,  # noqa: N803
+        y_train: npt.ArrayLike,
+        control: JEMClassifier | None,
+    ) -> Subject:
+        from jem.evaluation.report import Subject
+
+        test = DataPart(self._inputs(X).float(), self._indices("y", y, len(np.asarray(X))))
+        images = _images(X_train)
+        train = np.asarray(X_train) if images is None else self._format.check(images)
+        indices = self._indices("y_train", y_train, len(train)).numpy()
+        train = np.ascontiguousarray(train, dtype=self._format.dtype)
+        if joblib.hash((train, indices)) != self._data_hash:
+            raise InputError("`X_train` and `y_train` must be what `fit` was given, in its order")
+        made_of = self._data_hash, self._seed
+        if control is not None and (control._data_hash, control._seed) != made_of:
+            raise InputError(
+                "`control` must be fitted on the same data with the same `random_state`"
+            )
+        splits = self._divide(train, indices)
+        if not len(splits.calibration):
+            raise InputError(
+                "a report needs inputs that `fit` held out: fit on more data, with "
+                "calibration_fraction above 0"
+            )
+        validation = splits.validation if len(splits.validation) else splits.calibration
+        return Subject(
+            self.model_,
+            replace(splits, test=test, validation=validation),
+            control=None if control is None else control.model_,
+            run={
+                "sentence": f"{type(self).__name__} trained for {self.n_iter_} epochs on "
+                f"{len(splits.train):,} inputs in {len(self.classes_)} classes.",
+                "config": {name: str(value) for name, value in self.get_params().items()},
+            },
+            records=[{"kind": "epoch", **record} for record in self.history_],
+        )
+
+    def _indices(self, name: str, y: npt.ArrayLike, count: int) -> Tensor:
+        """Class indices (N,) of labels as a person has them."""
+        labels = np.asarray(y)
+        if labels.shape != (count,) or not np.isin(labels, self.classes_).all():
+            raise InputError(
+                f"`{name}` must hold {count} labels among {self.classes_.tolist()}, but got shape "
+                f"{labels.shape} of {np.unique(labels)[:10].tolist()}"
+            )
+        return torch.as_tensor(np.searchsorted(self.classes_, labels))
+
+    # -- helpers ----------------------------------------------------------------------------------
+
     def _logits_of(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
         """Logits of inputs as a person has them, shape (N, K), in double precision."""
+        return self._logits(self._inputs(X))
+
+    def _inputs(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
+        """Inputs as a person has them in the network's units, shape (N, *input_shape)."""
         check_is_fitted(self, "model_")
         if len(self._format.shape) > 1:
             X = _flat(self._format.check(_images(X)))  # noqa: N806
         rows = validate_data(self, X, reset=False)
-        return self._logits(self.model_.preprocess(rows.reshape(-1, *self._format.shape)))
+        return self.model_.preprocess(rows.reshape(-1, *self._format.shape))
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits of network inputs, shape (N, K), in double precision, on the CPU."""

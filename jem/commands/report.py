@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
 import sys
@@ -52,6 +51,8 @@ class Report:
     """Where the data of the run are now; where training found them if left out."""
     data_root: Path | None = None
     """Folder of downloaded data sets; that of the run, or JEM_DATA, if left out."""
+    network: str | None = None
+    """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
     seed: int = 0
     """Decides foreign sets, samples and bootstrap replicates."""
     quiet: bool = False
@@ -78,19 +79,14 @@ def make_report(args: Report) -> dict[str, Any]:
     """
     if not 0 < args.accept < 1:
         raise InputError(f"--accept must lie in (0, 1), but got {args.accept:g}")
-    from jem.evaluation.report import measure
-    from jem.evaluation.report_page import render
-    from jem.training.checkpoint import write_atomically
+    from jem.evaluation.report_page import write_report
 
     subject = _subject(args)
+    title = f"{subject.splits.name}: what the run {args.run.name} is worth"
     with _progress(args.quiet) as tell:
-        measured = measure(subject, accept=args.accept, seed=args.seed, progress=tell)
-        title = f"{subject.splits.name}: what the run {args.run.name} is worth"
-        page = render(measured, subject.model.bounds("cpu"), title=title)
-    text = json.dumps(measured.figures, indent=2, allow_nan=False) + "\n"
-    write_atomically(args.run / "report.json", text.encode())
-    write_atomically(args.run / "report.html", page.encode())
-    return measured.figures
+        return write_report(
+            subject, args.run, title=title, accept=args.accept, seed=args.seed, progress=tell
+        )
 
 
 class _progress:  # noqa: N801 - reads like a function
@@ -120,7 +116,7 @@ def _subject(args: Report) -> Subject:
     from jem.training.run_folder import RunFolder
 
     folder, config = RunFolder(args.run), read_config(args.run)
-    model = load_model(args.run)
+    model = load_model(args.run, args.network)
     splits = splits_of(args.run, config, args.data, args.data_root)
     if tuple(splits.input_shape) != model.input_shape or splits.classes != model.classes:
         raise InputError(
@@ -132,7 +128,7 @@ def _subject(args: Report) -> Subject:
     return Subject(
         model,
         splits,
-        control=_control(args.run / "control"),
+        control=_control(args.run / "control", args.network),
         chains=chains.get("chains"),
         chain_labels=chains.get("labels"),
         foreign=dict(_foreign(name, args, config, model, splits) for name in args.ood),
@@ -141,9 +137,9 @@ def _subject(args: Report) -> Subject:
     )
 
 
-def _control(folder: Path) -> JEM | None:
+def _control(folder: Path, network: str | None) -> JEM | None:
     try:
-        return load_model(folder)
+        return load_model(folder, network)
     except RunFolderError:
         return None
 

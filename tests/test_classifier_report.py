@@ -1,0 +1,99 @@
+"""The page that the scikit-learn estimator writes of itself."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_wine
+from sklearn.model_selection import train_test_split
+
+from jem import JEMClassifier
+from jem.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_judge")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    frame = load_wine(as_frame=True)
+    names = np.array(["barolo", "grignolino", "barbera"])[frame.target]
+    return train_test_split(frame.data, names, random_state=0, stratify=names)
+
+
+@pytest.fixture(scope="module")
+def fitted(parts):
+    x_train, _, y_train, _ = parts
+    return JEMClassifier(epochs=20, random_state=0).fit(x_train, y_train)
+
+
+@pytest.fixture(scope="module")
+def figures(fitted, parts, tmp_path_factory, quick_judge):
+    x_train, x_test, y_train, y_test = parts
+    control = JEMClassifier("plain", epochs=20, random_state=0).fit(x_train, y_train)
+    folder = tmp_path_factory.mktemp("report") / "new"
+    found = fitted.report(x_test, y_test, x_train, y_train, folder=folder, control=control)
+    return folder, found
+
+
+def test_figures_are_those_of_the_estimator_on_the_test_part(figures, fitted, parts):
+    _, found = figures
+    _, x_test, _, y_test = parts
+    row = found["classification"]["rows"]["model"]
+    assert row["accuracy"]["value"] == pytest.approx(fitted.score(x_test, y_test))
+    assert row["num"] == len(x_test)
+    assert found["data"]["classes"] == list(fitted.classes_)
+    accepted = found["ood"]["accepted"]["value"]
+    assert accepted == pytest.approx(1 - fitted.is_ood(x_test).mean())
+    assert found["ood"]["threshold"] == pytest.approx(fitted.detector_.threshold)
+
+
+def test_page_and_figures_are_written_and_the_control_is_compared(figures):
+    folder, found = figures
+    assert json.loads((folder / "report.json").read_text()) == found
+    page = (folder / "report.html").read_text()
+    assert "JEMClassifier trained for 20 epochs" in page
+    assert "random_state" in page
+    assert "jem train" not in page  # no command made it
+    assert "accuracy_difference" in found["classification"]
+    assert "fresh" in found["samples"]
+
+
+def test_held_out_rows_are_those_of_fit(figures, fitted):
+    sizes = figures[1]["data"]["sizes"]
+    assert sizes["calibration"] == fitted.detector_.num_calibration
+    assert sizes["train"] + sizes["calibration"] + sizes["test"] == 178
+
+
+def test_other_data_are_refused(fitted, parts):
+    x_train, x_test, y_train, y_test = parts
+    with pytest.raises(InputError, match="what `fit` was given"):
+        fitted.report(x_test, y_test, x_train[::-1], y_train[::-1])
+    with pytest.raises(InputError, match="`y` must hold 45 labels among"):
+        fitted.report(x_test, ["merlot"] * len(x_test), x_train, y_train)
+    with pytest.raises(InputError, match="`y_train` must hold 133 labels"):
+        fitted.report(x_test, y_test, x_train, y_train[:5])
+    other = JEMClassifier("plain", epochs=1, random_state=1).fit(x_train, y_train)
+    with pytest.raises(InputError, match="same `random_state`"):
+        fitted.report(x_test, y_test, x_train, y_train, control=other)
+
+
+def test_without_held_out_rows_there_is_no_report(parts):
+    x_train, x_test, y_train, y_test = parts
+    bare = JEMClassifier(epochs=1, calibration_fraction=0, random_state=0).fit(x_train, y_train)
+    with pytest.raises(InputError, match="held out"):
+        bare.report(x_test, y_test, x_train, y_train)
+
+
+def test_images_without_labels_as_numbers(tmp_path):
+    rng = np.random.default_rng(0)
+    y = np.array(["dark", "light"])[np.arange(200) % 2]
+    x = rng.integers(0, 100, (200, 8, 8), dtype=np.uint8)
+    x[y == "light"] += 100
+    classifier = JEMClassifier("plain", epochs=2, early_stopping=True, random_state=0)
+    found = classifier.fit(x[:150], y[:150]).report(
+        x[150:].tolist(), y[150:], x[:150], pd.Series(y[:150]), folder=tmp_path
+    )
+    assert found["data"]["kind"] == "image"
+    assert found["classification"]["rows"]["model"]["accuracy"]["value"] > 0.9
+    assert "samples" in found["left_out"]
