@@ -153,6 +153,32 @@ def test_folder_of_images_and_csv_train(tmp_path):
         )
 
 
+def test_a_run_on_images_of_any_size_takes_images_of_any_size(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = rng.integers(0, 255, (9 + i % 3, 10, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+    (tmp_path / "new").mkdir()
+    Image.fromarray(rng.integers(0, 255, (30, 17, 3), dtype=np.uint8)).save(
+        tmp_path / "new" / "x.png"
+    )
+    out, size = tmp_path / "run", ("--image-size", 8)
+    assert run("train", "--data", tmp_path / "pictures", "--out", out, *QUICK) == 2
+    assert "--image-size" in capsys.readouterr().err
+    assert run("data", tmp_path / "pictures", *size) == 0
+    assert run("train", "--data", tmp_path / "pictures", *size, "--out", out, *QUICK) == 0
+    assert json.loads((out / "config.json").read_text())["image_size"] == 8
+    scores = tmp_path / "scores.csv"
+    words = ("--accept", 0.5, "--quiet")
+    assert run("score", out, tmp_path / "new", "--out", scores, *words) == 0
+    assert len(scores.read_text().splitlines()) == 2
+    filled = tmp_path / "filled.png"
+    assert run("inpaint", out, tmp_path / "new" / "x.png", "--out", filled) == 0
+    assert run("train", "--out", out, "--resume", *WITHOUT) == 0
+
+
 def test_own_network_is_named_trained_and_loaded(tmp_path, monkeypatch):
     (tmp_path / "mynets.py").write_text(
         "import math, torch\n"

@@ -20,6 +20,8 @@ class Data:
     """Download a named data set that is missing."""
     label_column: str | None = None
     """Column of a .csv file that holds the labels, if not called label, class, target or y."""
+    image_size: int | None = None
+    """Pixels a side that a folder's images are brought to."""
 
 
 def run(argv: list[str]) -> int:
@@ -33,6 +35,7 @@ def run(argv: list[str]) -> int:
             root=args.data_root,
             download=args.download,
             label_column=args.label_column,
+            image_size=args.image_size,
         )
         print(splits.describe())
         return 0
@@ -48,5 +51,5 @@ Your own:
   mine.npz   `images` (N, H, W), (N, H, W, C) or (N, C, H, W), or `x` (N, D), and `labels` (N,)
   mine.csv   a line of names, columns of numbers, and one of labels: label, class, target or y,
              or the one that --label-column names
-  pictures/  a folder for each class, of images of one size
+  pictures/  a folder for each class, of images of one size, or any with --image-size 32
 `jem data NAME` describes any of them."""

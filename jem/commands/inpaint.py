@@ -15,7 +15,7 @@ from jem.commands.drawings import (
     moves_shown,
     raw_units,
 )
-from jem.commands.runs import load_model, read_config
+from jem.commands.runs import inputs_of, load_model, read_config
 from jem.errors import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,6 @@ def run(argv: list[str]) -> int:
     """Complete inputs and write picture and arrays."""
     args: Inpaint = tyro.cli(Inpaint, args=argv, prog="jem inpaint")
     from jem.commands.masks import read_mask
-    from jem.data.streams import stream_inputs
     from jem.generation.chains import chain_of
 
     if args.count < 1:
@@ -88,13 +87,7 @@ def run(argv: list[str]) -> int:
     chain_of(model)
     shape = model.input_shape or ()
     config = read_config(args.run)
-    stream = stream_inputs(
-        args.inputs,
-        shape,
-        batch_size=LARGEST_COUNT,
-        label_column=config.get("label_column"),
-        columns=config.get("columns"),
-    )
+    stream = inputs_of(args.inputs, model, config, batch_size=LARGEST_COUNT)
     names, raw, x = _read(args, model, stream)
     known = ~read_mask(args.mask, len(x), shape)
     labels = _labels(args, model, len(x))

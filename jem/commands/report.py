@@ -15,7 +15,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jem.commands.runs import load_model, read_config, splits_of
+from jem.commands.runs import inputs_of, load_model, read_config, splits_of
 from jem.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -166,17 +166,10 @@ def _read(path: Path, args: Report, config: dict[str, Any], model: JEM) -> Tenso
     import torch
 
     from jem.data.scaling import Scaling
-    from jem.data.streams import stream_inputs
     from jem.randomness import named_generator
 
     shape = model.input_shape or ()
-    stream = stream_inputs(
-        path,
-        shape,
-        batch_size=256,
-        label_column=args.label_column or config.get("label_column"),
-        columns=config.get("columns"),
-    )
+    stream = inputs_of(path, model, config, batch_size=256, label_column=args.label_column)
     # White is white, in whatever range the training data were stored.
     scale = Scaling.of_bytes(shape, "channels_last") if stream.from_images else model.preprocess
     generator = named_generator(args.seed, "foreign inputs")

@@ -10,6 +10,7 @@ from jem.errors import InputError
 
 if TYPE_CHECKING:
     from jem.data.parts import DataSplits
+    from jem.data.streams import InputStream
     from jem.model import JEM
 
 
@@ -50,6 +51,35 @@ def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") 
     return load(run, network, device=device)
 
 
+def inputs_of(
+    path: Path,
+    model: JEM,
+    config: dict[str, Any],
+    *,
+    batch_size: int,
+    label_column: str | None = None,
+) -> InputStream:
+    """Inputs of a file or folder for a run, read as its own data were.
+
+    Args:
+        path: What `jem.data.streams.stream_inputs` takes.
+        model: The model of the run.
+        config: Its configuration.
+        batch_size: Inputs a batch.
+        label_column: Column of a `.csv` file to leave out; that of the run if None.
+    """
+    from jem.data.streams import stream_inputs
+
+    return stream_inputs(
+        path,
+        model.input_shape or (),
+        batch_size=batch_size,
+        label_column=label_column or config.get("label_column"),
+        columns=config.get("columns"),
+        resize=config.get("image_size") is not None,
+    )
+
+
 def splits_of(
     run: Path, config: dict[str, Any], data: str | None = None, data_root: Path | None = None
 ) -> DataSplits:
@@ -75,4 +105,5 @@ def splits_of(
         root=None if root is None else Path(root),
         seed=config["seed"],
         label_column=config.get("label_column"),
+        image_size=config.get("image_size"),
     )

@@ -64,19 +64,18 @@ class Score:
 def run(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
-    from jem.commands.runs import load_model, read_config
-    from jem.data.streams import stream_inputs
+    from jem.commands.runs import inputs_of, load_model, read_config
     from jem.training.problem import choose_device
 
     _check_out(args)
     config = read_config(args.run)
     model = load_model(args.run, args.network, device=str(choose_device(args.device)))
-    stream = stream_inputs(
+    stream = inputs_of(
         args.inputs,
-        model.input_shape or (),
+        model,
+        config,
         batch_size=_read_at_once(args.batch_size, model.input_shape or ()),
-        label_column=args.label_column or config.get("label_column"),
-        columns=config.get("columns"),
+        label_column=args.label_column,
     )
     scale = _scaling(args, model, stream)
     scorer = _scorer(args, model, config)

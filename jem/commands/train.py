@@ -64,6 +64,9 @@ class Train:
     label_column: str | None = None
     """Column of a .csv file that holds the labels, if it is not called label, class, target or y.
     All others must be numbers, none missing."""
+    image_size: int | None = None
+    """Pixels a side that a folder's images are brought to: scaled, and the middle cut out; needed
+    where they are of several sizes."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     quiet: bool = False
@@ -180,7 +183,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if isinstance(changes, str):
         changes = asdict(recipe_from(changes))
     own = {}
-    for key in ("data", "data_root", "label_column", "seed", "network"):
+    for key in ("data", "data_root", "label_column", "image_size", "seed", "network"):
         if isinstance(config.get(key), str | int):
             own[key] = Path(config[key]) if key == "data_root" else config[key]
     changes = {**changes, **{k: v for k, v in config.items() if k in recipe_fields}}
@@ -191,8 +194,8 @@ def _read_config(path: Path) -> dict[str, Any]:
 
 
 _INFORMATIVE = {
-    "recipe", "data", "data_root", "label_column", "seed", "network", "input_shape", "classes",
-    "columns", "epochs", "iterations", "versions", "device", "command",
+    "recipe", "data", "data_root", "label_column", "image_size", "seed", "network",
+    "input_shape", "classes", "columns", "epochs", "iterations", "versions", "device", "command",
 }  # fmt: skip
 """Keys that a run writes into its config.json for people to read."""
 
@@ -217,6 +220,7 @@ def _load(args: Train) -> DataSplits:
         download=args.download,
         seed=args.seed,
         label_column=args.label_column,
+        image_size=args.image_size,
     )
 
 
@@ -250,9 +254,15 @@ def _make_model(args: Train, recipe: Recipe, splits: DataSplits) -> JEM:
 
 
 def _describe(args: Train) -> dict[str, Any]:
-    named = {"data": args.data, "label_column": args.label_column, "network": args.network}
-    root = {"data_root": None if args.data_root is None else str(args.data_root)}
-    return {key: value for key, value in {**named, **root}.items() if value is not None}
+    root = None if args.data_root is None else str(args.data_root)
+    told = {
+        "data": args.data,
+        "data_root": root,
+        "label_column": args.label_column,
+        "image_size": args.image_size,
+        "network": args.network,
+    }
+    return {key: value for key, value in told.items() if value is not None}
 
 
 def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple[JEM, FitResult]:

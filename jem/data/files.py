@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from jem.data.arrays import assemble, divide, from_arrays, index_labels
@@ -38,6 +38,8 @@ IMAGE_SUFFIXES = (
 )
 GREY_MODES = ("1", "L", "LA")
 MEMORY_LIMIT = 2 * 1024**3
+LARGEST_IMAGE_SIZE = 1024  # pixels a side
+
 MOST_NAMED = 5  # unusable images named in one message
 
 Array = npt.NDArray[Any]
@@ -48,6 +50,7 @@ def load_file(
     *,
     seed: int = 0,
     label_column: str | None = None,
+    image_size: int | None = None,
     memory_limit: int = MEMORY_LIMIT,
 ) -> DataSplits:
     """Load an `.npz` file, a `.csv` file, or a folder of images with one subfolder a class.
@@ -57,6 +60,8 @@ def load_file(
         seed: Decides which example goes to which part.
         label_column: Column of a `.csv` file that holds the labels; otherwise one called label,
             class, target or y.
+        image_size: Pixels a side that images of a folder are brought to, see `fit_image`; None
+            takes them as they are, all of one size.
         memory_limit: Bytes above which a folder of images, as float32, stays on disk.
 
     Returns:
@@ -67,7 +72,12 @@ def load_file(
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _load_folder(path, seed, memory_limit)
+        return _load_folder(path, seed, image_size, memory_limit)
+    if image_size is not None:
+        raise InputError(
+            f"Expected a folder of images to bring to a size of {image_size}, got {path}: "
+            f"leave out image_size."
+        )
     if not path.is_file():
         raise InputError(f"Expected a file or a folder, found nothing at {path}.")
     if path.stat().st_size == 0:
@@ -266,14 +276,18 @@ def read_column(path: Path, name: str, cells: Sequence[tuple[int, str]]) -> Arra
     return values
 
 
-def _load_folder(folder: Path, seed: int, memory_limit: int) -> DataSplits:
+def _load_folder(folder: Path, seed: int, image_size: int | None, memory_limit: int) -> DataSplits:
     """Load images whose class is the name of their subfolder."""
+    if image_size is not None and not 4 <= image_size <= LARGEST_IMAGE_SIZE:
+        raise InputError(
+            f"Expected an image size of 4 to {LARGEST_IMAGE_SIZE} pixels, got {image_size}."
+        )
     files = _list_images(folder)
-    size, mode = _common_format(files)
+    size, mode = _common_format(files, image_size)
     classes, y = index_labels(np.array([file.parent.name for file in files]))
     shape = (1 if mode == "L" else 3, size[1], size[0])
     scaling = Scaling.of_bytes(shape, "channels_last")
-    read = ImageReader(scaling, mode)
+    read = ImageReader(scaling, mode, resize=image_size is not None)
     parts: list[DataPart | LazyPart] = [
         LazyPart([files[i] for i in part], torch.from_numpy(y[part]), read)
         for part in divide(y, classes, seed)
@@ -293,15 +307,23 @@ class ImageReader:
     Args:
         scaling: Brings bytes to network units.
         mode: Pillow's name for grey (L) or colour (RGB).
+        resize: Whether to bring images to the size that the scaling takes, see `fit_image`.
     """
 
-    def __init__(self, scaling: Scaling, mode: Literal["L", "RGB"]) -> None:
+    def __init__(
+        self, scaling: Scaling, mode: Literal["L", "RGB"], *, resize: bool = False
+    ) -> None:
         self.scaling = scaling
         self.mode = mode
+        self.resize = resize
 
     def __call__(self, file: Path) -> Tensor:
         """Return the image as float32, shape (C, H, W)."""
-        return self.scaling(_read_image(file, self.mode))[0]
+        _, height, width = self.scaling.input_shape
+        with open_image(file) as image:
+            if self.resize:
+                image = fit_image(file, image, (width, height))
+            return self.scaling(pixels(file, image, self.mode))[0]
 
 
 def _list_images(folder: Path) -> list[Path]:
@@ -330,22 +352,28 @@ def _visible(folder: Path, kind: Any) -> list[Path]:  # noqa: ANN401
     )
 
 
-def _common_format(files: Sequence[Path]) -> tuple[tuple[int, int], Literal["L", "RGB"]]:
-    """Return the (width, height) that all images share, and L if all of them are grey."""
+def _common_format(
+    files: Sequence[Path], image_size: int | None
+) -> tuple[tuple[int, int], Literal["L", "RGB"]]:
+    """Return the (width, height) that all images share or get, and L if all of them are grey."""
     try:
         formats = [_read_format(file) for file in files]
     except InputError:
         refuse_unreadable(files, _check_image)
         raise
+    modes = {mode for _, mode in formats}
+    common: Literal["L", "RGB"] = "L" if modes <= set(GREY_MODES) else "RGB"
+    if image_size is not None:
+        return (image_size, image_size), common
     (w0, h0), _ = formats[0]
     for file, ((w, h), _) in zip(files, formats, strict=True):
         if (w, h) != (w0, h0):
             raise InputError(
                 f"Expected images of one size, got {w0} x {h0} in {files[0]} and {w} x {h} in "
-                f"{file}: resize them first."
+                f"{file}: name the pixels a side to bring them to with --image-size "
+                f"(image_size= in Python)."
             )
-    modes = {mode for _, mode in formats}
-    return (w0, h0), "L" if modes <= set(GREY_MODES) else "RGB"
+    return (w0, h0), common
 
 
 def _read_format(file: Path) -> tuple[tuple[int, int], str]:
@@ -402,10 +430,22 @@ def open_image(file: Path) -> Image.Image:
         raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error
 
 
-def _read_image(file: Path, mode: Literal["L", "RGB"]) -> Array:
-    """Return bytes of shape (H, W) or (H, W, 3)."""
-    with open_image(file) as image:
-        return pixels(file, image, mode)
+def fit_image(file: Path, image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Bring an image that is open to a size: scaled to cover it, and the middle cut out.
+
+    Args:
+        file: Where it lies, for messages.
+        image: The image, in any mode of 8 bits a channel.
+        size: (width, height).
+    """
+    try:
+        return ImageOps.fit(
+            image.convert("L" if image.mode in GREY_MODES else "RGB"),
+            size,
+            Image.Resampling.BICUBIC,
+        )
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error
 
 
 def pixels(file: Path, image: Image.Image, mode: Literal["L", "RGB"]) -> Array:

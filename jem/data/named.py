@@ -38,6 +38,7 @@ def load(
     download: bool = False,
     seed: int = 0,
     label_column: str | None = None,
+    image_size: int | None = None,
 ) -> DataSplits:
     """Load a data set by its name in `NAMES`, or a person's own from a file or folder.
 
@@ -48,6 +49,8 @@ def load(
         download: Whether a missing set may be downloaded into `root`.
         seed: Decides which example goes to which part.
         label_column: Name of the column of a `.csv` file that holds the labels.
+        image_size: Pixels a side that images of a folder are brought to: scaled, and the middle
+            cut out. None takes them as they are, all of one size.
 
     Returns:
         Four parts in network units. Sets with an official test part keep it.
@@ -66,7 +69,7 @@ def load(
         return _load_downloaded(key, root, download, seed)
     path = Path(key).expanduser()
     if path.exists():
-        return load_file(path, seed=seed, label_column=label_column)
+        return load_file(path, seed=seed, label_column=label_column, image_size=image_size)
     if path.suffix or len(path.parts) > 1:
         raise InputError(
             f"Expected an .npz file, a .csv file or a folder, found nothing at {path}."

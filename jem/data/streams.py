@@ -6,7 +6,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -22,6 +22,7 @@ from jem.data.files import (
     INPUT_KEYS,
     find_key,
     find_label_column,
+    fit_image,
     open_image,
     open_table,
     pixels,
@@ -59,6 +60,7 @@ def stream_inputs(
     batch_size: int,
     label_column: str | None = None,
     columns: Sequence[str] | None = None,
+    resize: bool = False,
 ) -> InputStream:
     """Open inputs for a model, of which no more than a batch is held at a time.
 
@@ -73,6 +75,8 @@ def stream_inputs(
             target or y, where there is one column more than the network takes.
         columns: Names of the columns that the network was trained on, in their order: a `.csv`
             file may have them in another, and others beside them. If None, position decides.
+        resize: Bring images of another size to `input_shape`: scaled, and the middle cut out;
+            otherwise they are refused.
 
     Returns:
         The inputs as they are stored.
@@ -96,7 +100,7 @@ def stream_inputs(
         raise InputError(f"Expected a file or a folder, found nothing at {path}.")
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in IMAGE_SUFFIXES:
-        return _open_images(path, shape, batch_size)
+        return _open_images(path, shape, batch_size, resize)
     if suffix in (".npy", ".npz"):
         return _open_array(path, shape, batch_size)
     if suffix == ".csv":
@@ -292,17 +296,21 @@ def _numbers(
 # -- images ---------------------------------------------------------------------------------------
 
 
-def _open_images(path: Path, shape: Shape, batch_size: int) -> InputStream:
+def _open_images(path: Path, shape: Shape, batch_size: int, resize: bool) -> InputStream:
     if len(shape) != 3 or shape[0] not in (1, 3):
         wanted = " x ".join(map(str, shape))
         raise InputError(f"Expected inputs of {wanted}, as in training, got images: {path}.")
+
+    def read(file: Path) -> Array:
+        return _read_image(file, shape, resize)
+
     if not path.is_dir():
-        batches = iter([([path.name], _read_image(path, shape)[None])])
+        batches = iter([([path.name], read(path)[None])])
         return InputStream(batches, 1, from_images=True)
     total = sum(1 for _ in _walk(path))
     if total == 0:
         raise InputError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in {path}, got none.")
-    return InputStream(_image_batches(path, shape, batch_size), total, from_images=True)
+    return InputStream(_image_batches(path, read, batch_size), total, from_images=True)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -324,23 +332,27 @@ def _stop(error: OSError) -> None:
     raise error  # `os.walk` would leave out a folder that cannot be read
 
 
-def _image_batches(folder: Path, shape: Shape, batch_size: int) -> Iterator[Named]:
+def _image_batches(
+    folder: Path, read: Callable[[Path], Array], batch_size: int
+) -> Iterator[Named]:
     files = _walk(folder)
     while chunk := list(islice(files, batch_size)):
         names = [file.relative_to(folder).as_posix() for file in chunk]
         try:
-            raw = [_read_image(file, shape) for file in chunk]
+            raw = [read(file) for file in chunk]
         except InputError:
-            refuse_unreadable(chain(chunk, files), lambda file: _read_image(file, shape))
+            refuse_unreadable(chain(chunk, files), read)
             raise
         yield names, np.stack(raw)
 
 
-def _read_image(file: Path, shape: Shape) -> Array:
+def _read_image(file: Path, shape: Shape, resize: bool) -> Array:
     """Bytes of shape (H, W, C)."""
     channels, height, width = shape
     with open_image(file) as image:
         refuse_deep(file, image)
+        if resize:
+            image = fit_image(file, image, (width, height))
         if image.size != (width, height):
             raise InputError(
                 f"Expected images of {width} x {height}, as in training, got "

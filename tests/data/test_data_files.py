@@ -110,6 +110,33 @@ def test_folder_of_images(tmp_path, mode, channels):
     assert (brightness[splits.train.y == 1] > -0.25).all()
 
 
+@pytest.mark.parametrize("memory_limit", [10**9, 100])
+def test_images_of_several_sizes_are_brought_to_one(tmp_path, memory_limit):
+    folder = write_images(tmp_path / "pets", size=(40, 40))
+    left, right = np.zeros((20, 60), np.uint8), np.zeros((20, 60), np.uint8)
+    left[:, :20], right[:, 20:40] = 255, 255  # the middle is what is kept of a wide image
+    Image.fromarray(left).save(folder / "cat" / "wide.png")
+    Image.fromarray(right).save(folder / "dog" / "wide.png")
+    with pytest.raises(InputError, match=r"40 x 40 .* 60 x 20 .*--image-size"):
+        load(folder)
+    splits = load_file(folder, image_size=8, memory_limit=memory_limit)
+    assert splits.input_shape == (1, 8, 8)
+    parts = (splits.train, splits.validation, splits.calibration, splits.test)
+    x, y = (torch.cat(tensors) for tensors in zip(*(part[:] for part in parts), strict=True))
+    brightness = x.mean(dim=(1, 2, 3))
+    assert brightness[y == 0].amin() < -0.95
+    assert brightness[y == 1].amax() > 0.95
+    with pytest.raises(InputError, match="folder of images to bring"):
+        load(write_csv(tmp_path / "a.csv", ["p", "label"], [[1, "a"], [2, "b"]]), image_size=8)
+    with pytest.raises(InputError, match="4 to 1024 pixels, got 2"):
+        load(folder, image_size=2)
+
+
+def test_images_of_the_size_asked_for_stay_as_they_are(tmp_path):
+    folder = write_images(tmp_path / "pets", size=(6, 6), mode="RGB")
+    assert torch.equal(load(folder, image_size=6).train.x, load(folder).train.x)
+
+
 def test_large_folder_stays_on_disk_and_gives_the_same(tmp_path):
     folder = write_images(tmp_path / "pets")
     memory, disk = load_file(folder), load_file(folder, memory_limit=100)
