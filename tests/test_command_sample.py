@@ -65,7 +65,7 @@ def test_picture_arrays_and_how_they_were_made(trained, tmp_path, capsys):
     out = tmp_path / "s.png"
     words = ("--labels", 3, 7, "--count", 2, "--seed", 5, "--guidance", 2, "--num-steps", 4)
     assert run("sample", trained, *words, "--initial-noise", 0.5, "--out", out) == 0
-    assert f"4 samples: {out} and {tmp_path / 's.npz'}" in capsys.readouterr().out
+    assert f"4 samples: {out}, {tmp_path / 's.npz'}" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["s.npz", "s.png"]
     assert Image.open(out).size[0] > 50
     found = arrays(tmp_path / "s.npz")
@@ -200,3 +200,25 @@ def test_a_network_of_ones_own_is_found_where_the_command_runs(tmp_path, monkeyp
     assert run("sample", "unnamed", *words, "t.png", *own) == 0
     np.save("x.npy", np.zeros((1, 8, 8)))
     assert run("inpaint", "unnamed", "x.npy", "--num-steps", 2, "--out", "c.png", *own) == 0
+
+
+def test_rows_of_a_table_are_written_with_their_columns(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    x = np.column_stack([rng.normal(50, 5, 80), rng.normal(1e6, 10, 80)])
+    lines = [f"{age:.2f},{'old' if age > 50 else 'young'},{pay:.2f}" for age, pay in x]
+    (tmp_path / "people.csv").write_text("\n".join(["age,class,pay", *lines]))
+    words = ("--epochs", 1, "--num-chains", 16, "--buffer-size", 32, "--no-report", "--quiet")
+    assert run("train", "--data", tmp_path / "people.csv", "--out", tmp_path / "run", *words) == 0
+    capsys.readouterr()
+    drawn = tmp_path / "drawn.csv"
+    more = ("--labels", "old", "young", "--count", 3, "--quiet", "--out", drawn)
+    assert run("sample", tmp_path / "run", *more) == 0
+    assert str(drawn) in capsys.readouterr().out
+    header, *rows = (line.split(",") for line in drawn.read_text().splitlines())
+    assert header == ["age", "pay", "label"]
+    assert [row[-1] for row in rows] == ["old"] * 3 + ["young"] * 3
+    found = np.array([row[:2] for row in rows], float)
+    assert np.allclose(found, arrays(tmp_path / "drawn.npz")["x"])
+    assert np.abs(found[:, 1] - 1e6).max() < 1000
+    again = ("score", tmp_path / "run", drawn, "--accept", 0.5, "--quiet")
+    assert run(*again, "--out", tmp_path / "scores.csv") == 0

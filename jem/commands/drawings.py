@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import sys
@@ -31,6 +32,11 @@ class Outputs:
     picture: Path
     arrays: Path
 
+    @property
+    def table(self) -> Path:
+        """The .csv file, which only rows of a table get."""
+        return self.arrays.with_suffix(".csv")
+
     @classmethod
     def at(cls, out: Path) -> Outputs:
         """Where a person's `--out`, named with or without its ending, puts them.
@@ -40,7 +46,7 @@ class Outputs:
         """
         if out.name in ("", "..") or not out.parent.is_dir():
             raise InputError(f"--out: there is no folder {out.parent}")
-        known = out.suffix in (".png", ".npz")
+        known = out.suffix in (".png", ".npz", ".csv")
         stem = out.with_suffix("") if known else out
         made = cls(*(stem.with_name(stem.name + ending) for ending in (".png", ".npz")))
         for path in (made.picture, made.arrays):
@@ -65,6 +71,22 @@ class Outputs:
         np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
         write_atomically(self.arrays, content.getvalue())
         save_figure(figure, self.picture)
+
+    def write_table(self, columns: Sequence[str], x: Tensor, labels: Sequence[str]) -> None:
+        """Write rows as a .csv file that `jem train` and `jem score` take, whole or not at all.
+
+        Args:
+            columns: Names of the D columns.
+            x: Rows, shape (N, D), in the units of the training data.
+            labels: Class of each row, in a last column `label`.
+        """
+        from jem.training.checkpoint import write_atomically
+
+        content = io.StringIO()
+        writer = csv.writer(content, lineterminator="\n")
+        writer.writerow([*columns, "label"])
+        writer.writerows([*row, name] for row, name in zip(x.tolist(), labels, strict=True))
+        write_atomically(self.table, content.getvalue().encode())
 
 
 def class_indices(model: JEM, names: Sequence[str]) -> Tensor:

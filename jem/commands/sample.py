@@ -15,7 +15,7 @@ from jem.commands.drawings import (
     moves_shown,
     raw_units,
 )
-from jem.commands.runs import load_model
+from jem.commands.runs import load_model, read_config
 from jem.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Sample:
     """Draw inputs of the classes you name, as a picture and as an .npz file beside it.
 
     The .npz file holds `x` in the units of the training data, `labels`, `seed`, and `metadata`,
-    which says how they were made.
+    which says how they were made. Rows of a table are also written as a .csv file.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -40,7 +40,7 @@ class Sample:
     count: int = 10
     """Samples a class."""
     out: Path = Path("samples.png")
-    """Picture; the arrays go beside it with the ending .npz."""
+    """Picture; the arrays go beside it with the ending .npz, rows of a table with .csv too."""
     seed: int = 0
     """Sample i of a class depends on the seed and its place alone."""
     start: Literal["fresh", "saved", "gaussian"] = "fresh"
@@ -92,14 +92,20 @@ def run(argv: list[str]) -> int:
             step_decay=args.step_decay,
             progress=progress,
         )
+    raw, of_rows = raw_units(model, drawn), [name for name in names for _ in range(args.count)]
     outputs.write(
         inputs_figure(drawn, model.bounds("cpu"), columns=args.count, row_names=names),
         made_by("sample", args.run, model, **_settings(args, model)),
-        x=raw_units(model, drawn).numpy(),
-        labels=[name for name in names for _ in range(args.count)],
+        x=raw.numpy(),
+        labels=of_rows,
         seed=args.seed,
     )
-    print(f"{len(drawn)} samples: {outputs.picture} and {outputs.arrays}")
+    written = [outputs.picture, outputs.arrays]
+    if raw.ndim == 2:
+        columns = read_config(args.run).get("columns") or [f"x{i}" for i in range(raw.shape[1])]
+        outputs.write_table(columns, raw, of_rows)
+        written.append(outputs.table)
+    print(f"{len(drawn)} samples: {', '.join(map(str, written))}")
     return 0
 
 
@@ -141,7 +147,7 @@ def saved_chains(run: Path) -> Tensor:
 
 def _gaussian(args: Sample, model: JEM) -> Start:
     """A Gaussian a class, fitted to the training part of the run's data."""
-    from jem.commands.runs import read_config, splits_of
+    from jem.commands.runs import splits_of
     from jem.sampling.starts import ClassGaussianStart
     from jem.training.problem import examples_of
 
