@@ -56,6 +56,8 @@ class Benchmark:
     """Each seed is another split, another initialisation and other noise."""
     epochs: int | None = None
     """Epochs of every recipe; what the recipe makes of the data if left out."""
+    flip: bool = False
+    """Mirror training images at random, in every recipe."""
     data_root: Path | None = None
     """Folder of downloaded data sets; JEM_DATA if left out."""
     out: Path | None = None
@@ -72,6 +74,9 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     recipe = RECIPES["jem" if name == "ebmkit" else name]
     if args.epochs is not None:
         recipe = replace(recipe, epochs=args.epochs)
+    if args.flip:
+        separate = recipe.streams == "separate"
+        recipe = replace(recipe, flip=True, generative_flip=separate)
     torch.manual_seed(derive_seed(seed, "network") % 2**32)
     num_classes = len(splits.classes)
     network = networks.network_for(splits.input_shape, num_classes, head=recipe.head)
@@ -112,13 +117,19 @@ def after_temperature(model: jem.JEM, splits: DataSplits) -> dict[str, float]:
 
 
 def samples_of(model: jem.JEM, splits: DataSplits, judge: Judge, seed: int) -> dict[str, float]:
-    """Agreement, Frechet and kernel distance of fresh samples of every class."""
+    """Agreement, Frechet and kernel distance of fresh samples of every class.
+
+    And the Frechet distance of where their chains begin: what no training is needed for.
+    """
     labels = torch.arange(len(splits.classes)).repeat_interleave(SAMPLES_A_CLASS)
     x = jem.sample(model, labels, seed=seed).cpu()
+    begun = jem.sample(model, labels, seed=seed, num_steps=0).cpu()
     real, fake = judge.features(splits.train.x), judge.features(x)
+    beginnings = judge.features(begun)
     return {
         "agreement": float((judge.predict(x) == labels).float().mean()),
         "frechet": frechet_distance(real, fake, num_bootstrap=0).value,
+        "frechet_start": frechet_distance(real, beginnings, num_bootstrap=0).value,
         "kernel": kernel_distance(real, fake).value,
     }
 
@@ -148,6 +159,7 @@ FIGURES = (
     ("AUROC", "auroc", 4),
     ("agreement of samples", "agreement", 3),
     ("Frechet distance of samples", "frechet", 1),
+    ("Frechet distance of where chains begin", "frechet_start", 1),
     ("kernel distance of samples", "kernel", 3),
     ("seconds of fit", "seconds", 1),
     ("processor seconds of fit", "cpu_seconds", 1),

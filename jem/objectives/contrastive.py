@@ -118,6 +118,7 @@ def contrastive_loss(
     gauge: float = 0.0,
     thermostat: float | None = None,
     energy_outlier: Tensor | None = None,
+    outlier_weight: float = 0.0,
     outlier_margin: float = 0.0,
     mean: Mean = torch.mean,
 ) -> ContrastiveTerms:
@@ -130,8 +131,8 @@ def contrastive_loss(
     The penalty c on each energy has a fixed point: once the gap opens, energies settle at -w/c and
     w/c with the contrast cancelled exactly, and chains stay stuck. The gauge penalises only the
     common level and leaves the gap alone. The thermostat tau = clip(1 - gap / g_max, 0.02, 1), a
-    constant for the gradient, makes the model wait for its chains. Where there are outliers, w
-    times their `outlier_loss` is added.
+    constant for the gradient, makes the model wait for its chains. Where there are outliers, their
+    `outlier_loss` is added with a weight of its own.
 
     Args:
         energy_data: E of training points, shape (N,), nats.
@@ -141,6 +142,7 @@ def contrastive_loss(
         gauge: gamma >= 0.
         thermostat: g_max > 0 in nats, or None for tau = 1.
         energy_outlier: E of made-up outliers, shape (O,), nats, or None.
+        outlier_weight: Weight of `outlier_loss`, >= 0.
         outlier_margin: m of `outlier_loss`.
         mean: How energies are averaged; for a run in several processes, over all of them.
 
@@ -159,4 +161,5 @@ def contrastive_loss(
     if energy_outlier is None:
         return ContrastiveTerms(loss, contrast, gap, regulariser)
     outlier = outlier_loss(energy_data, energy_outlier, margin=outlier_margin, mean=mean)
-    return ContrastiveTerms(loss + weight * outlier, contrast, gap, regulariser, outlier)
+    loss = loss + outlier_weight * outlier
+    return ContrastiveTerms(loss, contrast, gap, regulariser, outlier)

@@ -17,9 +17,9 @@ class Outliers:
     """Draws made-up outliers, as many of each kind as fit.
 
     Chains see only where the model already holds inputs likely; simple pictures and broken ones
-    they never reach. Kinds: uniform noise, noise of random contrast, class Gaussians; for images
-    smooth random fields, images with their patches shuffled and halves of two images put together;
-    for tables rows whose every column is another row's.
+    they never reach. Kinds: uniform noise, noise of random contrast, class Gaussians unless chains
+    begin there; for images smooth random fields, images with their patches shuffled and halves of
+    two images put together; for tables rows whose every column is another row's.
 
     Args:
         low: Lower bound of the domain, a number or a tensor that broadcasts to one input.
@@ -27,18 +27,27 @@ class Outliers:
         x: Training inputs, shape (N, *shape), to fit the Gaussians to.
         labels: Their classes, shape (N,).
         num_classes: K.
+        gaussians: Whether class Gaussians are among them.
     """
 
     def __init__(
-        self, low: Tensor, high: Tensor, x: Tensor, labels: Tensor, num_classes: int
+        self,
+        low: Tensor,
+        high: Tensor,
+        x: Tensor,
+        labels: Tensor,
+        num_classes: int,
+        *,
+        gaussians: bool = True,
     ) -> None:
         shape = tuple(x.shape[1:])
         self.bounds: Bounds = (low, high)
         self.starts: list[Start] = [
             UniformStart(low, high, shape),
             ContrastStart(low, high, shape),
-            ClassGaussianStart.fit(x, labels, num_classes, bounds=(low, high)),
         ]
+        if gaussians:
+            self.starts.append(ClassGaussianStart.fit(x, labels, num_classes, bounds=(low, high)))
         self.is_image = len(shape) == 3
         if self.is_image:
             self.starts.append(SmoothNoiseStart(float(low.min()), float(high.max()), shape))

@@ -90,6 +90,7 @@ class Method:
             gauge=recipe.gauge,
             thermostat=recipe.thermostat,
             energy_outlier=energy_outlier,
+            outlier_weight=weight * recipe.outlier_weight,
             outlier_margin=recipe.outlier_margin,
             mean=self.ranks.mean,
         )

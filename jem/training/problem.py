@@ -149,7 +149,9 @@ def set_up(
     negatives, outliers = None, None
     if recipe.generative and recipe.outlier_count:
         known = labels if num_classes > 1 else torch.zeros_like(labels)
-        outliers = Outliers(*model.domain, x, known, num_classes)
+        outliers = Outliers(
+            *model.domain, x, known, num_classes, gaussians=recipe.start != "gaussian"
+        )
     if recipe.generative:
         generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
         negatives = make_negatives(
@@ -225,7 +227,7 @@ def make_negatives(
         generator: Source of all randomness of the chains, on the model's device.
     """
     assert model.domain is not None, "set before chains are made"
-    assert recipe.step_size is not None, "settled"
+    assert recipe.start is not None, "settled"
     labels = labels if num_classes > 1 else torch.zeros_like(labels)
     frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
     start = make_start(recipe.start, model.domain, x, labels, num_classes)

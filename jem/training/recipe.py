@@ -75,9 +75,8 @@ class Recipe:
     """Chains moved an iteration, M."""
     num_steps: int = 2
     """Langevin moves a chain makes an iteration, K; the fused step takes the last one for free."""
-    step_size: float | None = None
-    """eta, multiplies the gradient of the energy in a move; None takes 10 for images of at least
-    16 pixels a side, else 3."""
+    step_size: float = 3.0
+    """eta, multiplies the gradient of the energy in a move."""
     noise_std: float = 0.01
     """sigma of the noise of a move, in data units."""
     grad_clamp: float | None = None
@@ -91,8 +90,9 @@ class Recipe:
     """Keep chains inside the domain of the data."""
     conditional: bool = False
     """Chains belong to a class and move on E(x, y); otherwise they move on E(x)."""
-    start: Literal["uniform", "contrast", "gaussian", "mixed"] = "uniform"
-    """Uniform noise, noise of random contrast, class Gaussians, or a third of each."""
+    start: Literal["uniform", "contrast", "gaussian", "mixed"] | None = None
+    """Uniform noise, noise of random contrast, class Gaussians, or a third of each; None takes
+    class Gaussians for images of at least 16 pixels a side, else uniform noise."""
     buffer_size: int = 256
     """Number of persistent chains."""
     restart_prob: float = 0.02
@@ -102,9 +102,11 @@ class Recipe:
     sample_steps: int = 200
     """Moves of a fresh chain when the trained model is sampled."""
     outlier_count: int | None = None
-    """Made-up outliers an update (noise of several kinds, broken images), which the weight of the
-    density also pushes `outlier_margin` above the data in energy; None takes 18 for images of at
-    least 16 pixels a side, else 0."""
+    """Made-up outliers an update (noise of several kinds, broken images), which are pushed
+    `outlier_margin` above the data in energy; None takes 20 for images of at least 16 pixels a
+    side, else 0."""
+    outlier_weight: float = 3.0
+    """Weight of that push, as a multiple of `generative_weight`."""
     outlier_margin: float = 10.0
     """How far above the data in energy outliers no longer count, in nats."""
 
@@ -117,8 +119,9 @@ class Recipe:
     flip: bool = False
     """Random horizontal flip of images."""
     input_noise: float | None = None
-    """Standard deviation of Gaussian noise added to inputs, in data units; None takes 0.1 for
-    images (C, H, W), 0 for tables and points."""
+    """Standard deviation of Gaussian noise added to inputs, in data units: a texture that chains
+    cannot make, which a large network tells them by. None takes 0.1 for images of fewer than 16
+    pixels a side, else 0."""
     generative_shift: int = 0
     """As `shift`, for the separate generative stream."""
     generative_flip: bool = False
@@ -171,10 +174,10 @@ class Recipe:
         is_large = is_image and min(input_shape[1:]) >= LARGE_IMAGE
         defaults: dict[str, Any] = {
             "epochs": self.num_epochs(steps_per_epoch),
-            "input_noise": 0.1 if is_image else 0.0,
-            "step_size": 10.0 if is_large else 3.0,
+            "input_noise": 0.1 if is_image and not is_large else 0.0,
             "smoothing": 0.8 if is_large else 0.0,
-            "outlier_count": 18 if is_large else 0,
+            "start": "gaussian" if is_large else "uniform",
+            "outlier_count": 20 if is_large else 0,
         }
         open_fields = {
             name: value for name, value in defaults.items() if getattr(self, name) is None

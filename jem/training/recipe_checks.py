@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jem.errors import InputError
 
@@ -22,17 +22,17 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         (
             "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "shift",
             "generative_shift", "generative_noise", "max_recoveries", "sample_steps",
-            "outlier_margin",
+            "outlier_margin", "outlier_weight",
         ),
     ),
     "at least 0, or None": (
         lambda value: value is None or value >= 0,
         ("epochs", "input_noise", "accuracy_margin", "outlier_count"),
     ),
-    "above 0": (lambda value: value > 0, ("learning_rate", "max_gap")),
+    "above 0": (lambda value: value > 0, ("learning_rate", "max_gap", "step_size")),
     "above 0, or None": (
         lambda value: value is None or value > 0,
-        ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size"),
+        ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho"),
     ),
     "in [0, 1), or None": (lambda value: value is None or 0 <= value < 1, ("smoothing",)),
     "at least 1, or None": (lambda value: value is None or value >= 1, ("generative_batch",)),
@@ -96,7 +96,7 @@ def _is_a(kind: Any, value: Any) -> bool:  # noqa: ANN401
         return value in get_args(kind)
     if get_origin(kind) is tuple:
         return isinstance(value, tuple) and all(_is_a(get_args(kind)[0], item) for item in value)
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (Union, UnionType):
         return any(_is_a(option, value) for option in get_args(kind))
     if isinstance(value, bool) or kind is bool:
         return isinstance(value, bool) and kind is bool
@@ -111,7 +111,7 @@ def _described(kind: Any) -> str:  # noqa: ANN401
         return "one of " + ", ".join(repr(option) for option in get_args(kind))
     if get_origin(kind) is tuple:
         return "a list of finite numbers"
-    if isinstance(kind, UnionType):
+    if get_origin(kind) in (Union, UnionType):
         return " or ".join(_described(option) for option in get_args(kind))
     words = {int: "a whole number", float: "a finite number", bool: "true or false"}
     return words.get(kind, "None")

@@ -17,8 +17,8 @@ def images(count=40, shape=(2, 18, 16)):
     return torch.rand(count, *shape, generator=fresh(5)) * 2 - 1
 
 
-def outliers_of(x):
-    return Outliers(LOW, HIGH, x, torch.arange(len(x)) % 3, 3)
+def outliers_of(x, **settings):
+    return Outliers(LOW, HIGH, x, torch.arange(len(x)) % 3, 3, **settings)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (5,)])
@@ -41,6 +41,16 @@ def test_every_kind_has_its_share():
     broken = (drawn == 0.123).flatten(1).all(dim=1)
     assert broken.sum() == 4  # two of shuffled patches, two of joined halves: of one value all
     assert drawn[~broken].flatten(1).unique(dim=0).shape[0] == 10  # the rest are all different
+
+
+def test_class_gaussians_are_left_out_where_chains_begin_there():
+    x = torch.full((8, 1, 16, 16), 0.123)
+    for gaussians, expected in ((True, 3), (False, 0)):
+        drawn = outliers_of(x, gaussians=gaussians).draw(18, x, generator=fresh())
+        # Gaussians of data that do not vary stay near them; no other noise does.
+        near = ((drawn - 0.123).abs() < 0.1).flatten(1).all(dim=1)
+        broken = (drawn == 0.123).flatten(1).all(dim=1)
+        assert (near & ~broken).sum() == expected
 
 
 def test_a_domain_that_differs_by_channel_is_kept():

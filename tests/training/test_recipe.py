@@ -22,14 +22,14 @@ CHOICES = {
 FLAGS = ("clip_chains", "conditional", "replacement", "flip", "generative_flip")
 COUNTS = ("batch_size", "num_chains", "num_steps", "buffer_size", "snapshot_every", "log_every")
 COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries", "sample_steps")
-POSITIVE = ("learning_rate", "max_gap")
-OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size")
+POSITIVE = ("learning_rate", "max_gap", "step_size")
+OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho")
 OPTIONAL_FROM_ZERO = ("input_noise", "accuracy_margin")
 SHARES = ("warmup", "generative_ramp", "restart_prob")
 DECAYS = ("average", "label_smoothing", "momentum")
 FROM_ZERO = (
     "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "generative_noise",
-    "outlier_margin",
+    "outlier_margin", "outlier_weight",
 )  # fmt: skip
 
 WRONG = {
@@ -40,7 +40,7 @@ WRONG = {
     "outlier_count": [-1, 1.5, "8", True],
     "smoothing": [-0.1, 1, math.nan, "0"],
     **{name: [-0.1, math.nan, math.inf, "0"] for name in OPTIONAL_FROM_ZERO},
-    **{name: ["bogus", None, 3] for name in CHOICES},
+    **{name: ["bogus", 3] + [None] * (name != "start") for name in CHOICES},
     **{name: ["yes", 1, None] for name in FLAGS},
     **{name: [0, -1, 1.5, "8", True, None] for name in COUNTS},
     **{name: [-1, 0.5, "1", None] for name in COUNTS_FROM_ZERO},
@@ -171,12 +171,13 @@ def test_epochs_left_open_give_about_1500_updates(steps_per_epoch, expected):
         ((4, 16), None, 0.0),
         ((1, 8, 8), 0.0, 0.0),
         ((2,), 0.03, 0.03),
+        ((1, 28, 15), None, 0.1),
     ],
 )
 def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
     recipe = Recipe(input_noise=asked)
     settled = recipe.resolved(shape, 50)
-    expected = {"input_noise": noise, "epochs": 30, "step_size": 3.0, "smoothing": 0.0}
+    expected = {"input_noise": noise, "epochs": 30, "start": "uniform", "smoothing": 0.0}
     assert settled == replace(recipe, **expected, outlier_count=0)
     assert settled.resolved((2,), 1000) == settled
 
@@ -184,13 +185,13 @@ def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
 @pytest.mark.parametrize(
     ("shape", "is_large"), [((1, 28, 28), True), ((3, 16, 16), True), ((3, 40, 15), False)]
 )
-def test_images_with_room_for_texture_get_smooth_moves_and_outliers(shape, is_large):
+def test_images_with_room_for_texture_get_what_keeps_chains_from_it(shape, is_large):
     settled = Recipe().resolved(shape, 50)
-    made = (settled.step_size, settled.smoothing, settled.outlier_count)
-    assert made == ((10.0, 0.8, 18) if is_large else (3.0, 0.0, 0))
+    made = (settled.start, settled.smoothing, settled.outlier_count, settled.input_noise)
+    assert made == (("gaussian", 0.8, 20, 0.0) if is_large else ("uniform", 0.0, 0, 0.1))
     for name in ("jem", "proximal", "sada"):
         published = RECIPES[name].resolved(shape, 50)
-        assert (published.step_size, published.smoothing, published.outlier_count) == (1.0, 0, 0)
+        assert replace(published, epochs=None) == RECIPES[name]
 
 
 def test_the_control_has_the_noise_of_the_hybrid_and_the_official_recipe_its_own():

@@ -165,7 +165,7 @@ def contrast_by_hand(energy_data, energy_negative, recipe, weight, energy_outlie
     loss = loss + recipe.gauge * ((energy_data.mean() + energy_negative.mean()) / 2) ** 2
     if energy_outlier is not None:
         over = recipe.outlier_margin + energy_data.mean() - energy_outlier
-        loss = loss + weight * (1 + over.exp()).log().mean()
+        loss = loss + weight * recipe.outlier_weight * (1 + over.exp()).log().mean()
     return loss
 
 
