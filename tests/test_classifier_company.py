@@ -1,6 +1,7 @@
 """The scikit-learn estimator in company: pipelines, searches, calibration, files, data frames."""
 
 import pickle
+from dataclasses import replace
 
 import joblib
 import numpy as np
@@ -14,7 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from torch import nn
 
-from jem import JEMClassifier
+from jem import RECIPES, JEMClassifier
 from jem.networks import mlp
 
 VERSION = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
@@ -71,6 +72,12 @@ def test_images_go_through_cross_validation_and_pipelines():
 def test_grid_search_finds_the_longer_training(iris):
     search = GridSearchCV(quick(), {"epochs": [1, 40]}, cv=2).fit(*iris)
     assert search.best_params_ == {"epochs": 40}
+
+
+def test_grid_search_goes_over_recipes_too(iris):
+    rates = [replace(RECIPES["fast"], learning_rate=rate) for rate in (1e-9, 2e-3)]
+    search = GridSearchCV(quick(epochs=20), {"recipe": rates}, cv=2).fit(*iris)
+    assert search.best_params_ == {"recipe": rates[1]}
 
 
 @pytest.mark.parametrize("count", [100, 150])  # two classes and three
