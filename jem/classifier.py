@@ -50,7 +50,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     that train the density know of no weights, and follow the model from the beginning on.
 
     Args:
-        recipe: Name of a recipe, or a `jem.Recipe`. A search over its settings is one over recipes:
+        recipe: Name of a recipe, or a `jem.Recipe`. A search over settings goes over recipes:
             `{"recipe": [replace(jem.RECIPES["fast"], learning_rate=r) for r in (1e-3, 2e-3)]}`.
         epochs: Passes over the training data; what the recipe says if None.
         network: A module (copied, and trained on from the weights it has), or a function (shape,
