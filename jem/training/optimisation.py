@@ -53,7 +53,7 @@ def generative_weight(recipe: Recipe, iteration: int, total: int) -> float:
         The weight, >= 0.
     """
     ramp = recipe.generative_ramp * total
-    return recipe.generative_weight * (min(1.0, iteration / ramp) if ramp else 1.0)
+    return (recipe.generative_weight or 0.0) * (min(1.0, iteration / ramp) if ramp else 1.0)
 
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

@@ -60,8 +60,9 @@ class Recipe:
     class_weight: Literal["none", "balanced"] = "none"
     """Weigh classes in the cross-entropy: equally an example, or equally a class."""
 
-    generative_weight: float = 0.1
-    """Weight w of E(data) - E(chains) beside cross-entropy."""
+    generative_weight: float | None = None
+    """Weight w of E(data) - E(chains) beside cross-entropy; None takes 0.05 for images of at least
+    16 pixels a side, else 0.1."""
     generative_ramp: float = 0.0
     """Share of the run in which the weight rises linearly from zero."""
     energy_l2: float = 0.03
@@ -75,8 +76,9 @@ class Recipe:
     """Chains moved an iteration, M."""
     num_steps: int = 2
     """Langevin moves a chain makes an iteration, K; the fused step takes the last one for free."""
-    step_size: float = 3.0
-    """eta, multiplies the gradient of the energy in a move."""
+    step_size: float | None = None
+    """eta, multiplies the gradient of the energy in a move; None takes 1 for images of at least 16
+    pixels a side, else 3."""
     noise_std: float = 0.01
     """sigma of the noise of a move, in data units."""
     grad_clamp: float | None = None
@@ -99,13 +101,14 @@ class Recipe:
     """Probability that a drawn chain starts afresh."""
     replacement: bool = False
     """Draw chains with replacement, as the official JEM code does."""
-    sample_steps: int = 200
-    """Moves of a fresh chain when the trained model is sampled."""
+    sample_steps: int | None = None
+    """Moves of a fresh chain when the trained model is sampled; None takes 100 for images of at
+    least 16 pixels a side, else 200."""
     outlier_count: int | None = None
     """Made-up outliers an update (noise of several kinds, broken images), which are pushed
     `outlier_margin` above the data in energy; None takes 20 for images of at least 16 pixels a
     side, else 0."""
-    outlier_weight: float = 3.0
+    outlier_weight: float = 6.0
     """Weight of that push, as a multiple of `generative_weight`."""
     outlier_margin: float = 10.0
     """How far above the data in energy outliers no longer count, in nats."""
@@ -175,6 +178,9 @@ class Recipe:
         defaults: dict[str, Any] = {
             "epochs": self.num_epochs(steps_per_epoch),
             "input_noise": 0.1 if is_image and not is_large else 0.0,
+            "generative_weight": 0.05 if is_large else 0.1,
+            "step_size": 1.0 if is_large else 3.0,
+            "sample_steps": 100 if is_large else 200,
             "smoothing": 0.8 if is_large else 0.0,
             "start": "gaussian" if is_large else "uniform",
             "outlier_count": 20 if is_large else 0,

@@ -20,19 +20,22 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 0": (
         lambda value: value >= 0,
         (
-            "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "shift",
-            "generative_shift", "generative_noise", "max_recoveries", "sample_steps",
+            "weight_decay", "energy_l2", "gauge", "noise_std", "shift",
+            "generative_shift", "generative_noise", "max_recoveries",
             "outlier_margin", "outlier_weight",
         ),
     ),
     "at least 0, or None": (
         lambda value: value is None or value >= 0,
-        ("epochs", "input_noise", "accuracy_margin", "outlier_count"),
+        (
+            "epochs", "input_noise", "accuracy_margin", "outlier_count", "generative_weight",
+            "sample_steps",
+        ),
     ),
-    "above 0": (lambda value: value > 0, ("learning_rate", "max_gap", "step_size")),
+    "above 0": (lambda value: value > 0, ("learning_rate", "max_gap")),
     "above 0, or None": (
         lambda value: value is None or value > 0,
-        ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho"),
+        ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size"),
     ),
     "in [0, 1), or None": (lambda value: value is None or 0 <= value < 1, ("smoothing",)),
     "at least 1, or None": (lambda value: value is None or value >= 1, ("generative_batch",)),

@@ -21,14 +21,14 @@ CHOICES = {
 }
 FLAGS = ("clip_chains", "conditional", "replacement", "flip", "generative_flip")
 COUNTS = ("batch_size", "num_chains", "num_steps", "buffer_size", "snapshot_every", "log_every")
-COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries", "sample_steps")
-POSITIVE = ("learning_rate", "max_gap", "step_size")
-OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho")
-OPTIONAL_FROM_ZERO = ("input_noise", "accuracy_margin")
+COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries")
+POSITIVE = ("learning_rate", "max_gap")
+OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size")
+OPTIONAL_FROM_ZERO = ("input_noise", "accuracy_margin", "generative_weight")
 SHARES = ("warmup", "generative_ramp", "restart_prob")
 DECAYS = ("average", "label_smoothing", "momentum")
 FROM_ZERO = (
-    "weight_decay", "generative_weight", "energy_l2", "gauge", "noise_std", "generative_noise",
+    "weight_decay", "energy_l2", "gauge", "noise_std", "generative_noise",
     "outlier_margin", "outlier_weight",
 )  # fmt: skip
 
@@ -38,6 +38,7 @@ WRONG = {
     "decay_factor": [0, 1.1, -0.5, math.nan, "0", None],
     "generative_batch": [0, -1, 1.5, "8"],
     "outlier_count": [-1, 1.5, "8", True],
+    "sample_steps": [-1, 1.5, "8", True],
     "smoothing": [-0.1, 1, math.nan, "0"],
     **{name: [-0.1, math.nan, math.inf, "0"] for name in OPTIONAL_FROM_ZERO},
     **{name: ["bogus", 3] + [None] * (name != "start") for name in CHOICES},
@@ -56,6 +57,7 @@ RIGHT = {
     "decay_factor": [0.1, 1],
     "generative_batch": [1, 64, None],
     "outlier_count": [0, 18, None],
+    "sample_steps": [0, 100, None],
     "smoothing": [0, 0.8, None],
     **{name: [None, 0, 0.5] for name in OPTIONAL_FROM_ZERO},
     **CHOICES,
@@ -177,8 +179,9 @@ def test_epochs_left_open_give_about_1500_updates(steps_per_epoch, expected):
 def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
     recipe = Recipe(input_noise=asked)
     settled = recipe.resolved(shape, 50)
-    expected = {"input_noise": noise, "epochs": 30, "start": "uniform", "smoothing": 0.0}
-    assert settled == replace(recipe, **expected, outlier_count=0)
+    expected = {"input_noise": noise, "epochs": 30, "generative_weight": 0.1, "step_size": 3.0}
+    others = {"start": "uniform", "smoothing": 0.0, "outlier_count": 0, "sample_steps": 200}
+    assert settled == replace(recipe, **expected, **others)
     assert settled.resolved((2,), 1000) == settled
 
 
@@ -189,9 +192,11 @@ def test_images_with_room_for_texture_get_what_keeps_chains_from_it(shape, is_la
     settled = Recipe().resolved(shape, 50)
     made = (settled.start, settled.smoothing, settled.outlier_count, settled.input_noise)
     assert made == (("gaussian", 0.8, 20, 0.0) if is_large else ("uniform", 0.0, 0, 0.1))
+    made = (settled.generative_weight, settled.step_size, settled.sample_steps)
+    assert made == ((0.05, 1.0, 100) if is_large else (0.1, 3.0, 200))
     for name in ("jem", "proximal", "sada"):
         published = RECIPES[name].resolved(shape, 50)
-        assert replace(published, epochs=None) == RECIPES[name]
+        assert replace(published, epochs=None, sample_steps=None) == RECIPES[name]
 
 
 def test_the_control_has_the_noise_of_the_hybrid_and_the_official_recipe_its_own():

@@ -192,7 +192,10 @@ def test_load_gives_the_trained_model_with_all_it_needs(tmp_path, train):
 def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    settled = {"input_noise": 0.0, "start": "uniform", "smoothing": 0.0, "outlier_count": 0}
+    settled = {
+        "input_noise": 0.0, "start": "uniform", "step_size": 3.0, "smoothing": 0.0,
+        "outlier_count": 0, "sample_steps": 200,
+    }  # fmt: skip
     assert Recipe(**config["recipe"]) == replace(SMALL, **settled)
     assert config["network"]["name"] == "mlp"
     step = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")[0]
