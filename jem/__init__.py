@@ -42,6 +42,7 @@ _HOME = {
     "load_scorer": "jem.scorer",
     "ood_metrics": "jem.evaluation.ood",
     "sample": "jem.generation",
+    "write_report": "jem.reporting",
 }
 _MODULES = (
     "data", "evaluation", "export", "networks", "objectives", "plotting", "sampling",
@@ -75,6 +76,7 @@ __all__ = [
     "plotting",
     "sample",
     "sampling",
+    "write_report",
 ]
 
 

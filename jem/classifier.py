@@ -356,7 +356,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: If the training data are not those of `fit`, or it held none out.
         """
-        from jem.evaluation.report_page import write_report
+        from jem.reporting import write_report
 
         subject = self._subject(X, y, X_train, y_train, control)
         return write_report(subject, folder, title="What the classifier is worth")

@@ -79,7 +79,7 @@ def make_report(args: Report) -> dict[str, Any]:
     """
     if not 0 < args.accept < 1:
         raise InputError(f"--accept must lie in (0, 1), but got {args.accept:g}")
-    from jem.evaluation.report_page import write_report
+    from jem.reporting import write_report
 
     subject = _subject(args)
     title = f"{subject.splits.name}: what the run {args.run.name} is worth"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, Template
@@ -13,8 +11,7 @@ from torch import Tensor
 
 from jem import __version__
 from jem.evaluation.completion import MEAN_FILL, NEAREST, ONE_DRAW
-from jem.evaluation.report import Measured, Progress, Subject, measure
-from jem.training.checkpoint import write_atomically
+from jem.evaluation.report import Measured
 
 CALIBRATION_FIGURES = (
     ("accuracy", "accuracy", 4),
@@ -41,41 +38,6 @@ FIDELITY_FIGURES = (
     ("classification_accuracy", "accuracy of a classifier trained on them, higher is better", 3),
     ("nearest_distance", "distance to the nearest training input", 2),
 )
-
-
-def write_report(
-    subject: Subject,
-    folder: str | Path,
-    *,
-    title: str,
-    accept: float = 0.95,
-    seed: int = 0,
-    progress: Progress = lambda _: None,
-) -> dict[str, Any]:
-    """Measure a model on its test part, and write `report.html` and `report.json`.
-
-    Args:
-        subject: The model, its data, and what is known of the run.
-        folder: Where to write; made if it is not there.
-        title: Heading of the page.
-        accept: Share of in-distribution inputs that the detector is to accept.
-        seed: Decides foreign sets, samples and bootstrap replicates.
-        progress: Told the name of each section before it is measured.
-
-    Returns:
-        The content of `report.json`.
-
-    Example:
-        `write_report(Subject(model, splits, control=plain), "report", title="My classifier")`
-    """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    measured = measure(subject, accept=accept, seed=seed, progress=progress)
-    page = render(measured, subject.model.bounds("cpu"), title=title)
-    text = json.dumps(measured.figures, indent=2, allow_nan=False) + "\n"
-    write_atomically(folder / "report.json", text.encode())
-    write_atomically(folder / "report.html", page.encode())
-    return measured.figures
 
 
 def render(

@@ -1,0 +1,47 @@
+"""The report of a model: measured, and written as a page for people and as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from jem.evaluation.report import Progress, Subject, measure
+from jem.evaluation.report_page import render
+from jem.training.checkpoint import write_atomically
+
+
+def write_report(
+    subject: Subject,
+    folder: str | Path,
+    *,
+    title: str,
+    accept: float = 0.95,
+    seed: int = 0,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a model on its test part, and write `report.html` and `report.json`.
+
+    Args:
+        subject: The model, its data, and what is known of the run.
+        folder: Where to write; made if it is not there.
+        title: Heading of the page.
+        accept: Share of in-distribution inputs that the detector is to accept.
+        seed: Decides foreign sets, samples and bootstrap replicates.
+        progress: Told the name of each section before it is measured.
+
+    Returns:
+        The content of `report.json`.
+
+    Example:
+        `write_report(Subject(model, splits), "report", title="My classifier")` for a model and
+        its `jem.data` parts; `Subject` is that of `jem.evaluation.report`.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = measure(subject, accept=accept, seed=seed, progress=progress)
+    page = render(measured, subject.model.bounds("cpu"), title=title)
+    text = json.dumps(measured.figures, indent=2, allow_nan=False) + "\n"
+    write_atomically(folder / "report.json", text.encode())
+    write_atomically(folder / "report.html", page.encode())
+    return measured.figures
