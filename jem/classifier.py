@@ -358,19 +358,19 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         from jem.reporting import write_report
 
-        subject = self._subject(X, y, X_train, y_train, control)
+        subject = self._subject((X, y), (X_train, y_train), control)
         return write_report(subject, folder, title="What the classifier is worth")
 
     def _subject(
         self,
-        X: npt.ArrayLike,  # noqa: N803
-        y: npt.ArrayLike,
-        X_train: npt.ArrayLike,  # noqa: N803
-        y_train: npt.ArrayLike,
+        tested: tuple[npt.ArrayLike, npt.ArrayLike],
+        trained: tuple[npt.ArrayLike, npt.ArrayLike],
         control: JEMClassifier | None,
     ) -> Subject:
+        """What a report is of: the parts as `fit` made them, and inputs and labels of the test."""
         from jem.evaluation.report import Subject
 
+        (X, y), (X_train, y_train) = tested, trained  # noqa: N806
         test = DataPart(self._inputs(X).float(), self._indices("y", y, len(np.asarray(X))))
         images = _images(X_train)
         train = np.asarray(X_train) if images is None else self._format.check(images)

@@ -438,14 +438,8 @@ def fit_image(file: Path, image: Image.Image, size: tuple[int, int]) -> Image.Im
         image: The image, in any mode of 8 bits a channel.
         size: (width, height).
     """
-    try:
-        return ImageOps.fit(
-            image.convert("L" if image.mode in GREY_MODES else "RGB"),
-            size,
-            Image.Resampling.BICUBIC,
-        )
-    except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error
+    whole = Image.fromarray(pixels(file, image, "L" if image.mode in GREY_MODES else "RGB"))
+    return ImageOps.fit(whole, size, Image.Resampling.BICUBIC)
 
 
 def pixels(file: Path, image: Image.Image, mode: Literal["L", "RGB"]) -> Array:
