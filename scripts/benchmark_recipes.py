@@ -5,7 +5,7 @@
 Prints a Markdown table of means (and the range over seeds) on the test part, which nothing chose
 on. Every run is a process of its own, one at a time, so that its peak memory is known. On a
 machine with other work, processor seconds compare better than seconds. With `--out` each finished
-run is kept at once, and a race that was cut goes on where it was.
+run is kept at once, and a race that was cut goes on where it was; with `--runs` within a run, too.
 """
 
 from __future__ import annotations
@@ -62,6 +62,8 @@ class Benchmark:
     """Folder of downloaded data sets; JEM_DATA if left out."""
     out: Path | None = None
     """Keeps the figures of each run, a JSON line each; runs that it holds are not made again."""
+    runs: Path | None = None
+    """Keeps a run folder of each run; one that was cut goes on from its last checkpoint."""
     threads: int | None = None
     """Threads of torch; all cores if left out."""
 
@@ -82,6 +84,7 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     network = networks.network_for(splits.input_shape, num_classes, head=recipe.head)
     model = jem.JEM(network, classes=splits.classes, domain=splits.domain, scaling=splits.scaling)
     row: dict[str, Any] = {"recipe": name, "seed": seed}
+    resume = False
     start, wall = time.process_time(), time.perf_counter()
     try:
         if name == "ebmkit":
@@ -90,13 +93,16 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
             updates = peer_ebmkit.train(model, splits, args.peer_seconds, seed)
             row |= {"seconds": time.perf_counter() - wall, "iterations": updates, "recoveries": 0}
         else:
-            trainer = Trainer(model, recipe, seed=seed, device="cpu")
-            result = trainer.fit(splits.train, splits.validation)
+            folder = None if args.runs is None else args.runs / f"{args.data}-{name}-{seed}"
+            resume = folder is not None and folder.exists()
+            trainer = Trainer(model, recipe, seed=seed, device="cpu", run_dir=folder)
+            result = trainer.fit(splits.train, splits.validation, resume=resume)
             row |= {"seconds": result.seconds, "iterations": result.iterations}
             row["recoveries"] = result.recoveries
     except jem.TrainingDivergedError as error:
         return row | {"failed": str(error)}
-    row["cpu_seconds"] = time.process_time() - start
+    if not resume:  # else the processor seconds before the cut are not known
+        row["cpu_seconds"] = time.process_time() - start
     row["memory"] = peak_memory()
     foreign = foreign_sets(splits, seed)
     for other in args.foreign:
@@ -191,7 +197,8 @@ def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
             marked = [f"{c} *seen*" if n in seen else c for n, c in zip(names, cells, strict=True)]
             add(f"AUROC of log-density, {foreign}", marked)
     for label, key in (("seconds", "seconds"), ("processor seconds", "cpu_seconds")):
-        means = {n: statistics.mean(r[key] for r in finished[n]) for n in names if finished[n]}
+        known = {n: [r[key] for r in finished[n] if key in r] for n in names}
+        means = {n: statistics.mean(values) for n, values in known.items() if values}
         add(f"{label}, times {names[0]}", [ratio_text(means, n, names[0]) for n in names])
     add("updates", [cell([float(r["iterations"]) for r in finished[n]], 0) for n in names])
     add("recoveries", [str(sum(row["recoveries"] for row in finished[n])) for n in names])

@@ -28,8 +28,9 @@ TABLE_DISTANCES = {SHUFFLED: "near", BEYOND: "far"}
 """How far the foreign sets that are made of a table's own rows lie from it."""
 
 LIKE_STARTS = (NOISE, "uniform_noise")
-LIKE_OUTLIERS = (*LIKE_STARTS, "gaussian_noise", "constant_images", SHUFFLED)
-"""Foreign sets of the kinds that chains begin from and that made-up outliers are of."""
+LIKE_OUTLIERS = (*LIKE_STARTS, "gaussian_noise", "constant_images", "letters", SHUFFLED)
+"""Foreign sets of the kinds that chains begin from and that made-up outliers are of: letters are
+strokes of one tone on an even ground, as some outliers are."""
 
 Foreign = dict[str, Tensor]
 

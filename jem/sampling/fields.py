@@ -77,8 +77,7 @@ class SmoothNoiseStart:
         mean, std, length = self._grid(device)
         chosen = torch.randint(len(mean), (count,), device=device, generator=generator)
         white = torch.empty(count, *self.shape, device=device).normal_(generator=generator)
-        amplitude = self.spectra.to(device)[length[chosen]].sqrt()[:, None]
-        field: Tensor = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
+        field = _filtered(white, self.spectra.to(device)[length[chosen]][:, None])
         return mean[chosen].view(-1, 1, 1, 1) + std[chosen].view(-1, 1, 1, 1) * field
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -105,6 +104,31 @@ class SmoothNoiseStart:
         )
         log_prob: Tensor = torch.logsumexp(given, dim=1) - math.log(len(mean))
         return log_prob.to(x.dtype)
+
+
+def smooth_fields(count: int, height: int, width: int, *, generator: torch.Generator) -> Tensor:
+    """Gaussian random fields of variance one and random lengths, a tenth of the side or more.
+
+    Args:
+        count: How many.
+        height: H, pixels.
+        width: W, pixels.
+        generator: Source of all randomness; the fields lie on its device.
+
+    Returns:
+        Shape (count, H, W).
+    """
+    device = generator.device
+    spectra = [_spectrum(length, height, width) for length in _lengths(min(height, width))[3:]]
+    chosen = torch.randint(len(spectra), (count,), device=device, generator=generator)
+    white = torch.empty(count, height, width, device=device).normal_(generator=generator)
+    return _filtered(white, torch.stack(spectra).to(device)[chosen])
+
+
+def _filtered(white: Tensor, spectrum: Tensor) -> Tensor:
+    """White noise (..., H, W) with the covariance whose eigenvalues are given."""
+    field: Tensor = torch.fft.ifft2(torch.fft.fft2(white) * spectrum.sqrt()).real
+    return field
 
 
 def _lengths(side: int) -> list[float]:

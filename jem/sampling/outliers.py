@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from jem.sampling.fields import SmoothNoiseStart
+from jem.sampling.fields import SmoothNoiseStart, smooth_fields
 from jem.sampling.langevin import Bounds, clip_to_bounds
 from jem.sampling.starts import ClassGaussianStart, ContrastStart, Start, UniformStart
+
+BreakUp = Callable[[Tensor, torch.Generator], Tensor]
 
 PATCHES = 4
 """Patches along each side of an image whose patches are shuffled."""
@@ -18,8 +23,9 @@ class Outliers:
 
     Chains see only where the model already holds inputs likely; simple pictures and broken ones
     they never reach. Kinds: uniform noise, noise of random contrast, class Gaussians unless chains
-    begin there; for images smooth random fields, images with their patches shuffled and halves of
-    two images put together; for tables rows whose every column is another row's.
+    begin there; for images smooth random fields, images with their patches shuffled, halves of two
+    images put together, and blobs and strokes on a flat ground; for tables rows whose every column
+    is another row's.
 
     Args:
         low: Lower bound of the domain, a number or a tensor that broadcasts to one input.
@@ -48,9 +54,10 @@ class Outliers:
         ]
         if gaussians:
             self.starts.append(ClassGaussianStart.fit(x, labels, num_classes, bounds=(low, high)))
-        self.is_image = len(shape) == 3
-        if self.is_image:
+        self.broken: list[BreakUp] = [shuffle_columns]
+        if len(shape) == 3:
             self.starts.append(SmoothNoiseStart(float(low.min()), float(high.max()), shape))
+            self.broken = [shuffle_patches, join_halves, partial(draw_shapes, bounds=self.bounds)]
         frequencies = torch.bincount(labels, minlength=num_classes).float()
         self.frequencies = frequencies / frequencies.sum()
 
@@ -65,8 +72,7 @@ class Outliers:
         Returns:
             Shape (count, *shape).
         """
-        broken = [shuffle_patches, join_halves] if self.is_image else [shuffle_columns]
-        kinds = len(self.starts) + len(broken)
+        kinds = len(self.starts) + len(self.broken)
         shares = [len(range(kind, count, kinds)) for kind in range(kinds)]
         parts = [
             self._from(start, share, generator)
@@ -75,7 +81,7 @@ class Outliers:
         ]
         parts += [
             break_up(_some(x, share, generator), generator)
-            for break_up, share in zip(broken, shares[len(self.starts) :], strict=True)
+            for break_up, share in zip(self.broken, shares[len(self.starts) :], strict=True)
             if share
         ]
         return clip_to_bounds(torch.cat(parts).to(x), self.bounds)
@@ -128,6 +134,39 @@ def join_halves(x: Tensor, generator: torch.Generator) -> Tensor:
     lower[height // 2 :] = True
     side = torch.rand(count, 1, 1, 1, device=x.device, generator=generator) < 0.5
     return torch.where(torch.where(side, right, lower), other, x)
+
+
+def draw_shapes(x: Tensor, generator: torch.Generator, *, bounds: Bounds) -> Tensor:
+    """Draw blobs or strokes of one tone on an even ground: that of a corner of each image.
+
+    Blobs are where a smooth random field is high, strokes where it is near a level. Every channel
+    has an ink of its own, mostly far from the ground; half of the pictures keep a margin of a
+    seventh of the side.
+
+    Args:
+        x: Images, shape (B, C, H, W); only their upper left pixel is looked at.
+        generator: Source of all choices, on the device of `x`.
+        bounds: Of the domain, which inks lie in.
+    """
+    count, channels, height, width = x.shape
+
+    def uniform(low: float, high: float, *size: int) -> Tensor:
+        unit = torch.rand(count, *size, 1, 1, device=x.device, generator=generator)
+        return low + (high - low) * unit
+
+    field = smooth_fields(count, height, width, generator=generator)
+    above = field - uniform(-1, 1)
+    near = uniform(0.1, 0.5) - above.abs()
+    inside = torch.where(uniform(0, 1) < 0.7, near, above) / uniform(0.02, 0.15)
+    margin = torch.ones(height, width, dtype=torch.bool, device=x.device)
+    margin[height // 7 : height - height // 7, width // 7 : width - width // 7] = False
+    cut_off = margin & (uniform(0, 1) < 0.5)
+    cover = torch.sigmoid(inside).masked_fill(cut_off, 0.0)[:, None]
+
+    low, high = bounds
+    ground = x[:, :, :1, :1]
+    farther = torch.where(ground - low > high - ground, low, high)
+    return ground + (farther - ground) * uniform(0, 1, channels).sqrt() * cover
 
 
 def shuffle_columns(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from jem.sampling import Outliers
-from jem.sampling.outliers import join_halves, shuffle_columns, shuffle_patches
+from jem.sampling.outliers import draw_shapes, join_halves, shuffle_columns, shuffle_patches
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -90,6 +90,33 @@ def test_joined_halves_come_from_two_images():
             if torch.equal(row[..., 8:], other[..., 8:]) and not torch.equal(other, mine):
                 sides.add("right")
     assert sides == {"lower", "right"}
+
+
+def test_drawn_shapes_have_one_ink_on_the_ground_of_an_image():
+    x = images(200, (2, 28, 28))
+    drawn = draw_shapes(x, fresh(), bounds=(LOW, HIGH))
+    ground = x[:, :, :1, :1]
+    # Between ground and ink there is one soft mask, the same in both channels.
+    ink = torch.where(ground > 0, -1, 1) - ground  # as far as an ink may lie
+    cover = (drawn - ground) / ink
+    assert cover.min() >= 0
+    assert cover.max() <= 1
+    tones = cover.flatten(2).amax(dim=2, keepdim=True)
+    assert tones.std() > 0.1  # inks differ
+    drawn_on = (tones > 1e-3).all(dim=1).flatten()
+    assert drawn_on.float().mean() > 0.95
+    mask = (cover.flatten(2) / tones)[drawn_on]
+    assert torch.allclose(mask[:, 0], mask[:, 1], atol=1e-4)
+    assert ((mask < 0.1) | (mask > 0.9)).float().mean() > 0.8  # nearly all is ground or ink
+
+
+def test_half_of_the_drawn_shapes_keep_a_margin():
+    drawn = draw_shapes(images(400, (1, 28, 28)), fresh(), bounds=(LOW, HIGH))
+    edge = torch.ones(28, 28, dtype=torch.bool)
+    edge[4:24, 4:24] = False
+    even = drawn[:, 0][:, edge]
+    kept = ((even - even[:, :1]).abs() < 1e-6).all(dim=1)
+    assert 0.4 < kept.float().mean() < 0.7
 
 
 def test_shuffled_columns_keep_each_column_and_break_rows():
