@@ -76,7 +76,7 @@ def test_models_and_data_know_nothing_of_what_is_done_with_them(name):
 def test_sampling_knows_energies_only_as_functions(name):
     assert inner(name) <= {"errors", "sampling"}
     assert {n.split(".")[0] for n in imports(name)} <= {
-        "jem", "torch", "math", "typing", "collections", "dataclasses", "__future__"
+        "jem", "torch", "math", "typing", "collections", "dataclasses", "functools", "__future__"
     }  # fmt: skip
 
 

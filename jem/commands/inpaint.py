@@ -63,8 +63,9 @@ class Inpaint:
     """Langevin moves; those of the recipe if left out."""
     guidance: float = 1.0
     """Strength s of the class in E(x) - s log p(y|x), where classes are named."""
-    initial_noise: float = 0.5
-    """Noise of the first move, falling to that of the recipe."""
+    initial_noise: float | None = None
+    """Noise of the first move, falling to that of the recipe; 0.5 if left out, or that of the
+    recipe where chains begin at class Gaussians."""
     network: str | None = None
     """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
     quiet: bool = False
@@ -108,6 +109,9 @@ def run(argv: list[str]) -> int:
 
 
 def _settings(args: Inpaint, model: JEM) -> dict[str, object]:
+    from jem.generation.restoration import usual_noise
+
+    usual = usual_noise(model.chain)
     return {
         "inputs": str(args.inputs),
         "mask": args.mask,
@@ -116,7 +120,7 @@ def _settings(args: Inpaint, model: JEM) -> dict[str, object]:
         "seed": args.seed,
         "num_steps": model.chain.num_steps if args.num_steps is None else args.num_steps,
         "guidance": args.guidance,
-        "initial_noise": args.initial_noise,
+        "initial_noise": usual if args.initial_noise is None else args.initial_noise,
     }
 
 

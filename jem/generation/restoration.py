@@ -24,10 +24,14 @@ from jem.generation.chains import (
     run_chains,
 )
 from jem.model import JEM
+from jem.sampling.conditional import complete_from
 from jem.sampling.langevin import clip_to_bounds, per_row
+from jem.sampling.settings import ChainSettings
+from jem.sampling.starts import ClassGaussianStart
 
 INITIAL_NOISE = 0.5
-"""Noise of the first move of a completion, in data units: a quarter of the width of an image."""
+"""Noise of the first move of a completion that begins at noise, in data units: a quarter of the
+width of an image."""
 
 DENOISING_STEPS = 20
 REACH = 0.5
@@ -44,16 +48,17 @@ def inpaint(
     seed: int = 0,
     num_steps: int | None = None,
     guidance: float = 1.0,
-    initial_noise: float | None = INITIAL_NOISE,
+    initial_noise: float | None = None,
     step_decay: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
     r"""Complete inputs: keep what is known to the bit, and draw the rest given it.
 
-    Chains begin from `x` with the model's start in the unknown places, move on E(x), or on
-    E_s(x, y) of the class you name, and are put back to `x` in the known places after each move.
-    The result is one likely completion, drawn far below temperature 1; the mean over several
-    seeds errs less in each component, and looks like no input.
+    Chains begin from `x` with the model's start in the unknown places (class Gaussians are drawn
+    from given the known ones), move on E(x), or on E_s(x, y) of the class you name, and are put
+    back to `x` in the known places after each move. The result is one likely completion, drawn far
+    below temperature 1; the mean over several seeds errs less in each component, and looks like no
+    input.
 
     Args:
         model: A model trained with a generative recipe, or with `chain` and `domain` set.
@@ -64,7 +69,8 @@ def inpaint(
         seed: Completion i depends on the seed, i and input i alone, not on how many there are.
         num_steps: Langevin moves; None takes the model's.
         guidance: See `sample`; without labels of no effect.
-        initial_noise: See `sample`; None keeps the noise of training throughout.
+        initial_noise: See `sample`; None takes 0.5, or the noise of training throughout where
+            chains begin at class Gaussians, which is near enough.
         step_decay: See `sample`.
         progress: Called after each move with moves done and moves in all.
 
@@ -81,17 +87,17 @@ def inpaint(
     if not bool(x[known].isfinite().all()):
         raise InputError("known values of `x` must be finite; mark others as unknown in `known`")
     steps = chain.num_steps if num_steps is None else num_steps
-    moves = plan_moves(chain, steps, initial_noise, step_decay)
+    noise = usual_noise(chain) if initial_noise is None else initial_noise
+    moves = plan_moves(chain, steps, noise, step_decay)
     classes = _checked_classes(model, labels, len(x))
     on_move = move_counter(len(moves) * -(-len(x) // BLOCK), progress)
 
     def run(rows: slice, generator: torch.Generator) -> Tensor:
         given, kept = (padded(part, rows, model.device) for part in (x, known))
         y = None if classes is None else padded(classes, rows, model.device)
-        begin = chain.start.sample(BLOCK, y, generator=generator)
-        given = given.to(begin.dtype)
+        given = given.float()
         return run_chains(
-            torch.where(kept, given, begin),
+            complete_from(chain.start, given, kept, y, generator=generator),
             guided_energy(model, y, guidance),
             moves,
             generator=generator,
@@ -102,6 +108,11 @@ def inpaint(
 
     drawn = run_blocks(model, len(x), run, seed=seed, name="inpaint")
     return torch.where(known, x, drawn.to(x))
+
+
+def usual_noise(chain: ChainSettings) -> float:
+    """Noise of the first move of a completion, where none is asked for; in data units."""
+    return chain.noise_std if isinstance(chain.start, ClassGaussianStart) else INITIAL_NOISE
 
 
 def denoise(

@@ -111,7 +111,7 @@ def give_up(recipe: Recipe, iteration: int, recoveries: int) -> TrainingDiverged
     knobs = [f"--learning-rate {recipe.learning_rate / 4:g}", "--grad-clip 1"]
     if recipe.generative:
         knobs += [
-            f"--num-steps {recipe.num_steps * 2}",
+            f"--num-steps {(recipe.num_steps or 1) * 2}",
             f"--generative-weight {(recipe.generative_weight or 0.0) / 3:.2g}",
             f"--energy-l2 {max(recipe.energy_l2 * 3, 0.03):.2g}",
         ]

@@ -60,6 +60,12 @@ class Method:
     ranks: Ranks = field(default_factory=Ranks)
     forward: Forward | None = None
 
+    @property
+    def num_steps(self) -> int:
+        """Langevin moves that a drawn chain makes, K."""
+        assert self.recipe.num_steps is not None, "settled"
+        return self.recipe.num_steps
+
     def classification_loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Cross-entropy with the recipe's weights and smoothing."""
         loss = cross_entropy(

@@ -230,6 +230,8 @@ def make_negatives(
     assert recipe.start is not None, "settled"
     assert recipe.step_size is not None, "settled"
     assert recipe.sample_steps is not None, "settled"
+    assert recipe.buffer_size is not None, "settled"
+    assert recipe.restart_prob is not None, "settled"
     labels = labels if num_classes > 1 else torch.zeros_like(labels)
     frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
     start = make_start(recipe.start, model.domain, x, labels, num_classes)

@@ -74,8 +74,9 @@ class Recipe:
 
     num_chains: int = 64
     """Chains moved an iteration, M."""
-    num_steps: int = 2
-    """Langevin moves a chain makes an iteration, K; the fused step takes the last one for free."""
+    num_steps: int | None = None
+    """Langevin moves a drawn chain makes, K; the fused step takes the last one for free. None
+    takes 1 for images of at least 16 pixels a side, else 2."""
     step_size: float | None = None
     """eta, multiplies the gradient of the energy in a move; None takes 1 for images of at least 16
     pixels a side, else 3."""
@@ -95,10 +96,12 @@ class Recipe:
     start: Literal["uniform", "contrast", "gaussian", "mixed"] | None = None
     """Uniform noise, noise of random contrast, class Gaussians, or a third of each; None takes
     class Gaussians for images of at least 16 pixels a side, else uniform noise."""
-    buffer_size: int = 256
-    """Number of persistent chains."""
-    restart_prob: float = 0.02
-    """Probability that a drawn chain starts afresh."""
+    buffer_size: int | None = None
+    """Number of persistent chains; None takes 128 for images of at least 16 pixels a side, else
+    256, and never fewer than `num_chains`."""
+    restart_prob: float | None = None
+    """Probability that a drawn chain starts afresh; None takes 0.01 for images of at least 16
+    pixels a side, else 0.02: one restart in a hundred moves."""
     replacement: bool = False
     """Draw chains with replacement, as the official JEM code does."""
     sample_steps: int | None = None
@@ -106,7 +109,7 @@ class Recipe:
     least 16 pixels a side, else 200."""
     outlier_count: int | None = None
     """Made-up outliers an update (noise of several kinds, broken images), which are pushed
-    `outlier_margin` above the data in energy; None takes 20 for images of at least 16 pixels a
+    `outlier_margin` above the data in energy; None takes 18 for images of at least 16 pixels a
     side, else 0."""
     outlier_weight: float = 6.0
     """Weight of that push, as a multiple of `generative_weight`."""
@@ -183,7 +186,10 @@ class Recipe:
             "sample_steps": 100 if is_large else 200,
             "smoothing": 0.8 if is_large else 0.0,
             "start": "gaussian" if is_large else "uniform",
-            "outlier_count": 20 if is_large else 0,
+            "outlier_count": 18 if is_large else 0,
+            "num_steps": 1 if is_large else 2,
+            "buffer_size": max(self.num_chains, 128 if is_large else 256),
+            "restart_prob": 0.01 if is_large else 0.02,
         }
         open_fields = {
             name: value for name, value in defaults.items() if getattr(self, name) is None

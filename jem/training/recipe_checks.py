@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 1": (
         lambda value: value >= 1,
-        ("batch_size", "num_chains", "num_steps", "buffer_size", "snapshot_every", "log_every"),
+        ("batch_size", "num_chains", "snapshot_every", "log_every"),
     ),
     "at least 0": (
         lambda value: value >= 0,
@@ -38,12 +38,19 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size"),
     ),
     "in [0, 1), or None": (lambda value: value is None or 0 <= value < 1, ("smoothing",)),
-    "at least 1, or None": (lambda value: value is None or value >= 1, ("generative_batch",)),
+    "at least 1, or None": (
+        lambda value: value is None or value >= 1,
+        ("generative_batch", "num_steps", "buffer_size"),
+    ),
     "each in [0, 1]": (lambda value: all(0 <= item <= 1 for item in value), ("decay_at",)),
     "in (0, 1]": (lambda value: 0 < value <= 1, ("decay_factor",)),
     "in [0, 1]": (
         lambda value: 0 <= value <= 1,
-        ("warmup", "generative_ramp", "restart_prob"),
+        ("warmup", "generative_ramp"),
+    ),
+    "in [0, 1], or None": (
+        lambda value: value is None or 0 <= value <= 1,
+        ("restart_prob",),
     ),
     "in [0, 1)": (lambda value: 0 <= value < 1, ("average", "label_smoothing", "momentum")),
 }  # fmt: skip
@@ -68,7 +75,8 @@ def check_fields(recipe: Recipe) -> None:
     for expected, (holds, names) in _RANGES.items():
         for name in names:
             require(name, holds(getattr(recipe, name)), expected)
-    fits = recipe.replacement or recipe.num_chains <= recipe.buffer_size
+    size = recipe.buffer_size
+    fits = size is None or recipe.replacement or recipe.num_chains <= size
     fits = fits or not recipe.generative
     require("buffer_size", fits, f"at least `num_chains` ({recipe.num_chains})")
     _check_half_that_is_missing(recipe)

@@ -59,7 +59,7 @@ def classic_step(
     method.clock.enter("chains")
     negatives = _required(method)
     draw = negatives.draw()
-    num_steps = method.recipe.num_steps + extra_steps
+    num_steps = method.num_steps + extra_steps
     with evaluation_mode(model):
         x_negative = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps)
 
@@ -99,7 +99,7 @@ def fused_step(
     method.clock.enter("chains")
     negatives = _required(method)
     draw = negatives.draw()
-    num_steps = method.recipe.num_steps + extra_steps
+    num_steps = method.num_steps + extra_steps
     with evaluation_mode(model):
         x_negative = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps - 1)
     x_negative = x_negative.detach().requires_grad_()

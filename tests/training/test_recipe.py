@@ -20,12 +20,13 @@ CHOICES = {
     "streams": ("shared", "separate"),
 }
 FLAGS = ("clip_chains", "conditional", "replacement", "flip", "generative_flip")
-COUNTS = ("batch_size", "num_chains", "num_steps", "buffer_size", "snapshot_every", "log_every")
+COUNTS = ("batch_size", "num_chains", "snapshot_every", "log_every")
+OPTIONAL_COUNTS = ("generative_batch", "num_steps", "buffer_size")
 COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries")
 POSITIVE = ("learning_rate", "max_gap")
 OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size")
 OPTIONAL_FROM_ZERO = ("input_noise", "accuracy_margin", "generative_weight")
-SHARES = ("warmup", "generative_ramp", "restart_prob")
+SHARES = ("warmup", "generative_ramp")
 DECAYS = ("average", "label_smoothing", "momentum")
 FROM_ZERO = (
     "weight_decay", "energy_l2", "gauge", "noise_std", "generative_noise",
@@ -36,7 +37,8 @@ WRONG = {
     "epochs": [-1, 2.5, "3"],
     "decay_at": [(0.5, 1.1), (-0.1,), (math.nan,), ("0.5",), 0.5, None],
     "decay_factor": [0, 1.1, -0.5, math.nan, "0", None],
-    "generative_batch": [0, -1, 1.5, "8"],
+    "restart_prob": [-0.1, 1.1, math.nan, "1"],
+    **{name: [0, -1, 1.5, "8"] for name in OPTIONAL_COUNTS},
     "outlier_count": [-1, 1.5, "8", True],
     "sample_steps": [-1, 1.5, "8", True],
     "smoothing": [-0.1, 1, math.nan, "0"],
@@ -55,15 +57,17 @@ RIGHT = {
     "epochs": [0, 1, None],
     "decay_at": [(), (0.5,), (0, 0.3, 1)],
     "decay_factor": [0.1, 1],
+    "restart_prob": [0, 0.5, 1, None],
     "generative_batch": [1, 64, None],
+    "num_steps": [1, 20, None],
     "outlier_count": [0, 18, None],
     "sample_steps": [0, 100, None],
     "smoothing": [0, 0.8, None],
     **{name: [None, 0, 0.5] for name in OPTIONAL_FROM_ZERO},
     **CHOICES,
     **{name: [True, False] for name in FLAGS},
-    **{name: [1, 64] for name in COUNTS if name != "buffer_size"},
-    "buffer_size": [64, 10_000],
+    **{name: [1, 64] for name in COUNTS},
+    "buffer_size": [64, 10_000, None],
     **{name: [0, 4] for name in COUNTS_FROM_ZERO},
     **{name: [1e-9, 1, 1e8] for name in POSITIVE},
     **{name: [None, 1, 0.5] for name in OPTIONAL},
@@ -181,7 +185,8 @@ def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
     settled = recipe.resolved(shape, 50)
     expected = {"input_noise": noise, "epochs": 30, "generative_weight": 0.1, "step_size": 3.0}
     others = {"start": "uniform", "smoothing": 0.0, "outlier_count": 0, "sample_steps": 200}
-    assert settled == replace(recipe, **expected, **others)
+    chains = {"num_steps": 2, "buffer_size": 256, "restart_prob": 0.02}
+    assert settled == replace(recipe, **expected, **others, **chains)
     assert settled.resolved((2,), 1000) == settled
 
 
@@ -191,9 +196,12 @@ def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
 def test_images_with_room_for_texture_get_what_keeps_chains_from_it(shape, is_large):
     settled = Recipe().resolved(shape, 50)
     made = (settled.start, settled.smoothing, settled.outlier_count, settled.input_noise)
-    assert made == (("gaussian", 0.8, 20, 0.0) if is_large else ("uniform", 0.0, 0, 0.1))
+    assert made == (("gaussian", 0.8, 18, 0.0) if is_large else ("uniform", 0.0, 0, 0.1))
     made = (settled.generative_weight, settled.step_size, settled.sample_steps)
     assert made == ((0.05, 1.0, 100) if is_large else (0.1, 3.0, 200))
+    made = (settled.num_steps, settled.buffer_size, settled.restart_prob)
+    assert made == ((1, 128, 0.01) if is_large else (2, 256, 0.02))
+    assert Recipe(num_chains=300).resolved(shape, 50).buffer_size == 300
     for name in ("jem", "proximal", "sada"):
         published = RECIPES[name].resolved(shape, 50)
         assert replace(published, epochs=None, sample_steps=None) == RECIPES[name]

@@ -99,6 +99,7 @@ def make_negatives(recipe, num_classes=NUM_CLASSES, seed=31):
 
 def make_recipe(step="fused", **changes):
     small = {"num_chains": 7, "buffer_size": 9, "noise_std": 0.05, "restart_prob": 0.3}
+    small |= {"num_steps": 2}
     small |= {"generative_weight": 1.0, "energy_l2": 0.0, "clip_chains": False, "step_size": 2.0}
     return Recipe(step=step, **({"label_smoothing": 0.0} | small | changes))
 

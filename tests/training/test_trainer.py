@@ -194,7 +194,8 @@ def test_run_folder_explains_itself(tmp_path, train):
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     settled = {
         "input_noise": 0.0, "start": "uniform", "step_size": 3.0, "smoothing": 0.0,
-        "outlier_count": 0, "sample_steps": 200,
+        "outlier_count": 0, "sample_steps": 200, "restart_prob": 0.02,
+        "num_steps": 2,
     }  # fmt: skip
     assert Recipe(**config["recipe"]) == replace(SMALL, **settled)
     assert config["network"]["name"] == "mlp"
