@@ -155,7 +155,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._data_hash = joblib.hash((raw, labels))
         splits = self._divide(raw, labels)
         model = self._make_model(splits, recipe, seed)
-        self.history_ = self._train(model, splits, recipe, seed).epochs
+        result = self._train(model, splits, recipe, seed)
+        self.history_, self._as_given = result.epochs, result.as_given
         self.n_iter_ = len(self.history_)
         self.model_, self._format = model.to("cpu"), RawFormat.of(raw)
         self.detector_ = None
@@ -237,7 +238,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             result = trainer.fit(splits.train, splits.validation, on_epoch=best)
         except TrainingInterrupted as stopped:  # a search over settings would go on with the next
             raise KeyboardInterrupt from stopped
-        best.restore()
+        if not result.as_given:  # outside `accuracy_margin` no epoch is the best
+            best.restore()
         return result
 
     def _class_weights(self, splits: DataSplits) -> Tensor | None:
@@ -397,6 +399,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             run={
                 "sentence": f"{type(self).__name__} trained for {self.n_iter_} epochs on "
                 f"{len(splits.train):,} inputs in {len(self.classes_)} classes.",
+                "as_given": self._as_given,
                 "config": {name: str(value) for name, value in self.get_params().items()},
             },
             records=[{"kind": "epoch", **record} for record in self.history_],

@@ -207,7 +207,8 @@ def _facts(
     parameters = sum(p.numel() for p in model.parameters())
     kind = {"plain": "plain classifier", "classic": "hybrid classifier", "fused": "hybrid"}
     network_words = f"the network {named or 'of its owner'} ({parameters:,} parameters)"
-    if progress["iteration"]:
+    as_given = config.get("as_given") or ("" if progress["iteration"] else "0 updates were made")
+    if not as_given:
         sentence = (
             f"A {kind.get(recipe['step'], recipe['step'])} with {network_words}, trained on "
             f"{len(splits.train):,} inputs of {splits.name} in {len(splits.classes)} classes: "
@@ -216,8 +217,8 @@ def _facts(
         )
     else:
         sentence = (
-            f"A classifier as given (0 updates) with {network_words}, for {splits.name} in "
-            f"{len(splits.classes)} classes, seed {config['seed']}."
+            f"A classifier as given with {network_words}, for {splits.name} in "
+            f"{len(splits.classes)} classes, seed {config['seed']}: {as_given}."
         )
     again = ["jem", "train", "--config", str(run / "config.json"), "--out", "runs/again"]
     return {
@@ -227,6 +228,7 @@ def _facts(
         "machine": platform.machine(),
         "parameters": parameters,
         "iterations": progress["iteration"],
+        "as_given": as_given,
         "seconds": progress["seconds"],
         "recoveries": progress["recoveries"],
         "command": shlex.join(again),

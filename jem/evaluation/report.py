@@ -87,7 +87,9 @@ class Subject:
         chains: Persistent chains at the end of training, (M, *shape); None without any.
         chain_labels: Their classes (M,), where chains are conditional.
         foreign: More foreign sets, name -> inputs in the network's units.
-        run: Plain values that say what was trained and how; kept as they are.
+        run: Plain values that say what was trained and how; kept as they are. Under `"as_given"`
+            why the model is as it was given, if it is: it then has seen no foreign set, and
+            neither samples nor chains are looked at.
         records: Lines of `metrics.jsonl`, oldest first.
     """
 
@@ -165,11 +167,16 @@ def measure(
     detector = _fitted_detector(model, splits, accept, figures)
     figures["ood"] = _ood(subject, measured, x, (logits, plain_logits), detector, seed)
     judge = cache(lambda: _judge(subject, seed))
-    _attempt(figures, "samples", progress, lambda: _samples(subject, measured, judge(), seed))
-    _attempt(
-        figures, "completions", progress, lambda: _completions(subject, measured, judge, seed)
-    )
-    _attempt(figures, "chains", progress, lambda: _chains(subject, x, seed))
+    drawn: dict[str, Callable[[], Any]] = {
+        "samples": lambda: _samples(subject, measured, judge(), seed),
+        "completions": lambda: _completions(subject, measured, judge, seed),
+        "chains": lambda: _chains(subject, x, seed),
+    }
+    if why := subject.run.get("as_given"):
+        figures["left_out"] |= dict.fromkeys(drawn, f"nothing was trained: {why}")
+        drawn = {}
+    for name, section in drawn.items():
+        _attempt(figures, name, progress, section)
     _attempt(
         figures, "corruption", progress, lambda: _corruption(subject, x, y, detector, temperature)
     )
@@ -300,9 +307,7 @@ def _ood(
         row: dict[str, Any] = {
             "name": name,
             "kind": _distance(name),
-            "seen": seen_in_training(
-                name, subject.model, trained=subject.run.get("iterations") != 0
-            ),
+            "seen": seen_in_training(name, subject.model, trained=not subject.run.get("as_given")),
             "num": len(foreign),
             **_ood_figures(metrics.to_dict()),
         }

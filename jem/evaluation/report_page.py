@@ -63,7 +63,9 @@ def render(
     sections = [("answers", "In one minute")]
     if "classification" in figures:
         sections.append(("classification", "Calibration"))
-    sections += [("ood", "What it rejects"), ("samples", "What it draws")]
+    sections.append(("ood", "What it rejects"))
+    if not figures["run"].get("as_given"):
+        sections.append(("samples", "What it draws"))
     if "completions" in figures:
         sections.append(("completions", "What it completes"))
     if "corruption" in figures:

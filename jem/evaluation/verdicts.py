@@ -28,7 +28,7 @@ def verdicts(figures: Figures) -> list[Verdict]:
         _accurate(figures.get("classification")),
         _believable(figures.get("classification")),
         _rejects(figures["ood"]),
-        _draws(figures.get("samples")),
+        _draws(figures.get("samples"), figures.get("left_out", {}).get("samples")),
         _behaved(figures),
     ]
 
@@ -105,14 +105,14 @@ def _rejects(found: Figures) -> Verdict:
     return _verdict(question, answer, because, rule)
 
 
-def _draws(found: Figures | None) -> Verdict:
+def _draws(found: Figures | None, why: str | None) -> Verdict:
     question = "Does it draw what it is asked for?"
     rule = (
         "right: at least 90 % of fresh samples are of the class asked for, by an independent "
         "network; varied: at least half as much as real inputs; each by its whole interval"
     )
     if found is None:
-        return _verdict(question, "cannot tell", "it draws no samples", rule)
+        return _verdict(question, "cannot tell", why or "it draws no samples", rule)
     row = found["fresh"]["samples"]
     agreement, diversity = row["agreement"], row["diversity"]
     if agreement["value"] is None or diversity["value"] is None:
@@ -140,8 +140,8 @@ def _behaved(figures: Figures) -> Verdict:
     recoveries = len(figures["training"]["recoveries"])
     chains = figures.get("chains")
     because = f"{recoveries} recoveries from divergence"
-    if figures.get("run", {}).get("iterations") == 0:
-        return _verdict(question, "cannot tell", "nothing was trained", rule)
+    if why := figures.get("run", {}).get("as_given"):
+        return _verdict(question, "cannot tell", f"nothing was trained: {why}", rule)
     if not figures["training"]["steps"] and chains is None:
         return _verdict(question, "cannot tell", "the run kept no records", rule)
     if chains is None:

@@ -217,12 +217,23 @@ def test_large_images_cost_fewer_samples_completions_and_chains(monkeypatch):
 
 def test_a_network_as_given_has_seen_nothing_and_was_not_trained():
     of = subject(kind="table", control=False)
-    of.run = RUN | {"iterations": 0}
-    found = measure(of, num_bootstrap=20).figures
+    of.run = RUN | {"as_given": "0 updates were made"}
+    looked_at = []
+    measured = measure(of, num_bootstrap=20, progress=looked_at.append)
+    found = measured.figures
+    assert looked_at == ["classification and calibration", "foreign inputs", "corruption"]
+    why = "nothing was trained: 0 updates were made"
+    for name in ("samples", "completions", "chains"):
+        assert found["left_out"][name] == why
+        assert name not in found
+    page = render(measured, None, title="as given")
+    assert "What it draws" not in page
+    assert "Nothing was trained: 0 updates were made." in page
+    assert found["verdicts"][3]["because"] == why
     assert not any(row["seen"] for row in found["ood"]["sets"])
     behaved = found["verdicts"][4]
-    assert (behaved["answer"], behaved["because"]) == ("cannot tell", "nothing was trained")
-    of.run = RUN | {"iterations": 7}
+    assert (behaved["answer"], behaved["because"]) == ("cannot tell", why)
+    of.run = RUN | {"as_given": ""}
     found = measure(of, num_bootstrap=20).figures
     sets = {row["name"]: (row["kind"], row["seen"]) for row in found["ood"]["sets"]}
     assert sets == {
