@@ -235,6 +235,7 @@ def _classification(
 ) -> dict[str, Any]:
     own, plain = logits
     variants = {"model": own, "model, temperature": temperature.transform(own)}
+    cooled: TemperatureScaling | None = None
     if plain is not None and subject.control is not None:
         cooled = TemperatureScaling().fit(*_validation_logits(subject.control, subject.splits))
         variants |= {"plain": plain, "plain, temperature": cooled.transform(plain)}
@@ -244,6 +245,8 @@ def _classification(
         measured.reports[name] = report
         rows[name] = _calibration_row(report)
     found: dict[str, Any] = {"rows": rows, "temperature": temperature.state_dict()}
+    if cooled is not None:
+        found["temperature_plain"] = cooled.state_dict()
     if plain is not None:
         right = own.argmax(dim=1) == y, plain.argmax(dim=1) == y
         found["accuracy_difference"] = difference_estimate(*right)._asdict()
@@ -499,6 +502,7 @@ def _training(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     phases = [name for name in (steps[0] if steps else {}) if name.startswith("seconds_")]
     total = {name: sum(r.get(name) or 0.0 for r in by_kind["step"]) for name in phases}
     kept = ("iteration", "cross_entropy", "accuracy", "gap", "share_at_bounds")
+    counted = (record.get("recoveries", 0) for record in by_kind["epoch"])
     return {
         "steps": [{key: r[key] for key in kept if key in r} for r in steps],
         "epochs": [
@@ -508,5 +512,6 @@ def _training(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "recoveries": [
             {key: r[key] for key in ("iteration", "back_to")} for r in by_kind["recovery"]
         ],
+        "num_recoveries": max(len(by_kind["recovery"]), *counted, 0),
         "seconds_by_phase": {name.removeprefix("seconds_"): s for name, s in total.items()},
     }
