@@ -315,11 +315,19 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(tmp_path, capsys):
     figures = json.loads((folder / "report.json").read_text())
     assert figures["run"]["sentence"].startswith("A classifier as given with ")
     assert figures["run"]["sentence"].endswith("seed 0: 0 updates were made.")
+    assert "--control" not in (folder / "report.html").read_text()
     assert not (folder / "samples.png").exists()
     assert "samples:" not in shown
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == ["as given"]
     assert not any(row["seen"] for row in summary["as given"]["auroc"].values())
+
+
+def test_no_control_of_a_run_that_trains_nothing(capsys):
+    words = [*QUICK, "--data", "iris", "--epochs", "0"]
+    assert "--epochs 0 trains nothing: leave out --control" in refused(
+        capsys, "train", "--control", *words
+    )
 
 
 def test_a_network_that_no_epoch_kept_accurate_is_said_to_be_as_given(
@@ -350,15 +358,16 @@ def test_a_network_that_no_epoch_kept_accurate_is_said_to_be_as_given(
     assert run("train", "--config", folder / "config.json", "--out", again, "--dry-run") == 0
 
 
-def test_a_warning_is_one_line(capsys, monkeypatch):
+def test_a_warning_is_one_line(monkeypatch):
     def warn(argv):
-        print(warnings.formatwarning("look at this", UserWarning, "file.py", 1), end="")
+        shown.append(warnings.formatwarning("look at this", UserWarning, "file.py", 1))
         return 0
 
+    shown = []
     usual = warnings.formatwarning
     monkeypatch.setattr("jem.commands.recipes.run", warn)
     assert run("recipes") == 0
-    assert capsys.readouterr().out == "jem: warning: look at this\n"
+    assert shown == ["jem: warning: look at this\n"]
     assert warnings.formatwarning is usual
 
 

@@ -232,7 +232,7 @@ def _facts(
         "seconds": progress["seconds"],
         "recoveries": progress["recoveries"],
         "command": shlex.join(again),
-        "control_command": shlex.join([*again, "--control"]),
+        "control_command": None if as_given else shlex.join([*again, "--control"]),
         "config": config,
     }
 

@@ -87,6 +87,11 @@ def run(argv: list[str]) -> int:
     out = ranks.agree(folder)
     if args.resume:
         args = _as_started(args, out)
+    if args.control and args.settings.epochs == 0:
+        raise InputError(
+            "--control compares with a plain classifier that was trained, but --epochs 0 trains "
+            "nothing: leave out --control, or give more epochs"
+        )
     splits = _load(args)
     _refuse_single_class(splits)
     if args.dry_run:
