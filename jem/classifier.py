@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -11,6 +12,7 @@ import joblib
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.class_weight import compute_class_weight
@@ -71,7 +73,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         random_state: Seed, generator or None.
         device: Where to train: `"cpu"`, `"cuda"`, `"mps"` or `"auto"`. The trained model is on the
             CPU; `model_.to(...)` moves prediction elsewhere.
-        verbose: Show a progress bar.
+        verbose: Show the progress of `fit` and `report`.
 
     Attributes:
         classes_: Labels in the order of the logits, shape (K,).
@@ -155,7 +157,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._data_hash = joblib.hash((raw, labels))
         splits = self._divide(raw, labels)
         model = self._make_model(splits, recipe, seed)
-        self.history_ = self._train(model, splits, recipe, seed).epochs
+        result = self._train(model, splits, recipe, seed)
+        self.history_, self._as_given = result.epochs, result.as_given
         self.n_iter_ = len(self.history_)
         self.model_, self._format = model.to("cpu"), RawFormat.of(raw)
         self.detector_ = None
@@ -237,7 +240,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             result = trainer.fit(splits.train, splits.validation, on_epoch=best)
         except TrainingInterrupted as stopped:  # a search over settings would go on with the next
             raise KeyboardInterrupt from stopped
-        best.restore()
+        if not result.as_given:  # outside `accuracy_margin` no epoch is the best
+            best.restore()
         return result
 
     def _class_weights(self, splits: DataSplits) -> Tensor | None:
@@ -356,10 +360,13 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: If the training data are not those of `fit`, or it held none out.
         """
-        from jem.reporting import write_report
+        from jem.reporting import SectionDisplay, write_report
 
         subject = self._subject((X, y), (X_train, y_train), control)
-        return write_report(subject, folder, title="What the classifier is worth")
+        with SectionDisplay(enabled=bool(self.verbose)) as tell:
+            return write_report(
+                subject, folder, title="What the classifier is worth", progress=tell
+            )
 
     def _subject(
         self,
@@ -397,10 +404,17 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             run={
                 "sentence": f"{type(self).__name__} trained for {self.n_iter_} epochs on "
                 f"{len(splits.train):,} inputs in {len(self.classes_)} classes.",
-                "config": {name: str(value) for name, value in self.get_params().items()},
+                "as_given": self._as_given,
+                "call": f"{self._line()}.fit(X_train, y_train)",
+                "config": {name: _plain(value) for name, value in self.get_params().items()},
             },
             records=[{"kind": "epoch", **record} for record in self.history_],
         )
+
+    def _line(self) -> str:
+        """The estimator with the parameters that are not as usual, on one line."""
+        with config_context(print_changed_only=True):
+            return " ".join(BaseEstimator.__repr__(self, N_CHAR_MAX=sys.maxsize).split())
 
     def _indices(self, name: str, y: npt.ArrayLike, count: int) -> Tensor:
         """Class indices (N,) of labels as a person has them."""
@@ -442,6 +456,13 @@ def _images(X: npt.ArrayLike) -> Array | None:  # noqa: N803
     except ValueError:  # rows of unequal length: scikit-learn says what is wrong
         return None
     return np.asarray(X) if axes in (3, 4) else None
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A parameter as JSON holds it."""
+    if isinstance(value, Recipe):
+        return asdict(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
 def _flat(images: Array) -> Array:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
 
 from jem.evaluation.report import Progress, Subject, measure
 from jem.evaluation.report_page import render
@@ -45,3 +48,31 @@ def write_report(
     write_atomically(folder / "report.json", text.encode())
     write_atomically(folder / "report.html", page.encode())
     return measured.figures
+
+
+class SectionDisplay:
+    """What is being measured: one line that changes on a terminal, elsewhere a line a section.
+
+    Args:
+        enabled: Whether to show anything.
+    """
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._lines = enabled and not sys.stderr.isatty()
+        self._console = Console(stderr=True, quiet=not enabled)
+        live = Console(stderr=True, quiet=not enabled or self._lines)
+        self._status = live.status("measuring")
+
+    def __enter__(self) -> Progress:
+        """Show it; what is returned is told the name of each section."""
+        self._status.start()
+        return self._tell
+
+    def __exit__(self, *error: object) -> None:
+        """Take it away."""
+        self._status.stop()
+
+    def _tell(self, section: str) -> None:
+        self._status.update(f"measuring: {section}")
+        if self._lines:
+            self._console.print(f"jem: measuring {section}", highlight=False, soft_wrap=True)

@@ -53,7 +53,11 @@ def test_page_and_figures_are_written_and_the_control_is_compared(figures):
     assert json.loads((folder / "report.json").read_text()) == found
     page = (folder / "report.html").read_text()
     assert "JEMClassifier trained for 20 epochs" in page
-    assert "random_state" in page
+    assert "JEMClassifier(epochs=20, random_state=0).fit(X_train, y_train)" in page
+    assert found["run"]["config"]["epochs"] == 20
+    assert "--ood" not in page
+    behaved = found["verdicts"][4]
+    assert (behaved["answer"], behaved["because"]) == ("yes", "0 recoveries from divergence")
     assert "jem train" not in page  # no command made it
     assert "accuracy_difference" in found["classification"]
     assert "fresh" in found["samples"]
@@ -85,15 +89,18 @@ def test_without_held_out_rows_there_is_no_report(parts):
         bare.report(x_test, y_test, x_train, y_train)
 
 
-def test_images_without_labels_as_numbers(tmp_path):
+def test_images_without_labels_as_numbers(tmp_path, capsys):
     rng = np.random.default_rng(0)
     y = np.array(["dark", "light"])[np.arange(200) % 2]
     x = rng.integers(0, 100, (200, 8, 8), dtype=np.uint8)
     x[y == "light"] += 100
-    classifier = JEMClassifier("plain", epochs=2, early_stopping=True, random_state=0)
+    classifier = JEMClassifier(
+        "plain", epochs=2, early_stopping=True, random_state=0, verbose=True
+    )
     found = classifier.fit(x[:150], y[:150]).report(
         x[150:].tolist(), y[150:], x[:150], pd.Series(y[:150]), folder=tmp_path
     )
+    assert "jem: measuring foreign inputs" in capsys.readouterr().err
     assert found["data"]["kind"] == "image"
     assert found["classification"]["rows"]["model"]["accuracy"]["value"] > 0.9
     assert "samples" in found["left_out"]

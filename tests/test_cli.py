@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import fields
 from pathlib import Path
 
@@ -312,10 +313,62 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(tmp_path, capsys):
     assert "seen" not in shown
     assert "nothing was trained" in " ".join(shown.replace("│", " ").split())
     figures = json.loads((folder / "report.json").read_text())
-    assert figures["run"]["sentence"].startswith("A classifier as given (0 updates) with ")
+    assert figures["run"]["sentence"].startswith("A classifier as given with ")
+    assert figures["run"]["sentence"].endswith("seed 0: 0 updates were made.")
+    assert "--control" not in (folder / "report.html").read_text()
+    assert not (folder / "samples.png").exists()
+    assert "samples:" not in shown
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == ["as given"]
     assert not any(row["seen"] for row in summary["as given"]["auroc"].values())
+
+
+def test_no_control_of_a_run_that_trains_nothing(capsys):
+    words = [*QUICK, "--data", "iris", "--epochs", "0"]
+    assert "--epochs 0 trains nothing: leave out --control" in refused(
+        capsys, "train", "--control", *words
+    )
+
+
+def test_a_network_that_no_epoch_kept_accurate_is_said_to_be_as_given(
+    tmp_path, capsys, monkeypatch
+):
+    accuracies = iter([0.9, 0.5])
+    monkeypatch.setattr(
+        "jem.training.trainer.validate", lambda *_: {"valid_accuracy": next(accuracies)}
+    )
+    folder = tmp_path / "run"
+    words = [word for word in QUICK if word != "--no-report"]
+    words += ["--data", "iris", "--accuracy-margin", "0.1"]
+    with pytest.warns(UserWarning, match="the model is as it was given"):
+        assert run("train", "--out", folder, *words) == 0
+    shown = capsys.readouterr().out
+    assert "as given" in shown
+    assert "hybrid" not in shown
+    assert "seen" not in shown
+    assert "samples:" not in shown
+    why = json.loads((folder / "summary.json").read_text())["as given"]["as_given"]
+    assert why == "no epoch stayed within the accuracy margin of 0.1 (best 0.5, before 0.9)"
+    figures = json.loads((folder / "report.json").read_text())
+    assert figures["run"]["iterations"] > 0
+    assert figures["run"]["as_given"] == why
+    assert figures["verdicts"][4]["because"] == f"nothing was trained: {why}"
+    assert not any(row["seen"] for row in figures["ood"]["sets"])
+    again = tmp_path / "again"  # what a run writes of itself can be given to another
+    assert run("train", "--config", folder / "config.json", "--out", again, "--dry-run") == 0
+
+
+def test_a_warning_is_one_line(monkeypatch):
+    def warn(argv):
+        shown.append(warnings.formatwarning("look at this", UserWarning, "file.py", 1))
+        return 0
+
+    shown = []
+    usual = warnings.formatwarning
+    monkeypatch.setattr("jem.commands.recipes.run", warn)
+    assert run("recipes") == 0
+    assert shown == ["jem: warning: look at this\n"]
+    assert warnings.formatwarning is usual
 
 
 def test_missing_file_and_missing_download(capsys, tmp_path):

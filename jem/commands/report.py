@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import platform
 import shlex
-import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -79,34 +77,14 @@ def make_report(args: Report) -> dict[str, Any]:
     """
     if not 0 < args.accept < 1:
         raise InputError(f"--accept must lie in (0, 1), but got {args.accept:g}")
-    from jem.reporting import write_report
+    from jem.reporting import SectionDisplay, write_report
 
     subject = _subject(args)
     title = f"{subject.splits.name}: what the run {args.run.name} is worth"
-    with _progress(args.quiet) as tell:
+    with SectionDisplay(enabled=not args.quiet) as tell:
         return write_report(
             subject, args.run, title=title, accept=args.accept, seed=args.seed, progress=tell
         )
-
-
-class _progress:  # noqa: N801 - reads like a function
-    """What is being measured: one line that changes on a terminal, elsewhere a line a section."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._lines = not quiet and not sys.stderr.isatty()
-        self._status = Console(stderr=True, quiet=quiet or self._lines).status("measuring")
-
-    def __enter__(self) -> Callable[[str], None]:
-        self._status.start()
-        return self._tell
-
-    def _tell(self, section: str) -> None:
-        self._status.update(f"measuring: {section}")
-        if self._lines:
-            print(f"jem: measuring {section}", file=sys.stderr, flush=True)
-
-    def __exit__(self, *error: object) -> None:
-        self._status.stop()
 
 
 def _subject(args: Report) -> Subject:
@@ -207,7 +185,8 @@ def _facts(
     parameters = sum(p.numel() for p in model.parameters())
     kind = {"plain": "plain classifier", "classic": "hybrid classifier", "fused": "hybrid"}
     network_words = f"the network {named or 'of its owner'} ({parameters:,} parameters)"
-    if progress["iteration"]:
+    as_given = config.get("as_given") or ("" if progress["iteration"] else "0 updates were made")
+    if not as_given:
         sentence = (
             f"A {kind.get(recipe['step'], recipe['step'])} with {network_words}, trained on "
             f"{len(splits.train):,} inputs of {splits.name} in {len(splits.classes)} classes: "
@@ -216,8 +195,8 @@ def _facts(
         )
     else:
         sentence = (
-            f"A classifier as given (0 updates) with {network_words}, for {splits.name} in "
-            f"{len(splits.classes)} classes, seed {config['seed']}."
+            f"A classifier as given with {network_words}, for {splits.name} in "
+            f"{len(splits.classes)} classes, seed {config['seed']}: {as_given}."
         )
     again = ["jem", "train", "--config", str(run / "config.json"), "--out", "runs/again"]
     return {
@@ -227,10 +206,11 @@ def _facts(
         "machine": platform.machine(),
         "parameters": parameters,
         "iterations": progress["iteration"],
+        "as_given": as_given,
         "seconds": progress["seconds"],
         "recoveries": progress["recoveries"],
         "command": shlex.join(again),
-        "control_command": shlex.join([*again, "--control"]),
+        "control_command": None if as_given else shlex.join([*again, "--control"]),
         "config": config,
     }
 

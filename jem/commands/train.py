@@ -87,6 +87,11 @@ def run(argv: list[str]) -> int:
     out = ranks.agree(folder)
     if args.resume:
         args = _as_started(args, out)
+    if args.control and args.settings.epochs == 0:
+        raise InputError(
+            "--control compares with a plain classifier that was trained, but --epochs 0 trains "
+            "nothing: leave out --control, or give more epochs"
+        )
     splits = _load(args)
     _refuse_single_class(splits)
     if args.dry_run:
@@ -106,12 +111,12 @@ def run(argv: list[str]) -> int:
     foreign = foreign_sets(splits, args.seed)
     rows = {}
     for folder, (model, result) in fitted.items():
-        trained = result.iterations > 0
+        trained = not result.as_given
         name = "hybrid" if args.settings.generative else "plain"
         name = name if trained else "as given"
         name = name if folder == out else "plain (control)"
         summary = summarise(model, splits, foreign, trained=trained)
-        rows[name] = summary | {"fit_seconds": result.seconds}
+        rows[name] = summary | {"fit_seconds": result.seconds, "as_given": result.as_given}
         fit_scorer(model, splits).save(folder / DETECTOR_FILE)
     (out / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
     _print_summary(rows)
@@ -119,7 +124,7 @@ def run(argv: list[str]) -> int:
         figures = make_report(Report(out, data_root=args.data_root, quiet=args.quiet))
         print_answers(figures)
     print(f"run folder: {out}")
-    if args.settings.generative:
+    if (out / "samples.png").exists():
         print(f"samples:    {out / 'samples.png'}")
     if args.report:
         print(f"report:     {out / 'report.html'}")
@@ -196,6 +201,7 @@ def _read_config(path: Path) -> dict[str, Any]:
 _INFORMATIVE = {
     "recipe", "data", "data_root", "label_column", "image_size", "seed", "network",
     "input_shape", "classes", "columns", "epochs", "iterations", "versions", "device", "command",
+    "as_given",
 }  # fmt: skip
 """Keys that a run writes into its config.json for people to read."""
 

@@ -87,7 +87,9 @@ class Subject:
         chains: Persistent chains at the end of training, (M, *shape); None without any.
         chain_labels: Their classes (M,), where chains are conditional.
         foreign: More foreign sets, name -> inputs in the network's units.
-        run: Plain values that say what was trained and how; kept as they are.
+        run: Plain values that say what was trained and how; kept as they are. Under `"as_given"`
+            why the model is as it was given, if it is: it then has seen no foreign set, and
+            neither samples nor chains are looked at.
         records: Lines of `metrics.jsonl`, oldest first.
     """
 
@@ -165,11 +167,16 @@ def measure(
     detector = _fitted_detector(model, splits, accept, figures)
     figures["ood"] = _ood(subject, measured, x, (logits, plain_logits), detector, seed)
     judge = cache(lambda: _judge(subject, seed))
-    _attempt(figures, "samples", progress, lambda: _samples(subject, measured, judge(), seed))
-    _attempt(
-        figures, "completions", progress, lambda: _completions(subject, measured, judge, seed)
-    )
-    _attempt(figures, "chains", progress, lambda: _chains(subject, x, seed))
+    drawn: dict[str, Callable[[], Any]] = {
+        "samples": lambda: _samples(subject, measured, judge(), seed),
+        "completions": lambda: _completions(subject, measured, judge, seed),
+        "chains": lambda: _chains(subject, x, seed),
+    }
+    if why := subject.run.get("as_given"):
+        figures["left_out"] |= dict.fromkeys(drawn, f"nothing was trained: {why}")
+        drawn = {}
+    for name, section in drawn.items():
+        _attempt(figures, name, progress, section)
     _attempt(
         figures, "corruption", progress, lambda: _corruption(subject, x, y, detector, temperature)
     )
@@ -228,6 +235,7 @@ def _classification(
 ) -> dict[str, Any]:
     own, plain = logits
     variants = {"model": own, "model, temperature": temperature.transform(own)}
+    cooled: TemperatureScaling | None = None
     if plain is not None and subject.control is not None:
         cooled = TemperatureScaling().fit(*_validation_logits(subject.control, subject.splits))
         variants |= {"plain": plain, "plain, temperature": cooled.transform(plain)}
@@ -237,6 +245,8 @@ def _classification(
         measured.reports[name] = report
         rows[name] = _calibration_row(report)
     found: dict[str, Any] = {"rows": rows, "temperature": temperature.state_dict()}
+    if cooled is not None:
+        found["temperature_plain"] = cooled.state_dict()
     if plain is not None:
         right = own.argmax(dim=1) == y, plain.argmax(dim=1) == y
         found["accuracy_difference"] = difference_estimate(*right)._asdict()
@@ -300,9 +310,7 @@ def _ood(
         row: dict[str, Any] = {
             "name": name,
             "kind": _distance(name),
-            "seen": seen_in_training(
-                name, subject.model, trained=subject.run.get("iterations") != 0
-            ),
+            "seen": seen_in_training(name, subject.model, trained=not subject.run.get("as_given")),
             "num": len(foreign),
             **_ood_figures(metrics.to_dict()),
         }
@@ -494,6 +502,7 @@ def _training(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
     phases = [name for name in (steps[0] if steps else {}) if name.startswith("seconds_")]
     total = {name: sum(r.get(name) or 0.0 for r in by_kind["step"]) for name in phases}
     kept = ("iteration", "cross_entropy", "accuracy", "gap", "share_at_bounds")
+    counted = (record.get("recoveries", 0) for record in by_kind["epoch"])
     return {
         "steps": [{key: r[key] for key in kept if key in r} for r in steps],
         "epochs": [
@@ -503,5 +512,6 @@ def _training(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "recoveries": [
             {key: r[key] for key in ("iteration", "back_to")} for r in by_kind["recovery"]
         ],
+        "num_recoveries": max(len(by_kind["recovery"]), *counted, 0),
         "seconds_by_phase": {name.removeprefix("seconds_"): s for name, s in total.items()},
     }

@@ -63,7 +63,9 @@ def render(
     sections = [("answers", "In one minute")]
     if "classification" in figures:
         sections.append(("classification", "Calibration"))
-    sections += [("ood", "What it rejects"), ("samples", "What it draws")]
+    sections.append(("ood", "What it rejects"))
+    if not figures["run"].get("as_given"):
+        sections.append(("samples", "What it draws"))
     if "completions" in figures:
         sections.append(("completions", "What it completes"))
     if "corruption" in figures:
@@ -77,9 +79,21 @@ def render(
         drawings=_drawings(measured),
         sections=sections,
         calibration_figures=CALIBRATION_FIGURES,
+        calibration_rows=_calibration_rows(figures),
         fidelity_figures=FIDELITY_FIGURES,
         completion_rivals=(NEAREST, MEAN_FILL),
     )
+
+
+def _calibration_rows(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Columns of the table: those after a temperature of 1 would repeat those before it."""
+    found = figures.get("classification", {"rows": {}})
+    left_at_1 = {
+        f"{name}, temperature"
+        for name, key in (("model", "temperature"), ("plain", "temperature_plain"))
+        if not found.get(key, {}).get("improved")
+    }
+    return {name: row for name, row in found["rows"].items() if name not in left_at_1}
 
 
 def render_comparison(reports: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
@@ -175,8 +189,13 @@ def _drawings(measured: Measured) -> dict[str, str]:
     }
     if "model" in measured.reports:
         before, after = measured.reports["model"], measured.reports["model, temperature"]
-        made["reliability"] = plotting.reliability_diagram(before, title="Before temperature")
-        made["reliability_scaled"] = plotting.reliability_diagram(after, title="After temperature")
+        if figures["classification"]["temperature"]["improved"]:
+            made["reliability"] = plotting.reliability_diagram(before, title="Before temperature")
+            made["reliability_scaled"] = plotting.reliability_diagram(
+                after, title="After temperature"
+            )
+        else:
+            made["reliability"] = plotting.reliability_diagram(before)
         made["risk"] = plotting.risk_coverage_plot(before)
     if "corruption" in figures:
         made["corruption"] = plotting.corruption_figure(figures["corruption"])

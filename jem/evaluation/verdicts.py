@@ -11,7 +11,19 @@ TOLERATED_LOSS = 0.01
 """Loss of accuracy, in shares, that still counts as none."""
 
 WELL_TOLD = 0.95
-"""AUROC above which a foreign set counts as told apart, by the low end of its interval."""
+"""AUROC from which on a foreign set counts as told apart, by its whole interval."""
+
+LOW_RECALL = 0.5
+"""Recall of samples, over that of real inputs, below which they vary less than the data."""
+
+ADVICE = {
+    "level": "nothing",
+    "lag": "--num-steps up or --learning-rate down",
+    "landscape": "a smaller --generative-weight or a larger --energy-l2",
+    "overshoot": "--noise-std up or --step-size down",
+    "settled": "nothing, as long as samples are drawn with the run's own number of moves",
+}
+"""What to do about chains, by what was found of them."""
 
 
 def verdicts(figures: Figures) -> list[Verdict]:
@@ -28,7 +40,7 @@ def verdicts(figures: Figures) -> list[Verdict]:
         _accurate(figures.get("classification")),
         _believable(figures.get("classification")),
         _rejects(figures["ood"]),
-        _draws(figures.get("samples")),
+        _draws(figures.get("samples"), figures.get("left_out", {}).get("samples")),
         _behaved(figures),
     ]
 
@@ -80,9 +92,14 @@ def _believable(found: Figures | None) -> Verdict:
 
     because = (
         f"ECE {before['ece']['value']:.4f} (calibrated: below {before['ece_if_calibrated']:.4f}), "
-        f"after temperature {after['ece']['value']:.4f} "
-        f"(below {after['ece_if_calibrated']:.4f}); n = {before['num']}"
     )
+    if found.get("temperature", {}).get("improved", True):
+        because += (
+            f"after temperature {after['ece']['value']:.4f} "
+            f"(below {after['ece_if_calibrated']:.4f}); n = {before['num']}"
+        )
+    else:
+        because += f"where temperature scaling did not help; n = {before['num']}"
     answer = "yes" if calibrated(before) else "partly" if calibrated(after) else "no"
     return _verdict(question, answer, because, rule)
 
@@ -90,29 +107,40 @@ def _believable(found: Figures | None) -> Verdict:
 def _rejects(found: Figures) -> Verdict:
     question = "Does it know foreign inputs?"
     rule = (
-        f"told apart: the low end of the AUROC's interval is at least {WELL_TOLD}; sets "
-        "of a kind that training held against the data do not count"
+        f"told apart: the whole interval of the AUROC is at least {WELL_TOLD}; not told apart: "
+        "all of it lies below; otherwise it cannot be told of the set; sets of a kind that "
+        "training held against the data do not count"
     )
     unseen = [row for row in found["sets"] if not row["seen"]]
-    told = {row["name"]: row["auroc"]["low"] >= WELL_TOLD for row in unseen}
-    if not told:
+    if not unseen:
         return _verdict(question, "cannot tell", "every foreign set was seen in training", rule)
-    missed = [name for name, well in told.items() if not well]
-    because = f"told apart: {_listed([name for name, well in told.items() if well])}"
+    names: dict[bool | None, list[str]] = {True: [], False: [], None: []}
+    for row in unseen:
+        names[_above(row["auroc"], WELL_TOLD)].append(row["name"])
+    told, missed, open_ = names[True], names[False], names[None]
+    because = f"told apart: {_listed(told)}"
     if missed:
         because += f"; not told apart: {_listed(missed)}"
-    answer = "yes" if not missed else "no" if len(missed) == len(told) else "partly"
+    if open_:
+        because += (
+            f"; cannot tell with {found['num_test']} test inputs: {_listed(open_)}, where the "
+            f"interval lies on both sides of {WELL_TOLD}"
+        )
+    if told and missed:
+        return _verdict(question, "partly", because, rule)
+    answer = "cannot tell" if open_ else "yes" if told else "no"
     return _verdict(question, answer, because, rule)
 
 
-def _draws(found: Figures | None) -> Verdict:
+def _draws(found: Figures | None, why: str | None) -> Verdict:
     question = "Does it draw what it is asked for?"
     rule = (
         "right: at least 90 % of fresh samples are of the class asked for, by an independent "
-        "network; varied: at least half as much as real inputs; each by its whole interval"
+        "network; varied: at least half as much as real inputs; each by its whole interval. They "
+        f"vary less than the data if their recall is below {LOW_RECALL:g} of that of real inputs"
     )
     if found is None:
-        return _verdict(question, "cannot tell", "it draws no samples", rule)
+        return _verdict(question, "cannot tell", why or "it draws no samples", rule)
     row = found["fresh"]["samples"]
     agreement, diversity = row["agreement"], row["diversity"]
     if agreement["value"] is None or diversity["value"] is None:
@@ -122,9 +150,17 @@ def _draws(found: Figures | None) -> Verdict:
         f"{diversity['value']:.2f} of that of real inputs (n = {row['num']})"
     )
     answers = (_above(agreement, 0.9), _above(diversity, 0.5))
+    answer = ("no", "partly", "yes")[answers.count(True)]
     if None in answers and False not in answers:
-        return _verdict(question, "cannot tell", because, rule)
-    return _verdict(question, ("no", "partly", "yes")[answers.count(True)], because, rule)
+        answer = "cannot tell"
+    recall, real = row["recall"]["value"], found["fresh"]["real"]["recall"]["value"]
+    if recall is not None and real is not None and recall < LOW_RECALL * real:
+        because = (
+            f"{'but ' if answer == 'yes' else ''}they vary less than the data: recall, the share "
+            f"of real variety that they reach, is {recall:.2f}, that of real inputs {real:.2f}; "
+            + because
+        )
+    return _verdict(question, answer, because, rule)
 
 
 def _above(figure: Figures, bar: float) -> bool | None:
@@ -136,18 +172,27 @@ def _above(figure: Figures, bar: float) -> bool | None:
 
 def _behaved(figures: Figures) -> Verdict:
     question = "Did training behave?"
-    rule = "yes without recoveries and with chains level with the data; partly if one holds"
-    recoveries = len(figures["training"]["recoveries"])
-    chains = figures.get("chains")
+    rule = (
+        "yes without recoveries and with chains that were level with the data in energy when "
+        "training ended, and run on do not end above it; partly if one holds; without chains, "
+        "recoveries alone decide"
+    )
+    training, chains = figures["training"], figures.get("chains")
+    recoveries = training["num_recoveries"]
     because = f"{recoveries} recoveries from divergence"
-    if figures.get("run", {}).get("iterations") == 0:
-        return _verdict(question, "cannot tell", "nothing was trained", rule)
-    if not figures["training"]["steps"] and chains is None:
+    if recoveries:
+        because += " (where accuracy suffered: a smaller --learning-rate)"
+    if why := figures.get("run", {}).get("as_given"):
+        return _verdict(question, "cannot tell", f"nothing was trained: {why}", rule)
+    if not training["steps"] and not training["epochs"] and chains is None:
         return _verdict(question, "cannot tell", "the run kept no records", rule)
     if chains is None:
         return _verdict(question, "yes" if not recoveries else "partly", because, rule)
-    because += f"; {chains['meaning']}"
-    holds = (recoveries == 0) + (chains["verdict"] == "level")
+    found = chains["verdict"]
+    if found == "overshoot" and abs(chains["gap_start"]["value"]) <= chains["tolerance"]:
+        found = "settled"  # level when training ended: far below temperature 1 moves go downhill
+    because += f"; {chains['meaning']}; what to do: {ADVICE[found]}"
+    holds = (recoveries == 0) + (found in ("level", "settled"))
     return _verdict(question, ("no", "partly", "yes")[holds], because, rule)
 
 

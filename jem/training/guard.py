@@ -58,12 +58,26 @@ class AccuracyGuard:
     def __init__(self, margin: float, before: float, model: nn.Module) -> None:
         self.margin, self.before = margin, before
         self.halvings = 0
+        self.best: float | None = None  # accuracy of an epoch
         self.accepted = _copied(model)
 
     @property
     def weight_scale(self) -> float:
         """What the generative weight is multiplied by."""
         return 0.5**self.halvings
+
+    @property
+    def why_as_given(self) -> str:
+        """Why the model is as it was given: no epoch was within the margin; empty if one was."""
+        if self.best is None or self._within(self.best):
+            return ""
+        return (
+            f"no epoch stayed within the accuracy margin of {self.margin:g} "
+            f"(best {self.best:.4g}, before {self.before:.4g})"
+        )
+
+    def _within(self, accuracy: float) -> bool:
+        return accuracy >= self.before - self.margin - 1e-9  # 0.97 - 0.02 is below 0.95
 
     def judge(self, accuracy: float, averaged: nn.Module) -> dict[str, Any]:
         """Keep the average of an epoch, or halve the weight.
@@ -75,7 +89,8 @@ class AccuracyGuard:
         Returns:
             What the record of the epoch says of it.
         """
-        within = accuracy >= self.before - self.margin - 1e-9  # 0.97 - 0.02 is below 0.95
+        within = self._within(accuracy)
+        self.best = accuracy if self.best is None else max(accuracy, self.best)
         if within:
             self.accepted = _copied(averaged)
         else:
@@ -88,11 +103,17 @@ class AccuracyGuard:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, as a checkpoint keeps them."""
-        return {"before": self.before, "halvings": self.halvings, "accepted": self.accepted}
+        return {
+            "before": self.before,
+            "halvings": self.halvings,
+            "best": self.best,
+            "accepted": self.accepted,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take everything back from `state_dict`."""
         self.before, self.halvings = state["before"], state["halvings"]
+        self.best = state.get("best")
         self.accepted = state["accepted"]
 
 

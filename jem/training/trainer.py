@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import statistics
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,12 +50,15 @@ class FitResult:
         iterations: Parameter updates.
         recoveries: Times that training diverged and went back to a snapshot.
         epochs: Metrics of each epoch trained by this call.
+        as_given: Why the model is as it was given, with no update made or no epoch within
+            `accuracy_margin`; empty if it was trained.
     """
 
     seconds: float
     iterations: int
     recoveries: int
     epochs: list[Metrics] = field(default_factory=list)
+    as_given: str = ""
 
 
 class _Diverged(Exception):  # noqa: N818
@@ -132,7 +136,8 @@ class Trainer:
                 after its last checkpoint, so one that counts must take its count from the metrics.
 
         Returns:
-            What was done; the model holds the averaged weights.
+            What was done; the model holds the averaged weights. Where `accuracy_margin` left it as
+            it was given, a warning says so.
 
         Raises:
             InputError: If the data do not fit the model.
@@ -158,8 +163,14 @@ class Trainer:
             stack.enter_context(self.watch.shown(self.total_iterations, self.recipe.step))
             epochs = self._run(valid, on_epoch)
             self._finish()
-        position = self.state.position
-        return FitResult(position.seconds, position.iteration, position.recoveries, epochs)
+        position, why = self.state.position, self._why_as_given()
+        if position.iteration and why and self.ranks.first:
+            warnings.warn(
+                f"{why}: the model is as it was given; train longer or with a smaller "
+                "--generative-weight",
+                stacklevel=2,
+            )
+        return FitResult(position.seconds, position.iteration, position.recoveries, epochs, why)
 
     # -- the ladder -------------------------------------------------------------------------------
 
@@ -338,7 +349,10 @@ class Trainer:
         }
 
     def _finish(self) -> None:
-        """Leave averaged weights in the model, the last checkpoint on disk, samples beside it."""
+        """Leave averaged weights in the model, the last checkpoint on disk, samples beside it.
+
+        Of a model as it was given the folder says why, and shows no samples.
+        """
         if self.state.guard is not None:
             self.state.averaged_model.load_state_dict(self.state.guard.accepted)
         self._snapshot()
@@ -352,8 +366,18 @@ class Trainer:
         self.state.optimizer.zero_grad(set_to_none=True)
         self.model.load_state_dict(self.state.averaged_model.state_dict())
         self.model.eval()
-        if self.folder is not None and self.ranks.first and self.recipe.generative:
+        if self.folder is None or not self.ranks.first:
+            return
+        if why := self._why_as_given():
+            self.folder.write_config(self.folder.read_config() | {"as_given": why})
+            self.folder.samples.unlink(missing_ok=True)
+        elif self.recipe.generative:
             draw_samples(self.model, self.seed, self.folder.samples)
+
+    def _why_as_given(self) -> str:
+        if not self.state.position.iteration:
+            return "0 updates were made"
+        return "" if self.state.guard is None else self.state.guard.why_as_given
 
     # -- snapshots and recovery -------------------------------------------------------------------
 

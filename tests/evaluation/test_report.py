@@ -14,6 +14,7 @@ import jem
 from jem.data.arrays import from_arrays
 from jem.data.parts import DataPart
 from jem.data.shifts import gaussian_noise
+from jem.evaluation.chain_health import VERDICTS
 from jem.evaluation.report import (
     AFFORDABLE,
     SCHEMA_VERSION,
@@ -21,6 +22,7 @@ from jem.evaluation.report import (
     _by_class,
     _judge,
     _labels,
+    _training,
     affordable,
     measure,
 )
@@ -217,12 +219,23 @@ def test_large_images_cost_fewer_samples_completions_and_chains(monkeypatch):
 
 def test_a_network_as_given_has_seen_nothing_and_was_not_trained():
     of = subject(kind="table", control=False)
-    of.run = RUN | {"iterations": 0}
-    found = measure(of, num_bootstrap=20).figures
+    of.run = RUN | {"as_given": "0 updates were made"}
+    looked_at = []
+    measured = measure(of, num_bootstrap=20, progress=looked_at.append)
+    found = measured.figures
+    assert looked_at == ["classification and calibration", "foreign inputs", "corruption"]
+    why = "nothing was trained: 0 updates were made"
+    for name in ("samples", "completions", "chains"):
+        assert found["left_out"][name] == why
+        assert name not in found
+    page = render(measured, None, title="as given")
+    assert "What it draws" not in page
+    assert "Nothing was trained: 0 updates were made." in page
+    assert found["verdicts"][3]["because"] == why
     assert not any(row["seen"] for row in found["ood"]["sets"])
     behaved = found["verdicts"][4]
-    assert (behaved["answer"], behaved["because"]) == ("cannot tell", "nothing was trained")
-    of.run = RUN | {"iterations": 7}
+    assert (behaved["answer"], behaved["because"]) == ("cannot tell", why)
+    of.run = RUN | {"as_given": ""}
     found = measure(of, num_bootstrap=20).figures
     sets = {row["name"]: (row["kind"], row["seen"]) for row in found["ood"]["sets"]}
     assert sets == {
@@ -284,16 +297,21 @@ def figures(**changes):
             "rows": {"model": row, "model, temperature": row, "plain": row},
             "accuracy_difference": estimate(0.0, -0.005, 0.005),
         },
-        "ood": {"sets": [{"name": "noise", "seen": False, "auroc": estimate(0.99, 0.98, 1.0)}]},
+        "ood": rejected({"name": "noise", "seen": False, "auroc": estimate(0.99, 0.98, 1.0)}),
         "samples": drawn(estimate(0.95, 0.93, 0.97), estimate(0.8, 0.7, 0.9)),
         "chains": {"verdict": "level", "meaning": "level"},
-        "training": {"recoveries": [], "steps": [{}]},
+        "training": {"num_recoveries": 0, "steps": [{}], "epochs": []},
     }
     return made | changes
 
 
-def drawn(agreement, diversity):
-    return {"fresh": {"samples": {"num": 50, "agreement": agreement, "diversity": diversity}}}
+def rejected(*sets):
+    return {"sets": list(sets), "num_test": 45}
+
+
+def drawn(agreement, diversity, recall=0.6):
+    samples = {"agreement": agreement, "diversity": diversity, "recall": estimate(recall)}
+    return {"fresh": {"samples": {"num": 50} | samples, "real": {"recall": estimate(0.8)}}}
 
 
 def answers(**changes):
@@ -323,17 +341,72 @@ def test_verdicts_follow_their_rules():
     rows = alone["rows"] | {"model": off}
     assert answers(classification={"rows": rows})[1] == "partly"
     assert answers(classification={"rows": dict.fromkeys(rows, off)})[1] == "no"
-    missed = {"name": "letters", "seen": False, "auroc": estimate(0.96, 0.94, 0.98)}
-    told = figures()["ood"]["sets"][0]
-    assert answers(ood={"sets": [told, missed]})[2] == "partly"
-    assert answers(ood={"sets": [missed]})[2] == "no"
-    assert answers(ood={"sets": [told | {"seen": True}, missed]})[2] == "no"
-    assert answers(ood={"sets": [told | {"seen": True}]})[2] == "cannot tell"
     lost = {"verdict": "landscape", "meaning": "stuck"}
-    once = {"recoveries": [{}], "steps": [{}]}
+    once = {"num_recoveries": 1, "steps": [{}], "epochs": []}
     assert answers(training=once)[4] == "partly"
     assert answers(training=once, chains=lost)[4] == "no"
-    assert answers(training={"recoveries": [], "steps": []}, chains=None)[4] == "cannot tell"
+    nothing = {"num_recoveries": 0, "steps": [], "epochs": []}
+    assert answers(training=nothing, chains=None)[4] == "cannot tell"
+    assert answers(training=nothing | {"epochs": [{}]}, chains=None)[4] == "yes"
+
+
+def test_a_foreign_set_is_told_apart_or_not_by_its_whole_interval():
+    told, missed, open_ = (
+        {"name": name, "seen": False, "auroc": estimate(0.95, *interval)}
+        for name, interval in (
+            ("noise", (0.96, 1.0)), ("letters", (0.8, 0.94)), ("beyond", (0.92, 1.0))
+        )
+    )  # fmt: skip
+    seen = told | {"seen": True}
+    for sets, answer in (
+        ([told], "yes"),
+        ([missed], "no"),
+        ([open_], "cannot tell"),
+        ([told, missed], "partly"),
+        ([told, open_], "cannot tell"),
+        ([missed, open_], "cannot tell"),
+        ([told, missed, open_], "partly"),
+        ([seen, missed], "no"),
+        ([seen], "cannot tell"),
+    ):
+        assert answers(ood=rejected(*sets))[2] == answer
+    because = verdicts(figures(ood=rejected(told, open_)))[2]["because"]
+    assert because == (
+        "told apart: noise; cannot tell with 45 test inputs: beyond, where the interval lies on "
+        "both sides of 0.95"
+    )
+
+
+def test_low_recall_is_told_of_samples_that_are_right():
+    right = estimate(0.95, 0.93, 0.97), estimate(0.8, 0.7, 0.9)
+    low = verdicts(figures(samples=drawn(*right, recall=0.39)))[3]
+    assert low["answer"] == "yes"
+    assert low["because"].startswith("but they vary less than the data: recall, the share of real")
+    assert "is 0.39, that of real inputs 0.80" in low["because"]
+    assert "recall" not in verdicts(figures(samples=drawn(*right, recall=0.4)))[3]["because"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "start", "answer", "advice"),
+    [
+        ("level", 0.1, "yes", "nothing"),
+        ("overshoot", 0.9, "yes", "nothing, as long as"),
+        ("overshoot", -2.0, "partly", "--noise-std up or --step-size down"),
+        ("landscape", 0.1, "partly", "a smaller --generative-weight"),
+        ("lag", 2.0, "partly", "--num-steps up"),
+    ],
+)
+def test_what_to_do_about_chains_is_said(kind, start, answer, advice):
+    gap = {"gap_start": estimate(start), "tolerance": 1.0}
+    found = verdicts(figures(chains={"verdict": kind, "meaning": VERDICTS[kind]} | gap))[4]
+    assert found["answer"] == answer
+    assert f"; what to do: {advice}" in found["because"]
+
+
+def test_recoveries_are_known_from_epochs_too():
+    assert _training([{"kind": "epoch", "recoveries": n} for n in (0, 2)])["num_recoveries"] == 2
+    assert _training([{"kind": "recovery", "iteration": 1, "back_to": 0}])["num_recoveries"] == 1
+    assert _training([])["num_recoveries"] == 0
 
 
 @pytest.mark.parametrize(
@@ -394,18 +467,47 @@ def test_page_loads_nothing_and_runs_nothing(page):
     assert all(r.startswith(("#", "data:")) for r in references)
 
 
-def test_page_is_labelled_for_those_who_do_not_see_it(page):
+def test_page_is_labelled_for_those_who_do_not_see_it(page, measured):
     parsed = Page(page)
     assert all(a.get("alt") for a in parsed.of("img"))
     labelled = {a["aria-labelledby"] for a in parsed.of("div") if a.get("role") == "img"}
     ids = [a["id"] for _, a in parsed.tags if "id" in a]
     assert labelled <= set(ids)
-    assert len(labelled) == len(parsed.of("svg")) == 7
+    scaled = measured[1].figures["classification"]["temperature"]["improved"]
+    assert len(labelled) == len(parsed.of("svg")) == 6 + scaled
     assert len(ids) == len(set(ids)), "ids must be unique across the figures of a page"
     headings = [int(tag[1]) for tag, _ in parsed.tags if tag in ("h1", "h2", "h3")]
     assert headings[0] == 1
     assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
     assert parsed.of("html")[0]["lang"] == "en"
+
+
+def test_a_temperature_that_helped_has_a_column_and_one_left_at_1_has_none(measured):
+    figures = measured[1].figures
+
+    def made(improved):
+        scaling = {"temperature": 1.5 if improved else 1.0, "improved": improved}
+        found = figures["classification"] | {"temperature": scaling, "temperature_plain": scaling}
+        of = replace(measured[1], figures=figures | {"classification": found})
+        return render(of, None, title="temperature")
+
+    scaled, left = made(True), made(False)
+    for words in ("T = 1.500", "model, temperature", "plain, temperature", "same after temp"):
+        assert words in scaled
+        assert words not in left
+    assert left.count("scaling did not help on the validation part: left at 1") == 2
+    because = verdicts(figures | {"classification": figures["classification"] | {
+        "temperature": {"improved": False}}})[1]["because"]  # fmt: skip
+    assert "temperature scaling did not help" in because
+
+
+def test_page_says_why_a_frechet_distance_is_missing_and_what_is_harder(measured):
+    figures = measured[1].figures
+    page = render(measured[1], None, title="few")
+    width = figures["samples"]["fresh"]["num_features"]
+    assert figures["samples"]["fresh"]["samples"]["frechet"]["value"] is None
+    assert f"needs more than {width} inputs" in page
+    assert "Classes that were left out of training are harder than these sets; bring" in page
 
 
 def test_page_of_a_table_leaves_out_pictures(measured):

@@ -1,6 +1,8 @@
 """Fine-tuning a trained classifier: what the density may cost it, and what happens beyond."""
 
 import itertools
+import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -101,15 +103,27 @@ def test_the_last_average_within_the_margin_is_returned_and_kept(tmp_path, scrip
     assert [r["generative_weight_scale"] for r in records] == [1.0, 0.5, 0.5, 0.25]
     assert {r["valid_accuracy_before"] for r in records} == {0.9}
     assert [m["within_margin"] for m in result.epochs] == [True, False, True, False]
+    assert result.as_given == ""
+    assert "as_given" not in json.loads((run / "config.json").read_text())
 
 
 def test_the_model_as_given_is_returned_if_no_epoch_was_within_the_margin(tmp_path, scripted):
-    scripted([0.90, 0.1, 0.1, 0.1, 0.1])
+    scripted([0.90, 0.1, 0.3, 0.1, 0.1, 0.9])
     model, run = model_of(), tmp_path / "run"
     given = weights(model)
-    Trainer(model, MARGIN, run_dir=run, device="cpu").fit(blobs(), blobs(seed=1))
+    trainer = Trainer(model, MARGIN, run_dir=run, device="cpu")
+    why = "no epoch stayed within the accuracy margin of 0.02 (best 0.3, before 0.9)"
+    with pytest.warns(UserWarning, match=re.escape(f"{why}: the model is as it was given; train")):
+        result = trainer.fit(blobs(), blobs(seed=1))
+    assert result.as_given == why
+    assert json.loads((run / "config.json").read_text())["as_given"] == why
+    assert not (run / "samples.png").exists()
     assert_same_bits(given, weights(model))
     assert_same_bits(given, weights(jem.load(run)))
+    again = Trainer(model_of(), MARGIN, run_dir=run, device="cpu")
+    with pytest.warns(UserWarning, match="as it was given"):
+        result = again.fit(blobs(), blobs(seed=1), resume=True)
+    assert result.as_given == why
 
 
 def test_resume_keeps_what_was_accepted_and_halved(tmp_path, scripted):

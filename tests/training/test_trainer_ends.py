@@ -92,6 +92,7 @@ def test_no_epoch_keeps_the_network_as_given_and_what_it_needs(tmp_path, name, c
     trainer = Trainer(model, recipe, run_dir=run, device="cpu", progress=True)
     result = trainer.fit(blobs(), blobs(seed=1))
     assert (result.iterations, result.epochs) == (0, [])
+    assert result.as_given == "0 updates were made"
     assert_same_bits(before, weights(model))
     loaded = jem.load(run)
     assert_same_bits(before, weights(loaded))
@@ -100,7 +101,7 @@ def test_no_epoch_keeps_the_network_as_given_and_what_it_needs(tmp_path, name, c
     assert (loaded.chain is None) == (name == "plain")
     assert [r["kind"] for r in read_metrics(run / "metrics.jsonl")] == ["end"]
     assert json.loads((run / "config.json").read_text())["iterations"] == 0
-    assert (run / "samples.png").exists() == (name != "plain")
+    assert not (run / "samples.png").exists()
     again = model_of(seed=4)
     Trainer(again, recipe, run_dir=run, device="cpu").fit(blobs(), resume=True)
     assert_same_bits(before, weights(again))
