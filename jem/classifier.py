@@ -360,11 +360,11 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Raises:
             InputError: If the training data are not those of `fit`, or it held none out.
         """
-        from jem.reporting import SectionDisplay, write_report
+        from jem.reporting import SectionDisplay, write_report_on
 
         subject = self._subject((X, y), (X_train, y_train), control)
         with SectionDisplay(enabled=bool(self.verbose)) as tell:
-            return write_report(
+            return write_report_on(
                 subject, folder, title="What the classifier is worth", progress=tell
             )
 

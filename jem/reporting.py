@@ -8,27 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from torch import Tensor
 
+from jem.data.parts import DataSplits
 from jem.evaluation.report import Progress, Subject, measure
 from jem.evaluation.report_page import render
+from jem.model import JEM
 from jem.training.checkpoint import write_atomically
 
 
 def write_report(
-    subject: Subject,
+    model: JEM,
+    splits: DataSplits,
     folder: str | Path,
     *,
-    title: str,
+    title: str = "Report",
+    control: JEM | None = None,
+    foreign: dict[str, Tensor] | None = None,
     accept: float = 0.95,
     seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """Measure a model on its test part, and write `report.html` and `report.json`.
+    """Measure a model on the test part of its data, and write `report.html` and `report.json`.
 
     Args:
-        subject: The model, its data, and what is known of the run.
+        model: The model; any classifier, with or without a density that was trained.
+        splits: Its data. The test and calibration parts must not have trained it.
         folder: Where to write; made if it is not there.
         title: Heading of the page.
+        control: A plain classifier trained on the same data, to compare with.
+        foreign: More foreign sets, name -> inputs (N, *shape) in the network's units.
         accept: Share of in-distribution inputs that the detector is to accept.
         seed: Decides foreign sets, samples and bootstrap replicates.
         progress: Told the name of each section before it is measured.
@@ -37,8 +46,35 @@ def write_report(
         The content of `report.json`.
 
     Example:
-        `write_report(Subject(model, splits), "report", title="My classifier")` for a model and
-        its `jem.data` parts; `Subject` is that of `jem.evaluation.report`.
+        `write_report(JEM(network, classes=data.classes, domain=data.domain), data, "report")`
+    """
+    subject = Subject(model, splits, control, foreign=foreign or {})
+    return write_report_on(
+        subject, folder, title=title, accept=accept, seed=seed, progress=progress
+    )
+
+
+def write_report_on(
+    subject: Subject,
+    folder: str | Path,
+    *,
+    title: str,
+    accept: float = 0.95,
+    seed: int = 0,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """As `write_report`, on all that is known of a run.
+
+    Args:
+        subject: The model, its data, and what is known of the run.
+        folder: As there, and so are the rest.
+        title: Heading of the page.
+        accept: Share accepted.
+        seed: The one seed.
+        progress: Told each section.
+
+    Returns:
+        The content of `report.json`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -35,10 +35,13 @@ from jem.training.trainer import Trainer
 FINE_TUNING = replace(
     RECIPES["fast"],
     head="joint",
-    learning_rate=3e-3,
+    learning_rate=1e-3,
     average=0.95,
     warmup=0.1,
-    generative_ramp=0.2,
+    start="gaussian",
+    num_chains=32,
+    num_steps=1,
+    outlier_count=32,
 )
 """What differs from `fast`: chosen on the validation parts of seeds 10 to 12."""
 

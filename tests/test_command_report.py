@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jem.cli import main
-from jem.commands.report import Report, _read, completions_line
+from jem.commands.report import Report, _read
 from jem.commands.runs import load_model
 
 QUICK = [
@@ -58,15 +58,6 @@ def test_report_writes_page_and_figures_and_prints_the_answers(trained, capsys):
     page = (trained / "report.html").read_text()
     assert "jem train --config" in page
     assert "--control" in page
-
-
-def test_completions_are_summed_up_in_one_line():
-    half, all_right = ({"value": v, "low": v - 0.1, "high": v} for v in (0.5, 1.0))
-    rows = {"original": {"accuracy": all_right}, "one completion": {"accuracy": half}}
-    assert completions_line({"rows": rows, "num_inputs": 96}) == (
-        "lower half removed and filled, of the right class: original 100.0% [90.0%, 100.0%], "
-        "one completion 50.0% [40.0%, 50.0%]; n = 96"
-    )
 
 
 def test_train_ends_in_a_report(tmp_path, capsys):

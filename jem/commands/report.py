@@ -77,12 +77,12 @@ def make_report(args: Report) -> dict[str, Any]:
     """
     if not 0 < args.accept < 1:
         raise InputError(f"--accept must lie in (0, 1), but got {args.accept:g}")
-    from jem.reporting import SectionDisplay, write_report
+    from jem.reporting import SectionDisplay, write_report_on
 
     subject = _subject(args)
     title = f"{subject.splits.name}: what the run {args.run.name} is worth"
     with SectionDisplay(enabled=not args.quiet) as tell:
-        return write_report(
+        return write_report_on(
             subject, args.run, title=title, accept=args.accept, seed=args.seed, progress=tell
         )
 
@@ -216,28 +216,10 @@ def _facts(
 
 
 def print_answers(figures: dict[str, Any]) -> None:
-    """Print the verdicts of a report as a table, and what completions are worth."""
+    """Print the verdicts of a report as a table."""
     table = Table(title="the run in one minute", show_lines=True)
     for column in ("question", "answer", "because"):
         table.add_column(column)
     for verdict in figures["verdicts"]:
         table.add_row(verdict["question"], verdict["answer"], verdict["because"])
     Console().print(table)
-    if "completions" in figures:
-        print(completions_line(figures["completions"]))
-
-
-def completions_line(found: dict[str, Any]) -> str:
-    """Say how often each filling of the lower half is of the right class.
-
-    Args:
-        found: The section `completions` of a report.
-    """
-    shares = ", ".join(
-        f"{name} {row['accuracy']['value']:.1%} "
-        f"[{row['accuracy']['low']:.1%}, {row['accuracy']['high']:.1%}]"
-        for name, row in found["rows"].items()
-    )
-    return (
-        f"lower half removed and filled, of the right class: {shares}; n = {found['num_inputs']}"
-    )

@@ -10,7 +10,7 @@ Nothing here trains, and nothing draws: the page is made from what `measure` ret
 - `samples`: fidelity of fresh samples (`fresh`) and of persistent chains (`chains`).
 - `completions`: for images, accuracy and error of fillings of their lower half.
 - `chains`: whether chains are level with the data. `corruption`: figures along severity.
-- `training`: curves, recoveries, seconds. `verdicts`: five questions with answer and rule.
+- `training`: curves, recoveries, seconds. `verdicts`: questions with answer and rule.
 
 A figure with an interval is `{"value", "low", "high"}`, null where it is not known.
 """

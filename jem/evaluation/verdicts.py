@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from jem.evaluation.completion import MEAN_FILL, NEAREST, ONE_DRAW, ORIGINAL
+
 Figures = dict[str, Any]
 Verdict = dict[str, str]
 
@@ -27,7 +29,7 @@ ADVICE = {
 
 
 def verdicts(figures: Figures) -> list[Verdict]:
-    """Answer the five questions.
+    """Answer five questions, and a sixth where inputs were completed.
 
     Args:
         figures: What `jem.evaluation.report.measure` found.
@@ -36,12 +38,14 @@ def verdicts(figures: Figures) -> list[Verdict]:
         For each `question` an `answer` ("yes", "no", "partly" or "cannot tell"), `because` with
         the figures, and the `rule` that decided.
     """
+    completes = [_completes(figures["completions"])] if "completions" in figures else []
     return [
         _accurate(figures.get("classification")),
         _believable(figures.get("classification")),
         _rejects(figures["ood"]),
         _draws(figures.get("samples"), figures.get("left_out", {}).get("samples")),
         _behaved(figures),
+        *completes,
     ]
 
 
@@ -160,6 +164,27 @@ def _draws(found: Figures | None, why: str | None) -> Verdict:
             f"of real variety that they reach, is {recall:.2f}, that of real inputs {real:.2f}; "
             + because
         )
+    return _verdict(question, answer, because, rule)
+
+
+def _completes(found: Figures) -> Verdict:
+    question = "Does it complete what is missing?"
+    rule = (
+        "how often an independent network finds the right class in one completion, without being "
+        "told it: yes where that is oftener than in the mean filled in and no less often than in "
+        "the nearest training input; partly where it is oftener than in the mean filled in; "
+        "each beyond chance"
+    )
+    rows = found["rows"]
+    gain = {row["against"]: row for row in found["differences"] if row["name"] == ONE_DRAW}
+    names = (ONE_DRAW, MEAN_FILL, NEAREST, ORIGINAL)
+    shares = ", ".join(f"{name} {rows[name]['accuracy']['value']:.3f}" for name in names)
+    because = f"accuracy of {shares} (n = {found['num_inputs']})"
+    better = _above(gain[MEAN_FILL], 0.0)
+    if better is None:
+        return _verdict(question, "cannot tell", because, rule)
+    worse_than_nearest = gain[NEAREST]["high"] < 0
+    answer = ("partly" if worse_than_nearest else "yes") if better else "no"
     return _verdict(question, answer, because, rule)
 
 

@@ -314,6 +314,17 @@ def drawn(agreement, diversity, recall=0.6):
     return {"fresh": {"samples": {"num": 50} | samples, "real": {"recall": estimate(0.8)}}}
 
 
+def completed(one, mean_fill, nearest, against_mean, against_nearest):
+    names = ("one completion", "mean fill", "nearest neighbour", "original")
+    rates = (one, mean_fill, nearest, 0.98)
+    rows = {name: {"accuracy": estimate(rate)} for name, rate in zip(names, rates, strict=True)}
+    differences = [
+        {"name": "one completion", "against": name} | estimate(*value)
+        for name, value in (("mean fill", against_mean), ("nearest neighbour", against_nearest))
+    ]
+    return {"rows": rows, "differences": differences, "num_inputs": 128}
+
+
 def answers(**changes):
     return [verdict["answer"] for verdict in verdicts(figures(**changes))]
 
@@ -529,3 +540,22 @@ def test_comparison_holds_the_figures_of_both(measured):
     page = render_comparison({"a": figures, "<b>": other}, title="two")
     assert "&lt;b&gt;" in page
     assert len(Page(page).of("section")) == 2
+
+
+@pytest.mark.parametrize(
+    ("against_mean", "against_nearest", "answer"),
+    [
+        ((0.2, 0.1, 0.3), (0.05, -0.05, 0.15), "yes"),
+        ((0.2, 0.1, 0.3), (-0.15, -0.2, -0.1), "partly"),
+        ((0.05, -0.05, 0.15), (-0.15, -0.2, -0.1), "cannot tell"),
+        ((-0.2, -0.3, -0.1), (-0.4, -0.5, -0.3), "no"),
+    ],
+)
+def test_completions_are_held_to_the_mean_and_to_the_nearest_input(
+    against_mean, against_nearest, answer
+):
+    found = completed(0.7, 0.5, 0.8, against_mean, against_nearest)
+    last = verdicts(figures(completions=found))[-1]
+    assert (last["question"], last["answer"]) == ("Does it complete what is missing?", answer)
+    assert "one completion 0.700, mean fill 0.500, nearest neighbour 0.800" in last["because"]
+    assert len(verdicts(figures())) == 5  # nothing was completed, nothing is asked
