@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from jem.errors import JemError, TrainingDivergedError, TrainingInterrupted
 
@@ -48,7 +51,8 @@ def main(argv: list[str] | None = None) -> int:
     if name not in COMMANDS:
         return _complain(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}")
     try:
-        status: int = importlib.import_module(f"jem.commands.{name}").run(rest)
+        with _warnings_in_one_line():
+            status: int = importlib.import_module(f"jem.commands.{name}").run(rest)
         return status
     except TrainingInterrupted as stop:
         print(f"jem: {stop}", file=sys.stderr)
@@ -62,6 +66,17 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(f"{error.filename or 'file system'}: {error.strerror or error}")
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Show a warning as a person wants it, without the line of code that it comes from."""
+    usual = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_, **__: f"jem: warning: {message}\n"
+    try:
+        yield
+    finally:
+        warnings.formatwarning = usual
 
 
 def _complain(message: str) -> int:

@@ -67,6 +67,8 @@ class Inpaint:
     """Noise of the first move, falling to that of the recipe."""
     network: str | None = None
     """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
+    skip_damaged: bool = False
+    """Leave out images of a folder that cannot be read, and say how many."""
     quiet: bool = False
     """Show no progress."""
 
@@ -87,7 +89,9 @@ def run(argv: list[str]) -> int:
     chain_of(model)
     shape = model.input_shape or ()
     config = read_config(args.run)
-    stream = inputs_of(args.inputs, model, config, batch_size=LARGEST_COUNT)
+    stream = inputs_of(
+        args.inputs, model, config, batch_size=LARGEST_COUNT, skip_damaged=args.skip_damaged
+    )
     names, raw, x = _read(args, model, stream)
     known = ~read_mask(args.mask, len(x), shape)
     labels = _labels(args, model, len(x))

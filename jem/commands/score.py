@@ -53,6 +53,8 @@ class Score:
     """Folder of downloaded data sets, for the same."""
     label_column: str | None = None
     """Column of a .csv file to leave out."""
+    skip_damaged: bool = False
+    """Leave out images of a folder that cannot be read, and say how many."""
     batch_size: int = 256
     """Inputs at a time."""
     device: str = "auto"
@@ -76,6 +78,7 @@ def run(argv: list[str]) -> int:
         config,
         batch_size=_read_at_once(args.batch_size, model.input_shape or ()),
         label_column=args.label_column,
+        skip_damaged=args.skip_damaged,
     )
     scale = _scaling(args, model, stream)
     scorer = _scorer(args, model, config)
