@@ -107,7 +107,10 @@ def run(argv: list[str]) -> int:
         inputs=names,
         seed=args.seed,
     )
-    print(f"{len(x)} inputs completed: {outputs.picture} and {outputs.arrays}")
+    where = f"{outputs.picture} and {outputs.arrays}"
+    if len(x) > SHOWN:
+        where = f"the first {SHOWN} in {outputs.picture}, all in {outputs.arrays}"
+    print(f"{len(x)} inputs completed: {where}")
     return 0
 
 

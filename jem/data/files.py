@@ -316,7 +316,8 @@ def _load_folder(
         except InputError:
             refuse_unreadable(files, _check_image)
             raise
-    return assemble(folder.name, parts, classes, scaling)
+    splits = assemble(folder.name, parts, classes, scaling)
+    return replace(splits, ignored=_count_others(folder))
 
 
 class ImageReader:
@@ -365,6 +366,15 @@ def _list_images(folder: Path) -> list[Path]:
             f"Expected one subfolder of images for each class in {folder}, got no subfolder."
         )
     return files
+
+
+def _count_others(folder: Path) -> int:
+    """Files beside the class folders, and those in them that are no images."""
+    others = len(_visible(folder, Path.is_file))
+    for subfolder in _visible(folder, Path.is_dir):
+        files = _visible(subfolder, Path.is_file)
+        others += sum(file.suffix.lower() not in IMAGE_SUFFIXES for file in files)
+    return others
 
 
 def _visible(folder: Path, kind: Any) -> list[Path]:  # noqa: ANN401

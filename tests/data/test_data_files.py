@@ -257,6 +257,15 @@ def test_images_of_sixteen_bits_are_refused(tmp_path):
         load(folder)
 
 
+def test_other_files_of_a_folder_are_counted(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    assert "ignored" not in load(folder).describe()
+    (folder / "dog" / "notes.txt").write_text("not an image")
+    assert load(folder).describe().endswith("\n  1 other file was ignored")
+    (folder / "readme.md").write_text("not an image")
+    assert load(folder).describe().endswith("\n  2 other files were ignored")
+
+
 def test_folders_that_are_no_classes(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="one subfolder of images for each class"):
