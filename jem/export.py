@@ -140,6 +140,7 @@ class _Graph(nn.Module):
         energy = joint_energy(logits)
         outputs = {"logits": logits, "energy": energy, "log_density": -energy}
         if self.detector is not None:
+            assert self.detector.threshold is not None, "checked before"
             name, options = self.detector.score_name, self.detector.options
             scores = score_logits(logits, name, **options)
             outputs["is_ood"] = ~(scores >= self.detector.threshold)  # so NaN is flagged
