@@ -88,6 +88,8 @@ def run(argv: list[str]) -> int:
         writer.writerow(_header(scorer))
         for names, raw in stream.batches:
             table = _table(args.inputs, names, raw, lambda raw: scorer.table(scale(raw)))
+            if not count and not stream.from_images and model.scaling is not None:
+                _doubt_units(args, model, raw)
             writer.writerows(_rows(scorer, names, table))
             count, rejected = count + len(names), rejected + int(table.is_ood.sum())
             advance(len(names))
@@ -173,6 +175,16 @@ def _scaling(args: Score, model: JEM, stream: InputStream) -> Callable[[Array], 
         )
     _note(f"{args.run} keeps no scaling: inputs are taken to be in the network's own units")
     return lambda raw: as_batch(raw, shape)
+
+
+def _doubt_units(args: Score, model: JEM, raw: Array) -> None:
+    """Say so if the first inputs look as if they were in other units than the training data."""
+    from jem.data.units import doubt_units
+
+    assert model.scaling is not None, "asked for only with a scaling"
+    doubt = doubt_units(raw, model.scaling(raw), model.scaling, model.domain)
+    if doubt is not None:
+        _note(f"{args.inputs}: {doubt}")
 
 
 def _table(
