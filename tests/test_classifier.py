@@ -1,5 +1,6 @@
 """The scikit-learn estimator: its four powers, kinds of data, settings, and use in company."""
 
+import re
 import signal
 import warnings
 from dataclasses import replace
@@ -333,7 +334,10 @@ def test_progress_is_shown_only_when_asked_for(iris, capfd):
     quick(epochs=1).fit(*iris)
     assert capfd.readouterr() == ("", "")
     quick(epochs=1, verbose=True).fit(*iris)
-    assert "epoch 1/1" in capfd.readouterr().err
+    line = capfd.readouterr().err
+    assert re.fullmatch(r"training epoch 1/1  seconds \S+  loss -?\d\S*\n", line)
+    quick(epochs=1, verbose=True, early_stopping=True).fit(*iris)
+    assert re.search(r"loss -?\d.*  valid_accuracy 0\.\d", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(
