@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,9 +21,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from jem.classifier_data import RawFormat, divide
+from jem.classifier_data import RawFormat, divide, rows_needed, rows_shared
 from jem.classifier_training import BestEpoch, NetworkFactory, WeightedTrainer, make_network
 from jem.data.parts import DataPart, DataSplits
+from jem.data.units import doubt_units
 from jem.errors import InputError, TrainingInterrupted
 from jem.evaluation.ood import OODDetector
 from jem.generation import sample as draw
@@ -48,6 +50,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     `X` is a table (N, D), or images (N, H, W), (N, H, W, C) or (N, C, H, W), of floats or bytes.
     Columns are standardised and images brought to [-1, 1] by the statistics of the training part.
+    Inputs that look as if they were in other units get a warning when the classifier is used.
     Labels may be strings or integers. There is neither `sample_weight` nor `partial_fit`: chains
     that train the density know of no weights, and follow the model from the beginning on.
 
@@ -192,7 +195,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if len(self.classes_) < 2:
             raise InputError(
                 f"a classifier needs at least two classes, but `y` holds one class only: "
-                f"{self.classes_[0]!r}"
+                f"{self.classes_.tolist()[0]!r}"
             )
         return rows if raw is None else raw, indices.astype(np.int64)
 
@@ -288,9 +291,11 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         logits = self._logits_of(X)
         if self.detector_ is None:
+            needed = rows_needed(self.calibration_fraction, self.accept, len(self.classes_))
             raise InputError(
-                f"no inputs were held out for a threshold at accept={self.accept:g}: fit on more "
-                "data, with calibration_fraction above 0, or lower `accept`"
+                f"no inputs were held out for a threshold at accept={self.accept:g}: fit on "
+                f"{needed:,} inputs or more, a few of each class, with calibration_fraction above "
+                "0, or lower `accept`"
             )
         flagged: Array = self.detector_.verdict(-joint_energy(logits)).is_ood.numpy()
         return flagged
@@ -321,7 +326,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             wanted = np.asarray(labels)
             if wanted.ndim != 1 or not np.isin(wanted, self.classes_).all():
                 raise InputError(
-                    f"`labels` must be classes among {self.classes_.tolist()}, but got {labels!r}"
+                    f"`labels` must be classes among {self.classes_.tolist()}, but got "
+                    f"{wanted.tolist()!r}"
                 )
             indices = torch.as_tensor(np.searchsorted(self.classes_, wanted))
         x = draw(self.model_, indices, count=count, seed=random_state)
@@ -359,6 +365,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         Raises:
             InputError: If the training data are not those of `fit`, or it held none out.
+
+        Warns:
+            UserWarning: If rows of `X` are rows of `X_train` too.
         """
         from jem.reporting import SectionDisplay, write_report_on
 
@@ -385,6 +394,13 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         train = np.ascontiguousarray(train, dtype=self._format.dtype)
         if joblib.hash((train, indices)) != self._data_hash:
             raise InputError("`X_train` and `y_train` must be what `fit` was given, in its order")
+        shared = rows_shared(X, train)
+        if shared:
+            warnings.warn(
+                f"{shared:,} of {len(test):,} rows of `X` are rows of `X_train` too: figures on "
+                "what trained flatter; give inputs that `fit` has not seen",
+                stacklevel=3,
+            )
         made_of = self._data_hash, self._seed
         if control is not None and (control._data_hash, control._seed) != made_of:
             raise InputError(
@@ -436,9 +452,15 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Inputs as a person has them in the network's units, shape (N, *input_shape)."""
         check_is_fitted(self, "model_")
         if len(self._format.shape) > 1:
-            X = _flat(self._format.check(_images(X)))  # noqa: N806
+            X = _flat(self._format.check(X))  # noqa: N806
         rows = validate_data(self, X, reset=False)
-        return self.model_.preprocess(rows.reshape(-1, *self._format.shape))
+        raw = rows.reshape(-1, *self._format.shape)
+        x = self.model_.preprocess(raw)
+        assert self.model_.scaling is not None, "set in fit"
+        doubt = doubt_units(raw, x, self.model_.scaling, self.model_.domain)
+        if doubt is not None:
+            warnings.warn(doubt, stacklevel=4)  # where a method of this class was called
+        return x
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits of network inputs, shape (N, K), in double precision, on the CPU."""

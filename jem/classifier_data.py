@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -14,7 +15,7 @@ from jem.data.arrays import from_arrays
 from jem.data.parts import DataSplits
 from jem.data.scaling import Scaling
 from jem.errors import InputError
-from jem.evaluation.ood_threshold import flagged_rank
+from jem.evaluation.ood_threshold import flagged_rank, smallest_calibration
 
 Array = npt.NDArray[Any]
 
@@ -39,21 +40,24 @@ class RawFormat:
         """Read the format off inputs (N, *shape)."""
         return cls(X.shape[1:], X.dtype)
 
-    def check(self, images: Array | None) -> Array:
-        """Return images, refusing those of another shape than in training.
+    def check(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """Return images as an array, refusing those of another shape than in training.
 
         Args:
-            images: Shape (N, ...); None for what is no array of three or four axes.
+            X: Images, shape (N, *shape).
 
         Raises:
-            InputError: If they are not of shape (N, *shape).
+            InputError: If they are not of that shape.
         """
-        if images is None or images.shape[1:] != self.shape:
-            wanted = ", ".join(str(size) for size in self.shape)
-            came = "others" if images is None else f"{images.shape}"
-            raise InputError(
-                f"Expected images of shape (N, {wanted}), as in training, got {came}."
-            )
+        wanted = ", ".join(str(size) for size in self.shape)
+        expected = f"Expected images of shape (N, {wanted}), as in training"
+        try:
+            images = np.asarray(X)
+        except ValueError as error:
+            raise InputError(f"{expected}, got parts of different lengths.") from error
+        if images.shape[1:] != self.shape:
+            hint = ": for one image x give x[None]" if images.shape == self.shape else ""
+            raise InputError(f"{expected}, got {images.shape}{hint}.")
         return images
 
     def restore(self, x: Tensor, scaling: Scaling) -> Array:
@@ -75,6 +79,35 @@ class RawFormat:
         if self.dtype.kind in "iuf":
             raw = raw.astype(self.dtype)
         return raw.reshape(len(raw), *self.shape)
+
+
+def rows_needed(calibration: float, accept: float, num_classes: int) -> int:
+    """How many inputs `divide` needs to hold out enough for a threshold.
+
+    Args:
+        calibration: Share held out for it; where it is 0, some other that is at most a quarter.
+        accept: Share of in-distribution inputs to accept.
+        num_classes: K.
+    """
+    share = max(calibration, LARGEST_SHARE)
+    held_out = max(smallest_calibration(accept), num_classes)
+    return next(n for n in itertools.count(held_out) if round(share * n) >= held_out)
+
+
+def rows_shared(X: npt.ArrayLike, X_train: npt.ArrayLike) -> int:  # noqa: N803
+    """How many rows of X are rows of X_train too, number by number.
+
+    Args:
+        X: Shape (N, ...).
+        X_train: Shape (M, ...).
+    """
+    seen = set(_row_bytes(X_train))
+    return sum(row in seen for row in _row_bytes(X))
+
+
+def _row_bytes(X: npt.ArrayLike) -> Iterator[bytes]:  # noqa: N803
+    for row in np.asarray(X):
+        yield np.asarray(row, dtype=np.float64).tobytes()
 
 
 def divide(

@@ -14,7 +14,11 @@ from torch import Tensor, nn
 from jem import networks
 from jem.errors import InputError
 from jem.randomness import derive_seed
-from jem.training.trainer import Trainer
+from jem.training.log import ProgressDisplay
+from jem.training.method import Batch, Method, Outcome
+from jem.training.state import RunState
+from jem.training.trainer import Data, Trainer
+from jem.training.watch import Watch
 
 NetworkFactory = Callable[[tuple[int, ...], int], nn.Module]
 
@@ -55,6 +59,41 @@ def make_network(
         return given(shape, num_classes)
 
 
+class LossWatch(Watch):
+    """A watch whose line of an epoch tells the mean loss of its steps.
+
+    Args:
+        progress: Whether to show a progress bar.
+    """
+
+    def __init__(self, progress: bool) -> None:
+        super().__init__(None, progress)
+        self._losses: list[Tensor] = []
+
+    def shown(self, total_iterations: int, title: str) -> ProgressDisplay:
+        """Make the progress bar; the kind of step says nothing to who called `fit`."""
+        del title
+        return super().shown(total_iterations, "training")
+
+    def step(
+        self,
+        state: RunState,
+        method: Method,
+        batch: Batch,
+        outcome: Outcome,
+        **settings: float | Tensor,
+    ) -> None:
+        """Record a step, as `Watch.step`, and keep its loss."""
+        super().step(state, method, batch, outcome, **settings)
+        self._losses.append(outcome.loss.detach())
+
+    def epoch(self, metrics: dict[str, Any], num_epochs: int, state: RunState) -> None:
+        """Record an epoch, as `Watch.epoch`, with its loss."""
+        loss = float(torch.stack(self._losses).mean()) if self._losses else math.nan
+        self._losses.clear()
+        super().epoch({"seconds": metrics["seconds"], "loss": loss} | metrics, num_epochs, state)
+
+
 class WeightedTrainer(Trainer):
     """A trainer with class weights of a person's own, of which a recipe names but one kind.
 
@@ -73,6 +112,9 @@ class WeightedTrainer(Trainer):
     ) -> None:
         super().__init__(*arguments, **settings)
         self.class_weight = None if class_weight is None else class_weight.to(self.device)
+
+    def _prepare(self, train: Data, watch: Watch) -> None:
+        super()._prepare(train, LossWatch(watch.progress))
 
     def fit_epoch(self, epoch: int, start: int = 0) -> None:
         """Train on one pass over the data, as `Trainer.fit_epoch`."""

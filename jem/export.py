@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from jem.errors import InputError
 from jem.evaluation.ood import OODDetector
+from jem.evaluation.ood_scores import FROM_LOGITS, score_logits
 from jem.model import JEM, evaluation_mode, joint_energy
 from jem.training.checkpoint import write_atomically
 
@@ -32,20 +33,26 @@ def export_onnx(
 ) -> dict[str, Any]:
     """Write a model as an ONNX file, for onnxruntime and other engines.
 
-    The input `inputs` is a batch (B, ...) of raw inputs: float32 in the layout of the training
-    data for images (an 8-bit image is cast first), float64 for tables, and float32 in the
-    network's own units for a model without `scaling`. Nothing checks it: an input with NaN gets
-    NaN for logits and energy, and is flagged.
+    The file takes one input, `inputs`, a batch of any size B, in raw units: those of the training
+    data, as they were before any scaling, such as 0 to 255 for 8-bit images.
+
+    - Images: float32 (8-bit ones are cast first), (B, H, W, C) or (B, C, H, W), whichever the
+      training data had; grey images have their axis C = 1 too.
+    - Tables: float64, (B, D), since columns such as time stamps do not fit 32 bits.
+    - A model without `scaling`: float32 in the network's own units, (B, *input_shape).
+
+    The metadata name `input_shape` (without B) and `layout`. Nothing checks the values: an input
+    with NaN gets NaN for logits and energy, and is flagged; one on another scale gets nonsense.
 
     Args:
         model: The model, exported in evaluation mode; it is left as it was.
         path: The file to write, whole or not at all.
-        detector: A fitted detector of this model with the score `"log_density"`; it adds the
-            output `is_ood`.
+        detector: A fitted detector of this model with a score that follows from the logits: one
+            of `jem.evaluation.ood_scores.FROM_LOGITS`. It adds the output `is_ood`.
 
     Returns:
         What the file says of itself in its metadata: version, names of the classes, input shape
-        and layout, and the detector's threshold (nats) and acceptance, where there are any.
+        and layout, and the detector's score, threshold and acceptance, where there are any.
 
     Raises:
         InputError: If a package is missing, the network cannot be traced, the input shape is not
@@ -108,9 +115,9 @@ class _Graph(nn.Module):
     shift: Tensor
     scale: Tensor
 
-    def __init__(self, model: JEM, threshold: float | None) -> None:
+    def __init__(self, model: JEM, detector: OODDetector | None) -> None:
         super().__init__()
-        self.model, self.scaling, self.threshold = model, model.scaling, threshold
+        self.model, self.scaling, self.detector = model, model.scaling, detector
         if model.scaling is not None:
             self.register_buffer("shift", model.scaling.shift.to(model.device))
             self.register_buffer("scale", model.scaling.scale.to(model.device))
@@ -132,8 +139,11 @@ class _Graph(nn.Module):
         logits = self.model.logits(x)
         energy = joint_energy(logits)
         outputs = {"logits": logits, "energy": energy, "log_density": -energy}
-        if self.threshold is not None:
-            outputs["is_ood"] = ~(-energy >= self.threshold)  # so NaN is flagged
+        if self.detector is not None:
+            assert self.detector.threshold is not None, "checked before"
+            name, options = self.detector.score_name, self.detector.options
+            scores = score_logits(logits, name, **options)
+            outputs["is_ood"] = ~(scores >= self.detector.threshold)  # so NaN is flagged
         return outputs
 
     def _scaled(self, raw: Tensor) -> Tensor:
@@ -147,7 +157,8 @@ def _program(
     model: JEM, detector: OODDetector | None
 ) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
     """Trace a model with a batch of free size, and say what was traced."""
-    graph = _Graph(model, _threshold_of(model, detector))
+    _check_detector(model, detector)
+    graph = _Graph(model, detector)
     example = graph.example()
     batch = {"inputs": {0: torch.export.Dim("batch")}}
     with torch.no_grad(), evaluation_mode(graph), warnings.catch_warnings():
@@ -168,20 +179,19 @@ def _forget_sources(program: torch.export.ExportedProgram) -> None:
                 node.meta.pop("stack_trace", None)
 
 
-def _threshold_of(model: JEM, detector: OODDetector | None) -> float | None:
+def _check_detector(model: JEM, detector: OODDetector | None) -> None:
     if detector is None:
-        return None
-    if detector.score_name != "log_density":
+        return
+    if detector.score_name not in FROM_LOGITS:
         raise InputError(
-            "only a detector with the score 'log_density' can be exported (the others need "
-            f"gradients or training data, or follow from the logits), but got "
+            f"only a detector with a score that follows from the logits ({', '.join(FROM_LOGITS)})"
+            f" can be exported (the others need gradients or training data), but got "
             f"{detector.score_name!r}"
         )
     if detector.model is not model:
         raise InputError("`detector` belongs to another model: make it with OODDetector(model)")
     if detector.threshold is None:
         raise InputError("the detector has no threshold yet: call `fit(x_calibration)` first")
-    return detector.threshold
 
 
 def _metadata(model: JEM, example: Tensor, detector: OODDetector | None) -> dict[str, Any]:
@@ -192,6 +202,7 @@ def _metadata(model: JEM, example: Tensor, detector: OODDetector | None) -> dict
     if model.classes is not None:
         about["classes"] = list(model.classes)
     if detector is not None:
+        about |= {"score": detector.score_name}
         about |= {"threshold": detector.threshold, "accept": detector.accept}
     return about
 

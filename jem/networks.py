@@ -317,7 +317,11 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
     try:
         factory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
-        hint = "; a module is named without .py" if module_name.endswith(".py") else ""
+        hint = ""
+        if module_name.endswith(".py"):
+            hint = "; a module is named without .py"
+        elif isinstance(error, ModuleNotFoundError) and error.name == module_name.split(".")[0]:
+            hint = f"; run in the folder that holds {error.name}.py, or put it on PYTHONPATH"
         raise InputError(
             f"cannot find the network factory {reference!r}: {error}{hint}"
         ) from error

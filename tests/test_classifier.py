@@ -1,6 +1,8 @@
 """The scikit-learn estimator: its four powers, kinds of data, settings, and use in company."""
 
+import re
 import signal
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -70,8 +72,9 @@ def test_log_density_is_the_logsumexp_of_the_logits_and_ranks_noise_below(fitted
     scores = fitted.score_samples(iris[0])
     logits = fitted.decision_function(iris[0])
     np.testing.assert_allclose(scores, np.log(np.exp(logits).sum(axis=1)), rtol=1e-6)
-    far = iris[0] + 30
-    assert np.median(scores) > np.max(fitted.score_samples(far))
+    with pytest.warns(UserWarning, match="rows in the units of the training data, got 150 that"):
+        far = fitted.score_samples(iris[0] + 30)
+    assert np.median(scores) > np.max(far)
 
 
 def test_it_rejects_with_the_share_asked_for():
@@ -81,7 +84,8 @@ def test_it_rejects_with_the_share_asked_for():
     assert flagged.dtype == bool
     assert 0.02 < flagged.mean() < 0.25
     assert np.array_equal(flagged, classifier.score_samples(x) < classifier.detector_.threshold)
-    assert classifier.is_ood(x + 100 * x.std(axis=0)).mean() > 0.9
+    with pytest.warns(UserWarning, match="check units"):
+        assert classifier.is_ood(x + 100 * x.std(axis=0)).mean() > 0.9
 
 
 def test_the_threshold_is_set_on_rows_that_training_has_not_seen():
@@ -164,12 +168,27 @@ def test_channels_are_read_from_the_shape_and_come_back_where_they_were():
     assert np.array_equal(np.moveaxis(of_last.sample([0, 1]), 3, 1), of_first.sample([0, 1]))
 
 
+def test_images_on_another_scale_get_one_warning():
+    x, y = images(80, dtype=np.uint8)
+    classifier = quick(epochs=1, network=narrow).fit(x, y)
+    for method in ("predict", "predict_proba", "decision_function", "score_samples", "is_ood"):
+        with pytest.warns(UserWarning, match="absolute value is 255, got 0.99") as caught:
+            getattr(classifier, method)(x / 256)
+        assert len(caught) == 1
+        assert caught[0].filename == __file__  # where the person called it
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        classifier.predict(x)
+
+
 def test_images_of_another_shape_are_refused():
     x, y = images()
     classifier = quick(epochs=1, network=narrow).fit(x, y)
     for other in (x[0], x.reshape(60, 64), x[:, :4], x[:, None], [[1, 2], [3]]):
         with pytest.raises(InputError, match=r"shape \(N, 8, 8\), as in training"):
             classifier.predict(other)
+    with pytest.raises(InputError, match=r"got \(8, 8\): for one image x give x\[None\]\.$"):
+        classifier.predict(x[0])
     with pytest.raises(ValueError, match="dim"):
         quick(epochs=1).fit(x.reshape(60, 64), y).predict(x)
     hole = x.copy()
@@ -315,7 +334,10 @@ def test_progress_is_shown_only_when_asked_for(iris, capfd):
     quick(epochs=1).fit(*iris)
     assert capfd.readouterr() == ("", "")
     quick(epochs=1, verbose=True).fit(*iris)
-    assert "epoch 1/1" in capfd.readouterr().err
+    line = capfd.readouterr().err
+    assert re.fullmatch(r"training epoch 1/1  seconds \S+  loss -?\d\S*\n", line)
+    quick(epochs=1, verbose=True, early_stopping=True).fit(*iris)
+    assert re.search(r"loss -?\d.*  valid_accuracy 0\.\d", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize(
@@ -339,13 +361,15 @@ def test_wrong_settings_are_named(iris, changes, message):
 def test_mistakes_in_use_are_named(fitted, iris):
     with pytest.raises(InputError, match="`labels` must be classes among"):
         fitted.sample(["cat"])
+    with pytest.raises(InputError, match=r"one class only: 'cat'$"):
+        quick().fit(iris[0], np.array(["cat"] * 150))
     with pytest.raises(NotFittedError):
         quick().predict(iris[0])
     with pytest.raises(ValueError, match="3 features"):
         fitted.predict(iris[0][:, :3])
     tiny = quick().fit(iris[0][::10], iris[1][::10])
     assert tiny.detector_ is None
-    with pytest.raises(InputError, match="no inputs were held out for a threshold"):
+    with pytest.raises(InputError, match=r"held out for a threshold .*: fit on 75 inputs or more"):
         tiny.is_ood(iris[0])
     with pytest.raises(InputError, match="two examples of every class for early stopping"):
         quick(early_stopping=True).fit(np.arange(80.0).reshape(40, 2), [0] * 39 + [1])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from jem.classifier_data import RawFormat, divide
+from jem.classifier_data import RawFormat, divide, rows_needed, rows_shared
 from jem.data import Scaling
 from jem.errors import InputError
 
@@ -45,6 +45,25 @@ def parts(counts, **changes):
 )
 def test_what_is_held_out(counts, settings, expected):
     assert parts(counts, **settings) == expected
+
+
+@pytest.mark.parametrize("calibration", [0.1, 0.4])
+@pytest.mark.parametrize("accept", [0.8, 0.95, 0.99])
+def test_the_number_said_to_be_needed_for_a_threshold_is_enough_and_no_more(calibration, accept):
+    needed = rows_needed(calibration, accept, 2)
+    for count, held_out in ((needed, True), (needed - 1, False)):
+        labels = np.arange(count) % 2
+        parts = divide(
+            np.arange(2.0 * count).reshape(count, 2), labels, ["a", "b"], validation=0,
+            calibration=calibration, accept=accept, channels=None, seed=0,
+        )  # fmt: skip
+        assert bool(len(parts.calibration)) is held_out
+
+
+def test_rows_that_both_hold_are_counted():
+    x = np.arange(60.0).reshape(10, 2, 3)
+    assert rows_shared(x[3:5] + 1, x) == 0
+    assert rows_shared(np.concatenate([x[:4] + 0.5, x[3:5], x[3:4]]).astype(np.float32), x) == 3
 
 
 def test_a_class_too_rare_for_early_stopping_is_named():

@@ -1,6 +1,7 @@
 """The page that the scikit-learn estimator writes of itself."""
 
 import json
+import warnings
 
 import numpy as np
 import pandas as pd
@@ -80,6 +81,20 @@ def test_other_data_are_refused(fitted, parts):
     other = JEMClassifier("plain", epochs=1, random_state=1).fit(x_train, y_train)
     with pytest.raises(InputError, match="same `random_state`"):
         fitted.report(x_test, y_test, x_train, y_train, control=other)
+
+
+def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
+    x_train, x_test, y_train, y_test = parts
+    monkeypatch.setattr("jem.reporting.write_report", lambda *_, **__: {})
+    mixed = pd.concat([x_test, x_train[:9]]), np.concatenate([y_test, y_train[:9]])
+    count = len(x_test) + 9
+    with pytest.warns(UserWarning, match=f"^9 of {count} rows of `X` are rows of ") as seen:
+        fitted.report(*mixed, x_train, y_train)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.report(x_test, y_test, x_train, y_train)
 
 
 def test_without_held_out_rows_there_is_no_report(parts):

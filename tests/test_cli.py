@@ -180,6 +180,54 @@ def test_a_run_on_images_of_any_size_takes_images_of_any_size(tmp_path, capsys):
     assert run("train", "--out", out, "--resume", *WITHOUT) == 0
 
 
+def test_damaged_images_are_left_out_of_training_and_of_what_comes_after(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(30):
+            pixels = rng.integers(0, 255, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+    (tmp_path / "pictures" / "a" / "7.png").write_bytes(b"no image")
+    out, data = tmp_path / "run", ("--data", tmp_path / "pictures")
+    assert run("train", *data, "--out", out, *QUICK) == 2
+    assert "with --skip-damaged" in capsys.readouterr().err
+
+    def said():
+        return pytest.warns(UserWarning, match="1 of 60 images")
+
+    with said():
+        assert run("data", tmp_path / "pictures", "--skip-damaged") == 0
+    with said():
+        assert run("train", *data, "--skip-damaged", "--out", out, *QUICK) == 0
+    assert json.loads((out / "config.json").read_text())["skip_damaged"] is True
+    with said():
+        assert run("train", "--out", out, "--resume", *WITHOUT) == 0
+    (out / "detector.pt").unlink()  # so that the data are read again
+    inputs = tmp_path / "pictures" / "a"
+    scores = ("--out", tmp_path / "scores.csv", "--accept", 0.5, "--quiet")
+    with pytest.warns(UserWarning, match="1 of 60 images"):
+        assert run("score", out, inputs, *scores) == 2  # of the inputs, not of the data
+    with pytest.warns(UserWarning, match="1 of 30 images"):
+        assert run("score", out, inputs, "--skip-damaged", *scores) == 0
+    assert len((tmp_path / "scores.csv").read_text().splitlines()) == 30
+    words = ("--out", tmp_path / "filled.png", "--quiet", "--skip-damaged")
+    with pytest.warns(UserWarning, match="1 of 30 images"):
+        assert run("inpaint", out, inputs, *words) == 0
+
+
+def test_our_own_warnings_are_one_line(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for i in range(9):
+            pixels = np.full((8, 8), 9 * i, dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pictures" / name / f"{i}.png")
+    (tmp_path / "pictures" / "a" / "7.png").write_bytes(b"no image")
+    done = process("data", str(tmp_path / "pictures"), "--skip-damaged")
+    assert done.returncode == 0
+    assert done.stderr.startswith("jem: warning: 1 of 18 images in ")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_own_network_is_named_trained_and_loaded(tmp_path, monkeypatch):
     (tmp_path / "mynets.py").write_text(
         "import math, torch\n"

@@ -135,6 +135,17 @@ def test_a_folder_of_images_and_an_image_as_mask(trained, digits, raw, tmp_path)
     assert np.abs(found["x"][:, 0] - raw)[found["known"]].max() < 0.05  # bytes were rounded
 
 
+def test_of_many_inputs_the_picture_holds_the_first(trained, raw, tmp_path, capsys):
+    np.save(tmp_path / "in.npy", np.concatenate([raw] * 5)[:21])
+    words = (trained, tmp_path / "in.npy", "--out", tmp_path / "done.png", "--num-steps", 1)
+    assert run("inpaint", *words) == 0
+    said = f"21 inputs completed: the first 20 in {tmp_path / 'done.png'}, all in "
+    assert said in capsys.readouterr().out.replace("\n", "")
+    np.save(tmp_path / "in.npy", np.concatenate([raw] * 5)[:20])
+    assert run("inpaint", *words) == 0
+    assert "the first" not in capsys.readouterr().out
+
+
 def test_classes_are_one_for_all_or_one_an_input(trained, raw, tmp_path):
     np.save(tmp_path / "in.npy", raw)
     done = {}

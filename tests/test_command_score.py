@@ -120,6 +120,20 @@ def raw_digits():
     return data.scaling.invert(data.test.x)[:, 0].numpy().round()
 
 
+@pytest.mark.parametrize("factor", [1 / 16, 16])
+def test_inputs_on_another_scale_are_said_in_one_line(
+    digits_run, raw_digits, tmp_path, capsys, factor
+):
+    np.save(tmp_path / "x.npy", raw_digits * factor)
+    words = ("--out", tmp_path / "scores.csv", "--quiet", "--batch-size", 2)
+    assert run("score", digits_run, tmp_path / "x.npy", *words) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"jem: {tmp_path / 'x.npy'}: Expected images in the units of the train")
+    np.save(tmp_path / "x.npy", raw_digits)
+    assert run("score", digits_run, tmp_path / "x.npy", *words) == 0
+    assert capsys.readouterr().err == ""
+
+
 # -- what it writes -------------------------------------------------------------------------------
 
 

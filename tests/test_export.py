@@ -11,6 +11,7 @@ from torch import nn
 import jem
 from jem.data.scaling import Scaling
 from jem.errors import InputError, RunFolderError
+from jem.evaluation.ood_scores import FROM_LOGITS
 from jem.export import export_onnx, export_torch
 from jem.networks import mlp, small_cnn
 
@@ -95,6 +96,24 @@ def test_a_torch_program_makes_the_round_trip(files, image_model, detector, size
     assert_same(program(torch.from_numpy(raw).float()), expected(image_model, raw, detector))
 
 
+@pytest.mark.parametrize(
+    ("score", "options"),
+    [("max_logit", {}), ("max_probability", {}), ("entropy", {}),
+     ("gen", {"gamma": 0.3, "num_classes": 3})],
+)  # fmt: skip
+def test_every_score_of_the_logits_gives_its_verdicts(image_model, tmp_path, score, options):
+    detector = jem.OODDetector(image_model, score, **options)
+    detector.fit(image_model.preprocess(images(40, 3, 1)), accept=0.7)
+    about = export_onnx(image_model, tmp_path / "model.onnx", detector=detector)
+    assert about["score"] == score
+    raw = images(60, 3, seed=2)
+    got = run_onnx(tmp_path / "model.onnx", raw.astype(np.float32))
+    assert_same(got, expected(image_model, raw, detector))
+    assert 0 < int(got["is_ood"].sum()) < 60
+    alone = run_onnx(tmp_path / "model.onnx", raw[:1].astype(np.float32))
+    assert alone["is_ood"] == got["is_ood"][0]
+
+
 def test_the_verdicts_of_the_test_are_of_both_kinds(image_model, detector):
     verdicts = expected(image_model, images(7, 3, seed=2), detector)["is_ood"]
     assert verdicts.any()
@@ -119,7 +138,8 @@ def test_the_file_is_valid_and_says_what_it_holds(files, detector):
     about = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
     assert about == {
         "jem_version": jem.__version__, "input_shape": [8, 8, 3], "layout": "channels_last",
-        "classes": list("abcde"), "threshold": detector.threshold, "accept": 0.7,
+        "classes": list("abcde"), "score": "log_density", "threshold": detector.threshold,
+        "accept": 0.7,
     }  # fmt: skip
     extra = {"jem.json": ""}
     torch.export.load(files / "model.pt2", extra_files=extra)
@@ -198,10 +218,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         export_onnx(image_model, tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("score", ["approximate_mass", "energy_change", "max_probability"])
-def test_only_the_log_density_has_a_verdict_in_a_graph(image_model, tmp_path, score):
-    detector = jem.OODDetector(image_model, score)
-    with pytest.raises(InputError, match=f"only .* 'log_density' .*gradients.* got '{score}'"):
+@pytest.mark.parametrize("score", ["approximate_mass", "energy_change", "knn"])
+def test_a_score_that_needs_more_than_logits_has_no_verdict_in_a_graph(
+    image_model, tmp_path, score
+):
+    reference = (torch.randn(9, 3, 8, 8), torch.arange(9) % 5) if score == "knn" else None
+    detector = jem.OODDetector(image_model, score, reference)
+    can = ", ".join(FROM_LOGITS)
+    with pytest.raises(InputError, match=rf"only .* \({can}\) .*gradients.* got '{score}'"):
         export_torch(image_model, tmp_path / "model.pt2", detector=detector)
 
 

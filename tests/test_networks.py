@@ -214,7 +214,10 @@ def test_a_factory_of_ones_own_is_called_with_shape_and_classes(own_module):
         ("own_nets_for_test", "named 'module:factory'"),
         (":make", "named 'module:factory'"),
         ("own_nets_for_test:none", "cannot find the network factory"),
-        ("no_such_module_at_all:make", "cannot find the network factory"),
+        (
+            "no_such_module_at_all:make",
+            r"cannot find .*; run in the folder that holds no_such_module_at_all\.py, or put it ",
+        ),
         ("own_nets_for_test.py:make", "a module is named without .py"),
         ("own_typo_for_test:make", "importing 'own_typo_for_test' failed: SyntaxError: "),
         ("own_nets_for_test:wrong", r"must return a torch.nn.Module, but got int"),

@@ -22,6 +22,8 @@ class Data:
     """Column of a .csv file that holds the labels, if not called label, class, target or y."""
     image_size: int | None = None
     """Pixels a side that a folder's images are brought to."""
+    skip_damaged: bool = False
+    """Leave out images of a folder that cannot be read, and say how many."""
 
 
 def run(argv: list[str]) -> int:
@@ -36,6 +38,7 @@ def run(argv: list[str]) -> int:
             download=args.download,
             label_column=args.label_column,
             image_size=args.image_size,
+            skip_damaged=args.skip_damaged,
         )
         print(splits.describe())
         return 0

@@ -68,6 +68,8 @@ class Inpaint:
     recipe where chains begin at class Gaussians."""
     network: str | None = None
     """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
+    skip_damaged: bool = False
+    """Leave out images of a folder that cannot be read, and say how many."""
     quiet: bool = False
     """Show no progress."""
 
@@ -88,7 +90,9 @@ def run(argv: list[str]) -> int:
     chain_of(model)
     shape = model.input_shape or ()
     config = read_config(args.run)
-    stream = inputs_of(args.inputs, model, config, batch_size=LARGEST_COUNT)
+    stream = inputs_of(
+        args.inputs, model, config, batch_size=LARGEST_COUNT, skip_damaged=args.skip_damaged
+    )
     names, raw, x = _read(args, model, stream)
     known = ~read_mask(args.mask, len(x), shape)
     labels = _labels(args, model, len(x))
@@ -104,7 +108,10 @@ def run(argv: list[str]) -> int:
         inputs=names,
         seed=args.seed,
     )
-    print(f"{len(x)} inputs completed: {outputs.picture} and {outputs.arrays}")
+    where = f"{outputs.picture} and {outputs.arrays}"
+    if len(x) > SHOWN:
+        where = f"the first {SHOWN} in {outputs.picture}, all in {outputs.arrays}"
+    print(f"{len(x)} inputs completed: {where}")
     return 0
 
 

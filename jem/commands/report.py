@@ -147,7 +147,14 @@ def _read(path: Path, args: Report, config: dict[str, Any], model: JEM) -> Tenso
     from jem.randomness import named_generator
 
     shape = model.input_shape or ()
-    stream = inputs_of(path, model, config, batch_size=256, label_column=args.label_column)
+    stream = inputs_of(
+        path,
+        model,
+        config,
+        batch_size=256,
+        label_column=args.label_column,
+        skip_damaged=True,
+    )
     # White is white, in whatever range the training data were stored.
     scale = Scaling.of_bytes(shape, "channels_last") if stream.from_images else model.preprocess
     generator = named_generator(args.seed, "foreign inputs")

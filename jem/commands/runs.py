@@ -58,6 +58,7 @@ def inputs_of(
     *,
     batch_size: int,
     label_column: str | None = None,
+    skip_damaged: bool = False,
 ) -> InputStream:
     """Inputs of a file or folder for a run, read as its own data were.
 
@@ -67,6 +68,7 @@ def inputs_of(
         config: Its configuration.
         batch_size: Inputs a batch.
         label_column: Column of a `.csv` file to leave out; that of the run if None.
+        skip_damaged: Leave out damaged images of a folder.
     """
     from jem.data.streams import stream_inputs
 
@@ -77,6 +79,7 @@ def inputs_of(
         label_column=label_column or config.get("label_column"),
         columns=config.get("columns"),
         resize=config.get("image_size") is not None,
+        skip_damaged=skip_damaged,
     )
 
 
@@ -106,4 +109,5 @@ def splits_of(
         seed=config["seed"],
         label_column=config.get("label_column"),
         image_size=config.get("image_size"),
+        skip_damaged=bool(config.get("skip_damaged")),
     )

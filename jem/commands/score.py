@@ -53,6 +53,8 @@ class Score:
     """Folder of downloaded data sets, for the same."""
     label_column: str | None = None
     """Column of a .csv file to leave out."""
+    skip_damaged: bool = False
+    """Leave out images of a folder that cannot be read, and say how many."""
     batch_size: int = 256
     """Inputs at a time."""
     device: str = "auto"
@@ -76,6 +78,7 @@ def run(argv: list[str]) -> int:
         config,
         batch_size=_read_at_once(args.batch_size, model.input_shape or ()),
         label_column=args.label_column,
+        skip_damaged=args.skip_damaged,
     )
     scale = _scaling(args, model, stream)
     scorer = _scorer(args, model, config)
@@ -85,6 +88,8 @@ def run(argv: list[str]) -> int:
         writer.writerow(_header(scorer))
         for names, raw in stream.batches:
             table = _table(args.inputs, names, raw, lambda raw: scorer.table(scale(raw)))
+            if not count and not stream.from_images and model.scaling is not None:
+                _doubt_units(args, model, raw)
             writer.writerows(_rows(scorer, names, table))
             count, rejected = count + len(names), rejected + int(table.is_ood.sum())
             advance(len(names))
@@ -170,6 +175,16 @@ def _scaling(args: Score, model: JEM, stream: InputStream) -> Callable[[Array], 
         )
     _note(f"{args.run} keeps no scaling: inputs are taken to be in the network's own units")
     return lambda raw: as_batch(raw, shape)
+
+
+def _doubt_units(args: Score, model: JEM, raw: Array) -> None:
+    """Say so if the first inputs look as if they were in other units than the training data."""
+    from jem.data.units import doubt_units
+
+    assert model.scaling is not None, "asked for only with a scaling"
+    doubt = doubt_units(raw, model.scaling(raw), model.scaling, model.domain)
+    if doubt is not None:
+        _note(f"{args.inputs}: {doubt}")
 
 
 def _table(

@@ -67,6 +67,8 @@ class Train:
     image_size: int | None = None
     """Pixels a side that a folder's images are brought to: scaled, and the middle cut out; needed
     where they are of several sizes."""
+    skip_damaged: bool = False
+    """Leave out images of a folder that cannot be read, and say how many."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     quiet: bool = False
@@ -188,7 +190,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     if isinstance(changes, str):
         changes = asdict(recipe_from(changes))
     own = {}
-    for key in ("data", "data_root", "label_column", "image_size", "seed", "network"):
+    for key in (*_OF_DATA, "seed", "network"):
         if isinstance(config.get(key), str | int):
             own[key] = Path(config[key]) if key == "data_root" else config[key]
     changes = {**changes, **{k: v for k, v in config.items() if k in recipe_fields}}
@@ -198,8 +200,11 @@ def _read_config(path: Path) -> dict[str, Any]:
     return {**own, "recipe_fields": changes}
 
 
+_OF_DATA = ("data", "data_root", "label_column", "image_size", "skip_damaged")
+"""What a run keeps in its config.json to find the same data again."""
+
 _INFORMATIVE = {
-    "recipe", "data", "data_root", "label_column", "image_size", "seed", "network",
+    *_OF_DATA, "recipe", "seed", "network",
     "input_shape", "classes", "columns", "epochs", "iterations", "versions", "device", "command",
     "as_given",
 }  # fmt: skip
@@ -227,6 +232,7 @@ def _load(args: Train) -> DataSplits:
         seed=args.seed,
         label_column=args.label_column,
         image_size=args.image_size,
+        skip_damaged=args.skip_damaged,
     )
 
 
@@ -266,6 +272,7 @@ def _describe(args: Train) -> dict[str, Any]:
         "data_root": root,
         "label_column": args.label_column,
         "image_size": args.image_size,
+        "skip_damaged": args.skip_damaged or None,
         "network": args.network,
     }
     return {key: value for key, value in told.items() if value is not None}

@@ -216,7 +216,7 @@ def _check_indices(y: Array, classes: Sequence[str]) -> tuple[tuple[str, ...], I
             f"Expected y with class indices from 0 to {len(classes) - 1}, as class names are "
             f"given, got {y.min()} to {y.max()}."
         )
-    return tuple(classes), y.astype(np.int64)
+    return tuple(str(name) for name in classes), y.astype(np.int64)
 
 
 def _read_layout(

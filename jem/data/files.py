@@ -3,6 +3,7 @@
 import csv
 import math
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,8 +42,13 @@ MEMORY_LIMIT = 2 * 1024**3
 LARGEST_IMAGE_SIZE = 1024  # pixels a side
 
 MOST_NAMED = 5  # unusable images named in one message
+SKIP_HINT = "Leave damaged images out with --skip-damaged (skip_damaged=True in Python)."
 
 Array = npt.NDArray[Any]
+
+
+class DamagedImageError(InputError):
+    """An image cannot be read."""
 
 
 def load_file(
@@ -51,6 +57,7 @@ def load_file(
     seed: int = 0,
     label_column: str | None = None,
     image_size: int | None = None,
+    skip_damaged: bool = False,
     memory_limit: int = MEMORY_LIMIT,
 ) -> DataSplits:
     """Load an `.npz` file, a `.csv` file, or a folder of images with one subfolder a class.
@@ -62,6 +69,8 @@ def load_file(
             class, target or y.
         image_size: Pixels a side that images of a folder are brought to, see `fit_image`; None
             takes them as they are, all of one size.
+        skip_damaged: Leave out images of a folder that cannot be read, with one warning that says
+            how many; otherwise they are refused.
         memory_limit: Bytes above which a folder of images, as float32, stays on disk.
 
     Returns:
@@ -72,11 +81,16 @@ def load_file(
     """
     path = Path(path).expanduser()
     if path.is_dir():
-        return _load_folder(path, seed, image_size, memory_limit)
+        return _load_folder(path, seed, image_size, skip_damaged, memory_limit)
     if image_size is not None:
         raise InputError(
             f"Expected a folder of images to bring to a size of {image_size}, got {path}: "
             f"leave out image_size."
+        )
+    if skip_damaged:
+        raise InputError(
+            f"Expected a folder of images to leave damaged ones out of, got {path}: leave out "
+            f"skip_damaged."
         )
     if not path.is_file():
         raise InputError(f"Expected a file or a folder, found nothing at {path}.")
@@ -276,13 +290,17 @@ def read_column(path: Path, name: str, cells: Sequence[tuple[int, str]]) -> Arra
     return values
 
 
-def _load_folder(folder: Path, seed: int, image_size: int | None, memory_limit: int) -> DataSplits:
+def _load_folder(
+    folder: Path, seed: int, image_size: int | None, skip_damaged: bool, memory_limit: int
+) -> DataSplits:
     """Load images whose class is the name of their subfolder."""
     if image_size is not None and not 4 <= image_size <= LARGEST_IMAGE_SIZE:
         raise InputError(
             f"Expected an image size of 4 to {LARGEST_IMAGE_SIZE} pixels, got {image_size}."
         )
     files = _list_images(folder)
+    if skip_damaged:
+        files = _undamaged_of_each_class(folder, files)
     size, mode = _common_format(files, image_size)
     classes, y = index_labels(np.array([file.parent.name for file in files]))
     shape = (1 if mode == "L" else 3, size[1], size[0])
@@ -298,7 +316,8 @@ def _load_folder(folder: Path, seed: int, image_size: int | None, memory_limit: 
         except InputError:
             refuse_unreadable(files, _check_image)
             raise
-    return assemble(folder.name, parts, classes, scaling)
+    splits = assemble(folder.name, parts, classes, scaling)
+    return replace(splits, ignored=_count_others(folder))
 
 
 class ImageReader:
@@ -320,10 +339,13 @@ class ImageReader:
     def __call__(self, file: Path) -> Tensor:
         """Return the image as float32, shape (C, H, W)."""
         _, height, width = self.scaling.input_shape
-        with open_image(file) as image:
-            if self.resize:
-                image = fit_image(file, image, (width, height))
-            return self.scaling(pixels(file, image, self.mode))[0]
+        try:
+            with open_image(file) as image:
+                if self.resize:
+                    image = fit_image(file, image, (width, height))
+                return self.scaling(pixels(file, image, self.mode))[0]
+        except DamagedImageError as error:
+            raise DamagedImageError(f"{error} {SKIP_HINT}") from error
 
 
 def _list_images(folder: Path) -> list[Path]:
@@ -344,6 +366,15 @@ def _list_images(folder: Path) -> list[Path]:
             f"Expected one subfolder of images for each class in {folder}, got no subfolder."
         )
     return files
+
+
+def _count_others(folder: Path) -> int:
+    """Files beside the class folders, and those in them that are no images."""
+    others = len(_visible(folder, Path.is_file))
+    for subfolder in _visible(folder, Path.is_dir):
+        files = _visible(subfolder, Path.is_file)
+        others += sum(file.suffix.lower() not in IMAGE_SUFFIXES for file in files)
+    return others
 
 
 def _visible(folder: Path, kind: Any) -> list[Path]:  # noqa: ANN401
@@ -390,6 +421,53 @@ def _check_image(file: Path) -> None:
         pixels(file, image, "RGB")
 
 
+def undamaged(folder: Path, files: Iterable[Path]) -> Iterator[Path]:
+    """Read images with their pixels and leave out those that cannot be, with one warning.
+
+    Args:
+        folder: Where they lie, for messages.
+        files: The images.
+
+    Raises:
+        InputError: At the end, if none can be read.
+    """
+    total, damaged = 0, []
+    for total, file in enumerate(files, start=1):  # noqa: B007
+        try:
+            _check_image(file)
+        except DamagedImageError:
+            damaged.append(file)
+            continue
+        except InputError:
+            pass  # not damaged: who reads it says what is wrong
+        yield file
+    if damaged and len(damaged) == total:
+        raise InputError(f"Expected images in {folder}, got {total:,} that are damaged.")
+    if damaged:
+        warnings.warn(
+            f"{len(damaged):,} of {total:,} images in {folder} are damaged and were left out: "
+            f"{_first_few(damaged)}",
+            stacklevel=2,
+        )
+
+
+def _undamaged_of_each_class(folder: Path, files: Sequence[Path]) -> list[Path]:
+    """Images that can be read; a class must not vanish with its images."""
+    kept = list(undamaged(folder, files))
+    lost = {file.parent for file in files} - {file.parent for file in kept}
+    if lost:
+        raise InputError(
+            f"Expected images in the class folder {min(lost)}, got damaged ones alone: replace "
+            f"them or remove the folder."
+        )
+    return kept
+
+
+def _first_few(files: Sequence[Path]) -> str:
+    dots = ", ..." if len(files) > MOST_NAMED else ""
+    return ", ".join(str(file) for file in files[:MOST_NAMED]) + dots
+
+
 def refuse_unreadable(files: Iterable[Path], read: Callable[[Path], object]) -> None:
     """Read images once more to say of all at once which are unusable.
 
@@ -400,19 +478,19 @@ def refuse_unreadable(files: Iterable[Path], read: Callable[[Path], object]) -> 
     Raises:
         InputError: What is wrong with the first; of several also their number and the first few.
     """
-    errors: dict[Path, str] = {}
+    errors: dict[Path, InputError] = {}
     for file in files:
         try:
             read(file)
         except InputError as error:
-            errors[file] = str(error)
+            errors[file] = error
     if not errors:
         return
-    message = next(iter(errors.values()))
+    message = str(next(iter(errors.values())))
     if len(errors) > 1:
-        named = ", ".join(str(file) for file in list(errors)[:MOST_NAMED])
-        dots = ", ..." if len(errors) > MOST_NAMED else ""
-        message += f" In all, {len(errors):,} images are unusable: {named}{dots}"
+        message += f" In all, {len(errors):,} images are unusable: {_first_few(list(errors))}."
+    if any(isinstance(error, DamagedImageError) for error in errors.values()):
+        message += f" {SKIP_HINT}"
     raise InputError(message)
 
 
@@ -427,7 +505,9 @@ def open_image(file: Path) -> Image.Image:
     try:
         return Image.open(file)
     except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error
+        raise DamagedImageError(
+            f"Could not read the image {file}: it is damaged ({error})."
+        ) from error
 
 
 def fit_image(file: Path, image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -447,4 +527,6 @@ def pixels(file: Path, image: Image.Image, mode: Literal["L", "RGB"]) -> Array:
     try:
         return np.asarray(image.convert(mode))
     except (OSError, SyntaxError, ValueError) as error:
-        raise InputError(f"Could not read the image {file}: it is damaged ({error}).") from error
+        raise DamagedImageError(
+            f"Could not read the image {file}: it is damaged ({error})."
+        ) from error

@@ -39,6 +39,7 @@ def load(
     seed: int = 0,
     label_column: str | None = None,
     image_size: int | None = None,
+    skip_damaged: bool = False,
 ) -> DataSplits:
     """Load a data set by its name in `NAMES`, or a person's own from a file or folder.
 
@@ -51,6 +52,8 @@ def load(
         label_column: Name of the column of a `.csv` file that holds the labels.
         image_size: Pixels a side that images of a folder are brought to: scaled, and the middle
             cut out. None takes them as they are, all of one size.
+        skip_damaged: Leave out images of a folder that cannot be read, with one warning that says
+            how many; otherwise they are refused.
 
     Returns:
         Four parts in network units. Sets with an official test part keep it.
@@ -69,7 +72,13 @@ def load(
         return _load_downloaded(key, root, download, seed)
     path = Path(key).expanduser()
     if path.exists():
-        return load_file(path, seed=seed, label_column=label_column, image_size=image_size)
+        return load_file(
+            path,
+            seed=seed,
+            label_column=label_column,
+            image_size=image_size,
+            skip_damaged=skip_damaged,
+        )
     if path.suffix or len(path.parts) > 1:
         raise InputError(
             f"Expected an .npz file, a .csv file or a folder, found nothing at {path}."

@@ -17,6 +17,8 @@ from jem.randomness import derive_seed
 PART_NAMES = ("train", "validation", "calibration", "test")
 DEFAULT_FRACTIONS = (0.6, 0.1, 0.1, 0.2)
 
+MOST_NAMED = 10  # classes named in a short form
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -31,6 +33,9 @@ class DataPart(Dataset[tuple[Tensor, Tensor]]):
 
     x: Tensor
     y: Tensor
+
+    def __repr__(self) -> str:
+        return f"DataPart({len(self):,} inputs of {_by(self.x.shape[1:])})"
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -54,6 +59,9 @@ class LazyPart(Dataset[tuple[Tensor, Tensor]]):
     sources: Sequence[Any]
     y: Tensor
     read: Callable[[Any], Tensor]
+
+    def __repr__(self) -> str:
+        return f"LazyPart({len(self):,} inputs, read when asked for)"
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -87,6 +95,7 @@ class DataSplits:
         kind: Whether inputs are images (C, H, W) or rows (D,) of a table.
         input_shape: Shape of one network input.
         columns: Names of the columns of a table that was read from a file with a header.
+        ignored: Files of a folder that were not read, since their names are not those of images.
     """
 
     name: str
@@ -100,18 +109,35 @@ class DataSplits:
     kind: Literal["image", "table"]
     input_shape: tuple[int, ...]
     columns: tuple[str, ...] | None = None
+    ignored: int = 0
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {len(getattr(self, name)):,}" for name in PART_NAMES)
+        low, high = (float(bound) for bound in (self.domain[0].min(), self.domain[1].max()))
+        names = ", ".join(self.classes[:MOST_NAMED])
+        dots = ", ..." if len(self.classes) > MOST_NAMED else ""
+        return (
+            f"DataSplits({self.name}: {self.kind}, {_by(self.input_shape)}, {len(self.classes)} "
+            f"classes ({names}{dots}); {sizes}; domain {low:.3g} to {high:.3g})"
+        )
 
     def describe(self) -> str:
         """Return a few lines for people: shape, sizes and class counts."""
-        shape = " x ".join(str(size) for size in self.input_shape)
+        shape = _by(self.input_shape)
         what = f"images of {shape}" if self.kind == "image" else f"rows of {shape} numbers"
         parts = [(name, getattr(self, name)) for name in PART_NAMES]
         sizes = ", ".join(f"{name} {len(part):,}" for name, part in parts)
         lazy = " (read from disk when needed)" if isinstance(self.train, LazyPart) else ""
         return (
             f"{self.name}: {what}, {len(self.classes)} classes{lazy}\n"
-            f"  {sizes}\n  {self._describe_classes()}"
+            f"  {sizes}\n  {self._describe_classes()}{self._describe_ignored()}"
         )
+
+    def _describe_ignored(self) -> str:
+        if not self.ignored:
+            return ""
+        files = "1 other file was" if self.ignored == 1 else f"{self.ignored:,} other files were"
+        return f"\n  {files} ignored"
 
     def _describe_classes(self) -> str:
         counts = torch.bincount(self.train.y, minlength=len(self.classes)).tolist()
@@ -119,6 +145,10 @@ class DataSplits:
             return f"training examples a class: {min(counts):,} to {max(counts):,}"
         pairs = zip(self.classes, counts, strict=True)
         return "training examples: " + ", ".join(f"{name}: {count:,}" for name, count in pairs)
+
+
+def _by(shape: Sequence[int]) -> str:
+    return " x ".join(str(size) for size in shape)
 
 
 def split_indices(

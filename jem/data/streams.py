@@ -29,6 +29,7 @@ from jem.data.files import (
     read_columns,
     refuse_deep,
     refuse_unreadable,
+    undamaged,
 )
 from jem.errors import InputError
 
@@ -44,7 +45,8 @@ class InputStream:
     Attributes:
         batches: Yields names of the inputs (their number from 0, or their file) and the raw inputs
             (B, ...). It raises `InputError`, naming file and row, at the first that is none.
-        total: How many inputs there are; None where only the end of the file says so.
+        total: How many inputs there are, damaged images included; None where only the end of the
+            file says so.
         from_images: Whether they are bytes of image files, 0 to 255, channels last.
     """
 
@@ -61,6 +63,7 @@ def stream_inputs(
     label_column: str | None = None,
     columns: Sequence[str] | None = None,
     resize: bool = False,
+    skip_damaged: bool = False,
 ) -> InputStream:
     """Open inputs for a model, of which no more than a batch is held at a time.
 
@@ -77,6 +80,8 @@ def stream_inputs(
             file may have them in another, and others beside them. If None, position decides.
         resize: Bring images of another size to `input_shape`: scaled, and the middle cut out;
             otherwise they are refused.
+        skip_damaged: Leave out images of a folder that cannot be read, with one warning at the end
+            that says how many; otherwise they are refused.
 
     Returns:
         The inputs as they are stored.
@@ -100,7 +105,7 @@ def stream_inputs(
         raise InputError(f"Expected a file or a folder, found nothing at {path}.")
     suffix = path.suffix.lower()
     if path.is_dir() or suffix in IMAGE_SUFFIXES:
-        return _open_images(path, shape, batch_size, resize)
+        return _open_images(path, shape, batch_size, resize, skip_damaged)
     if suffix in (".npy", ".npz"):
         return _open_array(path, shape, batch_size)
     if suffix == ".csv":
@@ -296,7 +301,9 @@ def _numbers(
 # -- images ---------------------------------------------------------------------------------------
 
 
-def _open_images(path: Path, shape: Shape, batch_size: int, resize: bool) -> InputStream:
+def _open_images(
+    path: Path, shape: Shape, batch_size: int, resize: bool, skip_damaged: bool
+) -> InputStream:
     if len(shape) != 3 or shape[0] not in (1, 3):
         wanted = " x ".join(map(str, shape))
         raise InputError(f"Expected inputs of {wanted}, as in training, got images: {path}.")
@@ -310,7 +317,8 @@ def _open_images(path: Path, shape: Shape, batch_size: int, resize: bool) -> Inp
     total = sum(1 for _ in _walk(path))
     if total == 0:
         raise InputError(f"Expected images ({', '.join(IMAGE_SUFFIXES)}) in {path}, got none.")
-    return InputStream(_image_batches(path, read, batch_size), total, from_images=True)
+    files = undamaged(path, _walk(path)) if skip_damaged else _walk(path)
+    return InputStream(_image_batches(path, files, read, batch_size), total, from_images=True)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -333,9 +341,8 @@ def _stop(error: OSError) -> None:
 
 
 def _image_batches(
-    folder: Path, read: Callable[[Path], Array], batch_size: int
+    folder: Path, files: Iterator[Path], read: Callable[[Path], Array], batch_size: int
 ) -> Iterator[Named]:
-    files = _walk(folder)
     while chunk := list(islice(files, batch_size)):
         names = [file.relative_to(folder).as_posix() for file in chunk]
         try:

@@ -37,7 +37,7 @@ def check_accept(num_calibration: int, accept: float) -> None:
         raise InputError(f"`accept` must lie in (0, 1), but got {accept}")
     if not flagged_rank(num_calibration, accept):
         raise InputError(
-            f"accept={accept:g} needs at least {_smallest_calibration(accept)} calibration "
+            f"accept={accept:g} needs at least {smallest_calibration(accept)} calibration "
             f"inputs, but got {num_calibration}"
         )
 
@@ -64,8 +64,12 @@ def largest_accept(num_calibration: int, wanted: float = 0.95) -> float:
     return wanted if flagged_rank(num_calibration, wanted) else 1 - 1 / (num_calibration + 1)
 
 
-def _smallest_calibration(accept: float) -> int:
-    """How many calibration inputs make r = 1."""
+def smallest_calibration(accept: float) -> int:
+    """How many calibration inputs make r = 1.
+
+    Args:
+        accept: Share to accept, in (0, 1).
+    """
     num = max(math.ceil(1 / (1 - accept)) - 2, 1)
     while not flagged_rank(num, accept):
         num += 1

@@ -176,3 +176,8 @@ def with_nan(x, place):
 def test_what_cannot_be_trained_on_is_refused(x, y, options, message):
     with pytest.raises(InputError, match=message):
         from_arrays(x, y, **options)
+
+
+def test_names_of_classes_are_plain_strings():
+    splits = from_arrays(np.arange(80.0).reshape(40, 2), [0, 1] * 20, classes=np.array(["a", "b"]))
+    assert repr(splits.classes) == "('a', 'b')"

@@ -191,14 +191,63 @@ def test_several_damaged_images_are_named_at_once(tmp_path):
     names[3].write_bytes(whole[: len(whole) - 30])
     with pytest.raises(InputError, match="In all, 2 images are unusable: ") as caught:
         load(folder)
-    assert str(caught.value).endswith(f": {names[1]}, {names[3]}")
+    assert f": {names[1]}, {names[3]}. Leave damaged images out with --skip" in str(caught.value)
     for path in names[2:8]:
         path.write_bytes(b"no image")
     with pytest.raises(InputError) as caught:
         load(folder)
     listed = ", ".join(str(path) for path in names[1:6])
-    assert str(caught.value).endswith(f"In all, 7 images are unusable: {listed}, ...")
+    assert f"In all, 7 images are unusable: {listed}, .... Leave" in str(caught.value)
     assert str(caught.value).startswith(f"Could not read the image {names[1]}: it is damaged")
+
+
+def damage(*paths):
+    """Cut images off after their headers."""
+    for path in paths:
+        path.write_bytes(path.read_bytes()[:-30])
+
+
+@pytest.mark.parametrize("memory_limit", [10**9, 100])
+def test_damaged_images_are_left_out_when_asked_for(tmp_path, memory_limit):
+    folder = write_images(tmp_path / "pets")
+    names = sorted(folder.rglob("*.png"))
+    damage(names[1], names[3])
+    message = f"^2 of 16 images in {folder} are damaged and were left out: {names[1]}, {names[3]}$"
+    with pytest.warns(UserWarning, match=message):
+        skipped = load_file(folder, skip_damaged=True, memory_limit=memory_limit)
+    names[1].unlink()
+    names[3].unlink()
+    removed = load_file(folder, skip_damaged=True)  # nothing is damaged, nothing is said
+    assert torch.equal(skipped.train[:][0], removed.train.x)
+    assert torch.equal(skipped.train.y, removed.train.y)
+
+
+def test_what_leaving_damaged_images_out_cannot_mend(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    damage(*(folder / "dog").iterdir())
+    with (
+        pytest.warns(UserWarning, match="8 of 16 images"),
+        pytest.raises(InputError, match=r"class folder .*dog, got damaged ones alone: replace"),
+    ):
+        load(folder, skip_damaged=True)
+    damage(*(folder / "cat").iterdir())
+    with pytest.raises(InputError, match=r"Expected images in .*pets, got 16 that are damaged"):
+        load(folder, skip_damaged=True)
+    table = write_csv(tmp_path / "a.csv", ["p", "label"], [[1, "a"], [2, "b"]])
+    with pytest.raises(InputError, match="leave out skip_damaged"):
+        load(table, skip_damaged=True)
+    deep = write_images(tmp_path / "deep")
+    Image.fromarray(np.ones((4, 5), np.uint16)).save(deep / "dog" / "deep.png")
+    with pytest.raises(InputError, match="8 bits a channel"):
+        load(deep, skip_damaged=True)
+
+
+def test_a_damaged_image_found_in_training_says_how_to_leave_it_out(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    damage(*folder.rglob("*.png"))
+    part = load_file(folder, memory_limit=100).train
+    with pytest.raises(InputError, match=r"damaged .*--skip-damaged"):
+        part[0]
 
 
 def test_images_of_sixteen_bits_are_refused(tmp_path):
@@ -206,6 +255,15 @@ def test_images_of_sixteen_bits_are_refused(tmp_path):
     Image.fromarray(np.ones((4, 5), np.uint16)).save(folder / "dog" / "deep.png")
     with pytest.raises(InputError, match=r"8 bits a channel, got more in .*deep\.png"):
         load(folder)
+
+
+def test_other_files_of_a_folder_are_counted(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    assert "ignored" not in load(folder).describe()
+    (folder / "dog" / "notes.txt").write_text("not an image")
+    assert load(folder).describe().endswith("\n  1 other file was ignored")
+    (folder / "readme.md").write_text("not an image")
+    assert load(folder).describe().endswith("\n  2 other files were ignored")
 
 
 def test_folders_that_are_no_classes(tmp_path):

@@ -105,3 +105,14 @@ def test_describe_names_sizes_and_class_counts():
     assert "images of 1 x 8 x 8, 10 classes" in text
     assert "train 1,237, validation 100, calibration 100, test 360" in text
     assert "3: 126" in text
+
+
+def test_a_data_set_is_shown_in_a_line():
+    splits = load("digits")
+    assert repr(splits) == (
+        "DataSplits(digits: image, 1 x 8 x 8, 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9); "
+        "train 1,237, validation 100, calibration 100, test 360; domain -1 to 1)"
+    )
+    assert repr(splits.train) == "DataPart(1,237 inputs of 1 x 8 x 8)"
+    lazy = LazyPart(["a", "b"], torch.tensor([0, 1]), torch.zeros)
+    assert repr(lazy) == "LazyPart(2 inputs, read when asked for)"

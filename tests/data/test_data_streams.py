@@ -293,10 +293,26 @@ def test_several_unusable_images_are_named_at_once(tmp_path):
     message = refused(tmp_path / "in", (1, 5, 6), batch_size=3)  # 4 and 8 are in other batches
     assert message.startswith(f"Could not read the image {tmp_path / 'in' / '1.png'}")
     listed = ", ".join(str(tmp_path / "in" / f"{number}.png") for number in (1, 4, 8))
-    assert message.endswith(f" In all, 3 images are unusable: {listed}")
+    assert f" In all, 3 images are unusable: {listed}. Leave damaged images out" in message
     (tmp_path / "in" / "4.png").unlink()
     (tmp_path / "in" / "8.png").unlink()
     assert "In all" not in refused(tmp_path / "in", (1, 5, 6), batch_size=3)
+
+
+def test_damaged_images_are_left_out_when_asked_for(tmp_path):
+    for number in range(9):
+        save(tmp_path / "in" / f"{number}.png", picture())
+    for number in (1, 4, 8):
+        (tmp_path / "in" / f"{number}.png").write_bytes(b"no image")
+    stream = stream_inputs(tmp_path / "in", (1, 5, 6), batch_size=4, skip_damaged=True)
+    with pytest.warns(UserWarning, match="3 of 9 images in .*1.png, .*4.png, .*8.png"):
+        batches = list(stream.batches)
+    assert [names for names, _ in batches] == [
+        ["0.png", "2.png", "3.png", "5.png"], ["6.png", "7.png"]
+    ]  # fmt: skip
+    for path in (tmp_path / "in").iterdir():
+        path.write_bytes(b"no image")
+    assert "got 9 that are damaged" in refused(tmp_path / "in", (1, 5, 6), skip_damaged=True)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
