@@ -32,19 +32,6 @@ from jem.randomness import derive_seed, named_generator
 from jem.training.recipe import RECIPES, Recipe
 from jem.training.trainer import Trainer
 
-FINE_TUNING = replace(
-    RECIPES["fast"],
-    head="joint",
-    learning_rate=1e-3,
-    average=0.95,
-    warmup=0.1,
-    start="gaussian",
-    num_chains=32,
-    num_steps=1,
-    outlier_count=32,
-)
-"""What differs from `fast`: chosen on the validation parts of seeds 10 to 12."""
-
 
 @dataclass
 class Benchmark:
@@ -98,7 +85,7 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
     plain = replace(RECIPES["plain"], epochs=args.epochs)
     row = fit(model, plain, data, seed)
     before = row | summarise(model, measured, foreign)
-    tuning = replace(FINE_TUNING, accuracy_margin=args.accuracy_margin)
+    tuning = replace(RECIPES["finetune"], accuracy_margin=args.accuracy_margin)
     updates = max(1, round(args.share * row["iterations"] / args.update_cost))
     epochs = math.ceil(updates * tuning.batch_size / len(data.train))
     some = some_rows(data, updates // epochs * tuning.batch_size, seed)

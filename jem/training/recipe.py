@@ -221,6 +221,17 @@ _PUBLISHED = Recipe(
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(),
     "plain": Recipe(step="plain", head="joint"),
+    "finetune": Recipe(
+        head="joint",
+        learning_rate=3e-4,
+        warmup=0.1,
+        average=0.95,
+        energy_l2=0.0,
+        num_chains=32,
+        num_steps=1,
+        start="gaussian",
+        outlier_count=32,
+    ),
     "jem": replace(
         _PUBLISHED,
         learning_rate=1e-4,
@@ -267,6 +278,8 @@ RECIPES: dict[str, Recipe] = {
 
 - `fast`: the fused step.
 - `plain`: cross-entropy alone, the control.
+- `finetune`: for a network that classifies already, in a few epochs: half of the negatives are
+  outliers, which help at once, and no penalty draws its energies, which lie far from 0, there.
 - `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.
 - `proximal`: JEM++, Yang and Ji (2021), arXiv:2109.09032: chains begin from class Gaussians, and
   move without noise by gradients clamped to 1, inside the domain. Their inner loop of 5 moves of
