@@ -234,7 +234,7 @@ def test_a_recipe_is_taken_by_name_or_as_it_is():
         (
             "quick",
             None,
-            "unknown recipe 'quick': expected one of fast, jem, plain, proximal, sada",
+            "unknown recipe 'quick': expected one of fast, finetune, jem, plain, proximal, sada",
         ),
         ("fast", {"epoch": 3}, "unknown recipe field 'epoch'; `jem recipes` lists them"),
         ("fast", {"epochs": "many"}, "`epochs` must be a whole number or None, but got 'many'"),
