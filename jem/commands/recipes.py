@@ -24,7 +24,7 @@ def run(argv: list[str]) -> int:
     table = Table("field", *RECIPES)
     for f in fields(Recipe):
         table.add_row(f.name, *(_shown(getattr(recipe, f.name)) for recipe in RECIPES.values()))
-    Console(width=None if sys.stdout.isatty() else 100).print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
     return 0
 
 
