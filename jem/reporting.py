@@ -63,15 +63,15 @@ def write_report_on(
     seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """As `write_report`, on all that is known of a run.
+    """Write the report with all that is known of a run; `write_report` for what a person has.
 
     Args:
         subject: The model, its data, and what is known of the run.
-        folder: As there, and so are the rest.
+        folder: Where to write; made if it is not there.
         title: Heading of the page.
-        accept: Share accepted.
-        seed: The one seed.
-        progress: Told each section.
+        accept: Share of in-distribution inputs that the detector is to accept.
+        seed: Decides foreign sets, samples and bootstrap replicates.
+        progress: Told the name of each section before it is measured.
 
     Returns:
         The content of `report.json`.

@@ -9,6 +9,7 @@ import pytest
 from sklearn.datasets import load_wine
 from sklearn.model_selection import train_test_split
 
+import jem
 from jem import JEMClassifier
 from jem.errors import InputError
 
@@ -85,7 +86,7 @@ def test_other_data_are_refused(fitted, parts):
 
 def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
     x_train, x_test, y_train, y_test = parts
-    monkeypatch.setattr("jem.reporting.write_report", lambda *_, **__: {})
+    monkeypatch.setattr("jem.reporting.write_report_on", lambda *_, **__: {})
     mixed = pd.concat([x_test, x_train[:9]]), np.concatenate([y_test, y_train[:9]])
     count = len(x_test) + 9
     with pytest.warns(UserWarning, match=f"^9 of {count} rows of `X` are rows of ") as seen:
@@ -95,6 +96,20 @@ def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fitted.report(x_test, y_test, x_train, y_train)
+
+
+def test_a_model_and_its_data_are_enough_for_the_page(tmp_path):
+    data = jem.data.load("iris", seed=0)
+    model = jem.JEM(
+        jem.networks.mlp(data.input_shape, 3, width=4), classes=data.classes, domain=data.domain
+    )
+    found = jem.write_report(
+        model, data, tmp_path / "page", title="Mine & theirs", foreign={"zeros": data.test.x * 0}
+    )
+    assert found == json.loads((tmp_path / "page" / "report.json").read_text())
+    assert found["data"]["name"] == "iris"
+    assert "zeros" in [row["name"] for row in found["ood"]["sets"]]
+    assert "Mine &amp; theirs" in (tmp_path / "page" / "report.html").read_text()
 
 
 def test_without_held_out_rows_there_is_no_report(parts):
