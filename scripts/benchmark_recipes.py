@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import tyro
 from memory import peak_memory
+from torch import Tensor
 
 import jem
 from jem import networks
@@ -125,18 +126,28 @@ def after_temperature(model: jem.JEM, splits: DataSplits) -> dict[str, float]:
 def samples_of(model: jem.JEM, splits: DataSplits, judge: Judge, seed: int) -> dict[str, float]:
     """Agreement, Frechet and kernel distance of fresh samples of every class.
 
-    And the Frechet distance of where their chains begin: what no training is needed for.
+    And what they are held against: real test inputs, for the distance at most as many, and where
+    chains begin, which takes no training at all.
     """
     labels = torch.arange(len(splits.classes)).repeat_interleave(SAMPLES_A_CLASS)
     x = jem.sample(model, labels, seed=seed).cpu()
     begun = jem.sample(model, labels, seed=seed, num_steps=0).cpu()
     real, fake = judge.features(splits.train.x), judge.features(x)
-    beginnings = judge.features(begun)
+    frechet = frechet_distance(real, fake, seed=seed)
+    kernel = kernel_distance(real, fake, seed=seed)
+
+    def distance(inputs: Tensor) -> float:
+        return frechet_distance(real, judge.features(inputs), num_bootstrap=0).value
+
     return {
         "agreement": float((judge.predict(x) == labels).float().mean()),
-        "frechet": frechet_distance(real, fake, num_bootstrap=0).value,
-        "frechet_start": frechet_distance(real, beginnings, num_bootstrap=0).value,
-        "kernel": kernel_distance(real, fake).value,
+        "agreement_real": float((judge.predict(splits.test.x) == splits.test.y).float().mean()),
+        "frechet": frechet.value,
+        "frechet_error": frechet.std_error,
+        "frechet_start": distance(begun),
+        "frechet_real": distance(splits.test.x[: len(x)]),
+        "kernel": kernel.value,
+        "kernel_error": kernel.std_error,
     }
 
 
@@ -164,9 +175,13 @@ FIGURES = (
     ("ECE after temperature", "ece_scaled", 4),
     ("AUROC", "auroc", 4),
     ("agreement of samples", "agreement", 3),
+    ("agreement of real test inputs", "agreement_real", 3),
     ("Frechet distance of samples", "frechet", 1),
+    ("standard error of it in a run", "frechet_error", 1),
     ("Frechet distance of where chains begin", "frechet_start", 1),
+    ("Frechet distance of real test inputs", "frechet_real", 1),
     ("kernel distance of samples", "kernel", 3),
+    ("standard error of it in a run", "kernel_error", 3),
     ("seconds of fit", "seconds", 1),
     ("processor seconds of fit", "cpu_seconds", 1),
     ("peak memory of the process, MiB", "memory", 0),

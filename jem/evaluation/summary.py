@@ -97,7 +97,10 @@ def seen_in_training(name: str, model: JEM, *, trained: bool = True) -> bool:
         return False
     if model.chain.outliers:
         return name in LIKE_OUTLIERS
-    return name in LIKE_STARTS and not isinstance(model.chain.start, ClassGaussianStart)
+    noise = model.chain.noise_starts
+    if noise is None:
+        noise = not isinstance(model.chain.start, ClassGaussianStart)
+    return noise and name in LIKE_STARTS
 
 
 def summarise(

@@ -98,7 +98,7 @@ def sample(
         count: Number of samples where `labels` is None; 16 by default. With labels, B counts.
         seed: Sample i depends on the seed, i and its label alone, not on how many are drawn.
         num_steps: Langevin moves; None takes the model's, and 20 from saved chains.
-        start: Where chains begin. None is the start of training; a `jem.sampling` start, such as
+        start: Where chains begin. None is the start of the model; a `jem.sampling` start, such as
             a `ClassGaussianStart` fitted to data, replaces it; a tensor (M, *shape) is saved
             chains, of which the j-th sample of a class takes the j-th that the model gives to
             that class, in an order drawn once (sample i then also depends on how many before it

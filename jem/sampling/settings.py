@@ -15,7 +15,7 @@ class ChainSettings:
     """How chains of a trained model begin and move.
 
     Attributes:
-        start: Where they begin.
+        start: Where fresh ones begin.
         num_steps: Langevin moves of a fresh chain.
         step_size: eta of `langevin_update`.
         noise_std: sigma of `langevin_update`, in data units.
@@ -25,6 +25,7 @@ class ChainSettings:
         class_frequencies: Probabilities of the K classes in the training data, shape (K,).
         smoothing: Share of the blurred gradient in a move.
         outliers: Whether training contrasted the data with made-up outliers, too.
+        noise_starts: Whether chains of training began at noise; None where they began at `start`.
     """
 
     start: Start
@@ -37,6 +38,7 @@ class ChainSettings:
     class_frequencies: Tensor
     smoothing: float = 0.0
     outliers: bool = False
+    noise_starts: bool | None = None
 
     @property
     def move(self) -> dict[str, Any]:

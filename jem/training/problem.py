@@ -229,14 +229,17 @@ def make_negatives(
     assert model.domain is not None, "set before chains are made"
     assert recipe.start is not None, "settled"
     assert recipe.step_size is not None, "settled"
+    assert recipe.noise_std is not None, "settled"
     assert recipe.sample_steps is not None, "settled"
     assert recipe.buffer_size is not None, "settled"
     assert recipe.restart_prob is not None, "settled"
     labels = labels if num_classes > 1 else torch.zeros_like(labels)
     frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
-    start = make_start(recipe.start, model.domain, x, labels, num_classes)
+    start = fresh = make_start(recipe.start, model.domain, x, labels, num_classes)
+    if recipe.sample_start != recipe.start:
+        fresh = make_start(recipe.sample_start, model.domain, x, labels, num_classes)
     model.chain = ChainSettings(
-        start=start,
+        start=fresh,
         num_steps=recipe.sample_steps,
         step_size=recipe.step_size,
         noise_std=recipe.noise_std,
@@ -246,6 +249,7 @@ def make_negatives(
         class_frequencies=frequencies,
         smoothing=recipe.smoothing or 0.0,
         outliers=bool(recipe.outlier_count),
+        noise_starts=recipe.start != "gaussian",
     )
     buffer = ReplayBuffer.from_start(
         start,
@@ -311,7 +315,7 @@ def make_start(
     """Start of a recipe, fitted to training data where it needs any.
 
     Args:
-        kind: `Recipe.start`.
+        kind: `Recipe.start` or `Recipe.sample_start`.
         domain: Bounds of the inputs.
         x: Training inputs, shape (N, *shape).
         labels: Class indices, shape (N,).

@@ -12,6 +12,50 @@ from jem.training.recipe_checks import check_fields
 LARGE_IMAGE = 16
 """Pixels a side from which on an image has room for texture that its chains must be kept from."""
 
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "vector": {
+        "input_noise": 0.0,
+        "generative_weight": 0.1,
+        "num_steps": 2,
+        "step_size": 0.05,
+        "noise_std": 0.1,
+        "smoothing": 0.0,
+        "start": "mixed",
+        "buffer_size": 256,
+        "restart_prob": 0.1,
+        "sample_steps": 20,
+        "outlier_count": 0,
+    },
+    "small image": {
+        "input_noise": 0.1,
+        "generative_weight": 0.1,
+        "num_steps": 2,
+        "step_size": 3.0,
+        "noise_std": 0.01,
+        "smoothing": 0.0,
+        "start": "uniform",
+        "buffer_size": 256,
+        "restart_prob": 0.02,
+        "sample_steps": 30,
+        "outlier_count": 0,
+    },
+    "large image": {
+        "input_noise": 0.0,
+        "generative_weight": 0.05,
+        "num_steps": 1,
+        "step_size": 1.0,
+        "noise_std": 0.01,
+        "smoothing": 0.8,
+        "start": "gaussian",
+        "buffer_size": 128,
+        "restart_prob": 0.01,
+        "sample_steps": 100,
+        "outlier_count": 18,
+    },
+}
+"""What a recipe takes for a field that it leaves None, by the kind of input: vectors are rows of
+tables and points, large images have at least 16 pixels a side."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -61,8 +105,8 @@ class Recipe:
     """Weigh classes in the cross-entropy: equally an example, or equally a class."""
 
     generative_weight: float | None = None
-    """Weight w of E(data) - E(chains) beside cross-entropy; None takes 0.05 for images of at least
-    16 pixels a side, else 0.1."""
+    """Weight w of E(data) - E(chains) beside cross-entropy; None takes 0.05 for large images (at
+    least 16 pixels a side), else 0.1."""
     generative_ramp: float = 0.0
     """Share of the run in which the weight rises linearly from zero."""
     energy_l2: float = 0.03
@@ -76,41 +120,43 @@ class Recipe:
     """Chains moved an iteration, M."""
     num_steps: int | None = None
     """Langevin moves a drawn chain makes, K; the fused step takes the last one for free. None
-    takes 1 for images of at least 16 pixels a side, else 2."""
+    takes 1 for large images, else 2."""
     step_size: float | None = None
-    """eta, multiplies the gradient of the energy in a move; None takes 1 for images of at least 16
-    pixels a side, else 3."""
-    noise_std: float = 0.01
-    """sigma of the noise of a move, in data units."""
+    """eta, multiplies the gradient of the energy in a move; None takes 0.05 for vectors (rows of
+    tables, points), 3 for small images, 1 for large ones."""
+    noise_std: float | None = None
+    """sigma of the noise of a move, in data units; None takes 0.1 for vectors, else 0.01."""
     grad_clamp: float | None = None
     """Clamp each component of a chain's gradient to this size (JEM++ takes 1); None leaves it."""
     max_rms: float | None = None
     """Cap on the root mean square of one move, in data units; None leaves it."""
     smoothing: float | None = None
     """Share of the blurred gradient in a move: chains then move regions rather than single pixels;
-    None takes 0.8 for images of at least 16 pixels a side, else 0."""
+    None takes 0.8 for large images, else 0."""
     clip_chains: bool = True
     """Keep chains inside the domain of the data."""
     conditional: bool = False
     """Chains belong to a class and move on E(x, y); otherwise they move on E(x)."""
     start: Literal["uniform", "contrast", "gaussian", "mixed"] | None = None
-    """Uniform noise, noise of random contrast, class Gaussians, or a third of each; None takes
-    class Gaussians for images of at least 16 pixels a side, else uniform noise."""
+    """Where chains of training begin: uniform noise, noise of random contrast, class Gaussians, or
+    a third of each (mixed); None takes mixed for vectors, uniform noise for small images, class
+    Gaussians for large ones."""
     buffer_size: int | None = None
-    """Number of persistent chains; None takes 128 for images of at least 16 pixels a side, else
-    256, and never fewer than `num_chains`."""
+    """Number of persistent chains; None takes 128 for large images, else 256, and never fewer than
+    `num_chains`."""
     restart_prob: float | None = None
-    """Probability that a drawn chain starts afresh; None takes 0.01 for images of at least 16
-    pixels a side, else 0.02: one restart in a hundred moves."""
+    """Probability that a drawn chain starts afresh; None takes 0.1 for vectors, 0.02 for small
+    images, 0.01 for large ones."""
     replacement: bool = False
     """Draw chains with replacement, as the official JEM code does."""
+    sample_start: Literal["uniform", "contrast", "gaussian", "mixed"] = "gaussian"
+    """Where fresh chains begin when the trained model is sampled, as `start`."""
     sample_steps: int | None = None
-    """Moves of a fresh chain when the trained model is sampled; None takes 100 for images of at
-    least 16 pixels a side, else 200."""
+    """Moves of such a chain; None takes 20 for vectors, 30 for small images, 100 for large
+    ones."""
     outlier_count: int | None = None
     """Made-up outliers an update (noise of several kinds, broken images), which are pushed
-    `outlier_margin` above the data in energy; None takes 18 for images of at least 16 pixels a
-    side, else 0."""
+    `outlier_margin` above the data in energy; None takes 18 for large images, else 0."""
     outlier_weight: float = 6.0
     """Weight of that push, as a multiple of `generative_weight`."""
     outlier_margin: float = 10.0
@@ -126,8 +172,7 @@ class Recipe:
     """Random horizontal flip of images."""
     input_noise: float | None = None
     """Standard deviation of Gaussian noise added to inputs, in data units: a texture that chains
-    cannot make, which a large network tells them by. None takes 0.1 for images of fewer than 16
-    pixels a side, else 0."""
+    cannot make, which a large network tells them by. None takes 0.1 for small images, else 0."""
     generative_shift: int = 0
     """As `shift`, for the separate generative stream."""
     generative_flip: bool = False
@@ -176,25 +221,19 @@ class Recipe:
         Returns:
             The recipe with a number in each of these fields: what `config.json` keeps.
         """
-        is_image = len(input_shape) == 3
-        is_large = is_image and min(input_shape[1:]) >= LARGE_IMAGE
-        defaults: dict[str, Any] = {
-            "epochs": self.num_epochs(steps_per_epoch),
-            "input_noise": 0.1 if is_image and not is_large else 0.0,
-            "generative_weight": 0.05 if is_large else 0.1,
-            "step_size": 1.0 if is_large else 3.0,
-            "sample_steps": 100 if is_large else 200,
-            "smoothing": 0.8 if is_large else 0.0,
-            "start": "gaussian" if is_large else "uniform",
-            "outlier_count": 18 if is_large else 0,
-            "num_steps": 1 if is_large else 2,
-            "buffer_size": max(self.num_chains, 128 if is_large else 256),
-            "restart_prob": 0.01 if is_large else 0.02,
-        }
+        defaults = DEFAULTS[kind_of(input_shape)] | {"epochs": self.num_epochs(steps_per_epoch)}
+        defaults["buffer_size"] = max(self.num_chains, defaults["buffer_size"])
         open_fields = {
             name: value for name, value in defaults.items() if getattr(self, name) is None
         }
         return replace(self, **open_fields)
+
+
+def kind_of(input_shape: Sequence[int]) -> str:
+    """Key of `DEFAULTS` for inputs of a shape."""
+    if len(input_shape) != 3:
+        return "vector"
+    return "large image" if min(input_shape[1:]) >= LARGE_IMAGE else "small image"
 
 
 _PUBLISHED = Recipe(
@@ -211,6 +250,7 @@ _PUBLISHED = Recipe(
     buffer_size=10_000,
     restart_prob=0.05,
     replacement=True,
+    sample_steps=200,
     streams="separate",
     input_noise=0.03,
     generative_noise=0.03,
@@ -240,6 +280,7 @@ RECIPES: dict[str, Recipe] = {
         noise_std=0.01,
         clip_chains=False,
         start="uniform",
+        sample_start="uniform",
     ),
     "proximal": replace(
         _PUBLISHED,

@@ -20,7 +20,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 0": (
         lambda value: value >= 0,
         (
-            "weight_decay", "energy_l2", "gauge", "noise_std", "shift",
+            "weight_decay", "energy_l2", "gauge", "shift",
             "generative_shift", "generative_noise", "max_recoveries",
             "outlier_margin", "outlier_weight",
         ),
@@ -28,8 +28,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 0, or None": (
         lambda value: value is None or value >= 0,
         (
-            "epochs", "input_noise", "accuracy_margin", "outlier_count", "generative_weight",
-            "sample_steps",
+            "epochs", "input_noise", "noise_std", "accuracy_margin", "outlier_count",
+            "generative_weight", "sample_steps",
         ),
     ),
     "above 0": (lambda value: value > 0, ("learning_rate", "max_gap")),

@@ -21,11 +21,11 @@ from jem.sampling import ChainSettings, ClassGaussianStart, UniformStart
 SHAPE = (1, 8, 8)
 
 
-def model_with(start, outliers=False):
+def model_with(start, outliers=False, noise_starts=None):
     model = JEM(networks.mlp(SHAPE, 2, width=4, depth=1))
     frequencies = torch.full((2,), 0.5)
     chain = ChainSettings(start, 3, 1.0, 0.01, None, None, False, frequencies)
-    model.chain = replace(chain, outliers=outliers)
+    model.chain = replace(chain, outliers=outliers, noise_starts=noise_starts)
     return model
 
 
@@ -35,15 +35,17 @@ GAUSSIAN = ClassGaussianStart.fit(torch.randn(20, *SHAPE), torch.arange(20) % 2,
 
 
 @pytest.mark.parametrize(
-    ("start", "outliers", "seen"),
+    ("start", "outliers", "noise_starts", "seen"),
     [
-        (UNIFORM, False, {NOISE, "uniform_noise"}),
-        (GAUSSIAN, False, set()),
-        (GAUSSIAN, True, {*OUTLIERS, NOISE, SHUFFLED, "letters"}),
+        (UNIFORM, False, None, {NOISE, "uniform_noise"}),
+        (UNIFORM, False, False, set()),
+        (GAUSSIAN, False, None, set()),
+        (GAUSSIAN, False, True, {NOISE, "uniform_noise"}),
+        (GAUSSIAN, True, False, {*OUTLIERS, NOISE, SHUFFLED, "letters"}),
     ],
 )
-def test_kinds_that_training_held_against_the_data_are_seen(start, outliers, seen):
-    model = model_with(start, outliers)
+def test_kinds_that_training_held_against_the_data_are_seen(start, outliers, noise_starts, seen):
+    model = model_with(start, outliers, noise_starts)
     made = [NOISE, "uniform_noise", "gaussian_noise", "constant_images", SHUFFLED, BEYOND]
     kinds = [*made, "letters", "my.npz"]
     assert {kind for kind in kinds if seen_in_training(kind, model)} == seen

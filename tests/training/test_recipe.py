@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from jem.errors import InputError
-from jem.training.recipe import RECIPES, Recipe, recipe_from
+from jem.training.recipe import DEFAULTS, RECIPES, Recipe, recipe_from
 
 CHOICES = {
     "step": ("plain", "classic", "fused"),
@@ -17,6 +17,7 @@ CHOICES = {
     "schedule": ("cosine", "step", "constant"),
     "class_weight": ("none", "balanced"),
     "start": ("uniform", "contrast", "gaussian", "mixed"),
+    "sample_start": ("uniform", "contrast", "gaussian", "mixed"),
     "streams": ("shared", "separate"),
 }
 FLAGS = ("clip_chains", "conditional", "replacement", "flip", "generative_flip")
@@ -25,11 +26,11 @@ OPTIONAL_COUNTS = ("generative_batch", "num_steps", "buffer_size")
 COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries")
 POSITIVE = ("learning_rate", "max_gap")
 OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size")
-OPTIONAL_FROM_ZERO = ("input_noise", "accuracy_margin", "generative_weight")
+OPTIONAL_FROM_ZERO = ("input_noise", "noise_std", "accuracy_margin", "generative_weight")
 SHARES = ("warmup", "generative_ramp")
 DECAYS = ("average", "label_smoothing", "momentum")
 FROM_ZERO = (
-    "weight_decay", "energy_l2", "gauge", "noise_std", "generative_noise",
+    "weight_decay", "energy_l2", "gauge", "generative_noise",
     "outlier_margin", "outlier_weight",
 )  # fmt: skip
 
@@ -183,11 +184,18 @@ def test_epochs_left_open_give_about_1500_updates(steps_per_epoch, expected):
 def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
     recipe = Recipe(input_noise=asked)
     settled = recipe.resolved(shape, 50)
-    expected = {"input_noise": noise, "epochs": 30, "generative_weight": 0.1, "step_size": 3.0}
-    others = {"start": "uniform", "smoothing": 0.0, "outlier_count": 0, "sample_steps": 200}
-    chains = {"num_steps": 2, "buffer_size": 256, "restart_prob": 0.02}
-    assert settled == replace(recipe, **expected, **others, **chains)
+    common = {"input_noise": noise, "epochs": 30, "generative_weight": 0.1, "smoothing": 0.0}
+    chains = {"num_steps": 2, "buffer_size": 256, "outlier_count": 0}
+    moves = (3.0, 0.01, 30, "uniform", 0.02) if len(shape) == 3 else (0.05, 0.1, 20, "mixed", 0.1)
+    names = ("step_size", "noise_std", "sample_steps", "start", "restart_prob")
+    assert settled == replace(recipe, **common, **chains, **dict(zip(names, moves, strict=True)))
     assert settled.resolved((2,), 1000) == settled
+
+
+def test_defaults_settle_the_same_fields_for_every_kind_of_input():
+    left_open = {f.name for f in fields(Recipe) if getattr(Recipe(), f.name) is None}
+    settled = [set(values) for values in DEFAULTS.values()]
+    assert settled[0] == settled[1] == settled[2] < left_open
 
 
 @pytest.mark.parametrize(
@@ -198,13 +206,13 @@ def test_images_with_room_for_texture_get_what_keeps_chains_from_it(shape, is_la
     made = (settled.start, settled.smoothing, settled.outlier_count, settled.input_noise)
     assert made == (("gaussian", 0.8, 18, 0.0) if is_large else ("uniform", 0.0, 0, 0.1))
     made = (settled.generative_weight, settled.step_size, settled.sample_steps)
-    assert made == ((0.05, 1.0, 100) if is_large else (0.1, 3.0, 200))
-    made = (settled.num_steps, settled.buffer_size, settled.restart_prob)
-    assert made == ((1, 128, 0.01) if is_large else (2, 256, 0.02))
+    assert made == ((0.05, 1.0, 100) if is_large else (0.1, 3.0, 30))
+    made = (settled.num_steps, settled.buffer_size, settled.restart_prob, settled.noise_std)
+    assert made == ((1, 128, 0.01, 0.01) if is_large else (2, 256, 0.02, 0.01))
     assert Recipe(num_chains=300).resolved(shape, 50).buffer_size == 300
     for name in ("jem", "proximal", "sada"):
         published = RECIPES[name].resolved(shape, 50)
-        assert replace(published, epochs=None, sample_steps=None) == RECIPES[name]
+        assert replace(published, epochs=None) == RECIPES[name]
 
 
 def test_the_control_has_the_noise_of_the_hybrid_and_the_official_recipe_its_own():

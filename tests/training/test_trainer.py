@@ -21,6 +21,7 @@ from jem.errors import (
     TrainingInterrupted,
 )
 from jem.model import JEM
+from jem.sampling import ClassGaussianStart, UniformStart
 from jem.training.checkpoint import Checkpoints
 from jem.training.log import read_metrics
 from jem.training.optimisation import clip_gradients, learning_rate, make_optimizer
@@ -193,8 +194,8 @@ def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     settled = {
-        "input_noise": 0.0, "start": "uniform", "step_size": 3.0, "smoothing": 0.0,
-        "outlier_count": 0, "sample_steps": 200, "restart_prob": 0.02,
+        "input_noise": 0.0, "start": "mixed", "step_size": 0.05, "noise_std": 0.1,
+        "smoothing": 0.0, "outlier_count": 0, "sample_steps": 20, "restart_prob": 0.1,
         "num_steps": 2,
     }  # fmt: skip
     assert Recipe(**config["recipe"]) == replace(SMALL, **settled)
@@ -572,6 +573,18 @@ def test_domain_of_images_and_tables():
     low, high = domain_of(torch.tensor([[0.0, 5.0], [10.0, 5.0]]))
     torch.testing.assert_close(low, torch.tensor([-1.0, 4.0]))
     torch.testing.assert_close(high, torch.tensor([11.0, 6.0]))
+
+
+def test_fresh_samples_begin_elsewhere_than_chains_of_training(train):
+    kinds = {"uniform": UniformStart, "gaussian": ClassGaussianStart}
+    for start, sample_start in (("uniform", "gaussian"), ("gaussian", "uniform")):
+        model = model_of()
+        recipe = replace(SMALL, epochs=1, start=start, sample_start=sample_start)
+        trainer = Trainer(model, recipe, device="cpu")
+        trainer.fit(train)
+        assert type(trainer.state.negatives.start) is kinds[start]
+        assert type(model.chain.start) is kinds[sample_start]
+        assert model.chain.noise_starts is (start == "uniform")
 
 
 @pytest.mark.parametrize("kind", ["uniform", "contrast", "gaussian", "mixed"])
