@@ -1,4 +1,4 @@
-"""The process that trains: its random state and its signals, each left as found."""
+"""The process that trains: its random state, precision and signals, each left as found."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def isolated_randomness(device: torch.device) -> Iterator[None]:
         finally:
             torch.use_deterministic_algorithms(deterministic)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+def lowered(precision: str, device: torch.device) -> torch.autocast:
+    """Compute matrix products and convolutions in a precision (`Recipe.precision`).
+
+    Casts of weights are not kept between the passes of a step: chains move without gradients of
+    the weights, and what was cast there would have none later.
+    """
+    lower = precision == "bfloat16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=lower, cache_enabled=False)
 
 
 @contextmanager

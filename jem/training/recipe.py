@@ -72,6 +72,10 @@ class Recipe:
     the network as given, and only keeps it with what scores and reports need."""
     batch_size: int = 64
     """Training examples an update."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the network computes in during training. bfloat16 halves the time, or more, on
+    processors and GPUs with units for it, and is slow on others; weights, logits, energies and
+    chains stay float32."""
     head: Literal["joint", "factored"] = "factored"
     """Head of the network that is built for you; a network of your own keeps its own."""
 

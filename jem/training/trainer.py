@@ -25,7 +25,7 @@ from jem.training.guard import AccuracyGuard, give_up, is_healthy, mask_gradient
 from jem.training.method import Batch, Outcome
 from jem.training.optimisation import clip_gradients, generative_weight, learning_rate, uphill
 from jem.training.problem import choose_device, set_up
-from jem.training.process import isolated_randomness, stop_signals
+from jem.training.process import isolated_randomness, lowered, stop_signals
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.run_folder import RunFolder, identity, refuse_other_settings
 from jem.training.state import RunState
@@ -229,10 +229,11 @@ class Trainer:
         self.ranks.copy_buffers(self.model)
         self.state.optimizer.zero_grad(set_to_none=True)
         step = STEPS[recipe.step]
-        outcome = step(self.model, batch, self.method, weight, position.recoveries)
-        if recipe.sam_rho is not None:
-            with uphill(self.model, recipe.sam_rho):
-                second_pass(self.model, batch, self.method, weight, outcome)
+        with lowered(recipe.precision, self.device):
+            outcome = step(self.model, batch, self.method, weight, position.recoveries)
+            if recipe.sam_rho is not None:
+                with uphill(self.model, recipe.sam_rho):
+                    second_pass(self.model, batch, self.method, weight, outcome)
         grad_norm = clip_gradients(self.model, recipe.grad_clip)
         self._apply(outcome, self.ranks.all(is_healthy(outcome, grad_norm, recipe.max_gap)))
 

@@ -12,6 +12,7 @@ from jem.training.recipe import DEFAULTS, RECIPES, Recipe, recipe_from
 
 CHOICES = {
     "step": ("plain", "classic", "fused"),
+    "precision": ("float32", "bfloat16"),
     "head": ("joint", "factored"),
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("cosine", "step", "constant"),

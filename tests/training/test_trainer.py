@@ -575,6 +575,39 @@ def test_domain_of_images_and_tables():
     torch.testing.assert_close(high, torch.tensor([11.0, 6.0]))
 
 
+@pytest.mark.parametrize("step", ["plain", "classic", "fused"])
+def test_lowered_precision_is_that_of_the_body_alone_and_learns_as_well(step, train):
+    model = model_of()
+    seen = set()
+    body = model.network.body[1]
+    body.register_forward_hook(
+        lambda _, inputs, output: seen.add((torch.is_grad_enabled(), output.dtype))
+    )
+    recipe = replace(SMALL, epochs=20, learning_rate=5e-3, step=step, precision="bfloat16")
+    trainer = Trainer(model, recipe, device="cpu")
+    result = trainer.fit(train, blobs(seed=1))
+    assert {dtype for learns, dtype in seen if learns} == {torch.bfloat16}
+    assert (False, torch.float32) in seen, "validated in single precision"
+    assert not torch.is_autocast_enabled("cpu")
+    assert result.epochs[-1]["valid_accuracy"] > 0.97
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    if step != "plain":
+        assert trainer.state.negatives.buffer.chains.dtype == torch.float32
+        assert jem.sample(model, [0, 1]).dtype == torch.float32
+
+
+def test_lowered_precision_moves_chains_by_nearly_the_same_gradients(train):
+    moved = {}
+    for precision in ("float32", "bfloat16"):
+        model = model_of()
+        recipe = replace(SMALL, epochs=1, precision=precision, num_steps=3, learning_rate=1e-9)
+        trainer = Trainer(model, recipe, device="cpu")
+        trainer.fit(train)
+        moved[precision] = trainer.state.negatives.buffer.chains
+    assert not torch.equal(moved["float32"], moved["bfloat16"])
+    torch.testing.assert_close(moved["bfloat16"], moved["float32"], atol=0.01, rtol=0)
+
+
 def test_fresh_samples_begin_elsewhere_than_chains_of_training(train):
     kinds = {"uniform": UniformStart, "gaussian": ClassGaussianStart}
     for start, sample_start in (("uniform", "gaussian"), ("gaussian", "uniform")):
