@@ -5,7 +5,7 @@
 Prints a Markdown table: milliseconds of an update of the recipe `fast`, and the ratio to the one
 without levers that was timed beside it (below 1 is faster). Ratios are medians over turns, so a
 busy machine slows all alike. `torch.compile` needs a C++ compiler and its first update takes a
-minute; name it with `--levers` to time it.
+minute; name it, `--levers compiled`, to time it.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 import tyro
@@ -24,23 +26,21 @@ from benchmark_sgld import network_of
 from torch import Tensor, nn
 
 import jem
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import RECIPES
 
 FEW = 3
 """Updates of a turn, after as many to warm up."""
 
 
-class Lowered(nn.Module):
-    """A network that computes in bfloat16 where autocast holds it safe."""
+Network = Callable[[nn.Module], nn.Module]
 
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits of inputs."""
-        with torch.autocast(x.device.type, torch.bfloat16):
-            return self.network(x)  # type: ignore[no-any-return]
+class Lever(NamedTuple):
+    """What is changed: a recipe, some of its fields, and the network."""
+
+    recipe: str = "fast"
+    changes: Mapping[str, object] = MappingProxyType({})
+    network: Network = lambda network: network
 
 
 def channels_last(network: nn.Module) -> nn.Module:
@@ -48,23 +48,23 @@ def channels_last(network: nn.Module) -> nn.Module:
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
 
 
-NETWORKS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "channels last": channels_last,
-    "bfloat16": Lowered,
-    "bfloat16, channels last": lambda network: Lowered(channels_last(network)),
-    "torch.compile": torch.compile,
+LOWERED = {"precision": "bfloat16"}
+NONE, FLUSHED = "none", "denormals flushed"
+LEVERS = {
+    NONE: Lever(),
+    FLUSHED: Lever(),
+    "channels last": Lever(network=channels_last),
+    "bfloat16": Lever(changes=LOWERED),
+    "bfloat16, channels last": Lever(changes=LOWERED, network=channels_last),
+    "one move more": Lever(changes={"num_steps": 2}),
+    "separate passes": Lever(changes={"step": "classic"}),
+    "no outliers": Lever(changes={"outlier_count": 0}),
+    "half the chains": Lever(changes={"num_chains": 32}),
+    "plain": Lever("plain"),
+    "plain, bfloat16": Lever("plain", LOWERED),
+    "compiled": Lever(network=torch.compile),
 }
-"""Levers that change the network."""
-
-RECIPE: dict[str, dict[str, object]] = {
-    "one move more": {"num_steps": 2},
-    "separate passes": {"step": "classic"},
-    "no outliers": {"outlier_count": 0},
-    "half the chains": {"num_chains": 32},
-}
-"""Levers that change the recipe; the first two show what the fused step and K = 1 save."""
-
-NONE, FLUSHED, PLAIN = "none", "denormals flushed", "plain"
+"""By name. `plain` is the update of the plain classifier."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ class Benchmark:
 
     sizes: tuple[str, ...] = ("cnn8", "cnn28", "wrn32")
     """Networks, as in `benchmark_sgld.py`."""
-    levers: tuple[str, ...] = (FLUSHED, *list(NETWORKS)[:3], *RECIPE, PLAIN)
-    """Levers; `plain` is the update of the plain classifier."""
+    levers: tuple[str, ...] = tuple(LEVERS)[1:-1]
+    """Levers."""
     turns: int = 7
     """Times that every lever is timed."""
     threads: int | None = None
@@ -83,10 +83,9 @@ class Benchmark:
 
 def seconds_of(lever: str, size: str, data: tuple[Tensor, Tensor]) -> float:
     """Seconds of an update with a lever."""
-    recipe: Recipe = RECIPES[PLAIN if lever == PLAIN else "fast"]
-    recipe = replace(recipe, epochs=1, head="joint", **RECIPE.get(lever, {}))
-    network, _ = network_of(size)
-    network = NETWORKS.get(lever, lambda same: same)(network)
+    name, changes, change_network = LEVERS[lever]
+    recipe = replace(RECIPES[name], epochs=1, head="joint", **changes)
+    network = change_network(network_of(size)[0])
     torch.set_flush_denormal(lever == FLUSHED)
     try:
         trainer = jem.Trainer(jem.JEM(network), recipe, device="cpu")
