@@ -36,7 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "start": "uniform",
         "buffer_size": 256,
         "restart_prob": 0.02,
-        "sample_steps": 30,
+        "sample_steps": 10,
         "outlier_count": 0,
     },
     "large image": {
@@ -156,7 +156,7 @@ class Recipe:
     sample_start: Literal["uniform", "contrast", "gaussian", "mixed"] = "gaussian"
     """Where fresh chains begin when the trained model is sampled, as `start`."""
     sample_steps: int | None = None
-    """Moves of such a chain; None takes 20 for vectors, 30 for small images, 100 for large
+    """Moves of such a chain; None takes 20 for vectors, 10 for small images, 100 for large
     ones."""
     outlier_count: int | None = None
     """Made-up outliers an update (noise of several kinds, broken images), which are pushed
@@ -254,7 +254,6 @@ _PUBLISHED = Recipe(
     buffer_size=10_000,
     restart_prob=0.05,
     replacement=True,
-    sample_steps=200,
     streams="separate",
     input_noise=0.03,
     generative_noise=0.03,
@@ -285,6 +284,7 @@ RECIPES: dict[str, Recipe] = {
         clip_chains=False,
         start="uniform",
         sample_start="uniform",
+        sample_steps=200,
     ),
     "proximal": replace(
         _PUBLISHED,
@@ -298,6 +298,7 @@ RECIPES: dict[str, Recipe] = {
         noise_std=0.0,
         grad_clamp=1.0,
         start="gaussian",
+        sample_steps=50,
     ),
     "sada": replace(
         _PUBLISHED,
@@ -313,6 +314,7 @@ RECIPES: dict[str, Recipe] = {
         noise_std=0.0,
         grad_clamp=1.0,
         start="gaussian",
+        sample_steps=30,
         generative_batch=64,
         input_noise=0.0,
         generative_noise=0.0,
@@ -334,7 +336,8 @@ RECIPES: dict[str, Recipe] = {
 
 The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,
 so that they scale with it. Augmentation belongs to the data, so `shift` and `flip` are left to
-you. Chains move in evaluation mode, and class Gaussians are of low rank.
+you. Chains move in evaluation mode, and class Gaussians are of low rank. How many moves a sample
+makes was chosen on validation digits (`docs/log.md`).
 """
 
 
