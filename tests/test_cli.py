@@ -18,7 +18,7 @@ from PIL import Image
 
 from jem.cli import COMMANDS, main
 from jem.commands.train import _default_folder, control_recipe
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import DEFAULTS, RECIPES, Recipe
 
 QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "1", "--num-chains", "16", "--buffer-size", "16",
@@ -289,7 +289,7 @@ def test_recipes_and_data_list_what_there_is(capsys):
     assert run("recipes") == 0
     shown = capsys.readouterr().out
     assert all(field.name in shown for field in fields(Recipe))
-    assert all(name in shown for name in RECIPES)
+    assert all(name in shown for name in (*RECIPES, *DEFAULTS))
     assert run("data") == 0
     assert "fashion_mnist" in capsys.readouterr().out
     assert run("data", "wine") == 0

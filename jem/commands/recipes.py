@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import DEFAULTS, RECIPES, Recipe
 
 
 @dataclass
@@ -19,12 +19,17 @@ class Recipes:
 
 
 def run(argv: list[str]) -> int:
-    """Print the table of recipes."""
+    """Print the table of recipes, and what they leave to the kind of data."""
     tyro.cli(Recipes, args=argv, prog="jem recipes")
-    table = Table("field", *RECIPES)
+    recipes = Table("field", *RECIPES)
     for f in fields(Recipe):
-        table.add_row(f.name, *(_shown(getattr(recipe, f.name)) for recipe in RECIPES.values()))
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
+        recipes.add_row(f.name, *(_shown(getattr(recipe, f.name)) for recipe in RECIPES.values()))
+    kinds = Table("for -, by input", *DEFAULTS)
+    for name in DEFAULTS["vector"]:
+        kinds.add_row(name, *(_shown(values[name]) for values in DEFAULTS.values()))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(recipes, kinds)
+    console.print("vectors: rows of tables, points; large: at least 16 pixels a side")
     return 0
 
 
