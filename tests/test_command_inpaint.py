@@ -95,7 +95,7 @@ def test_completions_keep_what_was_known_and_say_how_they_were_made(trained, raw
     made = json.loads(str(found["metadata"]))
     assert made["command"] == "jem inpaint"
     keys = ("mask", "labels", "count", "seed", "num_steps", "guidance", "initial_noise")
-    assert [made[key] for key in keys] == ["lower", [], 2, 3, 4, 1.0, 0.5]
+    assert [made[key] for key in keys] == ["lower", [], 2, 3, 4, 1.0, 0.01]
     assert Image.open(out).size[0] > 100
     model = jem.load(trained)
     first = jem.inpaint(

@@ -105,6 +105,9 @@ class Recipe:
 
     label_smoothing: float = 0.003
     """Share of the target that is spread over all classes."""
+    evaluation_mode: bool = False
+    """Train in evaluation mode, statistics of batch normalisation fixed and no dropout: for a
+    trained network, which then learns as it predicts."""
     class_weight: Literal["none", "balanced"] = "none"
     """Weigh classes in the cross-entropy: equally an example, or equally a class."""
 
@@ -269,7 +272,9 @@ RECIPES: dict[str, Recipe] = {
         learning_rate=3e-4,
         warmup=0.1,
         average=0.95,
+        evaluation_mode=True,
         energy_l2=0.0,
+        thermostat=2.0,
         num_chains=32,
         num_steps=1,
         start="gaussian",

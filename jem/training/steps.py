@@ -219,7 +219,7 @@ def joint_forward(model: JEM, batch: Batch, x_negative: Tensor | None) -> Logits
         return separate_forward(model, batch, None)
     shared = batch.x_data is batch.x
     x = batch.x if shared else torch.cat([batch.x, batch.x_data])
-    if depends_on_mode(model.network):
+    if model.network.training and depends_on_mode(model.network):
         logits_all = model.logits(x)
         with evaluation_mode(model):
             logits_negative = model.logits(x_negative)

@@ -197,7 +197,7 @@ class Trainer:
             epoch: Which one, from 0: it decides the order of the examples.
             start: Batches of it that were already seen.
         """
-        self.model.train()
+        self.model.train(not self.recipe.evaluation_mode)
         self.method.clock.enter("data")
         for batch in self.batches.epoch(epoch, start, generator=self.state.augmentation):
             self.train_step(batch)
@@ -445,7 +445,7 @@ class Trainer:
         """
         with isolated_randomness(self.device):
             self._prepare(as_part(train), Watch(None, progress=False))
-            self.model.train()
+            self.model.train(not self.recipe.evaluation_mode)
             times = []
             batches = self.batches.epoch(0, 0, generator=self.state.augmentation)
             for batch in itertools.islice(itertools.cycle(batches), 2 * iterations):

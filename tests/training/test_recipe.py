@@ -21,7 +21,14 @@ CHOICES = {
     "sample_start": ("uniform", "contrast", "gaussian", "mixed"),
     "streams": ("shared", "separate"),
 }
-FLAGS = ("clip_chains", "conditional", "replacement", "flip", "generative_flip")
+FLAGS = (
+    "evaluation_mode",
+    "clip_chains",
+    "conditional",
+    "replacement",
+    "flip",
+    "generative_flip",
+)
 COUNTS = ("batch_size", "num_chains", "snapshot_every", "log_every")
 OPTIONAL_COUNTS = ("generative_batch", "num_steps", "buffer_size")
 COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries")

@@ -608,6 +608,21 @@ def test_lowered_precision_moves_chains_by_nearly_the_same_gradients(train):
     torch.testing.assert_close(moved["bfloat16"], moved["float32"], atol=0.01, rtol=0)
 
 
+def test_a_trained_network_learns_in_evaluation_mode(train):
+    network = torch.nn.Sequential(
+        torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5),
+        torch.nn.Linear(8, 2),
+    )  # fmt: skip
+    model = JEM(network)
+    seen, mean = set(), network[1].running_mean.clone()
+    network[2].register_forward_hook(lambda module, *_: seen.add(module.training))
+    before = network[0].weight.detach().clone()
+    Trainer(model, replace(SMALL, evaluation_mode=True), device="cpu").fit(train)
+    assert seen == {False}
+    assert torch.equal(network[1].running_mean, mean)
+    assert not torch.equal(network[0].weight, before)
+
+
 def test_fresh_samples_begin_elsewhere_than_chains_of_training(train):
     kinds = {"uniform": UniformStart, "gaussian": ClassGaussianStart}
     for start, sample_start in (("uniform", "gaussian"), ("gaussian", "uniform")):
