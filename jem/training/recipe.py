@@ -73,9 +73,10 @@ class Recipe:
     batch_size: int = 64
     """Training examples an update."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in during training. bfloat16 halves the time, or more, on
-    processors and GPUs with units for it, and is slow on others; weights, logits, energies and
-    chains stay float32."""
+    """What the network computes in during training. bfloat16 can halve the time on processors and
+    GPUs with units for it, and is slow on others; weights, energies and chains stay float32. The
+    heads of `jem.networks` do too; the last layer of your own network should (turn autocast off
+    there), or its logits are coarse."""
     head: Literal["joint", "factored"] = "factored"
     """Head of the network that is built for you; a network of your own keeps its own."""
 
