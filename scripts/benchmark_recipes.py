@@ -18,7 +18,7 @@ import json
 import multiprocessing
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class Benchmark:
     """Epochs of every recipe; what the recipe makes of the data if left out."""
     flip: bool = False
     """Mirror training images at random, in every recipe."""
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    """Learning rates that replace those of recipes: names and rates, one after another."""
     data_root: Path | None = None
     """Folder of downloaded data sets; JEM_DATA if left out."""
     out: Path | None = None
@@ -77,6 +79,8 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     recipe = RECIPES["jem" if name == "ebmkit" else name]
     if args.epochs is not None:
         recipe = replace(recipe, epochs=args.epochs)
+    if name in args.learning_rates:
+        recipe = replace(recipe, learning_rate=args.learning_rates[name])
     if args.flip:
         separate = recipe.streams == "separate"
         recipe = replace(recipe, flip=True, generative_flip=separate)

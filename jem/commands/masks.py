@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jem.data.files import IMAGE_SUFFIXES, find_key, open_image, pixels
+from jem.data.files import find_key
+from jem.data.image_files import IMAGE_SUFFIXES, open_image, pixels
 from jem.errors import InputError
 
 HALVES = ("lower", "upper", "left", "right")

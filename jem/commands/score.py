@@ -19,8 +19,9 @@ from jem.errors import InputError, RunFolderError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from jem.data.arrays import Array
     from jem.data.parts import DataSplits
-    from jem.data.streams import Array, InputStream
+    from jem.data.streams import InputStream
     from jem.model import JEM
     from jem.scorer import Scored, Scorer
 

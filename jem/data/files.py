@@ -1,54 +1,36 @@
 """A person's own files -> a data set in four parts."""
 
-import csv
 import math
 import os
-import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
-from torch import Tensor
 
-from jem.data.arrays import assemble, divide, from_arrays, index_labels
+from jem.data.arrays import Array, assemble, divide, from_arrays, index_labels
+from jem.data.image_files import (
+    GREY_MODES,
+    IMAGE_SUFFIXES,
+    ImageReader,
+    check_image,
+    read_format,
+    refuse_unreadable,
+    undamaged,
+)
 from jem.data.parts import DataPart, DataSplits, LazyPart
 from jem.data.scaling import Scaling
+from jem.data.tables import read_csv
 from jem.errors import InputError
 
 INPUT_KEYS = ("images", "x")
 LABEL_KEYS = ("labels", "y")
-LABEL_COLUMNS = ("label", "class", "target", "y")
-IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".ppm",
-    ".pgm",
-)
-GREY_MODES = ("1", "L", "LA")
 MEMORY_LIMIT = 2 * 1024**3
 LARGEST_IMAGE_SIZE = 1024  # pixels a side
-
-MOST_NAMED = 5  # unusable images named in one message
-SKIP_HINT = "Leave damaged images out with --skip-damaged (skip_damaged=True in Python)."
-
-Array = npt.NDArray[Any]
-
-
-class DamagedImageError(InputError):
-    """An image cannot be read."""
 
 
 def load_file(
@@ -159,137 +141,6 @@ def find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) 
     )
 
 
-def read_csv(path: Path, label_column: str | None = None) -> tuple[Array, Array, tuple[str, ...]]:
-    """Read numeric columns and the column of labels from a `.csv` file with a header.
-
-    Returns:
-        Features (N, D), float64; labels (N,), strings; and the names of the D columns.
-    """
-    header, lines = open_table(path)
-    label = find_label_column(path, header, label_column)
-    rows = list(lines)
-    features = [i for i in range(len(header)) if i != label]
-    if not features or not rows:
-        what = "a column besides the labels" if rows else "rows below the header"
-        raise InputError(f"Expected {what} in {path}, got none.")
-    for number, row in rows:
-        if not row[label].strip():
-            raise InputError(
-                f"Expected a label in line {number}, column '{header[label]}' of {path}, got none."
-            )
-    names = tuple(header[i] for i in features)
-    cells = [[(number, row[i]) for number, row in rows] for i in features]
-    x = np.stack(read_columns(path, names, cells), axis=1)
-    return x, np.array([row[label].strip() for _, row in rows]), names
-
-
-def open_table(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Open a `.csv` file with a header.
-
-    Returns:
-        Names of the columns, and the rows that are not blank, each with its line number and as
-        long as the header; they are read when asked for.
-
-    Raises:
-        InputError: If the file cannot be read, or has no header; later, if a row is not as long.
-    """
-    rows = _rows(path)
-    first = next(rows, None)
-    if first is None:
-        raise InputError(f"Expected a header and rows in {path}, got blank lines alone.")
-    header = [cell.strip() for cell in first[1]]
-    for i, name in enumerate(header):
-        if not name:
-            raise InputError(
-                f"Expected a name for every column of {path}, got none for column {i + 1} "
-                f"(a saved row number, perhaps): name it or remove it."
-            )
-        if name in header[:i]:
-            raise InputError(f"Expected different names of columns in {path}, got '{name}' twice.")
-    return header, _checked_rows(path, len(header), rows)
-
-
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Rows that are not blank, with their line numbers."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
-            file.seek(0)
-            reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
-            for row in reader:
-                if any(cell.strip() for cell in row):
-                    yield reader.line_num, row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"Could not read {path}: it is damaged or no .csv file ({error})."
-        ) from error
-
-
-def _checked_rows(
-    path: Path, width: int, rows: Iterator[tuple[int, list[str]]]
-) -> Iterator[tuple[int, list[str]]]:
-    for number, row in rows:
-        if len(row) != width:
-            raise InputError(
-                f"Expected {width} values in line {number} of {path}, as in the header, "
-                f"got {len(row)}."
-            )
-        yield number, row
-
-
-def find_label_column(path: Path, header: Sequence[str], label_column: str | None) -> int:
-    """Position of the column of labels: the one that is named, or one with a usual name."""
-    if label_column is not None and label_column in header:
-        return header.index(label_column)
-    if label_column is None:
-        lowered = [name.lower() for name in header]
-        for name in LABEL_COLUMNS:
-            if name in lowered:
-                return lowered.index(name)
-    wanted = f"called '{label_column}'" if label_column else f"({', '.join(LABEL_COLUMNS)})"
-    raise InputError(
-        f"Expected a column of labels {wanted} in {path}, got the columns {', '.join(header)}: "
-        f"name one with --label-column (label_column= in Python); the first line is the header."
-    )
-
-
-def read_columns(
-    path: Path, names: Sequence[str], cells: Sequence[Sequence[tuple[int, str]]]
-) -> list[Array]:
-    """Convert columns, or say of all of them at once that they are no numbers throughout."""
-    columns, errors = [], {}
-    for name, column in zip(names, cells, strict=True):
-        try:
-            columns.append(read_column(path, name, column))
-        except InputError as error:
-            errors[name] = str(error)
-    if errors:
-        first, *others = errors
-        more = f" Other columns with text or gaps: {', '.join(others)}." if others else ""
-        raise InputError(errors[first] + more)
-    return columns
-
-
-def read_column(path: Path, name: str, cells: Sequence[tuple[int, str]]) -> Array:
-    """Convert the cells of one column, given with their line numbers."""
-    values = np.empty(len(cells))
-    for i, (number, cell) in enumerate(cells):
-        try:
-            values[i] = float(cell) if cell.strip() else math.nan
-        except ValueError:
-            raise InputError(
-                f"Expected numbers in column '{name}' of {path}, got '{cell}' in line {number}: "
-                f"encode the column as numbers or remove it."
-            ) from None
-        if not math.isfinite(values[i]):
-            raise InputError(
-                f"Expected finite numbers in column '{name}' of {path}, got "
-                f"{cell.strip() or 'an empty cell'} in line {number}: remove such rows or fill in "
-                f"the values."
-            )
-    return values
-
-
 def _load_folder(
     folder: Path, seed: int, image_size: int | None, skip_damaged: bool, memory_limit: int
 ) -> DataSplits:
@@ -314,38 +165,10 @@ def _load_folder(
         try:
             parts = [DataPart(*part[:]) for part in parts]
         except InputError:
-            refuse_unreadable(files, _check_image)
+            refuse_unreadable(files, check_image)
             raise
     splits = assemble(folder.name, parts, classes, scaling)
     return replace(splits, ignored=_count_others(folder))
-
-
-class ImageReader:
-    """Read one image file to a network input; a class, so that worker processes can be sent it.
-
-    Args:
-        scaling: Brings bytes to network units.
-        mode: Pillow's name for grey (L) or colour (RGB).
-        resize: Whether to bring images to the size that the scaling takes, see `fit_image`.
-    """
-
-    def __init__(
-        self, scaling: Scaling, mode: Literal["L", "RGB"], *, resize: bool = False
-    ) -> None:
-        self.scaling = scaling
-        self.mode = mode
-        self.resize = resize
-
-    def __call__(self, file: Path) -> Tensor:
-        """Return the image as float32, shape (C, H, W)."""
-        _, height, width = self.scaling.input_shape
-        try:
-            with open_image(file) as image:
-                if self.resize:
-                    image = fit_image(file, image, (width, height))
-                return self.scaling(pixels(file, image, self.mode))[0]
-        except DamagedImageError as error:
-            raise DamagedImageError(f"{error} {SKIP_HINT}") from error
 
 
 def _list_images(folder: Path) -> list[Path]:
@@ -388,9 +211,9 @@ def _common_format(
 ) -> tuple[tuple[int, int], Literal["L", "RGB"]]:
     """Return the (width, height) that all images share or get, and L if all of them are grey."""
     try:
-        formats = [_read_format(file) for file in files]
+        formats = [read_format(file) for file in files]
     except InputError:
-        refuse_unreadable(files, _check_image)
+        refuse_unreadable(files, check_image)
         raise
     modes = {mode for _, mode in formats}
     common: Literal["L", "RGB"] = "L" if modes <= set(GREY_MODES) else "RGB"
@@ -407,50 +230,6 @@ def _common_format(
     return (w0, h0), common
 
 
-def _read_format(file: Path) -> tuple[tuple[int, int], str]:
-    """Size (width, height) and mode of an image, whose pixels are not read."""
-    with open_image(file) as image:
-        refuse_deep(file, image)
-        return image.size, image.mode
-
-
-def _check_image(file: Path) -> None:
-    """Read an image with its pixels, to see whether it can be."""
-    with open_image(file) as image:
-        refuse_deep(file, image)
-        pixels(file, image, "RGB")
-
-
-def undamaged(folder: Path, files: Iterable[Path]) -> Iterator[Path]:
-    """Read images with their pixels and leave out those that cannot be, with one warning.
-
-    Args:
-        folder: Where they lie, for messages.
-        files: The images.
-
-    Raises:
-        InputError: At the end, if none can be read.
-    """
-    total, damaged = 0, []
-    for total, file in enumerate(files, start=1):  # noqa: B007
-        try:
-            _check_image(file)
-        except DamagedImageError:
-            damaged.append(file)
-            continue
-        except InputError:
-            pass  # not damaged: who reads it says what is wrong
-        yield file
-    if damaged and len(damaged) == total:
-        raise InputError(f"Expected images in {folder}, got {total:,} that are damaged.")
-    if damaged:
-        warnings.warn(
-            f"{len(damaged):,} of {total:,} images in {folder} are damaged and were left out: "
-            f"{_first_few(damaged)}",
-            stacklevel=2,
-        )
-
-
 def _undamaged_of_each_class(folder: Path, files: Sequence[Path]) -> list[Path]:
     """Images that can be read; a class must not vanish with its images."""
     kept = list(undamaged(folder, files))
@@ -461,72 +240,3 @@ def _undamaged_of_each_class(folder: Path, files: Sequence[Path]) -> list[Path]:
             f"them or remove the folder."
         )
     return kept
-
-
-def _first_few(files: Sequence[Path]) -> str:
-    dots = ", ..." if len(files) > MOST_NAMED else ""
-    return ", ".join(str(file) for file in files[:MOST_NAMED]) + dots
-
-
-def refuse_unreadable(files: Iterable[Path], read: Callable[[Path], object]) -> None:
-    """Read images once more to say of all at once which are unusable.
-
-    Args:
-        files: The images.
-        read: Raises `InputError` for an unusable one.
-
-    Raises:
-        InputError: What is wrong with the first; of several also their number and the first few.
-    """
-    errors: dict[Path, InputError] = {}
-    for file in files:
-        try:
-            read(file)
-        except InputError as error:
-            errors[file] = error
-    if not errors:
-        return
-    message = str(next(iter(errors.values())))
-    if len(errors) > 1:
-        message += f" In all, {len(errors):,} images are unusable: {_first_few(list(errors))}."
-    if any(isinstance(error, DamagedImageError) for error in errors.values()):
-        message += f" {SKIP_HINT}"
-    raise InputError(message)
-
-
-def refuse_deep(file: Path, image: Image.Image) -> None:
-    """Refuse an image of more than 8 bits a channel."""
-    if image.mode.startswith(("I", "F")):
-        raise InputError(f"Expected images with 8 bits a channel, got more in {file}.")
-
-
-def open_image(file: Path) -> Image.Image:
-    """Open an image, whose pixels are read later."""
-    try:
-        return Image.open(file)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
-        raise DamagedImageError(
-            f"Could not read the image {file}: it is damaged ({error})."
-        ) from error
-
-
-def fit_image(file: Path, image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bring an image that is open to a size: scaled to cover it, and the middle cut out.
-
-    Args:
-        file: Where it lies, for messages.
-        image: The image, in any mode of 8 bits a channel.
-        size: (width, height).
-    """
-    whole = Image.fromarray(pixels(file, image, "L" if image.mode in GREY_MODES else "RGB"))
-    return ImageOps.fit(whole, size, Image.Resampling.BICUBIC)
-
-
-def pixels(file: Path, image: Image.Image, mode: Literal["L", "RGB"]) -> Array:
-    """Read an image that is open to bytes of shape (H, W) or (H, W, 3)."""
-    try:
-        return np.asarray(image.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DamagedImageError(
-            f"Could not read the image {file}: it is damaged ({error})."
-        ) from error

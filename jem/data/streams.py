@@ -14,26 +14,22 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from jem.data.files import (
+from jem.data.arrays import Array
+from jem.data.files import INPUT_KEYS, find_key
+from jem.data.image_files import (
     GREY_MODES,
     IMAGE_SUFFIXES,
-    INPUT_KEYS,
-    find_key,
-    find_label_column,
     fit_image,
     open_image,
-    open_table,
     pixels,
-    read_columns,
     refuse_deep,
     refuse_unreadable,
     undamaged,
 )
+from jem.data.tables import find_label_column, open_table, read_columns
 from jem.errors import InputError
 
-Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 Named = tuple[Sequence[str], Array]
 
