@@ -34,7 +34,7 @@ from jem.training.recipe import Recipe, recipe_from
 from jem.training.trainer import FitResult
 
 if TYPE_CHECKING:
-    from jem.evaluation.report import Subject
+    from jem.evaluation.subject import Subject
 
 Array = npt.NDArray[Any]
 
@@ -384,7 +384,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         control: JEMClassifier | None,
     ) -> Subject:
         """What a report is of: the parts as `fit` made them, and inputs and labels of the test."""
-        from jem.evaluation.report import Subject
+        from jem.evaluation.subject import Subject
 
         (X, y), (X_train, y_train) = tested, trained  # noqa: N806
         test = DataPart(self._inputs(X).float(), self._indices("y", y, len(np.asarray(X))))

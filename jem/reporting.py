@@ -11,8 +11,9 @@ from rich.console import Console
 from torch import Tensor
 
 from jem.data.parts import DataSplits
-from jem.evaluation.report import Progress, Subject, measure
+from jem.evaluation.report import Progress, measure
 from jem.evaluation.report_page import render
+from jem.evaluation.subject import Subject
 from jem.model import JEM
 from jem.training.checkpoint import write_atomically
 

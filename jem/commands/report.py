@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jem.data.parts import DataSplits
-    from jem.evaluation.report import Subject
+    from jem.evaluation.subject import Subject
     from jem.model import JEM
 
 
@@ -88,7 +88,7 @@ def make_report(args: Report) -> dict[str, Any]:
 
 
 def _subject(args: Report) -> Subject:
-    from jem.evaluation.report import Subject
+    from jem.evaluation.subject import Subject
     from jem.training.checkpoint import Checkpoints
     from jem.training.log import read_metrics
     from jem.training.run_folder import RunFolder

@@ -17,9 +17,7 @@ A figure with an interval is `{"value", "low", "high"}`, null where it is not kn
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
 from functools import cache
 from typing import Any
 
@@ -32,19 +30,20 @@ from jem.data.parts import DataSplits
 from jem.data.shifts import rotations
 from jem.errors import InputError
 from jem.evaluation.calibration import CalibrationReport, calibration_report
-from jem.evaluation.chain_health import chain_health
-from jem.evaluation.completion import completion_accuracy
 from jem.evaluation.corruption import corruption_curves
 from jem.evaluation.estimates import difference_estimate, share_estimate
-from jem.evaluation.examples import choose_rows, draw_subset
-from jem.evaluation.fidelity import fidelity
-from jem.evaluation.judge import LARGEST_SIDE, LARGEST_TRAINING_SET, Judge, train_judge
 from jem.evaluation.ood import OODDetector, ood_metrics
 from jem.evaluation.ood_threshold import largest_accept
+from jem.evaluation.report_samples import (
+    chains_section,
+    completions_section,
+    judge_of,
+    samples_section,
+)
+from jem.evaluation.subject import Measured, Subject
 from jem.evaluation.summary import TABLE_DISTANCES, foreign_sets, logits_of, seen_in_training
 from jem.evaluation.temperature import TemperatureScaling
 from jem.evaluation.verdicts import verdicts
-from jem.generation import sample
 from jem.model import JEM
 
 SCHEMA_VERSION = 1
@@ -52,72 +51,10 @@ SCHEMA_VERSION = 1
 
 ROTATED = "rotated by 90 degrees"
 
-AFFORDABLE = 20_000_000
-"""Pixels times moves that samples may cost, completions as much, and chains that run on."""
-
-JUDGED_PIXELS = 8_000_000
-"""Pixels of all training inputs that the judge learns from, as large as it sees them."""
-
-MOST_SAMPLES, FEWEST_SAMPLES = 500, 100
-"""Fresh samples; the Frechet distance needs more of them than the judge has features."""
-
-SHOWN_OF_CLASS = 10
-"""Samples of a class that are shown, and that are drawn of every class at the least."""
-
-MOST_COMPLETED, FEWEST_COMPLETED = 96, 32
-"""Test images whose lower half is removed and completed, once each: whole blocks of chains."""
-
-MOST_CHAINS, FEWEST_CHAINS, CHAIN_MOVES = 64, 16, 400
-"""Persistent chains that are run on, and their moves."""
-
 SHOWN = 12
 """Inputs shown of each kind of example."""
 
 Progress = Callable[[str], None]
-
-
-@dataclass
-class Subject:
-    """What is reported on.
-
-    Attributes:
-        model: The trained model.
-        splits: Its data.
-        control: A plain classifier trained on the same data, to compare with; or None.
-        chains: Persistent chains at the end of training, (M, *shape); None without any.
-        chain_labels: Their classes (M,), where chains are conditional.
-        foreign: More foreign sets, name -> inputs in the network's units.
-        run: Plain values that say what was trained and how; kept as they are. Under `"as_given"`
-            why the model is as it was given, if it is: it then has seen no foreign set, and
-            neither samples nor chains are looked at.
-        records: Lines of `metrics.jsonl`, oldest first.
-    """
-
-    model: JEM
-    splits: DataSplits
-    control: JEM | None = None
-    chains: Tensor | None = None
-    chain_labels: Tensor | None = None
-    foreign: dict[str, Tensor] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class Measured:
-    """What `measure` found.
-
-    Attributes:
-        figures: Plain values: `report.json`.
-        reports: Calibration before and after temperature, for diagrams.
-        scores: Log-density of the test part ("test") and of each foreign set, (N,).
-        images: Inputs worth looking at, by what they are examples of, (B, *shape).
-    """
-
-    figures: dict[str, Any]
-    reports: dict[str, CalibrationReport] = field(default_factory=dict)
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    images: dict[str, Tensor] = field(default_factory=dict)
 
 
 def measure(
@@ -166,11 +103,11 @@ def measure(
     progress("foreign inputs")
     detector = _fitted_detector(model, splits, accept, figures)
     figures["ood"] = _ood(subject, measured, x, (logits, plain_logits), detector, seed)
-    judge = cache(lambda: _judge(subject, seed))
+    judge = cache(lambda: judge_of(subject, seed))
     drawn: dict[str, Callable[[], Any]] = {
-        "samples": lambda: _samples(subject, measured, judge(), seed),
-        "completions": lambda: _completions(subject, measured, judge, seed),
-        "chains": lambda: _chains(subject, x, seed),
+        "samples": lambda: samples_section(subject, measured, judge(), seed),
+        "completions": lambda: completions_section(subject, measured, judge, seed),
+        "chains": lambda: chains_section(subject, x, seed),
     }
     if why := subject.run.get("as_given"):
         figures["left_out"] |= dict.fromkeys(drawn, f"nothing was trained: {why}")
@@ -352,132 +289,7 @@ def _ood_figures(metrics: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-# -- samples, completions, chains, corruption, training -------------------------------------------
-
-
-def _judge(subject: Subject, seed: int) -> Judge:
-    """The independent classifier that looks at samples and completions."""
-    model, splits = subject.model, subject.splits
-    if model.chain is None:
-        raise InputError("the model was trained without chains: it draws no samples")
-    num_classes = len(splits.classes)
-    if num_classes < 2 or len(model.chain.class_frequencies) < 2:
-        raise InputError("samples are judged by a classifier, and the model has no classes")
-    pixels = math.prod(min(side, LARGEST_SIDE) for side in splits.input_shape[1:])
-    limit = min(LARGEST_TRAINING_SET, JUDGED_PIXELS // pixels)
-    x_train, y_train = draw_subset(splits.train, limit, seed=seed, name="judge")
-    return train_judge(x_train, y_train, num_classes, seed=seed, data=splits.name)
-
-
-def _samples(subject: Subject, measured: Measured, judge: Judge, seed: int) -> dict[str, Any]:
-    model, splits = subject.model, subject.splits
-    frequencies = model.chain.class_frequencies.cpu()
-    fewest = max(FEWEST_SAMPLES, SHOWN_OF_CLASS * len(frequencies))
-    wanted = affordable(splits.input_shape, model.chain.num_steps, fewest, MOST_SAMPLES)
-    count = min(wanted, len(splits.test))
-    labels = _labels(frequencies, count, seed)
-    drawn = sample(model, labels, seed=seed).cpu()
-    measured.images["fresh samples by class"] = _by_class(model, drawn, labels, seed)
-    parts: dict[str, Any] = {"train": splits.train, "test": splits.test, "judge": judge}
-    fresh = fidelity(drawn, labels, **parts, seed=seed)
-    found = {"fresh": fresh.to_dict()}
-    if subject.chains is not None:
-        chains, of_class = subject.chains.cpu(), subject.chain_labels
-        measured.images["persistent chains"] = chains[:100]
-        rows = choose_rows(len(chains), count, seed=seed, name="report chains")
-        of_class = None if of_class is None else of_class.cpu()[rows]
-        found["chains"] = fidelity(
-            chains[rows], of_class, **parts, seed=seed, real=fresh.real
-        ).to_dict()
-    return found
-
-
-def affordable(shape: Sequence[int], num_moves: int, fewest: int, most: int) -> int:
-    """How many inputs of a shape may be moved so often: fewer of large images, never too few.
-
-    Args:
-        shape: Of one input; channels do not count, and a row of a table counts as one pixel.
-        num_moves: Langevin moves of each.
-        fewest: What the figures need, wherever it is below `most`.
-        most: More tells little.
-
-    Example:
-        >>> [affordable((1, side, side), 200, 100, 500) for side in (8, 28, 64)]
-        [500, 127, 100]
-    """
-    paid = AFFORDABLE // max(1, num_moves * math.prod(shape[1:]))
-    return min(most, max(fewest, paid))
-
-
-def _labels(frequencies: Tensor, count: int, seed: int) -> Tensor:
-    """Classes to draw (count,), each as often as its frequency says, give or take one."""
-    generator = torch.Generator().manual_seed(seed)
-    edges = frequencies.double().cumsum(dim=0) / frequencies.double().sum()
-    offset = torch.rand(1, generator=generator, dtype=torch.double)
-    places = (torch.arange(count) + offset) / count
-    labels = torch.searchsorted(edges, places).clamp(max=len(frequencies) - 1)
-    return labels[torch.randperm(count, generator=generator)]
-
-
-def _by_class(model: JEM, drawn: Tensor, labels: Tensor, seed: int) -> Tensor:
-    """Samples to show, as many of each of the first classes; more are drawn where some lack."""
-    classes = torch.arange(min(len(model.chain.class_frequencies), 10))
-    lacking = torch.cat(
-        [k.repeat(max(0, SHOWN_OF_CLASS - int((labels == k).sum()))) for k in classes]
-    )
-    if len(lacking):
-        more = sample(model, lacking, seed=seed + 1).cpu()
-        drawn, labels = torch.cat([drawn, more]), torch.cat([labels, lacking])
-    return torch.cat([drawn[labels == k][:SHOWN_OF_CLASS] for k in classes])
-
-
-def _completions(
-    subject: Subject, measured: Measured, judge: Callable[[], Judge], seed: int
-) -> dict[str, Any]:
-    model, splits = subject.model, subject.splits
-    if splits.kind != "image":
-        raise InputError("completions are of images")
-    seen_by, moves = judge(), model.chain.num_steps
-    found = completion_accuracy(
-        model,
-        train=splits.train,
-        test=splits.test,
-        seed=seed,
-        judge=seen_by,
-        count=affordable(splits.input_shape, moves, FEWEST_COMPLETED, MOST_COMPLETED),
-        num_draws=1,
-    )
-    low, high = model.bounds("cpu") or (-1.0, 1.0)
-    shown = [
-        torch.where(x.isnan(), (low + high) / 2, x)  # what was removed is grey
-        for x in found.pictures.values()
-    ]
-    measured.images["completions"] = torch.cat(shown)
-    figures = found.to_dict()
-    figures["pictures"] = list(found.pictures)
-    figures["rows"] = {row["name"]: _completion_row(row) for row in found.rows}
-    return figures
-
-
-def _completion_row(row: dict[str, Any]) -> dict[str, Any]:
-    """The accuracy beside its interval."""
-    accuracy = {"value": row["accuracy"], "low": row["low"], "high": row["high"]}
-    return {"accuracy": accuracy, "rmse": row["rmse"]}
-
-
-def _chains(subject: Subject, x: Tensor, seed: int) -> dict[str, Any]:
-    if subject.chains is None:
-        raise InputError("the run kept no chains")
-    health = chain_health(
-        subject.model,
-        x,
-        subject.chains,
-        labels=subject.chain_labels,
-        num_steps=CHAIN_MOVES,
-        max_chains=affordable(x.shape[1:], CHAIN_MOVES, FEWEST_CHAINS, MOST_CHAINS),
-        seed=seed,
-    )
-    return health.to_dict()
+# -- corruption, training -------------------------------------------------------------------------
 
 
 def _corruption(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jem import __version__
 from jem.evaluation.completion import MEAN_FILL, NEAREST, ONE_DRAW
-from jem.evaluation.report import Measured
+from jem.evaluation.subject import Measured
 
 CALIBRATION_FIGURES = (
     ("accuracy", "accuracy", 4),

@@ -15,18 +15,10 @@ from jem.data.arrays import from_arrays
 from jem.data.parts import DataPart
 from jem.data.shifts import gaussian_noise
 from jem.evaluation.chain_health import VERDICTS
-from jem.evaluation.report import (
-    AFFORDABLE,
-    SCHEMA_VERSION,
-    Subject,
-    _by_class,
-    _judge,
-    _labels,
-    _training,
-    affordable,
-    measure,
-)
+from jem.evaluation.report import SCHEMA_VERSION, _training, measure
 from jem.evaluation.report_page import comparison_rows, render, render_comparison
+from jem.evaluation.report_samples import AFFORDABLE, _by_class, _labels, affordable, judge_of
+from jem.evaluation.subject import Subject
 from jem.evaluation.verdicts import verdicts
 from jem.networks import mlp, small_cnn
 from jem.training.recipe import recipe_from
@@ -180,9 +172,9 @@ def test_what_is_wanted_at_the_least_gives_way_to_the_most():
 
 def test_the_judge_learns_from_fewer_large_images(monkeypatch):
     of = subject(control=False)
-    assert _judge(of, seed=0).num_train == len(of.splits.train)
-    monkeypatch.setattr("jem.evaluation.report.JUDGED_PIXELS", 50 * 8 * 8)
-    assert _judge(of, seed=0).num_train == 50
+    assert judge_of(of, seed=0).num_train == len(of.splits.train)
+    monkeypatch.setattr("jem.evaluation.report_samples.JUDGED_PIXELS", 50 * 8 * 8)
+    assert judge_of(of, seed=0).num_train == 50
 
 
 def test_classes_are_asked_for_as_often_as_their_frequency_says():
@@ -208,8 +200,8 @@ def test_shown_samples_are_those_measured_and_more_where_a_class_lacks_some():
 def test_large_images_cost_fewer_samples_completions_and_chains(monkeypatch):
     of = subject(control=False)
     for name in ("FEWEST_SAMPLES", "FEWEST_COMPLETED", "FEWEST_CHAINS"):
-        monkeypatch.setattr(f"jem.evaluation.report.{name}", 20)
-    monkeypatch.setattr("jem.evaluation.report.AFFORDABLE", 0)
+        monkeypatch.setattr(f"jem.evaluation.report_samples.{name}", 20)
+    monkeypatch.setattr("jem.evaluation.report_samples.AFFORDABLE", 0)
     found = measure(of, num_bootstrap=20).figures
     assert found["samples"]["fresh"]["samples"]["num"] == 30  # ten of each of three classes
     assert found["samples"]["chains"]["samples"]["num"] == 30
