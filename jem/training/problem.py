@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jem.data.augment import augment
 from jem.data.batches import BatchStream
@@ -287,6 +287,20 @@ def choose_device(name: str) -> torch.device:
             reason = "expected cpu, cuda, cuda:0, mps or auto"
         raise InputError(f"device {name!r} cannot be used: {reason}") from error
     return device
+
+
+def place(model: JEM, device: torch.device) -> JEM:
+    """Move a model to a device, with its convolutions laid out as they are fastest there.
+
+    On CPUs and CUDA the weights of 2-D convolutions, and so the activations between them, get
+    their channels side by side: `docs/benchmarks.md` has what that saves. Values stay the same.
+    """
+    model.to(device)
+    if device.type in ("cpu", "cuda"):
+        for module in model.modules():
+            if isinstance(module, nn.Conv2d):
+                module.to(memory_format=torch.channels_last)
+    return model
 
 
 def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:

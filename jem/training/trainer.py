@@ -24,7 +24,7 @@ from jem.training.distributed import join, one_for_all, restarted
 from jem.training.guard import AccuracyGuard, give_up, is_healthy, mask_gradients
 from jem.training.method import Batch, Outcome
 from jem.training.optimisation import clip_gradients, generative_weight, learning_rate, uphill
-from jem.training.problem import choose_device, set_up
+from jem.training.problem import choose_device, place, set_up
 from jem.training.process import isolated_randomness, lowered, stop_signals
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.run_folder import RunFolder, identity, refuse_other_settings
@@ -109,7 +109,7 @@ class Trainer:
         self.recipe = self._asked = recipe_from(recipe)
         self.ranks = join()
         self.device = choose_device(device)
-        self.model = model.to(self.device)
+        self.model = place(model, self.device)
         self.folder = None if run_dir is None else RunFolder(self.ranks.agree(str(run_dir)))
         self.seed = seed
         self.progress = progress

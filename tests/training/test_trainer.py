@@ -25,7 +25,7 @@ from jem.sampling import ClassGaussianStart, UniformStart
 from jem.training.checkpoint import Checkpoints
 from jem.training.log import read_metrics
 from jem.training.optimisation import clip_gradients, learning_rate, make_optimizer
-from jem.training.problem import domain_of, make_start
+from jem.training.problem import domain_of, make_start, place
 from jem.training.recipe import RECIPES, Recipe
 from jem.training.trainer import Trainer
 from jem.training.validation import validate
@@ -573,6 +573,23 @@ def test_domain_of_images_and_tables():
     low, high = domain_of(torch.tensor([[0.0, 5.0], [10.0, 5.0]]))
     torch.testing.assert_close(low, torch.tensor([-1.0, 4.0]))
     torch.testing.assert_close(high, torch.tensor([11.0, 6.0]))
+
+
+def test_convolutions_are_laid_out_for_speed_and_mean_the_same(tmp_path):
+    torch.manual_seed(0)
+    model = JEM(networks.small_cnn((1, 8, 8), 3, width=8).double())
+    x, y = torch.rand(32, 1, 8, 8) * 2 - 1, torch.arange(32) % 3
+    before, logits = weights(model), model(x.double())
+    place(model, torch.device("cpu"))
+    assert_same_bits(before, weights(model))
+    torch.testing.assert_close(model(x.double()), logits, atol=1e-12, rtol=1e-12)
+    Trainer(model.float(), replace(SMALL, epochs=1), run_dir=tmp_path / "run").fit((x, y))
+    loaded = jem.load(tmp_path / "run")
+    for placed in (model, loaded):
+        kernels = [m.weight for m in placed.modules() if isinstance(m, torch.nn.Conv2d)]
+        assert len(kernels) > 2
+        assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+    assert torch.equal(model(x), loaded(x))
 
 
 @pytest.mark.parametrize("step", ["plain", "classic", "fused"])
