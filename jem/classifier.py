@@ -251,6 +251,12 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if self.class_weight is None:
             return None
         labels = self.classes_[splits.train[:][1].numpy()]
+        if isinstance(self.class_weight, Mapping):
+            unknown = [key for key in self.class_weight if key not in self.classes_]
+            if unknown:
+                raise InputError(
+                    f"`class_weight` names {unknown}, but the classes are {list(self.classes_)}"
+                )
         weights = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
         if not (np.isfinite(weights) & (weights > 0)).all():
             raise InputError(

@@ -56,9 +56,17 @@ def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
     """
     if y is None:
         return -torch.logsumexp(logits, dim=1)
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
+        came = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise InputError(f"`y` must be a tensor of class indices, but got {came}")
     if y.shape != logits.shape[:1]:  # `gather` would quietly drop the rows that have no index
         raise InputError(f"`y` must have shape ({len(logits)},), but got {tuple(y.shape)}")
-    return -logits.gather(1, y[:, None]).squeeze(1)
+    try:
+        return -logits.gather(1, y.long()[:, None]).squeeze(1)
+    except RuntimeError as error:
+        raise InputError(
+            f"`y` must lie in 0..{logits.shape[1] - 1}, but got {int(y.min())}..{int(y.max())}"
+        ) from error
 
 
 class JEM(nn.Module):
@@ -144,8 +152,10 @@ class JEM(nn.Module):
             Logits, shape (B, K).
 
         Raises:
-            InputError: If the network returns anything but a two-dimensional tensor.
+            InputError: If the inputs are no float tensor of the model's input shape, or the
+                network returns anything but a two-dimensional tensor.
         """
+        self._check(x)
         logits = self.network(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -154,6 +164,18 @@ class JEM(nn.Module):
             )
         # Half precision near 32 is spaced a quarter of a nat: too coarse for an energy.
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+    def _check(self, x: Tensor) -> None:
+        """Refuse what the network was not made for; values are not looked at."""
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            came = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"inputs must be a float tensor in the network's units, but got {came}: "
+                "`model.preprocess` makes one from raw data"
+            )
+        if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
+            wanted = ", ".join(map(str, ("B", *self.input_shape)))
+            raise InputError(f"inputs must be of shape ({wanted}), but got {tuple(x.shape)}")
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Energy E(x) = -logsumexp f(x), or E(x, y) = -f(x)[y].

@@ -342,6 +342,6 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
 
 
 def _in_one_line(error: Exception) -> str:
-    """Kind and first line of an error in a person's own code."""
-    first = next(iter(str(error).splitlines()), "")
+    """Kind and first lines of an error in a person's own code."""
+    first = " ".join(line.strip() for line in str(error).splitlines()[:2])
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

@@ -132,6 +132,11 @@ class Scorer:
         path = Path(path)
         try:
             state = deserialise(path.read_bytes(), str(path))
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"there is no detector at {path}: `jem train` leaves one in its folder; else fit "
+                f"one and keep it there, jem.fit_scorer(model, data).save({str(path)!r})"
+            ) from error
         except OSError as error:
             raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
         if state.get("weights") != weights_checksum(model):

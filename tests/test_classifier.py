@@ -343,6 +343,7 @@ def test_progress_is_shown_only_when_asked_for(iris, capfd):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"class_weight": {"a": 2.0}}, r"names \['a'\], but the classes are"),
         ({"class_weight": {0: 0.0}}, "`class_weight` must hold numbers above 0"),
         ({"channels": "middle"}, "`channels` must be 'first', 'last' or None"),
         ({"accept": 1.0}, r"`accept` must lie in \(0, 1\)"),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+import jem
 from jem.cli import COMMANDS, main
 from jem.commands.train import _default_folder, control_recipe
 from jem.training.recipe import DEFAULTS, RECIPES, Recipe
@@ -369,6 +370,8 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(tmp_path, capsys):
     summary = json.loads((folder / "summary.json").read_text())
     assert list(summary) == ["as given"]
     assert not any(row["seen"] for row in summary["as given"]["auroc"].values())
+    assert run("sample", folder, "--count", 1, "--out", tmp_path / "s.png", "--quiet") == 0
+    assert "trained no density (0 updates were made)" in capsys.readouterr().err
 
 
 def test_no_control_of_a_run_that_trains_nothing(capsys):
@@ -486,6 +489,24 @@ def test_sample_mistakes(capsys, quick_run, tmp_path):
     assert "no folder" in refused(capsys, "sample", quick_run, "--out", out)
     plain = quick_run / "control"
     assert "no sampler settings" in refused(capsys, "sample", plain, "--out", tmp_path / "p.png")
+
+
+def test_resume_takes_no_other_settings(capsys, quick_run):
+    words = ("train", "--out", quick_run, "--resume")
+    told = refused(capsys, *words, "--data", "wine", "--epochs", 7, "--seed", 3)
+    assert "these differ: data, seed, epochs; leave them out" in told
+    assert run(*words, "--epochs", 1, *WITHOUT) == 0  # the same again
+
+
+def test_a_run_begun_in_python_goes_on_there(capsys, tmp_path):
+    x, y = torch.rand(40, 1, 8, 8), torch.arange(40) % 10
+    model = jem.JEM(jem.networks.network_for((1, 8, 8), 10))
+    recipe = replace(RECIPES["fast"], epochs=1, batch_size=20)
+    jem.Trainer(model, recipe, run_dir=tmp_path / "run", device="cpu").fit((x, y))
+    told = refused(capsys, "train", "--out", tmp_path / "run", "--resume")
+    assert "begun in Python" in told
+    assert "resume=True" in told
+    assert not (tmp_path / "run" / "detector.pt").exists()
 
 
 # -- signals --------------------------------------------------------------------------------------

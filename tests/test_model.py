@@ -64,6 +64,35 @@ def test_one_class_index_a_row_is_required(shape):
         joint_energy(normal(5, 4), torch.zeros(shape, dtype=torch.int64))
 
 
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (torch.tensor([0.0, 1.0]), "class indices, but got torch.float32"),
+        ([0, 1], "class indices, but got list"),
+        (torch.tensor([0, 3]), r"lie in 0..2, but got 0..3"),
+    ],
+)
+def test_class_indices_are_whole_and_there(y, message):
+    with pytest.raises(InputError, match=message):
+        joint_energy(torch.zeros(2, 3), y)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (torch.zeros(3, 2, dtype=torch.uint8), "float tensor.*got torch.uint8.*preprocess"),
+        (np.zeros((3, 2)), "float tensor.*got ndarray"),
+        (torch.zeros(3, 4), r"must be of shape \(B, 2\), but got \(3, 4\)"),
+        (torch.zeros(2), r"must be of shape \(B, 2\), but got \(2,\)"),
+    ],
+)
+def test_inputs_that_the_network_was_not_made_for_are_refused(x, message):
+    model = JEM(nn.Linear(2, 3), input_shape=(2,))
+    for use in (model, model.energy, model.log_density, model.predict_proba):
+        with pytest.raises(InputError, match=message):
+            use(x)
+
+
 def test_model_gives_energies_of_its_networks_logits(point_model):
     x, y = normal(6, 2).float(), torch.arange(6) % 3
     logits = point_model.network(x)

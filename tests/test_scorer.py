@@ -140,7 +140,7 @@ def test_file_gives_the_same_verdicts(name, model, iris, tmp_path):
 
 def test_file_of_other_weights_or_damaged_is_refused(model, iris, tmp_path):
     path = tmp_path / DETECTOR_FILE
-    with pytest.raises(RunFolderError, match="cannot read"):
+    with pytest.raises(RunFolderError, match="no detector at"):
         Scorer.load(path, model)
     fit_scorer(model, iris).save(path)
     other = JEM(networks.mlp((4,), 3, width=16, depth=2))

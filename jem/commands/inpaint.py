@@ -15,7 +15,7 @@ from jem.commands.drawings import (
     moves_shown,
     raw_units,
 )
-from jem.commands.runs import inputs_of, load_model, read_config
+from jem.commands.runs import doubt_density, inputs_of, load_model, read_config
 from jem.errors import InputError
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def run(argv: list[str]) -> int:
             raise InputError(f"--out: {path} is the file to be completed")
     model = load_model(args.run, args.network)
     chain_of(model)
+    doubt_density(args.run)
     shape = model.input_shape or ()
     config = read_config(args.run)
     stream = inputs_of(

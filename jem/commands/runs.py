@@ -51,6 +51,17 @@ def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") 
     return load(run, network, device=device)
 
 
+def note(text: str) -> None:
+    """Say something beside the results, on the standard error stream."""
+    print(f"jem: {text}", file=sys.stderr)
+
+
+def doubt_density(run: Path) -> None:
+    """Say so if the run trained nothing: what is drawn is only as good as what it was given."""
+    if why := read_config(run).get("as_given"):
+        note(f"{run} trained no density ({why}): this is drawn from the network as it was given")
+
+
 def inputs_of(
     path: Path,
     model: JEM,

@@ -15,7 +15,7 @@ from jem.commands.drawings import (
     moves_shown,
     raw_units,
 )
-from jem.commands.runs import load_model, read_config
+from jem.commands.runs import doubt_density, load_model, read_config
 from jem.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,8 +44,8 @@ class Sample:
     seed: int = 0
     """Sample i of a class depends on the seed and its place alone."""
     start: Literal["fresh", "saved", "gaussian"] = "fresh"
-    """Where chains begin: the start of training, chains that training left, or a Gaussian a class
-    fitted to the training data."""
+    """Where chains begin: as the recipe says of samples, at chains that training left, or at a
+    Gaussian a class fitted to the training data."""
     num_steps: int | None = None
     """Langevin moves; those of the recipe if left out, and 20 from saved chains."""
     guidance: float = 1.0
@@ -77,6 +77,7 @@ def run(argv: list[str]) -> int:
     outputs = Outputs.at(args.out)
     model = load_model(args.run, args.network)
     chain_of(model)
+    doubt_density(args.run)
     names = list(args.labels) or list(model.classes or ())
     labels = class_indices(model, names).repeat_interleave(args.count)
     start = _start(args, model)

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from jem.commands.runs import inputs_of, load_model, note, read_config, splits_of
 from jem.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -67,7 +68,6 @@ class Score:
 def run(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
-    from jem.commands.runs import inputs_of, load_model, read_config
     from jem.training.problem import choose_device
 
     _check_out(args)
@@ -117,13 +117,8 @@ def _read_at_once(batch_size: int, shape: Sequence[int]) -> int:
     return batch_size * max(1, min(16, 2**22 // max(1, batch_size * math.prod(shape))))
 
 
-def _note(text: str) -> None:
-    print(f"jem: {text}", file=sys.stderr)
-
-
 def _scorer(args: Score, model: JEM, config: dict[str, Any]) -> Scorer:
     """What the run has saved, where it is what was asked for; otherwise fitted anew."""
-    from jem.commands.runs import splits_of
     from jem.scorer import DETECTOR_FILE, Scorer, fit_scorer
 
     saved, reason = None, f"there is no {args.run / DETECTOR_FILE}"
@@ -141,7 +136,7 @@ def _scorer(args: Score, model: JEM, config: dict[str, Any]) -> Scorer:
     splits = splits_of(args.run, config, args.data, args.data_root)
     _check_same_data(model, splits)
     score = args.score or "log_density"
-    _note(f"{reason}: fitting '{score}' on the calibration part of {splits.name}")
+    note(f"{reason}: fitting '{score}' on the calibration part of {splits.name}")
     return fit_scorer(model, splits, score=score, accept=args.accept, batch_size=args.batch_size)
 
 
@@ -174,7 +169,7 @@ def _scaling(args: Score, model: JEM, stream: InputStream) -> Callable[[Array], 
             f"{args.run} keeps no scaling, so it takes no images: give an .npy file in the "
             f"network's own units"
         )
-    _note(f"{args.run} keeps no scaling: inputs are taken to be in the network's own units")
+    note(f"{args.run} keeps no scaling: inputs are taken to be in the network's own units")
     return lambda raw: as_batch(raw, shape)
 
 
@@ -185,7 +180,7 @@ def _doubt_units(args: Score, model: JEM, raw: Array) -> None:
     assert model.scaling is not None, "asked for only with a scaling"
     doubt = doubt_units(raw, model.scaling(raw), model.scaling, model.domain)
     if doubt is not None:
-        _note(f"{args.inputs}: {doubt}")
+        note(f"{args.inputs}: {doubt}")
 
 
 def _table(

@@ -88,7 +88,7 @@ def run(argv: list[str]) -> int:
     folder = args.out or _default_folder(Path("runs"), Path(args.data).stem, args.resume)
     out = ranks.agree(folder)
     if args.resume:
-        args = _as_started(args, out)
+        args = _as_started(args, out, _defaults(argv))
     if args.control and args.settings.epochs == 0:
         raise InputError(
             "--control compares with a plain classifier that was trained, but --epochs 0 trains "
@@ -203,6 +203,9 @@ def _read_config(path: Path) -> dict[str, Any]:
 _OF_DATA = ("data", "data_root", "label_column", "image_size", "skip_damaged")
 """What a run keeps in its config.json to find the same data again."""
 
+_SETTLED = {*_OF_DATA, "seed", "network"} - {"data_root"} | {f.name for f in fields(Recipe)}
+"""Settings that a run keeps from its beginning to its end; its data may be moved."""
+
 _INFORMATIVE = {
     *_OF_DATA, "recipe", "seed", "network",
     "input_shape", "classes", "columns", "epochs", "iterations", "versions", "device", "command",
@@ -211,14 +214,31 @@ _INFORMATIVE = {
 """Keys that a run writes into its config.json for people to read."""
 
 
-def _as_started(args: Train, out: Path) -> Train:
-    """Arguments of a run to resume: what its folder says, not what the flags say."""
+def _as_started(args: Train, out: Path, defaults: Train) -> Train:
+    """Arguments of a run to resume: what its folder says; flags may say the same, no other."""
     from jem.training.run_folder import RunFolder
 
     folder = RunFolder(out)
     folder.read_config()
     values = _read_config(folder.config)
+    if "data" not in values:
+        raise InputError(
+            f"{out} does not say what data it was trained on: it was begun in Python, and goes on "
+            f"there, with Trainer(..., run_dir={str(out)!r}).fit(..., resume=True)"
+        )
     recipe = recipe_from(args.recipe, values.pop("recipe_fields"))
+    given = {
+        name: value
+        for name, value in (vars(args) | vars(args.settings)).items()
+        if value != (vars(defaults) | vars(defaults.settings))[name] and name in _SETTLED
+    }
+    started = vars(args) | vars(recipe) | values
+    other = [name for name, value in given.items() if started[name] != value]
+    if other:
+        raise InputError(
+            f"--resume goes on with the settings that {out} was begun with; these differ: "
+            f"{', '.join(other)}; leave them out, or begin another run with --out"
+        )
     return replace(args, **values, settings=recipe, out=out)
 
 

@@ -264,10 +264,8 @@ def checked_labels(
         raise InputError(f"`{name}` must be class indices, but got {labels!r}") from error
     number = wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool
     if wanted.ndim != 1 or not len(wanted) or number:
-        raise InputError(
-            f"`{name}` must be class indices of shape (B,), "
-            f"but got {wanted.dtype} of shape {tuple(wanted.shape)}"
-        )
+        came = f"{wanted.dtype} of shape {tuple(wanted.shape)}" if wanted.numel() else "none"
+        raise InputError(f"`{name}` must be class indices of shape (B,), but got {came}")
     if int(wanted.min()) < 0 or int(wanted.max()) >= num_classes:
         raise InputError(
             f"`{name}` must lie in 0..{num_classes - 1}, "

@@ -125,6 +125,11 @@ def sample(
     total = (16 if count is None else count) if wanted is None else len(wanted)
     if total < 1:
         raise InputError(f"`count` must be at least 1, but got {total}")
+    if isinstance(start, str):
+        raise InputError(
+            f"`start` must be a start or saved chains, but got {start!r}: for class Gaussians, "
+            "`jem.sampling.ClassGaussianStart.fit(x, y, num_classes)`"
+        )
     saved = isinstance(start, Tensor)
     steps = (SAVED_STEPS if saved else chain.num_steps) if num_steps is None else num_steps
     moves = plan_moves(chain, steps, initial_noise, step_decay)

@@ -53,12 +53,17 @@ class AccuracyGuard:
         margin: `Recipe.accuracy_margin`.
         before: Accuracy before the first update.
         model: The model before the first update.
+
+    Attributes:
+        epoch: Epochs that were judged.
+        kept: The last of them within the margin, whose average is kept; 0 for the model as given.
     """
 
     def __init__(self, margin: float, before: float, model: nn.Module) -> None:
         self.margin, self.before = margin, before
         self.halvings = 0
         self.best: float | None = None  # accuracy of an epoch
+        self.epoch = self.kept = 0
         self.accepted = _copied(model)
 
     @property
@@ -91,7 +96,9 @@ class AccuracyGuard:
         """
         within = self._within(accuracy)
         self.best = accuracy if self.best is None else max(accuracy, self.best)
+        self.epoch += 1
         if within:
+            self.kept = self.epoch
             self.accepted = _copied(averaged)
         else:
             self.halvings += 1
@@ -107,6 +114,8 @@ class AccuracyGuard:
             "before": self.before,
             "halvings": self.halvings,
             "best": self.best,
+            "epoch": self.epoch,
+            "kept": self.kept,
             "accepted": self.accepted,
         }
 
@@ -114,6 +123,7 @@ class AccuracyGuard:
         """Take everything back from `state_dict`."""
         self.before, self.halvings = state["before"], state["halvings"]
         self.best = state.get("best")
+        self.epoch, self.kept = state.get("epoch", 0), state.get("kept", 0)
         self.accepted = state["accepted"]
 
 

@@ -124,7 +124,11 @@ def set_up(
         InputError: If the data do not fit the model.
     """
     x, labels = examples_of(train)
-    num_classes = check_network(model, x[:1], labels)
+    num_classes = check_network(model, x[:2], labels)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "the network has no parameter to train: set `requires_grad` of those that may change"
+        )
     if model.input_shape is None:
         model.input_shape = tuple(x.shape[1:])
     if model.classes is None:
@@ -182,25 +186,38 @@ def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
 
     Args:
         model: The model.
-        x: One example, shape (1, *shape).
+        x: One or two examples, shape (B, *shape).
         labels: Class indices of the training data, shape (N,).
 
     Raises:
-        InputError: If the network does not take such inputs, or has no output for a label.
+        InputError: If the network does not take such inputs, lets rows of a batch interact, or has
+            no output for a label or no name for an output.
     """
     try:
         with torch.no_grad(), evaluation_mode(model):
-            num_classes = model.logits(x.to(model.device)).shape[1]
-    except RuntimeError as error:
+            together = model.logits(x.to(model.device))
+            alone = torch.cat([model.logits(row[None].to(model.device)) for row in x])
+    except (RuntimeError, ValueError) as error:
         raise InputError(
             f"the network does not take inputs of shape {tuple(x.shape[1:])}: "
-            f"{str(error).splitlines()[0]}"
+            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
+    num_classes = together.shape[1]
+    if model.classes is not None and len(model.classes) != num_classes > 1:
+        raise InputError(
+            f"the network must have {len(model.classes)} outputs, but has {num_classes}: the "
+            "model's `classes` name one each"
+        )
     low, high = int(labels.min()), int(labels.max())
     if num_classes > 1 and not 0 <= low <= high < num_classes:
         raise InputError(
             f"labels must lie in 0..{num_classes - 1} for a network of {num_classes} outputs, "
             f"but got {low}..{high}"
+        )
+    if (together - alone).abs().max() > 0.01 * (1 + together.abs().max()):
+        raise InputError(
+            "logits of one row depend on the other rows of its batch, in evaluation mode: chains "
+            "would too; batch normalisation must keep running statistics"
         )
     return num_classes
 

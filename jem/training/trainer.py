@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jem.data.batches import as_part
-from jem.errors import InputError, TrainingInterrupted
+from jem.errors import InputError, RunFolderError, TrainingInterrupted
 from jem.model import JEM
 from jem.randomness import derive_seed
 from jem.training.checkpoint import Checkpoints
@@ -52,13 +52,15 @@ class FitResult:
         epochs: Metrics of each epoch trained by this call.
         as_given: Why the model is as it was given, with no update made or no epoch within
             `accuracy_margin`; empty if it was trained.
+        kept_epoch: Epoch, from 1, whose averaged weights the model holds.
     """
 
     seconds: float
     iterations: int
     recoveries: int
-    epochs: list[Metrics] = field(default_factory=list)
+    epochs: list[Metrics] = field(default_factory=list, repr=False)
     as_given: str = ""
+    kept_epoch: int = 0
 
 
 class _Diverged(Exception):  # noqa: N818
@@ -72,8 +74,9 @@ class Trainer:
         model: The model. After `fit` it holds the averaged weights and is in evaluation mode.
         recipe: A recipe or the name of one.
         run_dir: Where checkpoints, metrics and pictures go; None writes nothing.
-        seed: The one seed of everything random. On the CPU the same seed, machine, versions and
-            thread count give the same bits, also after being killed and resumed.
+        seed: The one seed of everything random in training; the network's first weights are yours.
+            On the CPU the same seed, machine, versions and thread count give the same bits, also
+            after being killed and resumed.
         device: `"cpu"`, `"cuda"`, `"mps"`, or `"auto"` for the best there is.
         progress: Show a progress bar on the standard error stream.
         describe: Plain values to keep in `config.json`, such as where the data came from; under
@@ -140,12 +143,14 @@ class Trainer:
             it was given, a warning says so.
 
         Raises:
-            InputError: If the data do not fit the model.
+            InputError: If the data do not fit the model, or there is no folder to resume from.
             RunFolderError: If the folder already holds a run (without `resume`), is in use or
                 cannot be written.
             TrainingDivergedError: If training diverges more often than the recipe allows.
             TrainingInterrupted: On SIGINT or SIGTERM, after the state was saved.
         """
+        if resume and self.folder is None:
+            raise InputError("`resume` needs the run's folder: Trainer(..., run_dir=...)")
         train, valid = as_part(train), None if valid is None else as_part(valid)
         with contextlib.ExitStack() as stack:
             stack.enter_context(one_for_all(self.ranks))
@@ -157,6 +162,7 @@ class Trainer:
             shown = self.ranks.first
             watch = Watch(self.folder if shown else None, self.progress and shown)
             self._prepare(train, watch)
+            self._check_validation(valid)
             self._guard_accuracy(valid)
             self._begin(resume)
             self._stop = stack.enter_context(stop_signals())
@@ -170,7 +176,9 @@ class Trainer:
                 "--generative-weight",
                 stacklevel=2,
             )
-        return FitResult(position.seconds, position.iteration, position.recoveries, epochs, why)
+        return FitResult(
+            position.seconds, position.iteration, position.recoveries, epochs, why, self._kept()
+        )
 
     # -- the ladder -------------------------------------------------------------------------------
 
@@ -310,6 +318,13 @@ class Trainer:
         self.watch = watch
         self._clean = torch.ones((), dtype=torch.bool, device=self.device)
 
+    def _check_validation(self, valid: Data | None) -> None:
+        if valid is not None and tuple(valid[0][0].shape) != self.model.input_shape:
+            raise InputError(
+                f"validation examples must be of shape {self.model.input_shape}, as those of "
+                f"training, but are of {tuple(valid[0][0].shape)}"
+            )
+
     def _guard_accuracy(self, valid: Data | None) -> None:
         margin = self.recipe.accuracy_margin
         if margin is None:
@@ -363,7 +378,13 @@ class Trainer:
             iteration=position.iteration,
             seconds=position.seconds,
             recoveries=position.recoveries,
+            kept_epoch=self._kept(),
         )
+        if 0 < self._kept() < position.epoch:
+            self.watch.display.message(
+                f"kept: epoch {self._kept()} of {position.epoch}, the last within the accuracy "
+                f"margin of {self.recipe.accuracy_margin:g} on validation examples"
+            )
         self.state.optimizer.zero_grad(set_to_none=True)
         self.model.load_state_dict(self.state.averaged_model.state_dict())
         self.model.eval()
@@ -374,6 +395,11 @@ class Trainer:
             self.folder.samples.unlink(missing_ok=True)
         elif self.recipe.generative:
             draw_samples(self.model, self.seed, self.folder.samples)
+
+    def _kept(self) -> int:
+        """The epoch whose average is what training returns."""
+        guard = self.state.guard
+        return self.state.position.epoch if guard is None else guard.kept
 
     def _why_as_given(self) -> str:
         if not self.state.position.iteration:
@@ -396,7 +422,13 @@ class Trainer:
 
     def _restore(self, state: dict[str, Any]) -> None:
         refuse_other_settings(state, self.recipe, self.seed)
-        self.state.load_state_dict(state)
+        try:
+            self.state.load_state_dict(state)
+        except RuntimeError as error:
+            raise RunFolderError(
+                "the run was started with another network, which its checkpoint does not fit: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
         self.method.clock.tick()  # loading is no training
 
     def _recover(self) -> None:
@@ -427,7 +459,8 @@ class Trainer:
         self._snapshot()
         saved = "nothing was saved"
         if self.folder is not None:
-            saved = f"the state is in {self.folder.path}; go on with --resume"
+            saved = f"the state is in {self.folder.path}; go on with "
+            saved += "--resume, or fit(..., resume=True)"
         raise TrainingInterrupted(
             f"stopped at iteration {self.state.position.iteration} of {self.total_iterations}; "
             f"{saved}"

@@ -74,6 +74,7 @@ def test_the_guard_takes_averages_within_the_margin_and_halves_after_others():
         }  # fmt: skip
         assert guard.weight_scale == scale
     assert guard.accepted["weight"].item() == 3.0
+    assert (guard.kept, guard.epoch) == (3, 4)
     assert_same_bits(first, AccuracyGuard(0.0, 0.5, layer).accepted | first)
 
 
@@ -89,11 +90,13 @@ def test_a_margin_that_rounding_makes_larger_is_still_met():
 # -- in a run -------------------------------------------------------------------------------------
 
 
-def test_the_last_average_within_the_margin_is_returned_and_kept(tmp_path, scripted):
+def test_the_last_average_within_the_margin_is_returned_and_kept(tmp_path, scripted, capsys):
     scripted([0.90, 0.89, 0.87, 0.95, 0.80])  # before, then four epochs
     model, run = model_of(), tmp_path / "run"
-    trainer = Recording(model, MARGIN, run_dir=run, device="cpu")
+    trainer = Recording(model, MARGIN, run_dir=run, device="cpu", progress=True)
     result = trainer.fit(blobs(), blobs(seed=1))
+    assert result.kept_epoch == 3
+    assert "kept: epoch 3 of 4, the last within the accuracy margin" in capsys.readouterr().err
     assert_same_bits(weights(model), trainer.averages[2])
     assert_same_bits(weights(model), weights(jem.load(run)))
     weight = MARGIN.generative_weight

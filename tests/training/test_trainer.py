@@ -434,6 +434,49 @@ def test_data_that_do_not_fit_get_a_clear_error(x, y, message):
         Trainer(model_of(), SMALL, device="cpu").fit((x, y))
 
 
+def test_a_network_that_does_not_fit_what_is_said_of_it_is_refused(train):
+    def refused(model, message, data=train, valid=None):
+        with pytest.raises(InputError, match=message):
+            Trainer(model, SMALL, device="cpu").fit(data, valid)
+
+    three = JEM(networks.mlp((2,), 2), classes=("a", "b", "c"))
+    refused(three, "must have 3 outputs, but has 2")
+    refused(JEM(networks.mlp((2,), 2), input_shape=(3,)), r"of shape \(2,\)")
+    refused(
+        model_of(),
+        r"as those of training, but are of \(3,\)",
+        valid=(torch.rand(4, 3), train[1][:4]),
+    )
+    frozen = model_of()
+    frozen.requires_grad_(False)
+    refused(frozen, "no parameter to train")
+
+
+@pytest.mark.parametrize("channels", [None, 4])
+def test_rows_that_interact_are_refused(channels, train):
+    """With batch statistics the energy of a chain depends on the chains beside it."""
+    x, y = train
+    norm = torch.nn.BatchNorm1d(2, track_running_stats=False)
+    network = torch.nn.Sequential(norm, torch.nn.Linear(2, 2))
+    message = "does not take inputs"  # one row has no variance
+    if channels is not None:
+        x = x[:, :, None].expand(-1, -1, channels).contiguous() + torch.arange(channels) / 10
+        network = torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(2 * channels, 2))
+        message = "depend on the other rows"
+    with pytest.raises(InputError, match=message):
+        Trainer(JEM(network), SMALL, device="cpu").fit((x, y))
+
+
+def test_resume_needs_a_folder_and_the_same_network(tmp_path, train):
+    with pytest.raises(InputError, match="run_dir"):
+        Trainer(model_of(), SMALL, device="cpu").fit(train, resume=True)
+    run = tmp_path / "run"
+    Trainer(model_of(), SMALL, run_dir=run, device="cpu").fit(train)
+    wider = JEM(networks.mlp((2,), 2, width=24, depth=2, head="factored"))
+    with pytest.raises(RunFolderError, match=r"another network.*size mismatch"):
+        Trainer(wider, SMALL, run_dir=run, device="cpu").fit(train, resume=True)
+
+
 @pytest.mark.parametrize("scale", [1.0, 255.0])
 def test_inputs_outside_the_domain_are_refused(scale):
     x = scale * (torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1)
