@@ -169,9 +169,9 @@ class JEM(nn.Module):
         """Refuse what the network was not made for; values are not looked at."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             came = x.dtype if isinstance(x, Tensor) else type(x).__name__
+            hint = "" if self.scaling is None else ": `model.preprocess` makes one from raw data"
             raise InputError(
-                f"inputs must be a float tensor in the network's units, but got {came}: "
-                "`model.preprocess` makes one from raw data"
+                f"inputs must be a float tensor in the network's units, but got {came}{hint}"
             )
         if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
             wanted = ", ".join(map(str, ("B", *self.input_shape)))

@@ -80,8 +80,8 @@ def test_class_indices_are_whole_and_there(y, message):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (torch.zeros(3, 2, dtype=torch.uint8), "float tensor.*got torch.uint8.*preprocess"),
-        (np.zeros((3, 2)), "float tensor.*got ndarray"),
+        (torch.zeros(3, 2, dtype=torch.uint8), "float tensor.*got torch.uint8$"),
+        (np.zeros((3, 2)), "float tensor.*got ndarray$"),
         (torch.zeros(3, 4), r"must be of shape \(B, 2\), but got \(3, 4\)"),
         (torch.zeros(2), r"must be of shape \(B, 2\), but got \(2,\)"),
     ],
@@ -91,6 +91,10 @@ def test_inputs_that_the_network_was_not_made_for_are_refused(x, message):
     for use in (model, model.energy, model.log_density, model.predict_proba):
         with pytest.raises(InputError, match=message):
             use(x)
+    model.scaling = Scaling.of_bytes((1, 2, 2), "grey")
+    if not (isinstance(x, torch.Tensor) and x.is_floating_point()):
+        with pytest.raises(InputError, match=r"`model\.preprocess` makes one"):
+            model(x)
 
 
 def test_model_gives_energies_of_its_networks_logits(point_model):

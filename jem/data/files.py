@@ -111,9 +111,8 @@ def read_npz(path: Path) -> tuple[Array, Array]:
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(
-            f"Could not read {path}: it is damaged or no .npz file ({error})."
-        ) from error
+        why = "" if "pickle" in str(error) else f" ({error})"  # numpy's advice would run code
+        raise InputError(f"Could not read {path}: it is damaged or no .npz file{why}.") from error
 
 
 def _plain(path: Path, archive: Any, key: str) -> Array:  # noqa: ANN401
