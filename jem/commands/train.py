@@ -204,7 +204,7 @@ _OF_DATA = ("data", "data_root", "label_column", "image_size", "skip_damaged")
 """What a run keeps in its config.json to find the same data again."""
 
 _SETTLED = {*_OF_DATA, "seed", "network"} - {"data_root"} | {f.name for f in fields(Recipe)}
-"""Settings that a run keeps from its beginning to its end; the root of named data sets may move."""
+"""Settings that a run keeps to its end; the root folder of named data sets may move."""
 
 _INFORMATIVE = {
     *_OF_DATA, "recipe", "seed", "network",
