@@ -20,7 +20,7 @@ import statistics
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -61,6 +61,8 @@ class Benchmark:
     """Mirror training images at random, in every recipe."""
     learning_rates: dict[str, float] = field(default_factory=dict)
     """Learning rates that replace those of recipes: names and rates, one after another."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of matrix products and convolutions, in every recipe."""
     data_root: Path | None = None
     """Folder of downloaded data sets; JEM_DATA if left out."""
     out: Path | None = None
@@ -76,7 +78,7 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     splits = jem.data.load(args.data, root=args.data_root, seed=seed)
-    recipe = RECIPES["jem" if name == "ebmkit" else name]
+    recipe = replace(RECIPES["jem" if name == "ebmkit" else name], precision=args.precision)
     if args.epochs is not None:
         recipe = replace(recipe, epochs=args.epochs)
     if name in args.learning_rates:
@@ -257,7 +259,7 @@ def main() -> None:
     threads = args.threads or torch.get_num_threads()
     print(
         f"\n{args.data}, test part, n = {num_test}, seeds {' '.join(map(str, args.seeds))}: "
-        f"mean (range); torch {torch.__version__}, {threads} threads\n"
+        f"mean (range); torch {torch.__version__}, {args.precision}, {threads} threads\n"
     )
     print(table(rows, args.recipes))
 
