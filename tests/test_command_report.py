@@ -83,6 +83,9 @@ def test_more_foreign_sets_are_measured_and_must_fit(reported, tmp_path, capsys)
     assert "do not fit the run's (13,)" in refused(
         capsys, "report", reported, "--quiet", "--ood", "iris"
     )
+    message = refused(capsys, "report", reported, "--quiet", "--ood", "nope")
+    assert "iris" in message
+    assert "letters, rotations" in message
 
 
 def ood_row(folder, name, *words):

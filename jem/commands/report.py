@@ -134,7 +134,13 @@ def _foreign(
         if own.kind != "image":
             raise InputError(f"--ood {name}: such sets are made for images, not for {own.name}")
         return name.replace("_", " "), foreign_set(name, own, NUM_MADE, seed=args.seed)
-    if name not in NAMES and Path(name).expanduser().exists():
+    if name not in NAMES:
+        if not Path(name).expanduser().exists():
+            raise InputError(
+                f"--ood {name}: expected a file or folder of inputs, a data set "
+                f"({', '.join(NAMES)}) or a set made of the run's images "
+                f"({', '.join((*FOREIGN, ROTATIONS))}), found none of that name"
+            )
         return name, _read(Path(name), args, config, model)
     return name, _named(name, args, model)
 

@@ -62,18 +62,9 @@ def load_file(
         InputError: If the file is missing, damaged or not as expected.
     """
     path = Path(path).expanduser()
+    refuse_unfit(path, label_column, image_size, skip_damaged)
     if path.is_dir():
         return _load_folder(path, seed, image_size, skip_damaged, memory_limit)
-    if image_size is not None:
-        raise InputError(
-            f"Expected a folder of images to bring to a size of {image_size}, got {path}: "
-            f"leave out image_size."
-        )
-    if skip_damaged:
-        raise InputError(
-            f"Expected a folder of images to leave damaged ones out of, got {path}: leave out "
-            f"skip_damaged."
-        )
     if not path.is_file():
         raise InputError(f"Expected a file or a folder, found nothing at {path}.")
     if path.stat().st_size == 0:
@@ -92,6 +83,36 @@ def load_file(
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     return replace(splits, columns=columns)
+
+
+def refuse_unfit(
+    source: str | Path, label_column: str | None, image_size: int | None, skip_damaged: bool
+) -> None:
+    """Refuse an option that belongs to another kind of source, rather than leave it unheard.
+
+    Args:
+        source: Path of a file or folder, or the name of a data set.
+        label_column: Column of labels, for a `.csv` file; None if not given.
+        image_size: Pixels a side, for a folder of images; None if not given.
+        skip_damaged: For a folder of images.
+    """
+    is_folder = isinstance(source, Path) and source.is_dir()
+    is_table = isinstance(source, Path) and source.suffix.lower() == ".csv" and not is_folder
+    if label_column is not None and not is_table:
+        raise InputError(
+            f"Expected a .csv file with a column '{label_column}' of labels, got {source}: leave "
+            f"out label_column."
+        )
+    if image_size is not None and not is_folder:
+        raise InputError(
+            f"Expected a folder of images to bring to a size of {image_size}, got {source}: "
+            f"leave out image_size."
+        )
+    if skip_damaged and not is_folder:
+        raise InputError(
+            f"Expected a folder of images to leave damaged ones out of, got {source}: leave out "
+            f"skip_damaged."
+        )
 
 
 def read_npz(path: Path) -> tuple[Array, Array]:

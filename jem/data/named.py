@@ -10,7 +10,7 @@ import numpy as np
 import sklearn.datasets
 
 from jem.data.arrays import from_arrays
-from jem.data.files import load_file
+from jem.data.files import load_file, refuse_unfit
 from jem.data.parts import DataSplits
 from jem.errors import InputError
 
@@ -66,6 +66,8 @@ def load(
         (1, 8, 8)
     """
     key = os.fspath(name)
+    if key in NAMES:
+        refuse_unfit(key, label_column, image_size, skip_damaged)
     if key in _SMALL:
         return _SMALL[key](seed)
     if key in _DOWNLOADED:

@@ -132,6 +132,16 @@ def test_images_of_several_sizes_are_brought_to_one(tmp_path, memory_limit):
         load(folder, image_size=2)
 
 
+def test_an_option_of_another_kind_of_source_is_refused(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    np.savez(tmp_path / "a.npz", x=np.zeros((8, 2)), y=np.arange(8) % 2)
+    for source in ("iris", folder, tmp_path / "a.npz"):
+        with pytest.raises(InputError, match=f"'kind' of labels, got {source}: leave out"):
+            load(source, label_column="kind")
+    with pytest.raises(InputError, match="got digits: leave out image_size"):
+        load("digits", image_size=16)
+
+
 def test_images_of_the_size_asked_for_stay_as_they_are(tmp_path):
     folder = write_images(tmp_path / "pets", size=(6, 6), mode="RGB")
     assert torch.equal(load(folder, image_size=6).train.x, load(folder).train.x)
