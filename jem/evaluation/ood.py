@@ -109,9 +109,10 @@ class OODDetector:
 
         Raises:
             InputError: If n is too small for that share (0.95 needs 19, 0.99 needs 99), a score
-                is NaN, or the inputs do not fit.
+                is NaN, or the inputs do not fit: also where most lie far outside the domain.
         """
         x = as_batch(x_calibration, self.model.input_shape)
+        _check_units(x, self.model)
         check_accept(len(x), accept)  # before the work of scoring
         self.input_shape = tuple(x.shape[1:])
         return self.fit_scores(self.score(x), accept)
@@ -289,6 +290,23 @@ class OODDetector:
         self.accept = self.threshold = None
         self._calibration = state["calibration"].cpu()
         return self if state["accept"] is None else self.accepting(state["accept"])
+
+
+def _check_units(x: Tensor, model: JEM) -> None:
+    """Refuse inputs said to be in-distribution of which most leave the domain by its width."""
+    bounds = model.bounds(x.device)
+    if bounds is None:
+        return
+    low, high = bounds
+    width = high - low
+    far = ((x < low - width) | (x > high + width)).flatten(1).any(dim=1)
+    if far.float().mean() > 0.5:
+        raise InputError(
+            f"calibration inputs must be in-distribution and in the network's units, within "
+            f"[{float(low.min()):.4g}, {float(high.max()):.4g}], but they lie in "
+            f"[{float(x.min()):.4g}, {float(x.max()):.4g}]: `model.preprocess` makes them from "
+            f"raw data"
+        )
 
 
 _UNFITTED = "the detector has no threshold yet: call `fit(x_calibration)` first"

@@ -251,6 +251,17 @@ def test_misuse_is_refused_with_a_clear_line():
             score_logits(two, "gen", **options)
 
 
+def test_calibration_inputs_in_other_units_are_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    detector = OODDetector(JEM(network, domain=(-1, 1)))
+    raw = torch.arange(40 * 16).remainder(256).float().view(40, 1, 4, 4)
+    with pytest.raises(InputError, match=r"within \[-1, 1\], but they lie in \[0, 255\]"):
+        detector.fit(raw)
+    few_broken = raw / 255
+    few_broken[:20] = 255  # half of them: what most of them say counts
+    assert detector.fit(few_broken).threshold is not None
+
+
 def test_fit_leaves_a_training_model_in_training():
     model = JEM(nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 3))).train()
     x = torch.randn(40, 2)
