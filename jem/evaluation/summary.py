@@ -27,8 +27,8 @@ SHUFFLED, BEYOND = "shuffled columns", "beyond the range"
 TABLE_DISTANCES = {SHUFFLED: "near", BEYOND: "far"}
 """How far the foreign sets that are made of a table's own rows lie from it."""
 
-LIKE_STARTS = (NOISE, "uniform_noise")
-LIKE_OUTLIERS = (*LIKE_STARTS, "gaussian_noise", "constant_images", "letters", SHUFFLED)
+LIKE_STARTS = (NOISE,)
+LIKE_OUTLIERS = (*LIKE_STARTS, "gaussian noise", "constant images", "letters", SHUFFLED)
 """Foreign sets of the kinds that chains begin from and that made-up outliers are of: letters are
 strokes of one tone on an even ground, as some outliers are."""
 
@@ -69,7 +69,7 @@ def _foreign_rows(splits: DataSplits, seed: int) -> Foreign:
     x, _ = splits.test[:]
     rows = x[torch.randint(len(x), (FOREIGN_SIZE,), generator=generator)]
     if x.shape[1] > 1:  # a single column has no other to fit to
-        sets[SHUFFLED] = shuffle_columns(rows, generator)
+        sets[SHUFFLED] = shuffle_columns(x, FOREIGN_SIZE, generator)
     up = torch.rand(rows.shape, generator=generator) < 0.5
     sets[BEYOND] = torch.where(up, rows + (high - low), rows - (high - low))
     return sets
@@ -95,6 +95,7 @@ def seen_in_training(name: str, model: JEM, *, trained: bool = True) -> bool:
     """
     if model.chain is None or not trained:
         return False
+    name = name.replace("_", " ")  # as reports show it
     if model.chain.outliers:
         return name in LIKE_OUTLIERS
     noise = model.chain.noise_starts

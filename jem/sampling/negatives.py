@@ -39,14 +39,15 @@ class Negatives:
     generator: torch.Generator
 
     def draw(self) -> Draw:
-        """Take `count` chains from the buffer."""
-        return self.buffer.draw(
-            self.count,
-            start=self.start,
-            restart_prob=self.restart_prob,
-            generator=self.generator,
-            replacement=self.replacement,
-        )
+        """Take `count` chains from the buffer; in full precision, as chains are."""
+        with torch.autocast(self.generator.device.type, enabled=False):
+            return self.buffer.draw(
+                self.count,
+                start=self.start,
+                restart_prob=self.restart_prob,
+                generator=self.generator,
+                replacement=self.replacement,
+            )
 
     def run(self, x: Tensor, energy_fn: Callable[[Tensor], Tensor], num_steps: int) -> Tensor:
         """Move chains (M, *shape) by Langevin steps on an energy (M, *shape) -> (M,)."""

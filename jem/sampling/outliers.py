@@ -12,7 +12,7 @@ from jem.sampling.fields import SmoothNoiseStart, smooth_fields
 from jem.sampling.langevin import Bounds, clip_to_bounds
 from jem.sampling.starts import ClassGaussianStart, ContrastStart, Start, UniformStart
 
-BreakUp = Callable[[Tensor, torch.Generator], Tensor]
+BreakUp = Callable[[Tensor, int, torch.Generator], Tensor]
 
 PATCHES = 4
 """Patches along each side of an image whose patches are shuffled."""
@@ -80,7 +80,7 @@ class Outliers:
             if share
         ]
         parts += [
-            break_up(_some(x, share, generator), generator)
+            break_up(x, share, generator)
             for break_up, share in zip(self.broken, shares[len(self.starts) :], strict=True)
             if share
         ]
@@ -93,18 +93,20 @@ class Outliers:
 
 
 def _some(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Rows of a batch at random, with replacement: shape (count, *shape)."""
-    return x[torch.randint(len(x), (count,), device=x.device, generator=generator)]
+    """Positions of rows of a batch at random, with replacement: shape (count,)."""
+    return torch.randint(len(x), (count,), device=x.device, generator=generator)
 
 
-def shuffle_patches(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Put the patches of each image in another order; a margin that no patch covers stays.
+def shuffle_patches(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Put the patches of images in another order; a margin that no patch covers stays.
 
     Args:
-        x: Images, shape (B, C, H, W).
-        generator: Source of the orders, on the device of `x`.
+        x: Images to choose from, shape (B, C, H, W).
+        count: How many to make.
+        generator: Source of all choices, on the device of `x`.
     """
-    count, channels, height, width = x.shape
+    x = x[_some(x, count, generator)]
+    _, channels, height, width = x.shape
     tall, wide = max(1, height // PATCHES), max(1, width // PATCHES)
     rows, columns = height // tall, width // wide
     inner = x[..., : rows * tall, : columns * wide]
@@ -119,15 +121,19 @@ def shuffle_patches(x: Tensor, generator: torch.Generator) -> Tensor:
     return shuffled
 
 
-def join_halves(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Give each image the right or the lower half of another one.
+def join_halves(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Give images the right or the lower half of another one; of itself turned over, if alone.
 
     Args:
-        x: Images, shape (B, C, H, W).
+        x: Images to choose from, shape (B, C, H, W).
+        count: How many to make.
         generator: Source of all choices, on the device of `x`.
     """
-    count, _, height, width = x.shape
-    other = x[torch.randperm(count, device=x.device, generator=generator)]
+    number, _, height, width = x.shape
+    rows = _some(x, count, generator)
+    away = torch.randint(max(2, number) - 1, (count,), device=x.device, generator=generator) + 1
+    other = x[(rows + away) % number] if number > 1 else x[rows].flip(2, 3)
+    x = x[rows]
     right = torch.zeros(height, width, dtype=torch.bool, device=x.device)
     right[:, width // 2 :] = True
     lower = torch.zeros_like(right)
@@ -136,19 +142,21 @@ def join_halves(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(torch.where(side, right, lower), other, x)
 
 
-def draw_shapes(x: Tensor, generator: torch.Generator, *, bounds: Bounds) -> Tensor:
-    """Draw blobs or strokes of one tone on an even ground: that of a corner of each image.
+def draw_shapes(x: Tensor, count: int, generator: torch.Generator, *, bounds: Bounds) -> Tensor:
+    """Draw blobs or strokes of one tone on an even ground: that of a corner of an image.
 
     Blobs are where a smooth random field is high, strokes where it is near a level. Every channel
     has an ink of its own, mostly far from the ground; half of the pictures keep a margin of a
     seventh of the side.
 
     Args:
-        x: Images, shape (B, C, H, W); only their upper left pixel is looked at.
+        x: Images to choose from, shape (B, C, H, W); only their upper left pixel is looked at.
+        count: How many to make.
         generator: Source of all choices, on the device of `x`.
         bounds: Of the domain, which inks lie in.
     """
-    count, channels, height, width = x.shape
+    x = x[_some(x, count, generator)]
+    _, channels, height, width = x.shape
 
     def uniform(low: float, high: float, *size: int) -> Tensor:
         unit = torch.rand(count, *size, 1, 1, device=x.device, generator=generator)
@@ -163,19 +171,21 @@ def draw_shapes(x: Tensor, generator: torch.Generator, *, bounds: Bounds) -> Ten
     cut_off = margin & (uniform(0, 1) < 0.5)
     cover = torch.sigmoid(inside).masked_fill(cut_off, 0.0)[:, None]
 
-    low, high = bounds
+    low, high = (torch.as_tensor(bound).to(x) for bound in bounds)
     ground = x[:, :, :1, :1]
     farther = torch.where(ground - low > high - ground, low, high)
     return ground + (farther - ground) * uniform(0, 1, channels).sqrt() * cover
 
 
-def shuffle_columns(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Take every component of a row from a row of its own: what columns have in common is gone.
+def shuffle_columns(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Take every component of a row from any row: what columns have in common is gone.
 
     Args:
-        x: Rows, shape (B, *shape).
-        generator: Source of the orders, on the device of `x`.
+        x: Rows to choose from, shape (B, *shape).
+        count: How many to make.
+        generator: Source of all choices, on the device of `x`.
     """
     flat = x.flatten(1)
-    keys = torch.rand(flat.shape, device=x.device, generator=generator)
-    return flat.gather(0, keys.argsort(dim=0)).view(x.shape)
+    size = (count, flat.shape[1])
+    rows = torch.randint(len(x), size, device=x.device, generator=generator)
+    return flat.gather(0, rows).view(count, *x.shape[1:])
