@@ -139,7 +139,7 @@ def give_up(recipe: Recipe, iteration: int, recoveries: int) -> TrainingDiverged
         iteration: Where it diverged for the last time.
         recoveries: How often it had recovered.
     """
-    knobs = [f"--learning-rate {recipe.learning_rate / 4:g}", "--grad-clip 1"]
+    knobs = [f"--learning-rate {(recipe.learning_rate or 0.0) / 4:g}", "--grad-clip 1"]
     if recipe.generative:
         knobs += [
             f"--num-steps {(recipe.num_steps or 1) * 2}",

@@ -38,7 +38,12 @@ def learning_rate(recipe: Recipe, iteration: int, total: int) -> float:
         scale *= (1 + math.cos(math.pi * progress)) / 2
     elif recipe.schedule == "step":
         scale *= recipe.decay_factor ** sum(progress >= share for share in recipe.decay_at)
-    return recipe.learning_rate * scale
+    return _peak(recipe) * scale
+
+
+def _peak(recipe: Recipe) -> float:
+    assert recipe.learning_rate is not None, "settled by `Recipe.resolved`"
+    return recipe.learning_rate
 
 
 def generative_weight(recipe: Recipe, iteration: int, total: int) -> float:
@@ -58,7 +63,7 @@ def generative_weight(recipe: Recipe, iteration: int, total: int) -> float:
 
 def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Optimiser of a recipe over all parameters of a model."""
-    rate, decay = recipe.learning_rate, recipe.weight_decay
+    rate, decay = _peak(recipe), recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), rate, recipe.momentum, weight_decay=decay)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam

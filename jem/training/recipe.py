@@ -14,6 +14,7 @@ LARGE_IMAGE = 16
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "vector": {
+        "learning_rate": 2e-3,
         "input_noise": 0.0,
         "generative_weight": 0.1,
         "num_steps": 2,
@@ -27,6 +28,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "outlier_count": 0,
     },
     "small image": {
+        "learning_rate": 2e-3,
         "input_noise": 0.1,
         "generative_weight": 0.1,
         "num_steps": 2,
@@ -40,6 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "outlier_count": 0,
     },
     "large image": {
+        "learning_rate": 1e-3,
         "input_noise": 0.0,
         "generative_weight": 0.05,
         "num_steps": 1,
@@ -82,8 +85,8 @@ class Recipe:
 
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
     """Optimiser of the parameters."""
-    learning_rate: float = 2e-3
-    """Peak learning rate."""
+    learning_rate: float | None = None
+    """Peak learning rate; None takes 1e-3 for large images, else 2e-3."""
     momentum: float = 0.9
     """Momentum of SGD, and beta1 of Adam."""
     weight_decay: float = 0.0

@@ -32,10 +32,13 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
             "generative_weight", "sample_steps",
         ),
     ),
-    "above 0": (lambda value: value > 0, ("learning_rate", "max_gap")),
+    "above 0": (lambda value: value > 0, ("max_gap",)),
     "above 0, or None": (
         lambda value: value is None or value > 0,
-        ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size"),
+        (
+            "learning_rate", "grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho",
+            "step_size",
+        ),
     ),
     "in [0, 1), or None": (lambda value: value is None or 0 <= value < 1, ("smoothing",)),
     "at least 1, or None": (

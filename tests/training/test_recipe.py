@@ -32,8 +32,16 @@ FLAGS = (
 COUNTS = ("batch_size", "num_chains", "snapshot_every", "log_every")
 OPTIONAL_COUNTS = ("generative_batch", "num_steps", "buffer_size")
 COUNTS_FROM_ZERO = ("shift", "generative_shift", "max_recoveries")
-POSITIVE = ("learning_rate", "max_gap")
-OPTIONAL = ("grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho", "step_size")
+POSITIVE = ("max_gap",)
+OPTIONAL = (
+    "learning_rate",
+    "grad_clip",
+    "grad_clamp",
+    "max_rms",
+    "thermostat",
+    "sam_rho",
+    "step_size",
+)
 OPTIONAL_FROM_ZERO = ("input_noise", "noise_std", "accuracy_margin", "generative_weight")
 SHARES = ("warmup", "generative_ramp")
 DECAYS = ("average", "label_smoothing", "momentum")
@@ -193,7 +201,7 @@ def test_what_is_left_to_the_data_is_settled_once(shape, asked, noise):
     recipe = Recipe(input_noise=asked)
     settled = recipe.resolved(shape, 50)
     common = {"input_noise": noise, "epochs": 30, "generative_weight": 0.1, "smoothing": 0.0}
-    chains = {"num_steps": 2, "buffer_size": 256, "outlier_count": 0}
+    chains = {"num_steps": 2, "buffer_size": 256, "outlier_count": 0, "learning_rate": 2e-3}
     moves = (3.0, 0.01, 10, "uniform", 0.02) if len(shape) == 3 else (0.05, 0.1, 20, "mixed", 0.1)
     names = ("step_size", "noise_std", "sample_steps", "start", "restart_prob")
     assert settled == replace(recipe, **common, **chains, **dict(zip(names, moves, strict=True)))
@@ -215,6 +223,7 @@ def test_images_with_room_for_texture_get_what_keeps_chains_from_it(shape, is_la
     assert made == (("gaussian", 0.8, 18, 0.0) if is_large else ("uniform", 0.0, 0, 0.1))
     made = (settled.generative_weight, settled.step_size, settled.sample_steps)
     assert made == ((0.05, 1.0, 100) if is_large else (0.1, 3.0, 10))
+    assert settled.learning_rate == (1e-3 if is_large else 2e-3)
     made = (settled.num_steps, settled.buffer_size, settled.restart_prob, settled.noise_std)
     assert made == ((1, 128, 0.01, 0.01) if is_large else (2, 256, 0.02, 0.01))
     assert Recipe(num_chains=300).resolved(shape, 50).buffer_size == 300

@@ -604,7 +604,9 @@ def test_clip_gradients_reports_the_norm_before():
     [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)],
 )
 def test_make_optimizer(name, kind):
-    optimizer = make_optimizer(Recipe(optimizer=name, momentum=0.7), torch.nn.Linear(1, 1))
+    optimizer = make_optimizer(
+        Recipe(learning_rate=1e-3, optimizer=name, momentum=0.7), torch.nn.Linear(1, 1)
+    )
     assert type(optimizer) is kind
 
 
