@@ -157,7 +157,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
         raw, labels = self._training_arrays(X, y)
         seed = self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._data_hash = joblib.hash((raw, labels))
+        self._data_hash = _hash(raw, labels)
         splits = self._divide(raw, labels)
         model = self._make_model(splits, recipe, seed)
         result = self._train(model, splits, recipe, seed)
@@ -330,7 +330,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         indices = None
         if labels is not None:
             wanted = np.asarray(labels)
-            if wanted.ndim != 1 or not np.isin(wanted, self.classes_).all():
+            if wanted.ndim != 1 or not self._known(wanted):
                 raise InputError(
                     f"`labels` must be classes among {self.classes_.tolist()}, but got "
                     f"{wanted.tolist()!r}"
@@ -380,7 +380,11 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         subject = self._subject((X, y), (X_train, y_train), control)
         with SectionDisplay(enabled=bool(self.verbose)) as tell:
             return write_report_on(
-                subject, folder, title="What the classifier is worth", progress=tell
+                subject,
+                folder,
+                title="What the classifier is worth",
+                accept=self.accept,
+                progress=tell,
             )
 
     def _subject(
@@ -397,8 +401,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         images = _images(X_train)
         train = np.asarray(X_train) if images is None else self._format.check(images)
         indices = self._indices("y_train", y_train, len(train)).numpy()
-        train = np.ascontiguousarray(train, dtype=self._format.dtype)
-        if joblib.hash((train, indices)) != self._data_hash:
+        train = train.astype(self._format.dtype, copy=False)
+        if _hash(train, indices) != self._data_hash:
             raise InputError("`X_train` and `y_train` must be what `fit` was given, in its order")
         shared = rows_shared(X, train)
         if shared:
@@ -408,6 +412,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 stacklevel=3,
             )
         made_of = self._data_hash, self._seed
+        if control is not None:
+            check_is_fitted(control, "model_")
         if control is not None and (control._data_hash, control._seed) != made_of:
             raise InputError(
                 "`control` must be fitted on the same data with the same `random_state`"
@@ -441,12 +447,20 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _indices(self, name: str, y: npt.ArrayLike, count: int) -> Tensor:
         """Class indices (N,) of labels as a person has them."""
         labels = np.asarray(y)
-        if labels.shape != (count,) or not np.isin(labels, self.classes_).all():
+        if labels.shape != (count,) or not self._known(labels):
             raise InputError(
                 f"`{name}` must hold {count} labels among {self.classes_.tolist()}, but got shape "
                 f"{labels.shape} of {np.unique(labels)[:10].tolist()}"
             )
         return torch.as_tensor(np.searchsorted(self.classes_, labels))
+
+    def _known(self, labels: Array) -> bool:
+        """Whether labels are classes; numpy alone would take the text "3" for the number 3."""
+        values, classes = labels.tolist(), self.classes_.tolist()
+        text = {isinstance(value, str) for value in values}
+        return text <= {isinstance(name, str) for name in classes} and bool(
+            np.isin(labels, self.classes_).all()
+        )
 
     # -- helpers ----------------------------------------------------------------------------------
 
@@ -491,6 +505,12 @@ def _plain(value: Any) -> Any:  # noqa: ANN401
     if isinstance(value, Recipe):
         return asdict(value)
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
+
+
+def _hash(raw: Array, labels: Array) -> str:
+    """The same for the same values, however they lie in memory."""
+    found: str = joblib.hash((np.ascontiguousarray(raw), np.ascontiguousarray(labels)))
+    return found
 
 
 def _flat(images: Array) -> Array:

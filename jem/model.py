@@ -61,11 +61,17 @@ def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
         raise InputError(f"`y` must be a tensor of class indices, but got {came}")
     if y.shape != logits.shape[:1]:  # `gather` would quietly drop the rows that have no index
         raise InputError(f"`y` must have shape ({len(logits)},), but got {tuple(y.shape)}")
+    y = y.to(logits.device, torch.long)
+    if y.is_inference():  # no gradient goes past such a tensor
+        y = y.clone()
     try:
-        return -logits.gather(1, y.long()[:, None]).squeeze(1)
+        return -logits.gather(1, y[:, None]).squeeze(1)
     except RuntimeError as error:
+        low, high = int(y.min()), int(y.max())
+        if 0 <= low <= high < logits.shape[1]:
+            raise
         raise InputError(
-            f"`y` must lie in 0..{logits.shape[1] - 1}, but got {int(y.min())}..{int(y.max())}"
+            f"`y` must lie in 0..{logits.shape[1] - 1}, but got {low}..{high}"
         ) from error
 
 

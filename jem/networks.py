@@ -28,7 +28,7 @@ class JointHead(nn.Module):
         self.linear = nn.Linear(num_features, num_classes)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, F) to logits (B, K), always in float32 or wider."""
+        """Map features (B, F) to logits (B, K), in the weights' precision under autocast too."""
         with torch.autocast(features.device.type, enabled=False):
             logits: Tensor = self.linear(features.to(self.linear.weight.dtype))
         return logits
@@ -49,7 +49,7 @@ class FactoredHead(nn.Module):
         self.linear = nn.Linear(num_features, num_classes + 1)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, F) to logits (B, K), always in float32 or wider."""
+        """Map features (B, F) to logits (B, K), in the weights' precision under autocast too."""
         with torch.autocast(features.device.type, enabled=False):
             out: Tensor = self.linear(features.to(self.linear.weight.dtype))
         return out[:, :-1].log_softmax(dim=1) + out[:, -1:]

@@ -84,8 +84,9 @@ def inputs_figure(
 def _image_figure(x: Tensor, columns: int, row_names: Sequence[str], title: str) -> Figure:
     grid = tile_images(x, columns)
     rows = -(-len(x) // columns)
-    scale = 0.55
-    figure = Figure(figsize=(scale * columns + 1.2, scale * rows + 0.4), layout="constrained")
+    scale, longest = 0.55, max((len(_short(name)) for name in row_names[:rows]), default=0)
+    margin = max(1.2, 0.5 + 0.105 * longest)  # inches, for the names
+    figure = Figure(figsize=(scale * columns + margin, scale * rows + 0.4), layout="constrained")
     axes = figure.add_subplot(title=title)
     pixels = grid.numpy()
     axes.imshow(
@@ -94,7 +95,7 @@ def _image_figure(x: Tensor, columns: int, row_names: Sequence[str], title: str)
     axes.set_xticks([])
     axes.set_yticks([])
     if row_names:
-        height, names = x.shape[2] + 1, list(row_names)[:rows]
+        height, names = x.shape[2] + 1, [_label(name) for name in row_names[:rows]]
         axes.set_yticks((np.arange(len(names)) + 0.5) * height - 1, labels=names)
     axes.tick_params(length=0)
     for spine in axes.spines.values():
@@ -174,13 +175,13 @@ def score_histograms(
         both = torch.cat([own, other])
         low, high = (float(both.quantile(q)) for q in (0.002, 0.998))
         edges = np.linspace(low, high + 1e-9, 41)
-        for values, color, label in ((own, BLUE, own_name), (other, ORANGE, name)):
+        for values, color, label in ((own, BLUE, own_name), (other, ORANGE, _label(name))):
             clipped = values.clamp(low, high).numpy()
             share = np.full(len(clipped), 1 / len(clipped))
             axes.hist(clipped, edges, weights=share, alpha=0.65, color=color, label=label)
         if threshold is not None:
             axes.axvline(threshold, color="#000000", ls=":", lw=1)
-        axes.set_title(_short(name), fontsize=SMALL)
+        axes.set_title(_label(name), fontsize=SMALL)
         axes.set_yscale("log")  # in-distribution scores are often a spike beside a plain
         axes.set_ylim(5e-4, 1.5)
         axes.yaxis.set_major_formatter("{x:g}")  # exponents would be smaller still
@@ -214,7 +215,7 @@ def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
             flagged.numpy(),
             styles[index % 4],
             color=colors[index % 6],
-            label=_short(name),
+            label=_label(name),
         )
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8)
     axes.set(
@@ -223,6 +224,11 @@ def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
     )  # fmt: skip
     axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
     return figure
+
+
+def _label(name: str) -> str:
+    """A name as a figure shows it: between two dollar signs it would be read as a formula."""
+    return _short(name).replace("$", r"\$")
 
 
 def _short(name: str) -> str:

@@ -5,6 +5,8 @@ import zlib
 import numpy as np
 import torch
 
+from jem.errors import InputError
+
 
 def derive_seed(seed: int, *names: str | int) -> int:
     """Derive a 63-bit seed from a base seed and a path of names, independent of every other path.
@@ -15,7 +17,12 @@ def derive_seed(seed: int, *names: str | int) -> int:
 
     Returns:
         An integer in [0, 2^63).
+
+    Raises:
+        InputError: If the seed is negative.
     """
+    if seed < 0:
+        raise InputError(f"a seed must be an integer of at least 0, but got {seed}")
     keys = [zlib.crc32(name.encode()) if isinstance(name, str) else int(name) for name in names]
     # Keys in one list with the seed would be zero-padded: (name,) and (name, 0) would be the same.
     words = np.random.SeedSequence(int(seed), spawn_key=keys).generate_state(2, np.uint32)

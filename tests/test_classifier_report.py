@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.datasets import load_wine
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 
 import jem
@@ -135,3 +136,35 @@ def test_images_without_labels_as_numbers(tmp_path, capsys):
     assert found["data"]["kind"] == "image"
     assert found["classification"]["rows"]["model"]["accuracy"]["value"] > 0.9
     assert "samples" in found["left_out"]
+
+
+@pytest.mark.parametrize("layout", ["fortran", "strided", "frame"])
+def test_what_fit_was_given_is_known_again_however_it_lies_in_memory(layout):
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(120, 6))
+    X = {  # noqa: N806
+        "fortran": np.asfortranarray(wide),
+        "strided": wide[:, ::2],
+        "frame": pd.DataFrame({f"c{i}": wide[:, i] for i in range(6)}),
+    }[layout]
+    y = np.arange(120) % 2
+    classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(X, y)
+    held_out = X[:20] if layout != "frame" else X.iloc[:20]
+    with pytest.warns(UserWarning, match="rows of `X` are rows of `X_train` too"):
+        subject = classifier._subject((held_out, y[:20]), (X, y), None)
+    assert len(subject.splits.test) == 20
+    with pytest.raises(InputError, match="must be what `fit` was given"):
+        classifier._subject((held_out, y[:20]), (X, y[::-1]), None)
+
+
+def test_the_report_accepts_the_share_that_the_estimator_does(parts, tmp_path):
+    x_train, x_test, y_train, y_test = parts
+    classifier = JEMClassifier("plain", epochs=1, accept=0.8, random_state=0).fit(x_train, y_train)
+    found = classifier.report(x_test, y_test, x_train, y_train, folder=tmp_path)
+    assert found["ood"]["accept"] == classifier.detector_.accept == 0.8
+
+
+def test_a_control_must_be_fitted(fitted, parts, tmp_path):
+    x_train, x_test, y_train, y_test = parts
+    with pytest.raises(NotFittedError):
+        fitted.report(x_test, y_test, x_train, y_train, folder=tmp_path, control=JEMClassifier())

@@ -168,3 +168,29 @@ def test_loss_sees_a_chain_only_through_its_energy(point_model):
     ).loss.backward()
     (grad,) = torch.autograd.grad(model.energy(x).sum(), x)
     torch.testing.assert_close(x.grad / energy.grad[:, None], grad)
+
+
+def test_the_gradient_of_outliers_is_the_same_in_several_processes():
+    data, outliers, weight = normal(8), 6 * normal(4, seed=2) + 8, torch.ones(2)
+
+    def gradient(part, mean):
+        w = weight.clone().requires_grad_()
+        energy = [w[0] * part(e) + 0.1 * w[1] * part(e) ** 2 for e in (data, outliers)]
+        outlier_loss(*energy, margin=10.0, mean=mean).backward()
+        return w.grad
+
+    def everywhere(energies):  # values of both processes, the gradient of one
+        values = iter(energies)
+        return lambda mine: mine.mean() + (next(values) - mine.mean().detach())
+
+    with torch.no_grad():
+        energy = [weight[0] * e + 0.1 * weight[1] * e**2 for e in (data, outliers)]
+        centre = energy[0].mean()
+        seen = [
+            centre,
+            torch.sigmoid(10 + centre - energy[1]).mean(),
+            F.softplus(10 + centre - energy[1]).mean(),
+        ]
+    parts = [gradient(lambda e, r=r: e[r::2], everywhere(seen)) for r in range(2)]
+    whole = gradient(lambda e: e, torch.mean)
+    assert torch.allclose((parts[0] + parts[1]) / 2, whole, atol=1e-6)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from jem.plotting import inputs_figure, roc_figure, save_figure, svg, tile_images
+from jem.plotting import inputs_figure, roc_figure, save_figure, score_histograms, svg, tile_images
 
 DOMAIN = (torch.tensor(-1.0), torch.tensor(1.0))
 
@@ -99,3 +99,22 @@ def test_a_long_name_leaves_room_for_the_curve():
     assert max(len(name) for name in shown) == 28
     assert shown[1] == "letters"
     assert path not in drawn
+
+
+def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path):
+    save_figure(
+        inputs_figure(torch.rand(2, 1, 4, 4), None, columns=1, row_names=["$50_$60", "$70_$80"]),
+        tmp_path / "a.png",
+    )
+    scores = {"test": torch.rand(9), "new_$a_$.npz": torch.rand(9)}
+    for number, figure in enumerate((roc_figure(scores), score_histograms(scores, 0.5))):
+        assert "new_$a_$.npz" in svg(figure, f"f{number}")
+
+
+def test_long_row_names_leave_images_their_room():
+    def width_of_images(name):
+        figure = inputs_figure(torch.rand(3, 1, 28, 28), None, columns=3, row_names=[name])
+        figure.draw_without_rendering()
+        return figure.axes[0].get_window_extent().width
+
+    assert width_of_images("cats/IMG_20230714_123456.jpg" * 4) > 0.9 * width_of_images("7.png")

@@ -3,6 +3,7 @@ import itertools
 import pytest
 import torch
 
+from jem.errors import InputError
 from jem.randomness import derive_seed, named_generator
 
 PATHS = [
@@ -28,3 +29,8 @@ def test_the_same_path_gives_the_same_stream_in_any_process():
 def test_large_seeds_are_taken():
     seed = named_generator(2**64 + 5, "a").initial_seed()
     assert seed != named_generator(5, "a").initial_seed(), "a large seed must not wrap around"
+
+
+def test_a_negative_seed_is_refused():
+    with pytest.raises(InputError, match="at least 0, but got -1"):
+        derive_seed(-1, "chains")

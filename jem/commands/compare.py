@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jem.commands.report import Report, make_report
@@ -38,9 +39,11 @@ def run(argv: list[str]) -> int:
     from jem.training.checkpoint import write_atomically
 
     reports = {str(path): _figures(path, args.quiet) for path in args.runs}
-    table = Table("figure", *reports, title="test part, 95 % intervals over test inputs")
+    table = Table(
+        "figure", *map(escape, reports), title="test part, 95 % intervals over test inputs"
+    )
     for label, cells in comparison_rows(reports):
-        table.add_row(label, *(_shown(cell) for cell in cells))
+        table.add_row(escape(label), *(_shown(cell) for cell in cells))
     Console().print(table)
     page = render_comparison(reports, title="Runs side by side")
     write_atomically(args.out, page.encode())

@@ -100,6 +100,10 @@ def _views(count: int, shape: tuple[int, ...]) -> dict[tuple[int, ...], tuple[in
     views = {shape: (1, *shape), (count, *shape): (count, *shape)}
     if len(shape) == 3:  # one plane for all channels
         plane = shape[1:]
+        if count == shape[0] > 1:  # a plane for each channel, or for each input: nobody knows
+            del views[shape]
+            views[plane] = (1, 1, *plane)
+            return views
         views.setdefault(plane, (1, 1, *plane))
         views.setdefault((count, *plane), (count, 1, *plane))
     return views
@@ -107,7 +111,7 @@ def _views(count: int, shape: tuple[int, ...]) -> dict[tuple[int, ...], tuple[in
 
 def _image(path: Path) -> Array:
     with open_image(path) as image:
-        return pixels(path, image, "L") >= 128
+        return pixels(path, image, "L", ground="black") >= 128
 
 
 def _array(path: Path) -> Array:

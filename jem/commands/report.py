@@ -142,7 +142,7 @@ def _foreign(
                 f"({', '.join((*FOREIGN, ROTATIONS))}), found none of that name"
             )
         return name, _read(Path(name), args, config, model)
-    return name, _named(name, args, model)
+    return name, _named(name, args.data_root or config.get("data_root"), model)
 
 
 def _read(path: Path, args: Report, config: dict[str, Any], model: JEM) -> Tensor:
@@ -173,13 +173,13 @@ def _read(path: Path, args: Report, config: dict[str, Any], model: JEM) -> Tenso
     return x
 
 
-def _named(name: str, args: Report, model: JEM) -> Tensor:
+def _named(name: str, root: Path | None, model: JEM) -> Tensor:
     """Inputs of a data set, as raw data for the model's own scaling."""
     import torch
 
     from jem.data import load
 
-    splits = load(name, root=args.data_root)
+    splits = load(name, root=root)
     if splits.input_shape != model.input_shape:
         raise InputError(
             f"--ood {name}: inputs of shape {splits.input_shape} do not fit the run's "

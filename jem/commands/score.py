@@ -68,11 +68,14 @@ class Score:
 def run(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
+    from jem.data.files import refuse_unfit
     from jem.training.problem import choose_device
 
     _check_out(args)
     config = read_config(args.run)
     model = load_model(args.run, args.network, device=str(choose_device(args.device)))
+    if args.inputs.exists():
+        refuse_unfit(args.inputs, args.label_column, None, args.skip_damaged)
     stream = inputs_of(
         args.inputs,
         model,
@@ -108,6 +111,8 @@ def _check_out(args: Score) -> None:
         raise InputError(f"--out: there is no folder {args.out.parent}")
     if args.out.is_dir():
         raise InputError(f"--out: expected a file to write, but {args.out} is a folder")
+    if args.out.exists() and not args.out.is_file():  # a device would be replaced by a file
+        raise InputError(f"--out: expected a file to write, but {args.out} is no ordinary file")
     if args.out.resolve() == args.inputs.resolve():
         raise InputError(f"--out: {args.out} is the file to be scored")
 

@@ -1,5 +1,6 @@
 """Arrays and labels -> a data set in four parts."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -190,10 +191,11 @@ def _labels(values: Data, length: int, name: str) -> Array:
         raise InputError(
             f"Expected as many labels as inputs, got {length} inputs and {len(y)} labels."
         )
+    values = y.tolist() if y.dtype.kind in "fO" else []
+    missing = [i for i, label in enumerate(values) if _is_missing(label)]
+    if missing:
+        raise InputError(f"Expected a label for every example, got none in row {missing[0]}.")
     if y.dtype == object:
-        missing = [i for i, label in enumerate(y) if label is None or label != label]
-        if missing:
-            raise InputError(f"Expected a label for every example, got none in row {missing[0]}.")
         whole = all(isinstance(label, int | np.integer) for label in y)
         y = y.astype(np.int64) if whole else y.astype(str)
     if y.dtype.kind == "f":
@@ -204,17 +206,28 @@ def _labels(values: Data, length: int, name: str) -> Array:
             )
         return y.astype(np.int64)
     if y.dtype.kind == "S":
-        return y.astype(str)
+        try:
+            return np.char.decode(y, "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(f"Expected {name} of text in UTF-8, got other bytes.") from error
     if y.dtype.kind not in "iubU":
         raise InputError(f"Expected labels in {name} that are strings or integers, got {y.dtype}.")
     return y
 
 
+def _is_missing(label: object) -> bool:
+    """Whether a label is None, NaN or infinite, or the missing value of a data frame."""
+    if isinstance(label, float):
+        return not math.isfinite(label)
+    return label is None or type(label).__name__ in ("NAType", "NaTType")
+
+
 def _check_indices(y: Array, classes: Sequence[str]) -> tuple[tuple[str, ...], Indices]:
     if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= len(classes):
+        came = f"{y.min()} to {y.max()}" if y.dtype.kind in "iu" else f"such as {y.tolist()[0]!r}"
         raise InputError(
             f"Expected y with class indices from 0 to {len(classes) - 1}, as class names are "
-            f"given, got {y.min()} to {y.max()}."
+            f"given, got {came}."
         )
     return tuple(str(name) for name in classes), y.astype(np.int64)
 
@@ -237,7 +250,8 @@ def _read_layout(
         if first == last:
             raise InputError(
                 f'Expected channels="first" or channels="last", as images of shape {x.shape} '
-                f"could be (N, C, H, W) or (N, H, W, C): say which."
+                f"could be (N, C, H, W) or (N, H, W, C): say which, or store them as "
+                f"(N, H, W, C) with 1, 3 or 4 channels."
             )
         channels = "first" if first else "last"
     if channels == "first":
@@ -266,6 +280,10 @@ def divide(
         Four arrays of indices.
     """
     if counts is not None:
+        if has_test and counts[3]:
+            raise InputError(
+                f"Expected a count of 0 for the test part, which is given, got {counts[3]}."
+            )
         return list(split_indices(y, seed=seed, counts=counts, classes=classes))
     shares = SHARES_WITH_TEST if has_test else SHARES
     largest = zip(shares[1:], LARGEST_COUNTS, strict=True)

@@ -1,12 +1,13 @@
 """Image files, one by one: read, checked, brought to a size."""
 
+import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from jem.data.arrays import Array
@@ -26,6 +27,11 @@ IMAGE_SUFFIXES = (
     ".pgm",
 )
 GREY_MODES = ("1", "L", "LA")
+LYING = (5, 6, 7, 8)
+"""EXIF orientations whose width and height change places."""
+
+_DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
+"""What Pillow raises for files that it cannot read."""
 
 MOST_NAMED = 5  # unusable images named in one message
 SKIP_HINT = "Leave damaged images out with --skip-damaged (skip_damaged=True in Python)."
@@ -67,7 +73,7 @@ def read_format(file: Path) -> tuple[tuple[int, int], str]:
     """Size (width, height) and mode of an image, whose pixels are not read."""
     with open_image(file) as image:
         refuse_deep(file, image)
-        return image.size, image.mode
+        return upright_size(image), image.mode
 
 
 def check_image(file: Path) -> None:
@@ -148,10 +154,26 @@ def open_image(file: Path) -> Image.Image:
     """Open an image, whose pixels are read later."""
     try:
         return Image.open(file)
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+    except (*_DAMAGED, Image.DecompressionBombError) as error:
         raise DamagedImageError(
             f"Could not read the image {file}: it is damaged ({error})."
         ) from error
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """(width, height) of an image that is open, as `pixels` gives it."""
+    width, height = image.size
+    return (height, width) if _orientation(image) in LYING else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    """How a camera was held, 1 to 8 as EXIF has it; 1 is upright, and where it cannot be read."""
+    if "exif" not in image.info:
+        return 1
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except (*_DAMAGED, TypeError, KeyError, struct.error):
+        return 1
 
 
 def fit_image(file: Path, image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -166,11 +188,25 @@ def fit_image(file: Path, image: Image.Image, size: tuple[int, int]) -> Image.Im
     return ImageOps.fit(whole, size, Image.Resampling.BICUBIC)
 
 
-def pixels(file: Path, image: Image.Image, mode: Literal["L", "RGB"]) -> Array:
-    """Read an image that is open to bytes of shape (H, W) or (H, W, 3)."""
+def pixels(
+    file: Path, image: Image.Image, mode: Literal["L", "RGB"], *, ground: str = "white"
+) -> Array:
+    """Read an image that is open to bytes of shape (H, W) or (H, W, 3).
+
+    Args:
+        file: Where it lies, for messages.
+        image: The image, turned upright if a camera says how it was held.
+        mode: Pillow's name for grey (L) or colour (RGB).
+        ground: Colour behind transparent parts.
+    """
     try:
+        if _orientation(image) != 1:
+            image = ImageOps.exif_transpose(image)
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)
         return np.asarray(image.convert(mode))
-    except (OSError, SyntaxError, ValueError) as error:
+    except _DAMAGED as error:
         raise DamagedImageError(
             f"Could not read the image {file}: it is damaged ({error})."
         ) from error

@@ -248,7 +248,7 @@ def _draw_glyph(letter: str, font_file: str, height: int, width: int) -> Tensor:
     small = height < 16 * OVERSAMPLING
     # Handwriting of 8 x 8 pixels fills its frame with strokes as heavy as bold type; in 28 x 28
     # pixels it has strokes of normal weight and a margin of 4.
-    margin = 0 if small else height // 7
+    margin = 0 if small else min(height, width) // 7
     stroke = height // 16 if small and "Bold" not in font_file else 0
     font = ImageFont.truetype(font_file, 2 * height)
     canvas = Image.new("L", (5 * height, 5 * height))

@@ -26,6 +26,7 @@ from jem.data.image_files import (
     refuse_deep,
     refuse_unreadable,
     undamaged,
+    upright_size,
 )
 from jem.data.tables import find_label_column, open_table, read_columns
 from jem.errors import InputError
@@ -218,9 +219,11 @@ def _open_table(
         wanted = " x ".join(map(str, shape))
         raise InputError(f"Expected images of {wanted}, as in training, got the table {path}.")
     header, rows = open_table(path)
-    if all(_is_number(name) for name in header):
-        raise InputError(f"Expected names of columns in the first line of {path}, got numbers.")
     if names is None:
+        if all(_is_number(name) for name in header):
+            raise InputError(
+                f"Expected names of columns in the first line of {path}, got numbers."
+            )
         columns = _feature_columns(path, header, shape[0], label_column)
     else:
         columns = _named_columns(path, header, names)
@@ -356,10 +359,11 @@ def _read_image(file: Path, shape: Shape, resize: bool) -> Array:
         refuse_deep(file, image)
         if resize:
             image = fit_image(file, image, (width, height))
-        if image.size != (width, height):
+        size = upright_size(image)
+        if size != (width, height):
             raise InputError(
                 f"Expected images of {width} x {height}, as in training, got "
-                f"{image.width} x {image.height} in {file}: resize them first."
+                f"{size[0]} x {size[1]} in {file}: resize them first."
             )
         if channels == 1 and image.mode in GREY_MODES:
             return pixels(file, image, "L")[:, :, None]

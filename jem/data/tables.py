@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows that are not blank, with their line numbers."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            first = file.readline()
+            first = next((line for line in file if line.strip()), "")
+            first = re.sub(r'"[^"]*"', "", first)  # a name may hold what parts columns elsewhere
             file.seek(0)
             reader = csv.reader(file, delimiter=max(",;\t", key=first.count), strict=True)
             for row in reader:

@@ -76,8 +76,9 @@ def auroc_interval(tally: Tally, confidence: float) -> Interval:
               \mathrm{logit}\,A \pm z \sqrt{\mathrm{var}} / (A (1 - A))
 
     Where the sets separate perfectly the variance is 0. Then min(M, N) disjoint pairs were all in
-    order, each with probability A: the exact binomial bound (alpha/2)^(1/min(M, N)) holds. One
-    input alone in its set has no variance to estimate: (0, 1), unless the sets separate.
+    order, each with probability A: the exact binomial bound (alpha/2)^(1/min(M, N)) holds. It does
+    for the share of ties where all scores are one, and A is half of that at least. One input alone
+    in its set has no variance to estimate: (0, 1), unless the sets separate.
     """
     size_in, size_out = int(tally.count_in.sum()), int(tally.count_out.sum())
     smaller, area = min(size_in, size_out), auroc(tally)
@@ -89,6 +90,8 @@ def auroc_interval(tally: Tally, confidence: float) -> Interval:
     below, above = placements(tally)
     spread_in = dot(tally.count_in, (below - area) ** 2) / (size_in - 1)
     spread_out = dot(tally.count_out, (above - area) ** 2) / (size_out - 1)
+    if spread_in == spread_out == 0:
+        return Interval(exact / 2, 1 - exact / 2)
     error = math.sqrt(spread_in / size_in + spread_out / size_out) / (area * (1 - area))
     logit, reach = math.log(area / (1 - area)), _quantile(confidence) * error
     return Interval(_sigmoid(logit - reach), _sigmoid(logit + reach))
@@ -137,7 +140,7 @@ def precision_interval(
         kept = num_positive * (1 - lost)
         return Interval((1 - lost) * kept / (kept + num_negative * above), 1.0)
     gap = 1 / (2 * num_positive * (num_positive + 1))
-    values = np.clip(np.append(replicates, average), gap, 1 - gap)
+    values = np.minimum(np.append(replicates, average), 1 - gap)
     *drawn, centre = np.log(values / (1 - values))
     reach = _quantile(confidence) * float(np.std(drawn))
     return Interval(_sigmoid(float(centre) - reach), _sigmoid(float(centre) + reach))

@@ -49,6 +49,9 @@ from jem.model import JEM
 SCHEMA_VERSION = 1
 """Of `report.json`; grows when a key changes its meaning or goes."""
 
+OWN = "test"
+"""What scores of the test part are called beside those of foreign sets."""
+
 ROTATED = "rotated by 90 degrees"
 
 SHOWN = 12
@@ -230,9 +233,9 @@ def _ood(
     sets = foreign_sets(subject.splits, seed)
     if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
         sets[ROTATED] = rotations(x)
-    sets |= subject.foreign
+    sets |= {f"foreign {n}" if n == OWN else n: x for n, x in subject.foreign.items()}
     threshold = None if detector is None else detector.threshold
-    measured.scores["test"] = own
+    measured.scores[OWN] = own
     order = own.argsort()
     measured.images["most likely test inputs"] = x[order.flip(0)[:SHOWN]]
     measured.images["least likely test inputs"] = x[order[:SHOWN]]
@@ -243,7 +246,10 @@ def _ood(
     for name, foreign in sets.items():
         scores = _logits(subject.model, foreign).logsumexp(dim=1)
         measured.scores[name] = scores
-        metrics = ood_metrics(own, scores, num_bootstrap=200)
+        try:
+            metrics = ood_metrics(own, scores, num_bootstrap=200)
+        except InputError as error:
+            raise InputError(f"the foreign set {name} cannot be measured: {error}") from error
         row: dict[str, Any] = {
             "name": name,
             "kind": _distance(name),

@@ -155,7 +155,7 @@ def _draws(found: Figures | None, why: str | None) -> Verdict:
     )
     answers = (_above(agreement, 0.9), _above(diversity, 0.5))
     answer = ("no", "partly", "yes")[answers.count(True)]
-    if None in answers and False not in answers:
+    if None in answers:
         answer = "cannot tell"
     recall, real = row["recall"]["value"], found["fresh"]["real"]["recall"]["value"]
     if recall is not None and real is not None and recall < LOW_RECALL * real:

@@ -266,6 +266,7 @@ def checked_labels(
     if wanted.ndim != 1 or not len(wanted) or number:
         came = f"{wanted.dtype} of shape {tuple(wanted.shape)}" if wanted.numel() else "none"
         raise InputError(f"`{name}` must be class indices of shape (B,), but got {came}")
+    wanted = wanted.long()
     if int(wanted.min()) < 0 or int(wanted.max()) >= num_classes:
         raise InputError(
             f"`{name}` must lie in 0..{num_classes - 1}, "
@@ -273,4 +274,4 @@ def checked_labels(
         )
     if count is not None and len(wanted) != count:
         raise InputError(f"`{name}` must be {count}, one an input, but got {len(wanted)}")
-    return wanted.long()
+    return wanted

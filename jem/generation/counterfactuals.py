@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +53,7 @@ class Counterfactuals(NamedTuple):
 def counterfactual(
     model: JEM,
     x: Tensor,
-    target: Tensor | Sequence[int] | int | None = None,
+    target: Tensor | Sequence[int] | int | np.integer[Any] | None = None,
     *,
     max_energy: float | None = None,
     reference: Tensor | None = None,
@@ -142,7 +143,8 @@ class _Goal:
         return length
 
     def correct(self, x: Tensor, steps: int) -> Tensor:
-        """Step onto the linearised boundaries of the conditions that do not hold."""
+        """Step onto the linearised boundaries of the conditions that do not hold, in bounds."""
+        x = clip_to_bounds(x, self.bounds)
         for _ in range(steps):
             c, gradients = self._linearised(x)
             step = _least_step(c, gradients)
@@ -250,7 +252,9 @@ def _most_energy(
     return float(data[1][:, -1].quantile(quantile))
 
 
-def _allowed(model: JEM, x: Tensor, target: Tensor | Sequence[int] | int | None) -> Tensor:
+def _allowed(
+    model: JEM, x: Tensor, target: Tensor | Sequence[int] | int | np.integer[Any] | None
+) -> Tensor:
     """Classes that would do for each input, shape (B, K)."""
     logits = torch.cat([model.logits(part.to(model.device)) for part in x.float().split(256)])
     num_classes = logits.shape[1]
@@ -258,7 +262,7 @@ def _allowed(model: JEM, x: Tensor, target: Tensor | Sequence[int] | int | None)
         raise InputError("a model with one output (K = 1) has no other class to go to")
     if target is None:
         return ~torch.nn.functional.one_hot(logits.argmax(dim=1), num_classes).bool()
-    named = [target] * len(x) if isinstance(target, int) else target
+    named = [int(target)] * len(x) if isinstance(target, int | np.integer) else target
     wanted = checked_labels(named, num_classes, len(x), "target")
     return torch.nn.functional.one_hot(wanted, num_classes).bool().to(model.device)
 

@@ -42,7 +42,7 @@ def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:
         num_classes: K.
 
     Returns:
-        N / (K * count), shape (K,), float32; 0 for a class that does not occur.
+        N / (K' * count), shape (K,), float32, of the K' classes that occur; 0 for the others.
 
     Example:
         >>> balanced_class_weights(torch.tensor([0, 0, 0, 1]), 2)

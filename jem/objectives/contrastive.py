@@ -96,7 +96,12 @@ def outlier_loss(
         >>> outlier_loss(torch.zeros(2), torch.tensor([1000.0]), margin=10.0)
         tensor(0.)
     """
-    return mean(F.softplus(margin + mean(energy_data) - energy_outlier))
+    centre = mean(energy_data)
+    level = centre.detach()
+    # The gradient with respect to the mean is taken apart: a product of means over processes is
+    # not the mean of their products.
+    slope = mean(torch.sigmoid(margin + level - energy_outlier)).detach()
+    return mean(F.softplus(margin + level - energy_outlier)) + slope * (centre - level)
 
 
 class ContrastiveTerms(NamedTuple):

@@ -107,7 +107,7 @@ class SmoothNoiseStart:
 
 
 def smooth_fields(count: int, height: int, width: int, *, generator: torch.Generator) -> Tensor:
-    """Gaussian random fields of variance one and random lengths, a tenth of the side or more.
+    """Gaussian random fields of variance one, of random lengths from a twentieth of the side.
 
     Args:
         count: How many.

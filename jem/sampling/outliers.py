@@ -15,7 +15,8 @@ from jem.sampling.starts import ClassGaussianStart, ContrastStart, Start, Unifor
 BreakUp = Callable[[Tensor, int, torch.Generator], Tensor]
 
 PATCHES = 4
-"""Patches along each side of an image whose patches are shuffled."""
+"""Patches along each side of an image whose patches are shuffled; more where a side leaves a rest
+that is as large as a patch."""
 
 
 class Outliers:

@@ -190,6 +190,7 @@ class ClassGaussianStart:
         self.means, self.factors, self.variances = means, factors, variances
         self.frequencies, self.bounds = frequencies, bounds
         self.shape = tuple(means.shape[1:])
+        self._copies: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
     @classmethod
     def fit(
@@ -234,6 +235,16 @@ class ClassGaussianStart:
         frequencies = self.frequencies.to(generator.device)
         return torch.multinomial(frequencies, count, replacement=True, generator=generator)
 
+    def _moments_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """Means, factors and variances on a device, copied there once."""
+        if device.type == "cpu":
+            return self.means, self.factors, self.variances
+        if device not in self._copies:
+            self._copies[device] = (
+                self.means.to(device), self.factors.to(device), self.variances.to(device)
+            )  # fmt: skip
+        return self._copies[device]
+
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
@@ -243,12 +254,15 @@ class ClassGaussianStart:
         dim, rank = self.factors.shape[1:]
         z = torch.empty(count, rank, device=device).normal_(generator=generator)
         noise = torch.empty(count, dim, device=device).normal_(generator=generator)
-        flat = noise * self.variances.to(device)[labels].sqrt()
-        factors = self.factors.to(device)
-        for k in sorted(set(labels.tolist())):  # a small product a class, not a matrix a chain
-            rows = labels == k
-            flat[rows] += z[rows] @ factors[k].T
-        x = self.means.to(device)[labels] + flat.view(count, *self.shape)
+        means, factors, variances = self._moments_on(device)
+        flat = noise * variances[labels].sqrt()
+        if device.type == "cpu":
+            for k in sorted(set(labels.tolist())):  # a small product a class, not a matrix a chain
+                rows = labels == k
+                flat[rows] += z[rows] @ factors[k].T
+        else:  # which would wait for the labels to be read
+            flat += torch.bmm(factors[labels], z[:, :, None]).squeeze(2)
+        x = means[labels] + flat.view(count, *self.shape)
         return clip_to_bounds(x, self.bounds)
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:

@@ -147,7 +147,7 @@ class Checkpoints:
                 reason = error.strerror or error
                 raise RunFolderError(f"cannot make {path.parent}: {reason}") from error
             write_atomically(path, content)
-        fixed = self.fixed_iterations()
+        fixed = [n for n in self.fixed_iterations() if n <= iteration]  # newer ones are damaged
         for other in self.iterations():
             if other not in fixed[-self.keep :] and other < iteration:
                 self.drop(other)
@@ -160,21 +160,24 @@ class Checkpoints:
         else:
             path.unlink(missing_ok=True)
 
-    def roll_back(self, last: int) -> int:
+    def roll_back(self, iteration: int, last: int) -> int:
         """Choose where a diverged run goes back to, and drop what was saved after it.
 
         Args:
+            iteration: Where it diverged: newer ones are of a run that was resumed before them,
+                since they were damaged.
             last: Iteration that it went back to the time before; -1 if it never did.
 
         Returns:
             The newest fixed iteration; the one before if going back to that one did not help.
         """
-        *older, target = self.ranks.agree(self.fixed_iterations())
+        fixed = [n for n in self.fixed_iterations() if n <= iteration]
+        *older, target = self.ranks.agree(fixed)
         if target == last and older:
             target = older[-1]
-        for iteration in self.iterations() if self._writes else ():
-            if iteration > target:
-                self.drop(iteration)
+        for newer in self.iterations() if self._writes else ():
+            if newer > target:
+                self.drop(newer)
         return target
 
     def load(self, iteration: int) -> dict[str, Any]:

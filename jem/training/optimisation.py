@@ -128,12 +128,17 @@ def _kept_statistics(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def moving_average(decay: float) -> Callable[..., None]:
-    """Exponential average with decay min(d, (1 + n) / (10 + n)) at update n: no early bias."""
+def moving_average(decay: float, count: Callable[[], int]) -> Callable[..., None]:
+    """Exponential average with decay min(d, (1 + n) / (10 + n)) at update n: no early bias.
+
+    Args:
+        decay: d, in [0, 1).
+        count: Gives n; torch would hand it over on the device, where a read waits for it.
+    """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
-        n = int(num_averaged)
+    def update(averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+        n = count()
         now = min(decay, (1 + n) / (10 + n))
         for mean, value in zip(averaged, current, strict=True):
             if mean.is_floating_point():

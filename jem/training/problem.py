@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from jem.data.augment import augment
 from jem.data.batches import BatchStream
+from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError
 from jem.model import JEM, evaluation_mode
 from jem.objectives.classification import balanced_class_weights
@@ -30,6 +31,9 @@ from jem.training.distributed import Ranks
 from jem.training.method import Batch, Method
 from jem.training.recipe import Recipe
 from jem.training.steps import forward_of
+
+MOST_EXAMPLES = 5000
+"""Examples read of a data set that is not in memory, to fit to what is fitted to data."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +128,9 @@ def set_up(
         InputError: If the data do not fit the model.
     """
     x, labels = examples_of(train)
-    num_classes = check_network(model, x[:2], labels)
+    all_labels = train.y if isinstance(train, DataPart | LazyPart) else labels
+    num_classes = check_network(model, x[:2], all_labels)
+    _check_images(recipe, x[:1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "the network has no parameter to train: set `requires_grad` of those that may change"
@@ -143,13 +149,13 @@ def set_up(
         return made
 
     labelled = stream("labelled", recipe.batch_size)
-    recipe = recipe.resolved(x.shape[1:], len(labelled))
+    recipe = _settled(recipe, x.shape[1:], len(labelled), ranks)
     generative = None
     if recipe.streams == "separate":
         generative = stream("generative", recipe.generative_batch or recipe.batch_size)
     class_weight = None
     if recipe.class_weight == "balanced":
-        class_weight = balanced_class_weights(labels, num_classes).to(model.device)
+        class_weight = balanced_class_weights(all_labels, num_classes).to(model.device)
     negatives, outliers = None, None
     if recipe.generative and recipe.outlier_count:
         known = labels if num_classes > 1 else torch.zeros_like(labels)
@@ -166,9 +172,42 @@ def set_up(
     return method, Batches(recipe, labelled, generative, outliers, ranks)
 
 
+def _settled(recipe: Recipe, shape: Sequence[int], steps: int, ranks: Ranks) -> Recipe:
+    """The recipe with nothing left open, and an outlier or more for each process if for any."""
+    asked, recipe = recipe.outlier_count, recipe.resolved(shape, steps)
+    count = recipe.outlier_count or 0
+    if asked is None:
+        count = ranks.count * -(-count // ranks.count)
+    ranks.share(count, "outlier_count")
+    return replace(recipe, outlier_count=count)
+
+
+def _check_images(recipe: Recipe, x: Tensor) -> None:
+    """Refuse what is for images alone, before anything is written."""
+    augment(
+        x,
+        shift=max(recipe.shift, recipe.generative_shift),
+        flip=recipe.flip or recipe.generative_flip,
+        noise_std=0.0,
+        generator=torch.Generator(x.device),
+    )
+    if recipe.smoothing and recipe.generative and x.ndim != 4:
+        raise InputError(
+            f"recipe field `smoothing` is for images of shape (C, H, W), but inputs are of shape "
+            f"{tuple(x.shape[1:])}: set it to 0"
+        )
+
+
 def _check_domain(domain: tuple[Tensor, Tensor], x: Tensor) -> None:
     """Refuse inputs outside the domain, more than rounding explains: chains never get there."""
-    low, high = domain
+    low, high = (bound.to(x.device) for bound in domain)
+    try:
+        torch.broadcast_to(low + high, x.shape[1:])
+    except RuntimeError as error:
+        raise InputError(
+            f"`domain` of the model must be of numbers, or of a shape that fits inputs of "
+            f"{tuple(x.shape[1:])}, but is of {tuple((low + high).shape)}"
+        ) from error
     slack = 1e-3 * (high - low)
     if ((x < low - slack) | (x > high + slack)).any():
         raise InputError(
@@ -370,8 +409,12 @@ def make_start(
 
 
 def examples_of(train: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """Inputs and labels to fit starts on: all in memory, or the first 5,000 of a stream."""
-    if isinstance(getattr(train, "x", None), Tensor):
+    """Inputs and labels to fit starts on: all in memory, or some of a data set that is read.
+
+    Those are spread over all of it, for a data set may be sorted by class; always the same.
+    """
+    if isinstance(train, DataPart):
         return train.x, train.y
-    pairs = [train[i] for i in range(min(len(train), 5000))]
+    order = torch.randperm(len(train), generator=named_generator(0, "examples"))
+    pairs = [train[i] for i in order[:MOST_EXAMPLES].sort().values.tolist()]
     return torch.stack([x for x, _ in pairs]), torch.tensor([int(y) for _, y in pairs])

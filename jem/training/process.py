@@ -15,6 +15,7 @@ def isolated_randomness(device: torch.device) -> Iterator[None]:
     """Leave torch's generator as it was; use deterministic algorithms on the CPU meanwhile."""
     devices = [device] if device.type == "cuda" else []
     deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     with torch.random.fork_rng(devices=devices):
         if device.type == "cpu":
@@ -23,7 +24,7 @@ def isolated_randomness(device: torch.device) -> Iterator[None]:
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(deterministic)
+            torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 

@@ -20,7 +20,7 @@ from jem.model import JEM
 from jem.networks import network_from_reference, network_from_spec
 from jem.sampling.settings import ChainSettings
 from jem.training.checkpoint import Checkpoints, write_atomically
-from jem.training.problem import place
+from jem.training.problem import choose_device, place
 from jem.training.recipe import Recipe
 
 
@@ -251,4 +251,4 @@ def load(run: str | Path, network: nn.Module | None = None, *, device: str = "cp
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
     restore_settings(model, state["settings"])
-    return place(model, torch.device(device)).eval()
+    return place(model, choose_device(str(device))).eval()

@@ -24,14 +24,14 @@ from jem.training.distributed import join, one_for_all, restarted
 from jem.training.guard import AccuracyGuard, give_up, is_healthy, mask_gradients
 from jem.training.method import Batch, Outcome
 from jem.training.optimisation import clip_gradients, generative_weight, learning_rate, uphill
-from jem.training.problem import choose_device, place, set_up
+from jem.training.problem import check_network, choose_device, place, set_up
 from jem.training.process import isolated_randomness, lowered, stop_signals
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.run_folder import RunFolder, identity, refuse_other_settings
 from jem.training.state import RunState
 from jem.training.steps import STEPS, second_pass
 from jem.training.validation import validate
-from jem.training.watch import Watch, draw_samples
+from jem.training.watch import Watch, draw_samples, spared
 
 FLAG_EVERY = 50
 """Iterations between reads of the health flag on an accelerator, where a read waits for it."""
@@ -159,6 +159,7 @@ class Trainer:
                 stack.enter_context(self.folder.claimed(resume))
             resume = self.ranks.agree(resume)
             stack.enter_context(isolated_randomness(self.device))
+            stack.enter_context(torch.enable_grad())
             shown = self.ranks.first
             watch = Watch(self.folder if shown else None, self.progress and shown)
             self._prepare(train, watch)
@@ -319,11 +320,17 @@ class Trainer:
         self._clean = torch.ones((), dtype=torch.bool, device=self.device)
 
     def _check_validation(self, valid: Data | None) -> None:
-        if valid is not None and tuple(valid[0][0].shape) != self.model.input_shape:
+        if valid is None:
+            return
+        x = valid[0][0]
+        if tuple(x.shape) != self.model.input_shape:
             raise InputError(
                 f"validation examples must be of shape {self.model.input_shape}, as those of "
-                f"training, but are of {tuple(valid[0][0].shape)}"
+                f"training, but are of {tuple(x.shape)}"
             )
+        labels = getattr(valid, "y", None)
+        if isinstance(labels, Tensor):
+            check_network(self.model, x[None], labels)
 
     def _guard_accuracy(self, valid: Data | None) -> None:
         margin = self.recipe.accuracy_margin
@@ -394,7 +401,8 @@ class Trainer:
             self.folder.write_config(self.folder.read_config() | {"as_given": why})
             self.folder.samples.unlink(missing_ok=True)
         elif self.recipe.generative:
-            draw_samples(self.model, self.seed, self.folder.samples)
+            with spared(self.folder.samples):
+                draw_samples(self.model, self.seed, self.folder.samples)
 
     def _kept(self) -> int:
         """The epoch whose average is what training returns."""
@@ -439,7 +447,7 @@ class Trainer:
         if recoveries > self.recipe.max_recoveries:
             log.write("gave_up", iteration=diverged.iteration, recoveries=diverged.recoveries)
             raise give_up(self.recipe, diverged.iteration, diverged.recoveries)
-        target = self.checkpoints.roll_back(diverged.rolled_back_to)
+        target = self.checkpoints.roll_back(diverged.iteration, diverged.rolled_back_to)
         self._restore(self.checkpoints.load(target))
         self._clean.fill_(True)
         position = self.state.position

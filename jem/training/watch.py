@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +92,9 @@ class Watch:
         self.display.epoch(metrics["epoch"], num_epochs, metrics)
         rarely = metrics["epoch"] % max(1, num_epochs // 10) == 0
         if rarely and self.folder is not None and state.negatives is not None:
-            draw_chains(state.negatives.buffer, state.model.bounds("cpu"), self.folder.samples)
+            chains, bounds = state.negatives.buffer, state.model.bounds("cpu")
+            with spared(self.folder.samples):
+                draw_chains(chains, bounds, self.folder.samples)
 
 
 @torch.no_grad()
@@ -132,6 +137,16 @@ def step_metrics(outcome: Outcome, batch: Batch, bounds: Bounds | None) -> dict[
     }
 
 
+@contextmanager
+def spared(picture: Path) -> Iterator[None]:
+    """Warn where a picture cannot be written: it is not worth a run."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        warnings.warn(f"cannot write {picture}: {reason}; the run goes on", stacklevel=3)
+
+
 def draw_chains(buffer: ReplayBuffer, bounds: Any, path: Path) -> None:  # noqa: ANN401
     """Picture of 64 persistent chains, spread over the classes where they have one."""
     from jem.plotting import inputs_figure, save_figure
@@ -146,6 +161,8 @@ def draw_samples(model: JEM, seed: int, path: Path) -> None:
     from jem.plotting import inputs_figure, save_figure
 
     names = (model.classes or ("",))[:10]
+    if model.chain is not None:
+        names = names[: len(model.chain.class_frequencies)]  # one output has no class to ask for
     labels = torch.arange(len(names)).repeat_interleave(SAMPLES_A_CLASS)
     drawn = sample(model, labels, seed=seed)
     figure = inputs_figure(

@@ -359,3 +359,66 @@ def test_other_files_are_refused(tmp_path):
     path.write_text("anything")
     with pytest.raises(InputError, match=r"an \.npz file, a \.csv file or a folder.*a\.xlsx"):
         load(path)
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_transparent_ground_is_white(tmp_path, mode):
+    rng = np.random.default_rng(0)
+    channels = {"LA": 1, "RGBA": 3}[mode]
+    covers = []
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(8):
+            cover = rng.random((6, 6)) < 0.5
+            covers.append(cover)
+            pixels = np.zeros((6, 6, channels + 1), np.uint8)  # black where there is anything
+            pixels[..., -1] = 255 * cover
+            Image.fromarray(pixels, mode).save(tmp_path / label / f"{i}.png")
+    splits = load_file(tmp_path)
+    parts = (splits.train, splits.validation, splits.calibration, splits.test)
+    x = torch.cat([part.x for part in parts])
+    assert x.shape == (16, channels, 6, 6)
+    found = {tuple((row[0] < 0).flatten().tolist()) for row in x}
+    assert found == {tuple(cover.flatten().tolist()) for cover in covers}
+    assert set(x.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_photographs_are_taken_as_the_camera_was_held(tmp_path):
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    for label in ("cat", "dog"):
+        for kind in ("upright", "lying"):
+            (tmp_path / kind / label).mkdir(parents=True)
+        for i in range(8):
+            upright = rng.integers(0, 256, (6, 4), np.uint8)
+            Image.fromarray(upright).save(tmp_path / "upright" / label / f"{i}.png")
+            exif[0x0112] = 6
+            lying = Image.fromarray(np.rot90(upright).copy())
+            lying.save(tmp_path / "lying" / label / f"{i}.png", exif=exif)
+    for image_size in (None, 4):
+        upright = load_file(tmp_path / "upright", image_size=image_size)
+        lying = load_file(tmp_path / "lying", image_size=image_size)
+        assert torch.equal(upright.train.x, lying.train.x)
+
+
+def test_whatever_damages_an_image_it_can_be_left_out(tmp_path):
+    folder = write_images(tmp_path / "pets")
+    (folder / "cat" / "broken.ppm").write_bytes(b"P6\n8j8 8\n255\n" + bytes(192))
+    with pytest.raises(InputError, match="it is damaged"):
+        load_file(folder)
+    with pytest.warns(UserWarning, match="1 of 17 images"):
+        assert len(load_file(folder, skip_damaged=True).test) > 0
+
+
+@pytest.mark.parametrize(
+    "header", ['"length, cm";"width, cm";label', '"a;b;c;d",v,label', "\nu;v;label"]
+)
+def test_the_delimiter_is_that_of_the_names_not_one_in_them(tmp_path, header):
+    mark = "," if "v,label" in header else ";"
+    rows = [mark.join(["1.5", "2", "no" if i % 2 else "yes"]) for i in range(16)]
+    rows[3] = rows[3].replace("1.5", "2.5")
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join([header, *rows]))
+    splits = load_file(path)
+    assert splits.input_shape == (2,)
+    assert splits.classes == ("no", "yes")

@@ -324,3 +324,23 @@ def test_what_cannot_be_read_is_refused(tmp_path):
     assert "an .npy, .npz or .csv file, an image or a folder" in refused(tmp_path / "a.txt", (2,))
     np.save(tmp_path / "x.npy", np.zeros((3, 2)))
     assert "batch size of at least 1" in refused(tmp_path / "x.npy", (2,), batch_size=0)
+
+
+def test_columns_whose_names_are_numbers_are_found_by_name(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("1,0\n10,20\n")
+    ((_, raw),) = stream_inputs(path, (2,), batch_size=4, columns=["0", "1"]).batches
+    assert raw.tolist() == [[20.0, 10.0]]
+    with pytest.raises(InputError, match="names of columns"):
+        stream_inputs(path, (2,), batch_size=4)
+
+
+def test_an_image_is_scored_as_the_camera_was_held(tmp_path):
+    lying = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(4, 6))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter
+    lying.save(tmp_path / "a.png", exif=exif)
+    ((_, raw),) = stream_inputs(tmp_path / "a.png", (1, 6, 4), batch_size=1).batches
+    assert np.array_equal(raw[0, :, :, 0], np.rot90(np.asarray(lying), -1))
+    with pytest.raises(InputError, match="of 6 x 4, as in training, got 4 x 6"):
+        list(stream_inputs(tmp_path / "a.png", (1, 4, 6), batch_size=1).batches)

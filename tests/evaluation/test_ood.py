@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from torch import nn
 
+from jem.data import from_arrays
 from jem.errors import InputError
 from jem.evaluation.ood import SCORES, OODDetector, PytorchOODAdapter, score
 from jem.evaluation.ood_features import FITS, as_batch
@@ -258,7 +259,7 @@ def test_calibration_inputs_in_other_units_are_refused():
     with pytest.raises(InputError, match=r"within \[-1, 1\], but they lie in \[0, 255\]"):
         detector.fit(raw)
     few_broken = raw / 255
-    few_broken[:20] = 255  # half of them: what most of them say counts
+    few_broken[:10] = 255  # what most of them say counts
     assert detector.fit(few_broken).threshold is not None
 
 
@@ -306,3 +307,15 @@ def test_adapter_gives_the_scores_of_pytorch_ood(name, theirs):
     if name == "gen":
         expected = 5 * expected  # they average over the classes; the paper sums
     torch.testing.assert_close(PytorchOODAdapter(model, name).predict(x), expected)
+
+
+def test_many_skewed_columns_are_no_other_units():
+    rows = np.random.default_rng(0).lognormal(0, 1.5, (300, 1000))
+    splits = from_arrays(rows, np.arange(300) % 2)
+    model = JEM(nn.Linear(1000, 2), domain=splits.domain)
+    low, high = splits.domain
+    far = (splits.calibration.x > 2 * high - low).any(dim=1)
+    assert far.float().mean() > 0.5  # a value far out in most rows
+    assert OODDetector(model).fit(splits.calibration.x).threshold is not None
+    with pytest.raises(InputError, match="must be in-distribution"):
+        OODDetector(model).fit(splits.calibration.x * 1000)

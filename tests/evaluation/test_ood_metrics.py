@@ -240,3 +240,16 @@ def test_to_dict_is_json_and_tensors_of_half_precision_are_taken():
     assert figures["auroc"] == 1.0
     assert (figures["num_in"], figures["num_out"]) == (3, 4)
     assert figures["intervals"]["auroc"] == list(metrics.intervals["auroc"])
+
+
+def test_an_interval_holds_its_own_estimate_with_few_positives():
+    for few in (1, 2, 4):
+        metrics = ood_metrics(np.zeros(few) - 5, np.linspace(0, 1, 500), **FEW)
+        low, high = metrics.intervals["aupr_in"]
+        assert low - 1e-9 <= metrics.aupr_in <= high + 1e-9 < 0.05
+
+
+def test_scores_that_are_all_one_leave_the_area_open():
+    low, high = ood_metrics(np.zeros(5), np.zeros(5), **FEW).intervals["auroc"]
+    tied = 0.025 ** (1 / 5)  # the share of ties that five ties in five leave plausible
+    assert (low, high) == pytest.approx((tied / 2, 1 - tied / 2))

@@ -96,3 +96,11 @@ def test_a_network_as_given_has_seen_nothing():
         for t in (True, False)
     ]
     assert seen == [[True, False, False], [False, False, False]]
+
+
+def test_a_set_is_seen_however_its_name_is_written():
+    model = model_with(UNIFORM, outliers=True)
+    for name in ("gaussian_noise", "constant_images", "uniform_noise"):
+        assert seen_in_training(name, model)
+        assert seen_in_training(name.replace("_", " "), model)
+    assert not seen_in_training("photo patches", model)
