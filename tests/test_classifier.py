@@ -110,6 +110,10 @@ def test_it_draws_the_classes_asked_for(fitted, iris):
     assert (drawn < high + (high - low)).all()
     assert np.array_equal(drawn[:3], fitted.sample([2, 2, 2]))
     assert fitted.sample(count=3).shape == (3, 4)
+    with pytest.raises(InputError, match=r"classes among \[0, 1, 2\], but got \['2'\]"):
+        fitted.sample(["2"])
+    with pytest.raises(InputError, match="at least 0, but got -1"):
+        fitted.sample([2], random_state=-1)
 
 
 def test_two_classes_have_one_decision_value():

@@ -212,6 +212,23 @@ def test_mask_files_of_every_shape(tmp_path):
         assert np.array_equal(read, np.broadcast_to(full, (7, 3, 5, 4)).astype(bool))
 
 
+def test_a_plane_for_each_channel_or_each_input_is_refused_where_both_fit(tmp_path):
+    np.save(tmp_path / "m.npy", np.ones((3, 5, 4)))
+    with pytest.raises(InputError, match=r"expected shape \(3, 3, 5, 4\) or \(5, 4\), got"):
+        read_mask(str(tmp_path / "m.npy"), 3, (3, 5, 4))
+    np.save(tmp_path / "m.npy", np.ones((1, 5, 4)))
+    assert read_mask(str(tmp_path / "m.npy"), 1, (1, 5, 4)).all()
+
+
+def test_transparent_parts_of_a_mask_mark_nothing(tmp_path):
+    drawn = np.zeros((5, 4, 4), np.uint8)
+    drawn[2, :, :] = 255  # a white stroke on nothing
+    Image.fromarray(drawn, "RGBA").save(tmp_path / "m.png")
+    assert read_mask(str(tmp_path / "m.png"), 1, (1, 5, 4))[0, 0].any(dim=1).tolist() == [
+        False, False, True, False, False,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -380,6 +380,10 @@ def test_bad_words_are_refused(digits_run, raw_digits, tmp_path, capsys):
     capsys.readouterr()
     assert run("score", digits_run, x, "--out", tmp_path) == 2
     assert "is a folder" in capsys.readouterr().err
+    assert run("score", digits_run, x, "--out", "/dev/null") == 2
+    assert "/dev/null is no ordinary file" in capsys.readouterr().err
+    assert "leave out label_column" in refused(capsys, out, digits_run, x, "--label-column", "y")
+    assert "leave out skip_damaged" in refused(capsys, out, digits_run, x, "--skip-damaged")
 
 
 def test_data_that_are_not_those_of_the_run_are_refused(digits_run, raw_digits, tmp_path, capsys):

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -112,6 +113,8 @@ def test_labels_may_be_a_list_or_a_tensor_of_any_integer_type(model):
     expected = jem.sample(model, [0, 2])
     for dtype in (torch.int32, torch.uint8, torch.int64):
         assert torch.equal(jem.sample(model, torch.tensor([0, 2], dtype=dtype)), expected)
+    for dtype in (np.uint16, np.uint64, np.int8):
+        assert torch.equal(jem.sample(model, np.array([0, 2], dtype=dtype)), expected)
 
 
 def test_number_of_steps_can_be_given(model):

@@ -1,5 +1,6 @@
 """Counterfactuals, against a search of the whole plane and distances computed by hand."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -195,3 +196,16 @@ def test_inputs_and_model_are_checked(point_model):
         jem.counterfactual(point_model, torch.zeros(2, 3), 0, max_energy=0.0)
     with pytest.raises(InputError, match="K = 1"):
         jem.counterfactual(JEM(Wells([[0.0, 0.0]])), points(2), 0, max_energy=0.0)
+
+
+def test_one_target_may_be_numpys(wells):
+    x = points(4)
+    found = jem.counterfactual(wells, x, np.int64(1), max_energy=100.0)
+    assert torch.equal(found.x, jem.counterfactual(wells, x, 1, max_energy=100.0).x)
+
+
+def test_the_result_is_inside_the_domain_though_the_input_is_not(wells):
+    assert wells.domain is not None
+    found = jem.counterfactual(wells, torch.tensor([[0.5, 3.0], [-7.0, 0.0]]), max_energy=100.0)
+    low, high = wells.domain
+    assert bool(((found.x >= low) & (found.x <= high)).all())

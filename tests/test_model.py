@@ -242,3 +242,13 @@ def test_raw_inputs_go_through_the_models_scaling():
 def test_a_model_without_scaling_says_so():
     with pytest.raises(InputError, match="keeps no input scaling"):
         JEM(nn.Linear(2, 3)).preprocess(np.zeros((1, 2)))
+
+
+def test_class_indices_of_inference_mode_do_not_stop_gradients():
+    with torch.inference_mode():
+        y = torch.tensor([0, 2])
+    logits = normal(2, 3).requires_grad_()
+    joint_energy(logits, y).sum().backward()
+    assert torch.equal(logits.grad, -torch.eye(3, dtype=torch.float64)[[0, 2]])
+    with pytest.raises(InputError, match=r"lie in 0\.\.2, but got 0\.\.3"):
+        joint_energy(logits, torch.tensor([0, 3]))

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -171,6 +172,17 @@ def with_nan(x, place):
         (ROWS, LABELS, {"test": (ROWS[:2, :2], [0, 1])}, r"got \(2, 2\)"),
         (ROWS, LABELS, {"classes": ["a", "b"]}, "from 0 to 1.*got 0 to 2"),
         (ROWS, LABELS, {"counts": (60, 1)}, "four counts"),
+        (ROWS, np.array(list("abc"))[LABELS], {"classes": ["a"]}, "from 0 to 0.*such as '.'"),
+        (ROWS, [np.nan, *LABELS[1:]], {}, "label for every example, got none in row 0"),
+        (ROWS, [np.inf, *LABELS[1:]], {}, "label for every example, got none in row 0"),
+        (ROWS, pd.array(["a", pd.NA] * 30), {}, "label for every example, got none in row 1"),
+        (ROWS, np.array([b"\xff", b"a"] * 30), {}, "text in UTF-8"),
+        (
+            ROWS,
+            LABELS,
+            {"test": (ROWS, LABELS), "counts": (30, 10, 10, 10)},
+            "0 for the test part, which is given, got 10",
+        ),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(x, y, options, message):

@@ -109,6 +109,12 @@ def test_fit_leaves_the_global_state_of_torch_alone(train):
     Trainer(model_of(dropout=0.2), SMALL, device="cpu").fit(train)
     assert torch.equal(before, torch.get_rng_state())
     assert not torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        Trainer(model_of(), replace(SMALL, epochs=1), device="cpu").fit(train)
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 class CrashError(Exception):
@@ -182,7 +188,7 @@ def test_load_gives_the_trained_model_with_all_it_needs(tmp_path, train):
     model = model_of()
     model.classes = ("left", "right")
     Trainer(model, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
-    loaded = jem.load(tmp_path / "run")
+    loaded = jem.load(tmp_path / "run", device="auto")
     assert_same_bits(weights(model), weights(loaded))
     assert loaded.classes == ("left", "right")
     assert loaded.input_shape == (2,)
@@ -629,7 +635,7 @@ def test_convolutions_are_laid_out_for_speed_and_mean_the_same(tmp_path):
     assert_same_bits(before, weights(model))
     torch.testing.assert_close(model(x.double()), logits, atol=1e-12, rtol=1e-12)
     Trainer(model.float(), replace(SMALL, epochs=1), run_dir=tmp_path / "run").fit((x, y))
-    loaded = jem.load(tmp_path / "run")
+    loaded = jem.load(tmp_path / "run", device="auto")
     for placed in (model, loaded):
         kernels = [m.weight for m in placed.modules() if isinstance(m, torch.nn.Conv2d)]
         assert len(kernels) > 2

@@ -1,0 +1,133 @@
+"""What training is given: data sets of anyone's, and mistakes met before anything is written."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from test_trainer import SMALL, blobs, model_of
+from torch import nn
+from torch.utils.data import Dataset
+
+from jem.errors import InputError
+from jem.model import JEM
+from jem.training import problem
+from jem.training.distributed import Ranks
+from jem.training.problem import examples_of, set_up
+from jem.training.recipe import Recipe
+from jem.training.trainer import Trainer
+
+
+class Rows(Dataset):
+    """Examples one by one, with attributes of its own that are none of our business."""
+
+    def __init__(self, x, y):
+        self.x, self.rows, self.labels = x * 255, x, y
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index], self.labels[index]
+
+
+def test_a_sorted_data_set_is_known_by_all_of_it(monkeypatch):
+    monkeypatch.setattr(problem, "MOST_EXAMPLES", 60)
+    x, y = blobs(240)
+    order = y.argsort(stable=True)
+    data = Rows(x[order], y[order])
+    some, labels = examples_of(data)
+    assert len(some) == 60
+    assert 20 < int(labels.sum()) < 40
+    model = model_of()
+    recipe = replace(SMALL, epochs=2, class_weight="balanced")
+    trainer = Trainer(model, recipe, device="cpu")
+    trainer.fit(data)
+    assert trainer.method.class_weight.min() > 0.5
+    assert model.chain.class_frequencies.min() > 0.3
+    low, high = model.domain  # that of the examples, not of the attribute `x`
+    assert -2 < low.min() < high.max() < 2
+
+
+def test_every_share_of_the_data_counts_for_class_weights(monkeypatch):
+    from jem.data import LazyPart
+
+    monkeypatch.setattr(problem, "MOST_EXAMPLES", 8)
+    x, y = blobs(96)
+    y = (torch.arange(96) == 95).long()  # one example of its class
+    part = LazyPart(list(range(96)), y, lambda index: x[index])
+    trainer = Trainer(model_of(), replace(SMALL, epochs=1, class_weight="balanced"), device="cpu")
+    trainer.fit(part)
+    assert trainer.method.class_weight.tolist() == pytest.approx([96 / 190, 48.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"flip": True}, "Expected images"),
+        ({"shift": 2}, "Expected images"),
+        ({"smoothing": 0.8}, "`smoothing` is for images"),
+    ],
+)
+def test_what_is_for_images_is_refused_before_anything_is_written(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        Trainer(model_of(), replace(SMALL, **change), run_dir=tmp_path / "run").fit(blobs())
+    result = Trainer(model_of(), replace(SMALL, epochs=1), run_dir=tmp_path / "run").fit(blobs())
+    assert result.iterations == 6
+
+
+def test_validation_labels_are_checked_before_training():
+    x, y = blobs()
+    with pytest.raises(InputError, match=r"labels must lie in 0\.\.1 .* but got 0\.\.4"):
+        Trainer(model_of(), SMALL, device="cpu").fit((x, y), (x, 4 * y))
+
+
+def test_a_domain_of_another_shape_is_refused():
+    model = model_of()
+    model.domain = -torch.ones(3), torch.ones(3)
+    with pytest.raises(InputError, match=r"fits inputs of \(2,\), but is of \(3,\)"):
+        Trainer(model, SMALL, device="cpu").fit(blobs())
+
+
+def test_training_works_where_gradients_are_off():
+    with torch.no_grad():
+        Trainer(model_of(), replace(SMALL, epochs=1), device="cpu").fit(blobs())
+        assert not torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(("asked", "expected"), [(None, 20), (8, 8), (18, None)])
+def test_every_process_makes_as_many_outliers(asked, expected):
+    images = torch.rand(64, 1, 16, 16) * 2 - 1
+    model = JEM(nn.Sequential(nn.Flatten(), nn.Linear(256, 2)))
+    recipe = Recipe(epochs=1, outlier_count=asked)
+    four = Ranks(0, 4)
+
+    def settled():
+        return problem._settled(recipe, (1, 16, 16), 1, four).outlier_count
+
+    if expected is None:
+        with pytest.raises(InputError, match=r"multiple of the number of processes \(4\)"):
+            settled()
+    else:
+        assert settled() == expected
+        _, batches = set_up(
+            model, recipe, problem.DataPart(images, torch.arange(64) % 2), 0, Ranks()
+        )
+        assert batches.recipe.outlier_count == (18 if asked is None else asked)
+
+
+def test_one_output_may_have_names_of_classes(tmp_path):
+    model = JEM(nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)), classes=["a", "b"])
+    Trainer(model, replace(SMALL, epochs=1), run_dir=tmp_path / "run", device="cpu").fit(blobs())
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+def test_a_picture_that_cannot_be_written_does_not_end_a_run(tmp_path, monkeypatch):
+    def full(figure, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("jem.plotting.save_figure", full)
+    folder = tmp_path / "run"
+    with pytest.warns(UserWarning, match=r"cannot write .*samples.png: No space left"):
+        result = Trainer(model_of(), SMALL, run_dir=folder, device="cpu").fit(blobs())
+    assert result.kept_epoch == 4
+    assert (folder / "metrics.jsonl").read_text().count('"kind": "end"') == 1
