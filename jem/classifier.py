@@ -29,7 +29,7 @@ from jem.errors import InputError, TrainingInterrupted
 from jem.evaluation.ood import OODDetector
 from jem.generation import sample as draw
 from jem.model import JEM, evaluation_mode, joint_energy
-from jem.training.problem import check_network
+from jem.training.problem_checks import check_network
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.trainer import FitResult
 

@@ -13,7 +13,7 @@ from jem.data.augment import augment
 from jem.data.batches import BatchStream
 from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError
-from jem.model import JEM, evaluation_mode
+from jem.model import JEM
 from jem.objectives.classification import balanced_class_weights
 from jem.randomness import named_generator
 from jem.sampling.buffer import ReplayBuffer
@@ -29,6 +29,7 @@ from jem.sampling.starts import (
 )
 from jem.training.distributed import Ranks
 from jem.training.method import Batch, Method
+from jem.training.problem_checks import check_domain, check_gradient, check_images, check_network
 from jem.training.recipe import Recipe
 from jem.training.steps import forward_of
 
@@ -130,7 +131,7 @@ def set_up(
     x, labels = examples_of(train)
     all_labels = train.y if isinstance(train, DataPart | LazyPart) else labels
     num_classes = check_network(model, x[:2], all_labels)
-    _check_images(recipe, x[:1])
+    check_images(recipe, x[:1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
             "the network has no parameter to train: set `requires_grad` of those that may change"
@@ -141,7 +142,7 @@ def set_up(
         model.classes = tuple(str(k) for k in range(num_classes))
     if model.domain is None:
         model.domain = domain_of(x)
-    _check_domain(model.domain, x)
+    check_domain(model.domain, x)
 
     def stream(name: str, batch_size: int) -> BatchStream:
         made = BatchStream(train, batch_size, seed=seed, name=name, device=model.device)
@@ -157,12 +158,9 @@ def set_up(
     if recipe.class_weight == "balanced":
         class_weight = balanced_class_weights(all_labels, num_classes).to(model.device)
     negatives, outliers = None, None
-    if recipe.generative and recipe.outlier_count:
-        known = labels if num_classes > 1 else torch.zeros_like(labels)
-        outliers = Outliers(
-            *model.domain, x, known, num_classes, gaussians=recipe.start != "gaussian"
-        )
     if recipe.generative:
+        check_gradient(model, x[:2])
+        outliers = make_outliers(model, recipe, x, labels, num_classes)
         generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
         negatives = make_negatives(
             model, recipe, x, labels, num_classes, ranks, generator=generator
@@ -182,83 +180,16 @@ def _settled(recipe: Recipe, shape: Sequence[int], steps: int, ranks: Ranks) -> 
     return replace(recipe, outlier_count=count)
 
 
-def _check_images(recipe: Recipe, x: Tensor) -> None:
-    """Refuse what is for images alone, before anything is written."""
-    augment(
-        x,
-        shift=max(recipe.shift, recipe.generative_shift),
-        flip=recipe.flip or recipe.generative_flip,
-        noise_std=0.0,
-        generator=torch.Generator(x.device),
-    )
-    if recipe.smoothing and recipe.generative and x.ndim != 4:
-        raise InputError(
-            f"recipe field `smoothing` is for images of shape (C, H, W), but inputs are of shape "
-            f"{tuple(x.shape[1:])}: set it to 0"
-        )
-
-
-def _check_domain(domain: tuple[Tensor, Tensor], x: Tensor) -> None:
-    """Refuse inputs outside the domain, more than rounding explains: chains never get there."""
-    low, high = (bound.to(x.device) for bound in domain)
-    try:
-        torch.broadcast_to(low + high, x.shape[1:])
-    except RuntimeError as error:
-        raise InputError(
-            f"`domain` of the model must be of numbers, or of a shape that fits inputs of "
-            f"{tuple(x.shape[1:])}, but is of {tuple((low + high).shape)}"
-        ) from error
-    slack = 1e-3 * (high - low)
-    if ((x < low - slack) | (x > high + slack)).any():
-        raise InputError(
-            f"`domain` of the model says that inputs lie in {_range(low, high)}, but those of "
-            f"training lie in {_range(x, x)}: scale them as the network expects, or set `domain`"
-        )
-
-
-def _range(low: Tensor, high: Tensor) -> str:
-    return f"[{low.min():.4g}, {high.max():.4g}]"
-
-
-def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
-    """Number of classes, after one forward in evaluation mode.
-
-    Args:
-        model: The model.
-        x: One or two examples, shape (B, *shape).
-        labels: Class indices of the training data, shape (N,).
-
-    Raises:
-        InputError: If the network does not take such inputs, lets rows of a batch interact, or has
-            no output for a label or no name for an output.
-    """
-    try:
-        with torch.no_grad(), evaluation_mode(model):
-            together = model.logits(x.to(model.device))
-            alone = torch.cat([model.logits(row[None].to(model.device)) for row in x])
-    except (RuntimeError, ValueError) as error:
-        raise InputError(
-            f"the network does not take inputs of shape {tuple(x.shape[1:])}: "
-            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
-        ) from error
-    num_classes = together.shape[1]
-    if model.classes is not None and len(model.classes) != num_classes > 1:
-        raise InputError(
-            f"the network must have {len(model.classes)} outputs, but has {num_classes}: the "
-            "model's `classes` name one each"
-        )
-    low, high = int(labels.min()), int(labels.max())
-    if num_classes > 1 and not 0 <= low <= high < num_classes:
-        raise InputError(
-            f"labels must lie in 0..{num_classes - 1} for a network of {num_classes} outputs, "
-            f"but got {low}..{high}"
-        )
-    if (together - alone).abs().max() > 0.01 * (1 + together.abs().max()):
-        raise InputError(
-            "logits of one row depend on the other rows of its batch, in evaluation mode: chains "
-            "would too; batch normalisation must keep running statistics"
-        )
-    return num_classes
+def make_outliers(
+    model: JEM, recipe: Recipe, x: Tensor, labels: Tensor, num_classes: int
+) -> Outliers | None:
+    """What makes the outliers of a run, or None where it has none; arguments as below."""
+    if not recipe.outlier_count:
+        return None
+    assert model.domain is not None, "set before outliers are made"
+    known = labels if num_classes > 1 else torch.zeros_like(labels)
+    gaussians = recipe.start != "gaussian"
+    return Outliers(*model.domain, x, known, num_classes, gaussians=gaussians)
 
 
 def make_negatives(

@@ -24,7 +24,8 @@ from jem.training.distributed import join, one_for_all, restarted
 from jem.training.guard import AccuracyGuard, give_up, is_healthy, mask_gradients
 from jem.training.method import Batch, Outcome
 from jem.training.optimisation import clip_gradients, generative_weight, learning_rate, uphill
-from jem.training.problem import check_network, choose_device, place, set_up
+from jem.training.problem import choose_device, place, set_up
+from jem.training.problem_checks import check_network
 from jem.training.process import isolated_randomness, lowered, stop_signals
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.run_folder import RunFolder, identity, refuse_other_settings
@@ -493,5 +494,7 @@ class Trainer:
                 start = time.perf_counter()
                 with contextlib.suppress(_Diverged):  # a step that is refused costs as much
                     self.train_step(batch)
+                if self.device.type != "cpu":
+                    torch.accelerator.synchronize(self.device)  # else only launches are timed
                 times.append(time.perf_counter() - start)
         return statistics.median(times[iterations:])

@@ -131,3 +131,28 @@ def test_a_picture_that_cannot_be_written_does_not_end_a_run(tmp_path, monkeypat
         result = Trainer(model_of(), SMALL, run_dir=folder, device="cpu").fit(blobs())
     assert result.kept_epoch == 4
     assert (folder / "metrics.jsonl").read_text().count('"kind": "end"') == 1
+
+
+class Blind(nn.Linear):
+    """A network whose body is computed without gradients."""
+
+    def forward(self, x):
+        with torch.no_grad():
+            x = x.tanh()
+        return super().forward(x)
+
+
+class InPlace(nn.Linear):
+    """A network that changes what it is given."""
+
+    def forward(self, x):
+        return super().forward(x.mul_(2))
+
+
+@pytest.mark.parametrize("network", [Blind, InPlace])
+def test_a_network_that_chains_cannot_move_by_is_refused(network, tmp_path):
+    with pytest.raises(InputError, match="has no gradient with respect to the inputs"):
+        Trainer(JEM(network(2, 2)), SMALL, run_dir=tmp_path / "run", device="cpu").fit(blobs())
+    plain = replace(SMALL, step="plain", epochs=1)
+    if network is Blind:  # a classifier it may be
+        assert Trainer(JEM(network(2, 2)), plain, device="cpu").fit(blobs()).iterations == 6
