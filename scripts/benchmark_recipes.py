@@ -2,8 +2,8 @@
 
     python scripts/benchmark_recipes.py --recipes plain fast --seeds 0 1 2
 
-Prints a Markdown table of means (and the range over seeds) on the test part, which nothing chose
-on. Every run is a process of its own, one at a time, so that its peak memory is known. On a
+Prints a Markdown table of means (and the range over seeds) on the test part, which chose
+nothing. Every run is a process of its own, one at a time, so that its peak memory is known. On a
 machine with other work, processor seconds compare better than seconds. With `--out` each finished
 run is kept at once, and a race that was cut goes on where it was; with `--runs` within a run, too.
 """
@@ -218,9 +218,9 @@ def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
             marked = [f"{c} *seen*" if n in seen else c for n, c in zip(names, cells, strict=True)]
             add(f"AUROC of log-density, {foreign}", marked)
     for label, key in (("seconds", "seconds"), ("processor seconds", "cpu_seconds")):
-        known = {n: [r[key] for r in finished[n] if key in r] for n in names}
-        means = {n: statistics.mean(values) for n, values in known.items() if values}
-        add(f"{label}, times {names[0]}", [ratio_text(means, n, names[0]) for n in names])
+        known = {n: {r["seed"]: r[key] for r in finished[n] if key in r} for n in names}
+        ratios = [ratio_text(known[n], known[names[0]]) for n in names]
+        add(f"{label}, times {names[0]}", ratios)
     add("updates", [cell([float(r["iterations"]) for r in finished[n]], 0) for n in names])
     add("recoveries", [str(sum(row["recoveries"] for row in finished[n])) for n in names])
     failed = {n: sum(r["recipe"] == n and "failed" in r for r in rows) for n in names}
@@ -229,10 +229,12 @@ def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
     return "\n".join(lines)
 
 
-def ratio_text(seconds: dict[str, float], name: str, baseline: str) -> str:
-    """Time of a recipe over that of the baseline, where both finished."""
-    known = name in seconds and baseline in seconds
-    return f"{seconds[name] / seconds[baseline]:.2f}" if known else "-"
+def ratio_text(seconds: dict[int, float], baseline: dict[int, float]) -> str:
+    """Time of a recipe over that of the baseline, in the seeds that both finished."""
+    both = seconds.keys() & baseline.keys()
+    if not both:
+        return "-"
+    return f"{sum(seconds[s] for s in both) / sum(baseline[s] for s in both):.2f}"
 
 
 def main() -> None:

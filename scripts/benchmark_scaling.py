@@ -55,6 +55,8 @@ def job(args: Benchmark) -> None:
     recipe = replace(
         RECIPES["fast"], epochs=1, batch_size=rows, num_chains=rows, buffer_size=4 * rows
     )
+    alone = recipe.resolved(x.shape[1:], args.updates).outlier_count or 0
+    recipe = replace(recipe, outlier_count=alone * count)
     seconds = []
 
     class Timed(jem.Trainer):

@@ -246,14 +246,16 @@ def test_own_network_is_named_trained_and_loaded(tmp_path, monkeypatch):
 def test_every_recipe_field_is_a_flag():
     text = process("train", "--help", COLUMNS="100").stdout
     for field in fields(Recipe):
-        assert f"--{field.name.replace('_', '-')}" in text, field.name
+        assert re.search(rf"--{field.name.replace('_', '-')}[\s,]", text), field.name
 
 
 def test_control_shares_the_data_and_nothing_generative():
-    hybrid = Recipe(shift=2, epochs=3, learning_rate=0.7, generative_weight=9.0)
-    control = control_recipe(hybrid)
-    assert (control.step, control.shift, control.epochs) == ("plain", 2, 3)
-    assert control.learning_rate == RECIPES["plain"].learning_rate
+    shared = {
+        "epochs": 3, "batch_size": 7, "precision": "bfloat16", "label_smoothing": 0.2,
+        "class_weight": "balanced", "shift": 2, "flip": True, "input_noise": 0.4,
+    }  # fmt: skip
+    control = control_recipe(Recipe(learning_rate=0.7, generative_weight=9.0, **shared))
+    assert control == replace(RECIPES["plain"], **shared)
 
 
 def test_default_folder_is_free_and_resume_takes_the_last(tmp_path):
@@ -289,12 +291,13 @@ def test_samples_are_the_same_again_and_one_row_a_class(quick_run, tmp_path):
 def test_recipes_and_data_list_what_there_is(capsys):
     assert run("recipes") == 0
     shown = capsys.readouterr().out
-    assert all(field.name in shown for field in fields(Recipe))
+    names = set(re.findall(r"\w+", shown))
+    assert {field.name for field in fields(Recipe)} <= names
     assert all(name in shown for name in (*RECIPES, *DEFAULTS))
     assert run("data") == 0
     assert "fashion_mnist" in capsys.readouterr().out
     assert run("data", "wine") == 0
-    assert "178" not in capsys.readouterr().out.splitlines()[0]
+    assert "  train 106, validation 18, calibration 18, test 36\n" in capsys.readouterr().out
 
 
 def test_help_is_quick_because_it_does_not_load_torch():

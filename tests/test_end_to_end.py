@@ -49,7 +49,7 @@ def test_rings_are_learned_as_classes_and_as_density():
 
 @pytest.mark.slow
 def test_digits_with_defaults_keep_their_promises():
-    """Defaults, seeds 0, 1 and 2: what the README says of digits."""
+    """Defaults, seeds 0, 1 and 2: bars with room below what `docs/benchmarks.md` measured."""
     rows = []
     for seed in (0, 1, 2):
         hybrid, splits, result = train("digits", RECIPES["fast"], seed)
@@ -71,7 +71,7 @@ def test_digits_with_defaults_keep_their_promises():
         return sum(row["auroc"][name]["value"] for row in rows) / len(rows)
 
     assert mean("accuracy") >= 0.985
-    assert mean("accuracy") >= mean("plain_accuracy") - 0.01  # 0.987 and 0.993 measured
+    assert mean("accuracy") >= mean("plain_accuracy") - 0.005  # 0.9944 and 0.9926 measured
     assert auroc("uniform noise") >= 0.999
     assert auroc("photo patches") >= 0.99
     assert auroc("letters") >= 0.95

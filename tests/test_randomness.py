@@ -6,6 +6,8 @@ import torch
 from jem.errors import InputError
 from jem.randomness import derive_seed, named_generator
 
+PINNED = 1515829482024196131
+
 PATHS = [
     (), (0,), (0, 0), (1,), ("a",), ("a", 0), ("a", 0, 0), ("a", 1), (0, "a"), ("b",), ("a", "b"),
     ("b", "a"), ("ab",),
@@ -19,7 +21,7 @@ def test_every_path_of_names_has_a_seed_of_its_own():
 
 
 def test_the_same_path_gives_the_same_stream_in_any_process():
-    assert derive_seed(3, "chains", 2) == derive_seed(3, "chains", 2)
+    assert derive_seed(3, "chains", 2) == PINNED  # found once, in another process
     first, second = (torch.rand(5, generator=named_generator(3, "a", 1)) for _ in range(2))
     assert torch.equal(first, second)
     assert not torch.equal(first, torch.rand(5, generator=named_generator(3, "a", 2)))

@@ -490,11 +490,13 @@ class Trainer:
             self.model.train(not self.recipe.evaluation_mode)
             times = []
             batches = self.batches.epoch(0, 0, generator=self.state.augmentation)
+            start = time.perf_counter()
             for batch in itertools.islice(itertools.cycle(batches), 2 * iterations):
-                start = time.perf_counter()
                 with contextlib.suppress(_Diverged):  # a step that is refused costs as much
                     self.train_step(batch)
                 if self.device.type != "cpu":
                     torch.accelerator.synchronize(self.device)  # else only launches are timed
-                times.append(time.perf_counter() - start)
+                now = time.perf_counter()
+                times.append(now - start)
+                start = now
         return statistics.median(times[iterations:])

@@ -21,6 +21,7 @@ from jem.errors import (
     TrainingInterrupted,
 )
 from jem.model import JEM
+from jem.randomness import derive_seed
 from jem.sampling import ClassGaussianStart, UniformStart
 from jem.training.checkpoint import Checkpoints
 from jem.training.log import read_metrics
@@ -236,6 +237,27 @@ def test_divergence_recovers_and_finishes(tmp_path, train):
     for record in recoveries:
         assert record["back_to"] <= record["iteration"]
         assert record["back_to"] % UNSTABLE.snapshot_every == 0
+
+
+def test_a_recovery_brings_another_move_half_the_rate_and_other_noise(train):
+    steps = []
+
+    class Recorded(Trainer):
+        def train_step(self, batch):
+            outcome = super().train_step(batch)
+            rate = self.state.optimizer.param_groups[0]["lr"]
+            seed = self.state.negatives.generator.initial_seed()
+            steps.append((self.state.position.recoveries, outcome.moved.moves, rate, seed))
+            return outcome
+
+    result = Recorded(model_of(), UNSTABLE, seed=3, device="cpu").fit(train)
+    assert result.recoveries >= 2
+    for recoveries in range(result.recoveries + 1):
+        seed = derive_seed(3, "chains", recoveries)
+        assert {step[1:] for step in steps if step[0] == recoveries} <= {
+            (1 + recoveries, 0.2 * 0.5**recoveries, seed)
+        }
+    assert len({step[0] for step in steps}) >= 2
 
 
 def test_divergence_recovers_without_a_run_folder_and_to_the_same_bits(tmp_path, train):
@@ -614,6 +636,9 @@ def test_make_optimizer(name, kind):
         Recipe(learning_rate=1e-3, optimizer=name, momentum=0.7), torch.nn.Linear(1, 1)
     )
     assert type(optimizer) is kind
+    (group,) = optimizer.param_groups
+    assert group["lr"] == 1e-3
+    assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.7
 
 
 def test_domain_of_images_and_tables():
