@@ -4,8 +4,8 @@
 
 Trains the recipe with each seed, completes test images by the model and by two simple fillings,
 and prints a Markdown table: accuracy of the judge (a small network trained on whole real images)
-and error in the missing half, mean and range over seeds; and the differences with intervals of
-all seeds together.
+and error in the missing half, mean and range over seeds; and the differences of each seed with
+their intervals.
 """
 
 from __future__ import annotations
