@@ -3,9 +3,9 @@
     python scripts/benchmark_tables.py --repeats 2
 
 Every model has its default settings, but `jem` holds nothing out for `is_ood` where its name does
-not say so, and logistic regression may take 5,000 iterations; all see the same folds. Prints a Markdown table for each data
-set: mean and standard deviation over folds of accuracy and NLL, and the mean difference to the
-first model named, fold by fold, with a 95 % interval.
+not say so, and logistic regression may take 5,000 iterations; all see the same folds. Prints a
+Markdown table for each data set: mean and standard deviation over folds of accuracy and NLL, and
+the mean difference to the first model named, fold by fold, with a 95 % interval.
 
 With `--validation` each fold's training part is divided once more and its test part stays unseen:
 for choices such as the input noise.
