@@ -56,8 +56,8 @@ def _verdict(question: str, answer: str, because: str, rule: str) -> Verdict:
 def _accurate(found: Figures | None) -> Verdict:
     question = "Is it as accurate as a plain classifier?"
     rule = (
-        "yes if the 95 % interval of the paired difference on the test part lies above "
-        f"-{100 * TOLERATED_LOSS:g} points, no if it lies below 0, otherwise it cannot be told"
+        "no if the 95 % interval of the paired difference on the test part lies below 0; else yes "
+        f"if it lies above -{100 * TOLERATED_LOSS:g} points; otherwise it cannot be told"
     )
     if found is None:
         return _verdict(question, "cannot tell", "there are no classes", rule)
