@@ -7,6 +7,8 @@ from pathlib import Path
 
 import tyro
 
+from jem.commands.runs import load_data
+
 
 @dataclass
 class Data:
@@ -29,10 +31,10 @@ class Data:
 def run(argv: list[str]) -> int:
     """List or describe data sets."""
     args: Data = tyro.cli(Data, args=argv, prog="jem data")
-    from jem.data import NAMES, load
+    from jem.data import NAMES
 
     if args.name is not None:
-        splits = load(
+        splits = load_data(
             args.name,
             root=args.data_root,
             download=args.download,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,26 @@ def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") 
             raise InputError(f"{run} does not say the input shape and classes of its network")
         network = network_from_reference(reference, shape, len(classes))
     return load(run, network, device=device)
+
+
+def load_data(name: str, *, quiet: bool = False, **options: Any) -> DataSplits:  # noqa: ANN401
+    """`jem.data.load` with a sign of life while the images of a folder are read.
+
+    Args:
+        name: A named set, a file or a folder.
+        quiet: Show nothing.
+        options: Those of `jem.data.load`.
+    """
+    from jem.data import load
+
+    with ExitStack() as stack:
+        if not quiet and Path(name).expanduser().is_dir():
+            from rich.console import Console
+            from rich.markup import escape
+
+            status = Console(stderr=True).status(f"reading the images in {escape(name)}")
+            stack.enter_context(status)
+        return load(name, **options)
 
 
 def note(text: str) -> None:
@@ -108,13 +129,11 @@ def splits_of(
     Raises:
         InputError: If the run does not say where its data are, and nobody else does.
     """
-    from jem.data import load
-
     name = data or config.get("data")
     if not isinstance(name, str):
         raise InputError(f"{run} does not say what data it was trained on: name them with --data")
     root = data_root or config.get("data_root")
-    return load(
+    return load_data(
         name,
         root=None if root is None else Path(root),
         seed=config["seed"],

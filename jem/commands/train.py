@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jem.commands.report import Report, make_report, print_answers
+from jem.commands.runs import load_data
 from jem.errors import InputError
 from jem.training.recipe import RECIPES, Recipe, recipe_from
 
@@ -244,10 +245,9 @@ def _as_started(args: Train, out: Path, defaults: Train) -> Train:
 
 
 def _load(args: Train) -> DataSplits:
-    from jem.data import load
-
-    return load(
+    return load_data(
         args.data,
+        quiet=args.quiet,
         root=args.data_root,
         download=args.download,
         seed=args.seed,
