@@ -90,7 +90,7 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     num_classes = len(splits.classes)
     network = networks.network_for(splits.input_shape, num_classes, head=recipe.head)
     model = jem.JEM(network, classes=splits.classes, domain=splits.domain, scaling=splits.scaling)
-    row: dict[str, Any] = {"recipe": name, "seed": seed}
+    row: dict[str, Any] = {"recipe": name, "seed": seed, "precision": args.precision}
     resume = False
     start, wall = time.process_time(), time.perf_counter()
     try:
@@ -243,6 +243,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     if args.out is not None and args.out.exists():
         rows = [json.loads(line) for line in args.out.read_text().splitlines()]
+    rows = [row for row in rows if row.get("precision", args.precision) == args.precision]
     done = {(row["recipe"], row["seed"]) for row in rows}
     processes = multiprocessing.get_context("spawn")
     for seed in args.seeds:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from jem.cli import main
-from jem.commands.report import Report, _read
-from jem.commands.runs import load_model
+from jem.commands.report import Report, _read, print_answers
+from jem.commands.runs import load_model, splits_of
 
 QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "2", "--num-chains", "16", "--buffer-size", "32",
@@ -187,3 +187,24 @@ def test_compare_puts_runs_side_by_side_and_makes_missing_reports(reported, tmp_
     assert "another version" in refused(capsys, "compare", reported, other, "--out", page)
     (other / "report.json").write_text("{")
     assert "cannot read" in refused(capsys, "compare", reported, other, "--out", page)
+
+
+def test_what_a_run_was_told_of_another_source_is_not_asked_of_this_one(tmp_path):
+    told = {"seed": 0, "image_size": 16, "label_column": "species", "skip_damaged": True}
+    assert splits_of(tmp_path, {"data": "wine", **told}).name == "wine"
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "a.npz", x=rng.normal(size=(40, 3)), y=np.arange(40) % 2)
+    assert splits_of(tmp_path, {"data": "gone.csv", **told}, str(tmp_path / "a.npz")).name == "a"
+
+
+def test_a_column_of_labels_needs_a_table(reported, capsys):
+    message = refused(capsys, "report", reported, "--quiet", "--label-column", "y")
+    assert "--label-column y is for .csv files given to --ood" in message
+
+
+def test_verdicts_are_printed_as_they_are(capsys):
+    verdict = {"question": "Does it?", "answer": "yes", "because": "images[new].npz [/b] are told"}
+    print_answers({"verdicts": [verdict]})
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "images[new].npz" in shown
+    assert "[/b]" in shown

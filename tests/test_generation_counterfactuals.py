@@ -209,3 +209,7 @@ def test_the_result_is_inside_the_domain_though_the_input_is_not(wells):
     found = jem.counterfactual(wells, torch.tensor([[0.5, 3.0], [-7.0, 0.0]]), max_energy=100.0)
     low, high = wells.domain
     assert bool(((found.x >= low) & (found.x <= high)).all())
+    outside, reference = torch.tensor([[0.5, 3.0]]), torch.tensor([[0.9, 1.4], [-3.0, 0.0]])
+    for most in (-100.0, 100.0):
+        found = jem.counterfactual(wells, outside, max_energy=most, reference=reference)
+        assert bool(((found.x >= low) & (found.x <= high)).all())

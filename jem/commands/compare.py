@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jem.commands.report import Report, make_report
+from jem.commands.runs import check_out
 from jem.errors import InputError, RunFolderError
 
 
@@ -33,8 +34,7 @@ def run(argv: list[str]) -> int:
     args = tyro.cli(Compare, args=argv, prog="jem compare")
     if len(args.runs) < 2:
         raise InputError(f"expected at least two runs to compare, but got {len(args.runs)}")
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out: there is no folder {args.out.parent}")
+    check_out(args.out)
     from jem.evaluation.report_page import comparison_rows, render_comparison
     from jem.training.checkpoint import write_atomically
 

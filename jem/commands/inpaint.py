@@ -78,6 +78,7 @@ def run(argv: list[str]) -> int:
     """Complete inputs and write picture and arrays."""
     args: Inpaint = tyro.cli(Inpaint, args=argv, prog="jem inpaint")
     from jem.commands.masks import read_mask
+    from jem.data.files import refuse_unfit
     from jem.generation.chains import chain_of
 
     if args.count < 1:
@@ -91,6 +92,8 @@ def run(argv: list[str]) -> int:
     doubt_density(args.run)
     shape = model.input_shape or ()
     config = read_config(args.run)
+    if args.inputs.exists():
+        refuse_unfit(args.inputs, None, None, args.skip_damaged)
     stream = inputs_of(
         args.inputs, model, config, batch_size=LARGEST_COUNT, skip_damaged=args.skip_damaged
     )

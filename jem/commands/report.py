@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from jem.commands.runs import inputs_of, load_model, read_config, splits_of
@@ -75,6 +76,8 @@ def make_report(args: Report) -> dict[str, Any]:
     Returns:
         The content of `report.json`.
     """
+    if args.label_column is not None and not any(n.lower().endswith(".csv") for n in args.ood):
+        raise InputError(f"--label-column {args.label_column} is for .csv files given to --ood")
     if not 0 < args.accept < 1:
         raise InputError(f"--accept must lie in (0, 1), but got {args.accept:g}")
     from jem.reporting import SectionDisplay, write_report_on
@@ -95,7 +98,7 @@ def _subject(args: Report) -> Subject:
 
     folder, config = RunFolder(args.run), read_config(args.run)
     model = load_model(args.run, args.network)
-    splits = splits_of(args.run, config, args.data, args.data_root)
+    splits = splits_of(args.run, config, args.data, args.data_root, quiet=args.quiet)
     if tuple(splits.input_shape) != model.input_shape or splits.classes != model.classes:
         raise InputError(
             f"the data {splits.name} do not fit the run: it was trained on inputs of shape "
@@ -234,5 +237,5 @@ def print_answers(figures: dict[str, Any]) -> None:
     for column in ("question", "answer", "because"):
         table.add_column(column)
     for verdict in figures["verdicts"]:
-        table.add_row(verdict["question"], verdict["answer"], verdict["because"])
+        table.add_row(*(escape(verdict[key]) for key in ("question", "answer", "because")))
     Console().print(table)

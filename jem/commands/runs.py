@@ -116,7 +116,12 @@ def inputs_of(
 
 
 def splits_of(
-    run: Path, config: dict[str, Any], data: str | None = None, data_root: Path | None = None
+    run: Path,
+    config: dict[str, Any],
+    data: str | None = None,
+    data_root: Path | None = None,
+    *,
+    quiet: bool = False,
 ) -> DataSplits:
     """The data of a run, divided as it was for training.
 
@@ -125,6 +130,7 @@ def splits_of(
         config: Its configuration.
         data: Where the data are now; where the run found them if None.
         data_root: Folder of downloaded sets; that of the run if None.
+        quiet: Show nothing.
 
     Raises:
         InputError: If the run does not say where its data are, and nobody else does.
@@ -133,11 +139,21 @@ def splits_of(
     if not isinstance(name, str):
         raise InputError(f"{run} does not say what data it was trained on: name them with --data")
     root = data_root or config.get("data_root")
-    return load_data(
-        name,
-        root=None if root is None else Path(root),
-        seed=config["seed"],
-        label_column=config.get("label_column"),
-        image_size=config.get("image_size"),
-        skip_damaged=bool(config.get("skip_damaged")),
-    )
+    path, options = Path(name).expanduser(), {}  # what the run was told may be of another source
+    if path.is_dir():
+        options["image_size"] = config.get("image_size")
+        options["skip_damaged"] = bool(config.get("skip_damaged"))
+    elif path.suffix.lower() == ".csv":
+        options["label_column"] = config.get("label_column")
+    root = None if root is None else Path(root)
+    return load_data(name, quiet=quiet, root=root, seed=config["seed"], **options)
+
+
+def check_out(out: Path) -> None:
+    """Refuse what cannot become a file, before the work."""
+    if not out.parent.is_dir():
+        raise InputError(f"--out: there is no folder {out.parent}")
+    if out.is_dir():
+        raise InputError(f"--out: expected a file to write, but {out} is a folder")
+    if out.exists() and not out.is_file():  # a device would be replaced by a file
+        raise InputError(f"--out: expected a file to write, but {out} is no ordinary file")

@@ -152,7 +152,9 @@ def _gaussian(args: Sample, model: JEM) -> Start:
     from jem.sampling.starts import ClassGaussianStart
     from jem.training.problem import examples_of
 
-    splits = splits_of(args.run, read_config(args.run), args.data, args.data_root)
+    splits = splits_of(
+        args.run, read_config(args.run), args.data, args.data_root, quiet=args.quiet
+    )
     if (splits.input_shape, splits.classes) != (model.input_shape, model.classes):
         raise InputError(
             f"{splits.name} is not what the run was trained on: its shape or classes differ; "

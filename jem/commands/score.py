@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from jem.commands.runs import inputs_of, load_model, note, read_config, splits_of
+from jem.commands.runs import check_out, inputs_of, load_model, note, read_config, splits_of
 from jem.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -69,11 +69,10 @@ def run(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
     from jem.data.files import refuse_unfit
-    from jem.training.problem import choose_device
 
     _check_out(args)
     config = read_config(args.run)
-    model = load_model(args.run, args.network, device=str(choose_device(args.device)))
+    model = load_model(args.run, args.network, device=args.device)
     if args.inputs.exists():
         refuse_unfit(args.inputs, args.label_column, None, args.skip_damaged)
     stream = inputs_of(
@@ -107,12 +106,7 @@ def run(argv: list[str]) -> int:
 
 
 def _check_out(args: Score) -> None:
-    if not args.out.parent.is_dir():
-        raise InputError(f"--out: there is no folder {args.out.parent}")
-    if args.out.is_dir():
-        raise InputError(f"--out: expected a file to write, but {args.out} is a folder")
-    if args.out.exists() and not args.out.is_file():  # a device would be replaced by a file
-        raise InputError(f"--out: expected a file to write, but {args.out} is no ordinary file")
+    check_out(args.out)
     if args.out.resolve() == args.inputs.resolve():
         raise InputError(f"--out: {args.out} is the file to be scored")
 
@@ -138,7 +132,7 @@ def _scorer(args: Score, model: JEM, config: dict[str, Any]) -> Scorer:
         if args.accept is not None:
             saved.detector.accepting(args.accept)
         return saved
-    splits = splits_of(args.run, config, args.data, args.data_root)
+    splits = splits_of(args.run, config, args.data, args.data_root, quiet=args.quiet)
     _check_same_data(model, splits)
     score = args.score or "log_density"
     note(f"{reason}: fitting '{score}' on the calibration part of {splits.name}")

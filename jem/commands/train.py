@@ -96,7 +96,7 @@ def run(argv: list[str]) -> int:
             "--control compares with a plain classifier that was trained, but --epochs 0 trains "
             "nothing: leave out --control, or give more epochs"
         )
-    splits = _load(args)
+    splits = _load(args, quiet=args.quiet or not ranks.first)
     _refuse_single_class(splits)
     if args.dry_run:
         _dry_run(args, splits, out)
@@ -244,10 +244,10 @@ def _as_started(args: Train, out: Path, defaults: Train) -> Train:
     return replace(args, **values, settings=recipe, out=out)
 
 
-def _load(args: Train) -> DataSplits:
+def _load(args: Train, *, quiet: bool) -> DataSplits:
     return load_data(
         args.data,
-        quiet=args.quiet,
+        quiet=quiet,
         root=args.data_root,
         download=args.download,
         seed=args.seed,

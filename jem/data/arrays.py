@@ -217,9 +217,9 @@ def _labels(values: Data, length: int, name: str) -> Array:
 
 def _is_missing(label: object) -> bool:
     """Whether a label is None, NaN or infinite, or the missing value of a data frame."""
-    if isinstance(label, float):
-        return not math.isfinite(label)
-    return label is None or type(label).__name__ in ("NAType", "NaTType")
+    if label is None or type(label).__name__ in ("NAType", "NaTType"):
+        return True
+    return label != label or label in (math.inf, -math.inf)
 
 
 def _check_indices(y: Array, classes: Sequence[str]) -> tuple[tuple[str, ...], Indices]:

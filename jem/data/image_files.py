@@ -1,6 +1,5 @@
 """Image files, one by one: read, checked, brought to a size."""
 
-import struct
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -29,6 +28,17 @@ IMAGE_SUFFIXES = (
 GREY_MODES = ("1", "L", "LA")
 LYING = (5, 6, 7, 8)
 """EXIF orientations whose width and height change places."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What brings each orientation upright; Pillow's own `exif_transpose` writes the block anew, and
+fails on odd ones."""
 
 _DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, ValueError)
 """What Pillow raises for files that it cannot read."""
@@ -172,7 +182,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
     try:
         return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except (*_DAMAGED, TypeError, KeyError, struct.error):
+    except Exception:  # whatever is in the block, the picture itself can be read
         return 1
 
 
@@ -200,8 +210,9 @@ def pixels(
         ground: Colour behind transparent parts.
     """
     try:
-        if _orientation(image) != 1:
-            image = ImageOps.exif_transpose(image)
+        turn = _TURNS.get(_orientation(image))
+        if turn is not None:
+            image = image.transpose(turn)
         if image.has_transparency_data:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, ground), image)

@@ -123,7 +123,8 @@ def precision_interval(
 
     Where the sets separate perfectly, a share of at most v of all positives lies below the lowest
     found, and u of all negatives above it, each with probability 1 - alpha/2: v = 1 -
-    (alpha/2)^(1/P), u likewise. The bound is the average precision of that case at its worst.
+    (alpha/2)^(1/P), u likewise. The bound is the average precision of that case at its worst. One
+    positive alone, with negatives above it, says nothing: (0, 1).
 
     Args:
         average: Average precision of the sample.
@@ -139,6 +140,8 @@ def precision_interval(
         lost, above = (1 - ((1 - confidence) / 2) ** (1 / n) for n in (num_positive, num_negative))
         kept = num_positive * (1 - lost)
         return Interval((1 - lost) * kept / (kept + num_negative * above), 1.0)
+    if num_positive == 1:
+        return Interval(0.0, 1.0)
     gap = 1 / (2 * num_positive * (num_positive + 1))
     values = np.minimum(np.append(replicates, average), 1 - gap)
     *drawn, centre = np.log(values / (1 - values))

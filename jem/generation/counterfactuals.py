@@ -204,7 +204,8 @@ def _search(
 
 
 def _from(goal: _Goal, x: Tensor, rounds: int, on_round: Callable[[], None]) -> Tensor:
-    """Shorten the way from the origin to points that satisfy the conditions."""
+    """Shorten the way from the origin to points that satisfy the conditions, in bounds."""
+    x = clip_to_bounds(x, goal.bounds)
     pull = torch.where(goal.holds(x), 0.5, 0.0)
     for _ in range(rounds):
         pull = pull.where(pull > SMALLEST_PULL, 0.0)

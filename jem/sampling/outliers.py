@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -55,7 +56,8 @@ class Outliers:
         ]
         if gaussians:
             self.starts.append(ClassGaussianStart.fit(x, labels, num_classes, bounds=(low, high)))
-        self.broken: list[BreakUp] = [shuffle_columns]
+        # A single column has no other to fit to: shuffled it would be data.
+        self.broken: list[BreakUp] = [shuffle_columns] if math.prod(shape) > 1 else []
         if len(shape) == 3:
             self.starts.append(SmoothNoiseStart(float(low.min()), float(high.max()), shape))
             self.broken = [shuffle_patches, join_halves, partial(draw_shapes, bounds=self.bounds)]

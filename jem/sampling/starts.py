@@ -224,6 +224,10 @@ class ClassGaussianStart:
         means = means.reshape(num_classes, *x.shape[1:])
         return cls(means, factors, variances, counts / counts.sum(), bounds)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: no copies on another device, which the reader may not have."""
+        return self.__dict__ | {"_copies": {}}
+
     def state_dict(self) -> dict[str, Any]:
         """All moments, the class frequencies and the bounds."""
         keys = ("kind", "means", "factors", "variances", "frequencies", "bounds")
@@ -261,7 +265,8 @@ class ClassGaussianStart:
                 rows = labels == k
                 flat[rows] += z[rows] @ factors[k].T
         else:  # which would wait for the labels to be read
-            flat += torch.bmm(factors[labels], z[:, :, None]).squeeze(2)
+            for k, factor in enumerate(factors):
+                flat += (z * (labels == k)[:, None]) @ factor.T
         x = means[labels] + flat.view(count, *self.shape)
         return clip_to_bounds(x, self.bounds)
 

@@ -159,7 +159,8 @@ def set_up(
         class_weight = balanced_class_weights(all_labels, num_classes).to(model.device)
     negatives, outliers = None, None
     if recipe.generative:
-        check_gradient(model, x[:2])
+        if recipe.epochs:
+            check_gradient(model, x[:2])
         outliers = make_outliers(model, recipe, x, labels, num_classes)
         generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
         negatives = make_negatives(

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from jem.data.batches import as_part
+from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError, RunFolderError, TrainingInterrupted
 from jem.model import JEM
 from jem.randomness import derive_seed
@@ -329,9 +330,8 @@ class Trainer:
                 f"validation examples must be of shape {self.model.input_shape}, as those of "
                 f"training, but are of {tuple(x.shape)}"
             )
-        labels = getattr(valid, "y", None)
-        if isinstance(labels, Tensor):
-            check_network(self.model, x[None], labels)
+        if isinstance(valid, DataPart | LazyPart):
+            check_network(self.model, x[None], valid.y)
 
     def _guard_accuracy(self, valid: Data | None) -> None:
         margin = self.recipe.accuracy_margin
@@ -485,7 +485,7 @@ class Trainer:
         Returns:
             Seconds of one iteration, the median.
         """
-        with isolated_randomness(self.device):
+        with isolated_randomness(self.device), torch.enable_grad():
             self._prepare(as_part(train), Watch(None, progress=False))
             self.model.train(not self.recipe.evaluation_mode)
             times = []

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -175,6 +177,8 @@ def with_nan(x, place):
         (ROWS, np.array(list("abc"))[LABELS], {"classes": ["a"]}, "from 0 to 0.*such as '.'"),
         (ROWS, [np.nan, *LABELS[1:]], {}, "label for every example, got none in row 0"),
         (ROWS, [np.inf, *LABELS[1:]], {}, "label for every example, got none in row 0"),
+        (ROWS, np.array([np.float32("nan"), *"ab" * 29, "a"], object), {}, "none in row 0"),
+        (ROWS, np.array([math.inf, *"ab" * 29, "a"], object), {}, "none in row 0"),
         (ROWS, pd.array(["a", pd.NA] * 30), {}, "label for every example, got none in row 1"),
         (ROWS, np.array([b"\xff", b"a"] * 30), {}, "text in UTF-8"),
         (

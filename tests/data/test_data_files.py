@@ -1,12 +1,14 @@
 import csv
+import struct
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from jem.data import DataPart, LazyPart, load, load_file
 from jem.data.batches import BatchStream
+from jem.data.image_files import open_image, pixels, upright_size
 from jem.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -422,3 +424,35 @@ def test_the_delimiter_is_that_of_the_names_not_one_in_them(tmp_path, header):
     splits = load_file(path)
     assert splits.input_shape == (2,)
     assert splits.classes == ("no", "yes")
+
+
+def test_an_odd_exif_block_does_not_cost_a_photograph(tmp_path):
+    maker = struct.pack("<HHLL", 0x010F, 5, 1, 38)  # a maker that is a number, where text belongs
+    held = struct.pack("<HHLHH", 0x0112, 3, 1, 6, 0)
+    block = (
+        b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + maker + held + struct.pack("<LLL", 0, 1, 3)
+    )
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / label).mkdir()
+        for i in range(20):
+            odd = bytearray(block)
+            if i:
+                odd[int(rng.integers(6, len(odd)))] = int(rng.integers(256))
+            image = Image.fromarray(rng.integers(0, 256, (6, 6), np.uint8))
+            image.save(tmp_path / label / f"{i}.jpg", exif=bytes(odd))
+    assert load_file(tmp_path).input_shape == (1, 6, 6)
+
+
+def test_every_way_to_hold_a_camera(tmp_path):
+    upright = np.random.default_rng(0).integers(0, 256, (6, 4), np.uint8)
+    exif = Image.Exif()
+    for orientation in range(1, 9):
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.png"
+        Image.fromarray(upright).save(path, exif=exif)
+        with Image.open(path) as image:
+            expected = np.asarray(ImageOps.exif_transpose(image))
+        with open_image(path) as image:
+            assert np.array_equal(pixels(path, image, "L"), expected)
+            assert upright_size(image) == expected.shape[::-1]

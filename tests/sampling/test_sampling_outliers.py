@@ -149,3 +149,10 @@ def test_shuffled_columns_keep_each_column_and_break_rows():
 def test_small_images_have_patches_of_a_pixel():
     x = images(shape=(1, 3, 2))
     assert shuffle_patches(x, len(x), fresh()).shape == x.shape
+
+
+def test_a_single_column_is_not_shuffled():
+    x = images(40, (1,))
+    drawn = outliers_of(x).draw(32, x, generator=fresh())
+    assert drawn.shape == (32, 1)
+    assert not bool((drawn[:, None] == x[None]).any())

@@ -1,5 +1,6 @@
 import io
 import math
+import pickle
 
 import pytest
 import torch
@@ -332,3 +333,13 @@ def test_a_mixture_checks_its_weights(weights):
     parts = [UniformStart(0.0, 1.0, (1,))] * (2 if weights else 0)
     with pytest.raises(InputError, match="one weight > 0 for each"):
         MixtureStart(parts, weights)
+
+
+def test_a_pickle_holds_no_copies_on_another_device():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    start = ClassGaussianStart.fit(x, torch.arange(20) % 2, 2)
+    start._moments_on(torch.device("meta"))
+    assert start._copies
+    again = pickle.loads(pickle.dumps(start))
+    assert again._copies == {}
+    assert torch.equal(again.means, start.means)

@@ -156,3 +156,22 @@ def test_a_network_that_chains_cannot_move_by_is_refused(network, tmp_path):
     plain = replace(SMALL, step="plain", epochs=1)
     if network is Blind:  # a classifier it may be
         assert Trainer(JEM(network(2, 2)), plain, device="cpu").fit(blobs()).iterations == 6
+
+
+def test_validation_sets_of_anyones_may_have_attributes_of_their_own():
+    x, y = blobs()
+    valid = Rows(x, y)
+    valid.y = y + 1
+    result = Trainer(model_of(), replace(SMALL, epochs=1), device="cpu").fit((x, y), valid)
+    assert "valid_accuracy" in result.epochs[0]
+
+
+def test_a_network_without_gradients_may_be_measured_as_it_is():
+    trainer = Trainer(JEM(Blind(2, 2)), replace(SMALL, epochs=0), device="cpu")
+    assert trainer.fit(blobs()).as_given == "0 updates were made"
+
+
+def test_a_run_is_estimated_where_gradients_are_off():
+    with torch.no_grad():
+        trainer = Trainer(model_of(), SMALL, device="cpu")
+        assert trainer.seconds_per_iteration(blobs(), iterations=1) > 0
