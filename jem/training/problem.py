@@ -160,7 +160,7 @@ def set_up(
     negatives, outliers = None, None
     if recipe.generative:
         if recipe.epochs:
-            check_gradient(model, x[:2])
+            check_gradient(model, x[:2], recipe.precision)
         outliers = make_outliers(model, recipe, x, labels, num_classes)
         generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
         negatives = make_negatives(

@@ -9,6 +9,7 @@ from jem.data.augment import augment
 from jem.errors import InputError
 from jem.model import JEM, evaluation_mode
 from jem.sampling.langevin import energy_and_gradient
+from jem.training.process import lowered
 from jem.training.recipe import Recipe
 
 
@@ -70,10 +71,10 @@ def check_images(recipe: Recipe, x: Tensor) -> None:
         )
 
 
-def check_gradient(model: JEM, x: Tensor) -> None:
-    """Refuse a network that chains cannot move by."""
+def check_gradient(model: JEM, x: Tensor, precision: str) -> None:
+    """Refuse a network that chains cannot move by, computed as in training."""
     try:
-        with evaluation_mode(model):
+        with evaluation_mode(model), lowered(precision, model.device):
             energy_and_gradient(x.to(model.device), model.energy)
     except RuntimeError as error:
         raise InputError(
