@@ -9,7 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import joblib
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -21,7 +20,15 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from jem.classifier_data import RawFormat, divide, rows_needed, rows_shared
+from jem.classifier_data import (
+    RawFormat,
+    content_hash,
+    divide,
+    flat,
+    images_or_none,
+    rows_needed,
+    rows_shared,
+)
 from jem.classifier_training import BestEpoch, NetworkFactory, WeightedTrainer, make_network
 from jem.data.parts import DataPart, DataSplits
 from jem.data.units import doubt_units
@@ -157,7 +164,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
         raw, labels = self._training_arrays(X, y)
         seed = self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        self._data_hash = _hash(raw, labels)
+        self._data_hash = content_hash(raw, labels)
         splits = self._divide(raw, labels)
         model = self._make_model(splits, recipe, seed)
         result = self._train(model, splits, recipe, seed)
@@ -188,8 +195,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
         """Inputs and class indices; sets `classes_`, and what scikit-learn keeps of inputs."""
-        raw = _images(X)
-        rows, labels = validate_data(self, X if raw is None else _flat(raw), y)
+        raw = images_or_none(X)
+        rows, labels = validate_data(self, X if raw is None else flat(raw), y)
         check_classification_targets(labels)
         self.classes_, indices = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -398,11 +405,11 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
         (X, y), (X_train, y_train) = tested, trained  # noqa: N806
         test = DataPart(self._inputs(X).float(), self._indices("y", y, len(np.asarray(X))))
-        images = _images(X_train)
+        images = images_or_none(X_train)
         train = np.asarray(X_train) if images is None else self._format.check(images)
         indices = self._indices("y_train", y_train, len(train)).numpy()
         train = train.astype(self._format.dtype, copy=False)
-        if _hash(train, indices) != self._data_hash:
+        if content_hash(train, indices) != self._data_hash:
             raise InputError("`X_train` and `y_train` must be what `fit` was given, in its order")
         shared = rows_shared(X, train)
         if shared:
@@ -414,10 +421,10 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         made_of = self._data_hash, self._seed
         if control is not None:
             check_is_fitted(control, "model_")
-        if control is not None and (control._data_hash, control._seed) != made_of:
-            raise InputError(
-                "`control` must be fitted on the same data with the same `random_state`"
-            )
+            if (control._data_hash, control._seed) != made_of:
+                raise InputError(
+                    "`control` must be fitted on the same data with the same `random_state`"
+                )
         splits = self._divide(train, indices)
         if not len(splits.calibration):
             raise InputError(
@@ -456,11 +463,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _known(self, labels: Array) -> bool:
         """Whether labels are classes; numpy alone would take the text "3" for the number 3."""
-        values, classes = labels.tolist(), self.classes_.tolist()
-        text = {isinstance(value, str) for value in values}
-        return text <= {isinstance(name, str) for name in classes} and bool(
-            np.isin(labels, self.classes_).all()
-        )
+        kinds = {isinstance(label, str) for label in self.classes_.tolist()}
+        same_kind = all(isinstance(label, str) in kinds for label in labels.tolist())
+        return same_kind and bool(np.isin(labels, self.classes_).all())
 
     # -- helpers ----------------------------------------------------------------------------------
 
@@ -472,7 +477,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Inputs as a person has them in the network's units, shape (N, *input_shape)."""
         check_is_fitted(self, "model_")
         if len(self._format.shape) > 1:
-            X = _flat(self._format.check(X))  # noqa: N806
+            X = flat(self._format.check(X))  # noqa: N806
         rows = validate_data(self, X, reset=False)
         raw = rows.reshape(-1, *self._format.shape)
         x = self.model_.preprocess(raw)
@@ -491,27 +496,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return logits[: len(x)].double()
 
 
-def _images(X: npt.ArrayLike) -> Array | None:  # noqa: N803
-    """Inputs of three or four axes as an array; None for tables and what forms no array at all."""
-    try:
-        axes = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
-    except ValueError:  # rows of unequal length: scikit-learn says what is wrong
-        return None
-    return np.asarray(X) if axes in (3, 4) else None
-
-
 def _plain(value: Any) -> Any:  # noqa: ANN401
     """A parameter as JSON holds it."""
     if isinstance(value, Recipe):
         return asdict(value)
     return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
-
-
-def _hash(raw: Array, labels: Array) -> str:
-    """The same for the same values, however they lie in memory."""
-    found: str = joblib.hash((np.ascontiguousarray(raw), np.ascontiguousarray(labels)))
-    return found
-
-
-def _flat(images: Array) -> Array:
-    return images.reshape(len(images), -1)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
@@ -165,3 +166,23 @@ def divide(
         counts=(num_train, num_validation, num_calibration, 0),
         classes=[str(label) for label in classes],
     )
+
+
+def images_or_none(X: npt.ArrayLike) -> Array | None:  # noqa: N803
+    """Inputs of three or four axes as an array; None for tables and what forms no array at all."""
+    try:
+        axes = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
+    except ValueError:  # rows of unequal length: scikit-learn says what is wrong
+        return None
+    return np.asarray(X) if axes in (3, 4) else None
+
+
+def content_hash(raw: Array, labels: Array) -> str:
+    """The same for the same values, however they lie in memory."""
+    found: str = joblib.hash((np.ascontiguousarray(raw), np.ascontiguousarray(labels)))
+    return found
+
+
+def flat(images: Array) -> Array:
+    """Images (N, ...) as rows (N, D)."""
+    return images.reshape(len(images), -1)

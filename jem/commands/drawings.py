@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jem.commands.runs import check_out
 from jem.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,8 +51,7 @@ class Outputs:
         stem = out.with_suffix("") if known else out
         made = cls(*(stem.with_name(stem.name + ending) for ending in (".png", ".npz")))
         for path in (made.picture, made.arrays):
-            if path.is_dir():
-                raise InputError(f"--out: expected a file to write, but {path} is a folder")
+            check_out(path)
         return made
 
     def write(self, figure: Any, metadata: dict[str, Any], **arrays: Any) -> None:  # noqa: ANN401

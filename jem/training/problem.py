@@ -184,7 +184,7 @@ def _settled(recipe: Recipe, shape: Sequence[int], steps: int, ranks: Ranks) -> 
 def make_outliers(
     model: JEM, recipe: Recipe, x: Tensor, labels: Tensor, num_classes: int
 ) -> Outliers | None:
-    """What makes the outliers of a run, or None where it has none; arguments as below."""
+    """What makes the outliers of a run, or None where it has none; see `make_negatives`."""
     if not recipe.outlier_count:
         return None
     assert model.domain is not None, "set before outliers are made"

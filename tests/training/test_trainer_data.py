@@ -8,6 +8,7 @@ from test_trainer import SMALL, blobs, model_of
 from torch import nn
 from torch.utils.data import Dataset
 
+from jem.data import LazyPart
 from jem.errors import InputError
 from jem.model import JEM
 from jem.training import problem
@@ -49,8 +50,6 @@ def test_a_sorted_data_set_is_known_by_all_of_it(monkeypatch):
 
 
 def test_every_share_of_the_data_counts_for_class_weights(monkeypatch):
-    from jem.data import LazyPart
-
     monkeypatch.setattr(problem, "MOST_EXAMPLES", 8)
     x, y = blobs(96)
     y = (torch.arange(96) == 95).long()  # one example of its class
