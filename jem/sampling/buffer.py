@@ -163,8 +163,13 @@ class ReplayBuffer:
             x: Their new positions, shape (B, *shape).
             moves: Langevin moves that they made, added to their ages.
         """
-        self.chains[draw.indices] = x.detach().to(self.chains.dtype)
-        self.ages[draw.indices] = draw.ages + moves
+        # Of copies of one chain all write what the last holds: which write wins is left open.
+        order = torch.arange(len(draw.indices), device=self.ages.device)
+        last = torch.zeros_like(self.ages, dtype=torch.int64)
+        last.scatter_reduce_(0, draw.indices, order, "amax")
+        kept = last[draw.indices]
+        self.chains[draw.indices] = x.detach()[kept].to(self.chains.dtype)
+        self.ages[draw.indices] = draw.ages[kept] + moves
 
     def state_dict(self) -> dict[str, Any]:
         """Positions, classes and ages."""

@@ -95,6 +95,8 @@ class RunState:
         generators["torch"] = torch.get_rng_state()  # dropout draws from it
         if self.device.type == "cuda":
             generators["torch cuda"] = torch.cuda.get_rng_state(self.device)
+        elif self.device.type == "mps":
+            generators["torch mps"] = torch.mps.get_rng_state()
         return {
             "modules": {
                 "model": self.model.state_dict(),
@@ -146,6 +148,8 @@ class RunState:
         torch.set_rng_state(generators["torch"])
         if self.device.type == "cuda" and "torch cuda" in generators:
             torch.cuda.set_rng_state(generators["torch cuda"], self.device)
+        elif self.device.type == "mps" and "torch mps" in generators:
+            torch.mps.set_rng_state(generators["torch mps"])
         if self.negatives is not None:
             self.negatives.buffer.load_state_dict(self._own(state["chains"]))
         if self.guard is not None:

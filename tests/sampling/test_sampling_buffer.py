@@ -117,6 +117,18 @@ def test_commit_puts_chains_back_into_their_own_slots():
     assert not buffer.chains.requires_grad
 
 
+def test_of_copies_of_a_chain_the_last_stays_in_position_and_age():
+    """Large enough for torch to write in parallel, where nothing else says which write wins."""
+    buffer = ReplayBuffer(torch.zeros(4, 20_000))
+    wide = UniformStart(5.0, 6.0, (20_000,))
+    draw = buffer.draw(64, start=wide, restart_prob=0.0, generator=fresh(), replacement=True)
+    draw = draw._replace(ages=torch.arange(64))
+    buffer.commit(draw, torch.arange(64.0)[:, None].expand(64, 20_000), moves=1)
+    last = [max(i for i, slot in enumerate(draw.indices.tolist()) if slot == k) for k in range(4)]
+    assert torch.equal(buffer.chains, torch.tensor(last).float()[:, None].expand(4, 20_000))
+    assert buffer.ages.tolist() == [age + 1 for age in last]
+
+
 def test_ages_count_the_moves_since_the_chain_began():
     buffer = buffer_of(3)
     for _ in range(2):
