@@ -29,7 +29,9 @@ def run(argv: list[str]) -> int:
         kinds.add_row(name, *(_shown(values[name]) for values in DEFAULTS.values()))
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(recipes, kinds)
-    console.print("vectors: rows of tables, points; large: at least 16 pixels a side")
+    console.print(
+        "vectors: rows of tables, points; large: from 16 pixels a side; colour: several channels"
+    )
     return 0
 
 

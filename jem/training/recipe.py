@@ -56,8 +56,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "outlier_count": 18,
     },
 }
+DEFAULTS["large colour image"] = DEFAULTS["large image"] | {"sample_steps": 200}
 """What a recipe takes for a field that it leaves None, by the kind of input: vectors are rows of
-tables and points, large images have at least 16 pixels a side."""
+tables and points, large images have at least 16 pixels a side, colour is several channels."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ class Recipe:
     """Where fresh chains begin when the trained model is sampled, as `start`."""
     sample_steps: int | None = None
     """Moves of such a chain; None takes 20 for vectors, 10 for small images, 100 for large
-    ones."""
+    ones, 200 for those in colour."""
     outlier_count: int | None = None
     """Made-up outliers an update (noise of several kinds, broken images), which are pushed
     `outlier_margin` above the data in energy; None takes 18 for large images, else 0."""
@@ -244,7 +245,9 @@ def kind_of(input_shape: Sequence[int]) -> str:
     """Key of `DEFAULTS` for inputs of a shape."""
     if len(input_shape) != 3:
         return "vector"
-    return "large image" if min(input_shape[1:]) >= LARGE_IMAGE else "small image"
+    if min(input_shape[1:]) < LARGE_IMAGE:
+        return "small image"
+    return "large image" if input_shape[0] == 1 else "large colour image"
 
 
 _PUBLISHED = Recipe(
