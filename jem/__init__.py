@@ -8,12 +8,19 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from jem import data, evaluation, export, networks, objectives, plotting, sampling
     from jem.classifier import JEMClassifier
-    from jem.errors import InputError, JemError, RunFolderError, TrainingDivergedError
+    from jem.errors import (
+        InputError,
+        JemError,
+        RunFolderError,
+        TrainingDivergedError,
+        TrainingInterrupted,
+    )
     from jem.evaluation.calibration import calibration_report
     from jem.evaluation.ood import OODDetector, ood_metrics
     from jem.evaluation.temperature import TemperatureScaling
     from jem.generation import counterfactual, denoise, inpaint, sample
     from jem.model import JEM
+    from jem.reporting import write_report
     from jem.scorer import fit_scorer, load_scorer
     from jem.training.recipe import RECIPES, Recipe
     from jem.training.run_folder import load
@@ -33,6 +40,7 @@ _HOME = {
     "TemperatureScaling": "jem.evaluation.temperature",
     "Trainer": "jem.training.trainer",
     "TrainingDivergedError": "jem.errors",
+    "TrainingInterrupted": "jem.errors",
     "calibration_report": "jem.evaluation.calibration",
     "counterfactual": "jem.generation",
     "denoise": "jem.generation",
@@ -60,6 +68,7 @@ __all__ = [
     "TemperatureScaling",
     "Trainer",
     "TrainingDivergedError",
+    "TrainingInterrupted",
     "calibration_report",
     "counterfactual",
     "data",

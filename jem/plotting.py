@@ -6,16 +6,21 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-BLUE, ORANGE = "#0072b2", "#d55e00"  # told apart by the colour-blind
+if TYPE_CHECKING:
+    from jem.evaluation.calibration import CalibrationReport, ReliabilityBins
+
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
+"""Told apart by the colour-blind."""
+
+BLUE, ORANGE = COLORS[:2]
 SMALL = 9  # points: 12 pixels of a page, the smallest text that a phone should show
 LONGEST_NAME = 28  # characters
 NARROW = 3.38  # inches: as wide as a phone shows without scrolling
@@ -205,7 +210,6 @@ def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
     figure = Figure(figsize=(NARROW, 3.1), layout="constrained")
     axes = figure.subplots()
     styles = ("-", "--", "-.", ":")
-    colors = (BLUE, ORANGE, "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
     grid = torch.linspace(0, 1, 401, dtype=torch.float64)
     for index, (name, other) in enumerate(others):
         thresholds = own.double().quantile(grid)
@@ -214,7 +218,7 @@ def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
             grid.numpy(),
             flagged.numpy(),
             styles[index % 4],
-            color=colors[index % 6],
+            color=COLORS[index % len(COLORS)],
             label=_label(name),
         )
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8)
@@ -249,7 +253,6 @@ def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     """
     figure = Figure(figsize=(9.0, 2.7), layout="constrained")
     panels = figure.subplots(1, 3)
-    colors = (BLUE, ORANGE, "#009e73", "#cc79a7")
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     for axes, (key, label) in zip(
         panels,
@@ -260,7 +263,7 @@ def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
         ),
         strict=True,
     ):
-        for kind, color, style in zip(kinds, colors, ("o-", "s--", "^-.", "d:"), strict=False):
+        for kind, color, style in zip(kinds, COLORS, ("o-", "s--", "^-.", "d:"), strict=False):
             points = [(r["severity"], r[key]) for r in rows if r["kind"] == kind]
             x, y = zip(*[(a, np.nan if b is None else b) for a, b in points], strict=True)
             axes.plot(x, y, style, color=color, ms=3, label=kind)
@@ -295,60 +298,7 @@ def training_figure(training: Mapping[str, Sequence[Mapping[str, float]]]) -> Fi
     return figure
 
 
-class _Bins(Protocol):
-    """What a reliability diagram needs of its bins."""
-
-    @property
-    def edges(self) -> npt.NDArray[np.float64]: ...
-    @property
-    def counts(self) -> npt.NDArray[np.int64]: ...
-    @property
-    def confidence(self) -> npt.NDArray[np.float64]: ...
-    @property
-    def accuracy(self) -> npt.NDArray[np.float64]: ...
-    @property
-    def accuracy_low(self) -> npt.NDArray[np.float64]: ...
-    @property
-    def accuracy_high(self) -> npt.NDArray[np.float64]: ...
-
-
-class _Curve(Protocol):
-    """What a risk-coverage plot needs of its curve."""
-
-    @property
-    def coverage(self) -> npt.NDArray[np.float64]: ...
-    @property
-    def risk(self) -> npt.NDArray[np.float64]: ...
-    @property
-    def generalized_risk(self) -> npt.NDArray[np.float64]: ...
-
-
-class _Report(Protocol):
-    """What the two plots need of a calibration report."""
-
-    @property
-    def num_samples(self) -> int: ...
-    @property
-    def num_bins(self) -> int: ...
-    @property
-    def confidence(self) -> float: ...
-    @property
-    def accuracy(self) -> float: ...
-    @property
-    def ece(self) -> float: ...
-    @property
-    def smooth_ece(self) -> float: ...
-    @property
-    def aurc(self) -> float: ...
-    @property
-    def augrc(self) -> float: ...
-    @property
-    def bins(self) -> _Bins: ...
-    @property
-    def risk_coverage(self) -> _Curve: ...
-
-
-def reliability_diagram(report: _Report, *, title: str = "Reliability") -> Figure:
+def reliability_diagram(report: CalibrationReport, *, title: str = "Reliability") -> Figure:
     """Draw accuracy against confidence by bin, with Wilson bands and the count of every bin.
 
     Points below the diagonal are overconfident. Empty bins are left out.
@@ -380,7 +330,9 @@ def reliability_diagram(report: _Report, *, title: str = "Reliability") -> Figur
     return figure
 
 
-def risk_coverage_plot(report: _Report, *, title: str = "Refusing the least confident") -> Figure:
+def risk_coverage_plot(
+    report: CalibrationReport, *, title: str = "Refusing the least confident"
+) -> Figure:
     """Draw the share of errors against the share of inputs answered.
 
     Args:
@@ -409,7 +361,7 @@ def risk_coverage_plot(report: _Report, *, title: str = "Refusing the least conf
     return figure
 
 
-def _draw_bins(axes: Axes, bins: _Bins, label: str) -> None:
+def _draw_bins(axes: Axes, bins: ReliabilityBins, label: str) -> None:
     filled = bins.counts > 0
     x, y = bins.confidence[filled], bins.accuracy[filled]
     reach = np.stack([y - bins.accuracy_low[filled], bins.accuracy_high[filled] - y])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from numbers import Integral
@@ -26,8 +24,10 @@ from jem.evaluation.calibration_errors import (
     group_by_confidence,
     maximum_error,
 )
+from jem.evaluation.estimates import plain
 from jem.evaluation.intervals import (
     Interval,
+    check_confidence,
     error_interval,
     percentile_interval,
     resampling_counts,
@@ -145,9 +145,8 @@ class CalibrationReport:
             >>> report.to_dict()["bins"]["accuracy"]
             [None, 1.0]
         """
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        plain: dict[str, Any] = _plain(fields)
-        return plain
+        values: dict[str, Any] = plain(self)
+        return values
 
     def plot(self) -> Figure:
         """Draw the reliability diagram with its bands and counts.
@@ -232,8 +231,7 @@ def _check_settings(num_bins: int, num_bootstrap: int, confidence: float) -> Non
     for name, value, least in (("num_bins", num_bins, 1), ("num_bootstrap", num_bootstrap, 0)):
         if not isinstance(value, Integral) or value < least:
             raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
-    if not 0 < confidence < 1:
-        raise InputError(f"confidence: expected a level in (0, 1), got {confidence}")
+    check_confidence(confidence)
 
 
 def _top_label(probabilities: FloatArray, labels: IntArray, weights: FloatArray) -> Confidences:
@@ -333,16 +331,3 @@ def _reliability_bins(totals: BinTotals, edges: FloatArray, confidence: float) -
     return ReliabilityBins(
         edges, counts.astype(np.int64), stated / filled, hits / filled, low, high
     )
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value
-    """Turn arrays, named tuples and NaN into what JSON can hold."""
-    if isinstance(value, dict):
-        return {name: _plain(entry) for name, entry in value.items()}
-    if isinstance(value, Interval):
-        return list(value)
-    if isinstance(value, tuple):
-        return _plain(value._asdict())  # type: ignore[attr-defined]
-    if isinstance(value, np.ndarray):
-        return [_plain(entry) for entry in value.tolist()]
-    return None if isinstance(value, float) and math.isnan(value) else value

@@ -20,10 +20,10 @@ from jem.evaluation.estimates import Estimate, mean_estimate, normal_estimate, p
 from jem.evaluation.examples import check_inputs, choose_rows
 from jem.evaluation.ood_features import on_model
 from jem.evaluation.predictions import check_labels
+from jem.generation.chains import chain_of
 from jem.model import JEM, evaluation_mode, joint_energy
 from jem.randomness import named_generator
 from jem.sampling.langevin import Bounds, sgld_step
-from jem.sampling.settings import ChainSettings
 
 BATCH_SIZE = 256
 NUM_DIRECTIONS = 16
@@ -233,7 +233,7 @@ def _slowness(found: Mixing) -> float:
 
 
 def _run_on(model: JEM, x: Tensor, classes: Tensor | None, num_steps: int, seed: int) -> _Run:
-    settings: ChainSettings = model.chain
+    settings = chain_of(model)
     generator = named_generator(seed, "chain health", device=x.device)
     marginal: list[Tensor] = []
     project = _projection(x, seed)
@@ -277,11 +277,7 @@ def _projection(x: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
 def _checked(
     model: JEM, x_data: Tensor, chains: Tensor, labels: Tensor | None, num_steps: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    if not isinstance(model.chain, ChainSettings):
-        raise InputError(
-            "this model keeps no sampler settings: "
-            "train it with a generative recipe such as 'fast'"
-        )
+    chain = chain_of(model)
     x_data = check_inputs(x_data, model.input_shape, "x_data")
     chains = check_inputs(chains, tuple(x_data.shape[1:]), "chains")
     if min(len(x_data), len(chains)) < 2:
@@ -293,5 +289,5 @@ def _checked(
         raise InputError(f"`num_steps` must be at least {2 * FEWEST_MOVES}, but got {num_steps}")
     if labels is None:
         return x_data, chains, None
-    num_classes = len(model.chain.class_frequencies)
+    num_classes = len(chain.class_frequencies)
     return x_data, chains, torch.from_numpy(check_labels(labels, len(chains), num_classes))

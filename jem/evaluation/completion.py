@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError
+from jem.evaluation.estimates import CONFIDENCE, difference_estimate, share_estimate
 from jem.evaluation.examples import check_inputs, draw_subset
-from jem.evaluation.intervals import check_confidence, paired_interval, wilson_interval
 from jem.evaluation.judge import Judge, train_judge
 from jem.generation import inpaint
 from jem.generation.chains import Progress
@@ -88,7 +88,6 @@ def completion_accuracy(
     count: int = 128,
     num_draws: int = 4,
     num_steps: int | None = None,
-    confidence: float = 0.95,
     num_shown: int = 10,
     progress: Progress | None = None,
 ) -> CompletionReport:
@@ -109,7 +108,6 @@ def completion_accuracy(
         count: Test inputs at most.
         num_draws: Completions an input, at least 1.
         num_steps: Langevin moves a completion; None takes the model's.
-        confidence: Level of the intervals, in (0, 1).
         num_shown: Inputs in the pictures.
         progress: Called after each move with moves done and moves in all.
 
@@ -121,7 +119,6 @@ def completion_accuracy(
     """
     if num_draws < 1:
         raise InputError(f"`num_draws` must be at least 1, but got {num_draws}")
-    check_confidence(confidence)
     x_train, y_train = draw_subset(train, REFERENCE_LIMIT, seed=seed, name="completion reference")
     x, y = draw_subset(test, count, seed=seed, name="completion")
     x = check_inputs(x, tuple(x_train.shape[1:]), "test")
@@ -152,9 +149,9 @@ def completion_accuracy(
         num_inputs=len(x),
         num_draws=num_draws,
         share_known=float(known.double().mean()),
-        confidence=confidence,
-        rows=[_row(name, right[name], z, x, known, confidence) for name, z in fillings.items()],
-        differences=_differences(right, confidence),
+        confidence=CONFIDENCE,
+        rows=[_row(name, right[name], z, x, known) for name, z in fillings.items()],
+        differences=_differences(right),
         pictures={ORIGINAL: shown.pop(ORIGINAL), **shown},
     )
 
@@ -194,31 +191,18 @@ def _nearest(queries: Tensor, examples: Tensor) -> Tensor:
     return torch.cat([torch.cdist(part, examples).argmin(dim=1) for part in queries.split(256)])
 
 
-def _row(
-    name: str, right: Tensor, filled: Tensor, x: Tensor, known: Tensor, confidence: float
-) -> dict[str, Any]:
-    hits = int(right.sum())
-    low, high = wilson_interval(hits, len(right), confidence)
-    error = (filled - x)[:, ~known].double().square().mean().sqrt()
-    return {
-        "name": name,
-        "accuracy": hits / len(right),
-        "low": float(low),
-        "high": float(high),
-        "rmse": float(error),
-    }
+def _row(name: str, right: Tensor, filled: Tensor, x: Tensor, known: Tensor) -> dict[str, Any]:
+    accuracy, _, low, high = share_estimate(right)
+    error = float((filled - x)[:, ~known].double().square().mean().sqrt())
+    return {"name": name, "accuracy": accuracy, "low": low, "high": high, "rmse": error}
 
 
-def _differences(right: Mapping[str, Tensor], confidence: float) -> list[dict[str, Any]]:
+def _differences(right: Mapping[str, Tensor]) -> list[dict[str, Any]]:
     """Accuracy of both kinds of completion less that of each simple filling, inputs paired."""
     found = []
     for name in (name for name in right if name not in (ORIGINAL, MEAN_FILL, NEAREST)):
         for other in (MEAN_FILL, NEAREST):
-            gained = int((right[name] & ~right[other]).sum())
-            lost = int((right[other] & ~right[name]).sum())
-            num = len(right[name])
-            low, high = paired_interval(gained, lost, num, confidence)
-            value = (gained - lost) / num
+            value, _, low, high = difference_estimate(right[name], right[other])
             found.append(
                 {"name": name, "against": other, "value": value, "low": low, "high": high}
             )

@@ -7,10 +7,11 @@ import math
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from jem.errors import InputError
-from jem.evaluation.intervals import paired_interval, wilson_interval
+from jem.evaluation.intervals import Interval, paired_interval, wilson_interval
 
 CONFIDENCE = 0.95
 """Level of every interval of an `Estimate`."""
@@ -132,10 +133,10 @@ def _refuse_none(values: Tensor) -> None:
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value
-    """Turn dataclasses, named tuples and numbers that are not finite into what JSON can hold.
+    """Turn dataclasses, arrays, named tuples and numbers that are not finite into what JSON holds.
 
     Args:
-        value: A figure, or a dataclass, tuple or dict of such.
+        value: A figure, or a dataclass, tuple, array or dict of such.
 
     Returns:
         Dicts, lists, numbers, texts and None; NaN and infinities become None.
@@ -147,8 +148,10 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of val
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = (field.name for field in dataclasses.fields(value))
         return {name: plain(getattr(value, name)) for name in names}
-    if hasattr(value, "_asdict"):
+    if hasattr(value, "_asdict") and not isinstance(value, Interval):  # which is a list of two
         return plain(value._asdict())
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
     if isinstance(value, dict):
         return {name: plain(entry) for name, entry in value.items()}
     if isinstance(value, tuple | list):

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError
+from jem.generation.chains import refuse_not_finite
 from jem.randomness import named_generator
 
 if TYPE_CHECKING:
@@ -38,9 +39,7 @@ def check_inputs(
         raise InputError(
             f"`{name}` must be of shape (B, {sizes}), B >= 1, but got {tuple(batch.shape)}"
         )
-    if not bool(batch.isfinite().all()):
-        row = int((~batch.flatten(1).isfinite().all(dim=1)).nonzero()[0])
-        raise InputError(f"`{name}` must be finite, but input {row} is not")
+    refuse_not_finite(batch, name)
     return batch
 
 

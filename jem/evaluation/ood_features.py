@@ -86,22 +86,8 @@ class NeighbourBank(NamedTuple):
     features: Tensor  # (N, F)
 
     @classmethod
-    def fit(
-        cls, model: JEM, x_train: Tensor | ArrayLike, y_train: Labels = None, batch_size: int = 256
-    ) -> NeighbourBank:
-        """Compute the features.
-
-        Args:
-            model: A model whose network gives `features(x)`.
-            x_train: Training inputs, shape (N, *shape), N >= 1.
-            y_train: Not used.
-            batch_size: Inputs computed at once.
-        """
-        return cls.of(_all_features(model, x_train, batch_size))
-
-    @classmethod
     def of(cls, features: Tensor, y_train: Labels = None) -> NeighbourBank:
-        """Keep features, shape (N, F), that are at hand; the labels are not used."""
+        """Keep features, shape (N, F); the labels are not used."""
         return cls(F.normalize(features, dim=1))
 
 
@@ -112,9 +98,7 @@ class ClassGaussians(NamedTuple):
     cholesky: Tensor  # (F, F), lower triangular
 
     @classmethod
-    def fit(
-        cls, model: JEM, x_train: Tensor | ArrayLike, y_train: Labels = None, batch_size: int = 256
-    ) -> ClassGaussians:
+    def of(cls, features: Tensor, y_train: Labels = None) -> ClassGaussians:
         r"""Fit class means and one covariance of the features, shrunk towards a multiple of I.
 
         .. math:: \Sigma = (1 - \lambda) S + \lambda \, (\mathrm{tr}\, S / F) \, I
@@ -123,19 +107,12 @@ class ClassGaussians(NamedTuple):
         also with fewer inputs than features. Memory is F x F numbers, in double precision.
 
         Args:
-            model: A model whose network gives `features(x)`.
-            x_train: Training inputs, shape (N, *shape), N >= 1.
+            features: Features of training inputs, shape (N, F), N >= 1.
             y_train: Class indices, shape (N,); None is one class.
-            batch_size: Inputs computed at once.
 
         References:
             Ledoit and Wolf (2004), Journal of Multivariate Analysis 88.
         """
-        return cls.of(_all_features(model, x_train, batch_size), y_train)
-
-    @classmethod
-    def of(cls, features: Tensor, y_train: Labels = None) -> ClassGaussians:
-        """Fit to features, shape (N, F), that are at hand, with class indices (N,) or None."""
         z = features
         z64, (groups, num_groups) = z.cpu().double(), _groups(y_train, len(z))
         sums = z64.new_zeros(num_groups, z64.shape[1]).index_add_(0, groups, z64)
@@ -178,7 +155,7 @@ def fitted(
             f"this score needs training data: pass reference=(x_train, y_train), not {came}"
         )
     x_train, y_train = reference
-    return kind.fit(model, x_train, y_train, batch_size)
+    return kind.of(_all_features(model, x_train, batch_size), y_train)
 
 
 def knn(model: JEM, x: Tensor, *, reference: Reference, k: int | None = None) -> Tensor:
@@ -217,7 +194,7 @@ def mahalanobis(model: JEM, x: Tensor, *, reference: Reference) -> Tensor:
 
     .. math:: s(x) = -\min_c \, (h(x) - \mu_c)^T \Sigma^{-1} (h(x) - \mu_c)
 
-    Sigma is the covariance within classes, shrunk: see `ClassGaussians.fit`.
+    Sigma is the covariance within classes, shrunk: see `ClassGaussians.of`.
 
     Args:
         model: A model whose network gives `features(x)`.

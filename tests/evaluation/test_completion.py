@@ -169,7 +169,6 @@ def test_arguments_are_checked(model):
     parts = {"train": part(model, 20, 1), "test": part(model, 10, 2), "seed": 0}
     for words, message in [
         ({"num_draws": 0}, "`num_draws` must be at least 1"),
-        ({"confidence": 1.0}, r"`confidence` must lie in \(0, 1\)"),
         ({"known": torch.ones(SHAPE, dtype=torch.bool)}, "leave something to complete"),
         ({"known": torch.zeros(4, 4, dtype=torch.bool)}, "`known` must be booleans of shape"),
         ({"known": torch.zeros(SHAPE)}, "`known` must be booleans"),

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from jem.errors import InputError
 from jem.evaluation.ood import SCORES, score
-from jem.evaluation.ood_features import FITS, ClassGaussians, NeighbourBank
+from jem.evaluation.ood_features import FITS, ClassGaussians, NeighbourBank, fitted
 from jem.evaluation.ood_metrics import ood_metrics
 from jem.model import JEM
 from jem.networks import mlp, small_cnn
@@ -262,7 +262,7 @@ def test_knn_equals_scikit_learn(islands, reference):
 def test_knn_looks_through_more_than_one_chunk_of_the_bank():
     model, generator = JEM(mlp((2,), 2, width=4, depth=1)).double(), torch.Generator()
     x = torch.randn(9000, 2, generator=generator.manual_seed(0), dtype=torch.float64)
-    bank = NeighbourBank.fit(model, x)
+    bank = fitted(model, NeighbourBank, (x, None))
     z = bank.features[:3]
     expected = -torch.cdist(z, bank.features).sort(dim=1).values[:, 4]
     found = score(model, x[:3], "knn", reference=bank, k=5)
@@ -294,7 +294,7 @@ def test_mahalanobis_takes_more_features_than_inputs_and_constant_ones():
 def test_what_was_fitted_once_gives_the_same_scores(islands, reference):
     x, _ = island_points(5)
     for name, kind in FITS.items():
-        fit = kind.fit(islands, *reference)
+        fit = fitted(islands, kind, reference)
         expected = score(islands, x, name, reference=reference)
         torch.testing.assert_close(score(islands, x, name, reference=fit), expected)
         assert isinstance(fit, NeighbourBank | ClassGaussians)
@@ -303,7 +303,8 @@ def test_what_was_fitted_once_gives_the_same_scores(islands, reference):
 @pytest.mark.parametrize("name", FITS)
 def test_feature_scores_say_what_they_lack(name, islands, reference):
     x, labels = reference
-    other = next(kind for key, kind in FITS.items() if key != name).fit(islands, x, labels)
+    kind = next(kind for key, kind in FITS.items() if key != name)
+    other = fitted(islands, kind, (x, labels))
     for bad in (None, x, other, (x,)):
         with pytest.raises(InputError, match="training data"):
             score(islands, x, name, reference=bad)
