@@ -40,6 +40,11 @@ class Verdict(NamedTuple):
     is_ood: Tensor  # booleans, True = out-of-distribution
 
 
+ROUNDING = 2e-6
+"""Share of a score that one input's may differ by in batches of other sizes: 17 roundings of
+float32."""
+
+
 class OODDetector:
     r"""A score with a threshold that accepts a stated share of in-distribution inputs.
 
@@ -53,7 +58,9 @@ class OODDetector:
     Beta(n + 1 - r, r), r = floor((1 - accept) (n + 1)). Nothing is promised about OOD inputs.
 
     Infinite scores are ordered like numbers, and a tie speaks for the input: where r calibration
-    inputs have score -inf, nothing is flagged. A score of NaN raises.
+    inputs have score -inf, nothing is flagged. Calibration scores are taken as lower by what
+    rounding may be, 2e-6 of their size and at least of 1, so an input is in a tie with its copy
+    whatever batch it came in. A score of NaN raises.
 
     Args:
         model: The model.
@@ -134,7 +141,9 @@ class OODDetector:
             raise InputError(f"`scores` must be of shape (n,), but got {tuple(scores.shape)}")
         check_accept(len(scores), accept)
         self._refuse_nan(scores)
-        self._calibration = scores.detach().cpu().double().sort().values
+        exact = scores.detach().cpu().double().sort().values
+        slack = ROUNDING * exact.abs().clamp(min=1.0)
+        self._calibration = torch.where(exact.isfinite(), exact - slack, exact)
         return self.accepting(accept)
 
     def accepting(self, accept: float) -> Self:
@@ -238,10 +247,11 @@ class OODDetector:
         self._refuse_nan(scores)
         # p <= 1 - accept says that fewer than r calibration scores are at most s, which says that
         # s is below the r-th of them: no rounding on the way.
-        is_ood = scores < self._fitted_threshold()
-        not_above = torch.searchsorted(self._calibration, scores.cpu().double(), right=True)
+        exact = scores.detach().cpu().double()
+        is_ood = exact < self._fitted_threshold()
+        not_above = torch.searchsorted(self._calibration, exact, right=True)
         p_value = (1 + not_above).double() / (len(self._calibration) + 1)
-        return Verdict(p_value.to(scores.device), is_ood)
+        return Verdict(p_value.to(scores.device), is_ood.to(scores.device))
 
     def _fitted_threshold(self) -> float:
         if self.threshold is None:

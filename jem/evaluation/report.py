@@ -234,47 +234,61 @@ def _ood(
     if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
         sets[ROTATED] = rotations(x)
     sets |= {f"foreign {n}" if n == OWN else n: x for n, x in subject.foreign.items()}
-    threshold = None if detector is None else detector.threshold
-    measured.scores[OWN] = own
     order = own.argsort()
+    measured.scores[OWN] = own
     measured.images["most likely test inputs"] = x[order.flip(0)[:SHOWN]]
     measured.images["least likely test inputs"] = x[order[:SHOWN]]
-    if threshold is not None and bool((own < threshold).any()):
-        refused = order[: int((own < threshold).sum())]
-        measured.images["rejected although of the data"] = x[refused.flip(0)[:SHOWN]]
-    rows = []
-    for name, foreign in sets.items():
-        scores = _logits(subject.model, foreign).logsumexp(dim=1)
-        measured.scores[name] = scores
-        try:
-            metrics = ood_metrics(own, scores, num_bootstrap=200)
-        except InputError as error:
-            raise InputError(f"the foreign set {name} cannot be measured: {error}") from error
-        row: dict[str, Any] = {
-            "name": name,
-            "kind": _distance(name),
-            "seen": seen_in_training(name, subject.model, trained=not subject.run.get("as_given")),
-            "num": len(foreign),
-            **_ood_figures(metrics.to_dict()),
-        }
-        if plain is not None and subject.control is not None:
-            other = _logits(subject.control, foreign).logsumexp(dim=1)
-            row["auroc_plain"] = _ood_figures(
-                ood_metrics(plain, other, num_bootstrap=1).to_dict()
-            )["auroc"]
-        if threshold is not None:
-            row["flagged"] = share_estimate(scores < threshold)._asdict()
-            passed = (scores >= threshold).nonzero().flatten()
-            if len(passed):
-                best = passed[scores[passed].argsort(descending=True)[:SHOWN]]
-                measured.images[f"accepted although foreign: {name}"] = foreign[best]
-        rows.append(row)
-    found: dict[str, Any] = {"score": "log_density", "num_test": len(own), "sets": rows}
-    if detector is not None and threshold is not None:
-        found["accept"], found["threshold"] = detector.accept, threshold
+    found: dict[str, Any] = {"score": "log_density", "num_test": len(own)}
+    if detector is not None:
+        flagged = detector.verdict(own).is_ood
+        refused = order[: int(flagged.sum())]
+        if len(refused):
+            measured.images["rejected although of the data"] = x[refused.flip(0)[:SHOWN]]
+        found["accept"], found["threshold"] = detector.accept, detector.threshold
         found["num_calibration"] = len(subject.splits.calibration)
-        found["accepted"] = share_estimate(own >= threshold)._asdict()
+        found["accepted"] = share_estimate(~flagged)._asdict()
+    found["sets"] = [
+        _foreign_row(subject, measured, name, foreign, own, plain, detector)
+        for name, foreign in sets.items()
+    ]
     return found
+
+
+def _foreign_row(
+    subject: Subject,
+    measured: Measured,
+    name: str,
+    foreign: Tensor,
+    own: Tensor,
+    plain: Tensor | None,
+    detector: OODDetector | None,
+) -> dict[str, Any]:
+    """Figures of one foreign set, against scores `own` of the model and `plain` of its control."""
+    scores = _logits(subject.model, foreign).logsumexp(dim=1)
+    measured.scores[name] = scores
+    try:
+        metrics = ood_metrics(own, scores, num_bootstrap=200)
+    except InputError as error:
+        raise InputError(f"the foreign set {name} cannot be measured: {error}") from error
+    row: dict[str, Any] = {
+        "name": name,
+        "kind": _distance(name),
+        "seen": seen_in_training(name, subject.model, trained=not subject.run.get("as_given")),
+        "num": len(foreign),
+        **_ood_figures(metrics.to_dict()),
+    }
+    if plain is not None and subject.control is not None:
+        other = _logits(subject.control, foreign).logsumexp(dim=1)
+        against = ood_metrics(plain, other, num_bootstrap=1)
+        row["auroc_plain"] = _ood_figures(against.to_dict())["auroc"]
+    if detector is not None:
+        flagged = detector.verdict(scores).is_ood
+        row["flagged"] = share_estimate(flagged)._asdict()
+        passed = (~flagged).nonzero().flatten()
+        if len(passed):
+            best = passed[scores[passed].argsort(descending=True)[:SHOWN]]
+            measured.images[f"accepted although foreign: {name}"] = foreign[best]
+    return row
 
 
 def _distance(name: str) -> str:
