@@ -61,6 +61,23 @@ def test_distances_are_those_of_a_search_of_the_whole_plane(wells, max_energy):
     torch.testing.assert_close(found.distance, nearest, rtol=0.01, atol=0.006)
 
 
+def test_from_a_corner_the_search_goes_on_along_one_condition():
+    """Flat boundaries: where both were met first is seldom where the way is shortest."""
+    linear = nn.utils.skip_init(nn.Linear, 2, 3)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[0.9, -0.3], [-0.6, 1.8], [1.5, 0.6]]))
+        linear.bias.copy_(torch.tensor([0.2, -0.4, -0.3]))
+    model = JEM(linear, domain=(-3.0, 3.0))
+    plane = torch.cartesian_prod(*[torch.linspace(-3, 3, 1201)] * 2)
+    x = points(BLOCK)
+    found = jem.counterfactual(model, x, 2, max_energy=-2.0)
+    with torch.no_grad():
+        fits = (model(plane).argmax(dim=1) == 2) & (model.energy(plane) <= -2)
+    around = torch.cdist(found.x, plane[fits]) < 0.1  # likely inputs are no convex set
+    nearest = torch.cdist(x, plane[fits]).masked_fill(~around, torch.inf).min(dim=1).values
+    torch.testing.assert_close(found.distance, nearest, rtol=0.01, atol=0.006)
+
+
 def test_a_hyperplane_is_met_at_its_nearest_point():
     linear = nn.utils.skip_init(nn.Linear, 6, 2)  # draws no first weights
     with torch.no_grad():
@@ -130,7 +147,9 @@ def test_the_energy_allowed_is_a_quantile_of_the_reference(wells):
         found = jem.counterfactual(
             wells, points(2), 0, reference=data, quantile=quantile, num_rounds=5
         )
-        assert found.max_energy == pytest.approx(float(energies.quantile(quantile)))
+        allowed = energies.quantile(quantile, interpolation="higher")
+        assert found.max_energy == pytest.approx(float(allowed))
+        assert (energies <= found.max_energy).double().mean() >= quantile
         assert (found.energy <= found.max_energy).all()
     assert (
         jem.counterfactual(wells, points(2), 0, reference=data, max_energy=0.1).max_energy == 0.1

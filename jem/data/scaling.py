@@ -22,8 +22,9 @@ class Scaling:
 
     Args:
         input_shape: What the network takes for one input: (C, H, W) or (D,).
-        shift: Broadcastable to `input_shape`, float32, in raw units.
-        scale: Broadcastable to `input_shape`, float32, positive, in raw units.
+        shift: Broadcastable to `input_shape`, in raw units; float64 for tables, whose columns may
+            be time stamps, else float32.
+        scale: As `shift`, positive.
         layout: How raw images store their channels, or `"table"`. It decides only where a shape
             could be read both ways: images in the other order are recognised by their shape.
 
@@ -60,7 +61,7 @@ class Scaling:
         """
         x = x.astype(np.float64)
         std = np.where(x.max(0) > x.min(0), x.std(0), 1.0)
-        shift, scale = torch.tensor(x.mean(0)).float(), torch.tensor(std).float()
+        shift, scale = torch.tensor(x.mean(0)), torch.tensor(std)
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         return cls((x.shape[1],), shift, scale, "table")
 
@@ -97,7 +98,8 @@ class Scaling:
             x: Shape (N, *input_shape).
 
         Returns:
-            Raw units as float32, shape (N, *input_shape): channels stay first.
+            Raw units, shape (N, *input_shape): channels stay first. Of tables they are float64,
+            else of the kind of `x`.
         """
         return x * self.scale.to(x.device) + self.shift.to(x.device)
 

@@ -318,5 +318,6 @@ def _isotonic(counts: FloatArray, hits: FloatArray) -> FloatArray:
 
 
 def _brier(groups: Confidences, forecast: FloatArray) -> FloatArray:
-    squares = groups.counts * forecast**2 - 2 * forecast * groups.hits + groups.hits
+    misses = groups.counts - groups.hits
+    squares = groups.hits * (1 - forecast) ** 2 + misses * forecast**2
     return np.asarray(squares.sum(axis=1) / groups.counts.sum(axis=1))

@@ -126,7 +126,8 @@ def frechet_distance(
 
     Returns:
         The distance, in squared units of the features. Its interval is about what sets of these
-        sizes give on average, bias included.
+        sizes give on average, bias included. The standard error is too large where the two
+        distributions are nearly one, in simulations up to 1.8 times.
 
     Raises:
         InputError: If sets are too small, not finite, or differ in width.
@@ -156,7 +157,7 @@ def frechet_distance(
             for weights in zip(*(_rows(blocks) for blocks in drawn), strict=True)
         ]
     )
-    # Resampling adds the bias once more, so percentiles would be off; the spread is not.
+    # Resampling adds the bias once more, so percentiles would be off; the spread is less so.
     error = float(replicates.std(ddof=1)) if len(replicates) > 1 else math.nan
     estimate = normal_estimate(value, error)
     return estimate._replace(low=max(0.0, estimate.low) if error >= 0 else math.nan)

@@ -81,7 +81,8 @@ def prdc(real: Features, fake: Features, k: int = 5) -> PRDC:
             f"`k` must be at least 1 and below the size of each set, {len(real)} and {len(fake)}, "
             f"but got {k}"
         )
-    reach_real, reach_fake = _reach(real, k), _reach(fake, k)
+    closed = 1 + 1e-12  # a point on the edge of a ball is in it, whatever the last digit says
+    reach_real, reach_fake = closed * _reach(real, k), closed * _reach(fake, k)
     holding = torch.empty(len(fake), dtype=torch.float64)  # real balls around each sample
     recalled = torch.zeros(len(real), dtype=torch.bool)
     covered = torch.zeros(len(real), dtype=torch.bool)

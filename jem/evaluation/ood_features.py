@@ -181,10 +181,11 @@ def knn(model: JEM, x: Tensor, *, reference: Reference, k: int | None = None) ->
     k = min(50, math.isqrt(num)) if k is None else k
     if not 1 <= k <= num:
         raise InputError(f"`k` must lie between 1 and the {num} reference inputs, but got {k}")
+    centre = bank.mean(dim=0)  # a common offset would cost digits
     z = F.normalize(_features(model, x), dim=1)
-    nearest = z.new_empty(len(z), 0)
+    nearest, z = z.new_empty(len(z), 0), z - centre.to(z)
     for rows in torch.split(bank, 4096):
-        distances = torch.cat([nearest, torch.cdist(z, rows.to(z))], dim=1)
+        distances = torch.cat([nearest, torch.cdist(z, (rows - centre).to(z))], dim=1)
         nearest = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values
     return -nearest.amax(dim=1)
 

@@ -49,7 +49,7 @@ class TemperatureScaling:
         temperature: T > 0; 1 until fitted.
         improved: Whether T was moved from 1.
         at_bound: Whether T is an end of the range, as without prior where every input is
-            classified correctly.
+            classified correctly and was worth more than 1 nat.
         nll_before: NLL of the fitted inputs at T = 1, nats; NaN until fitted.
         nll_after: The same at the temperature kept.
 
@@ -157,5 +157,7 @@ class TemperatureScaling:
 
 def _nll(logits: FloatArray, labels: IntArray, temperature: float) -> float:
     scaled = logits / temperature
-    chosen = scaled[np.arange(len(labels)), labels]
-    return float((logsumexp(scaled, axis=1) - chosen).mean())
+    rows = np.arange(len(labels))
+    others = scaled - scaled[rows, labels][:, None]
+    others[rows, labels] = -np.inf
+    return float(np.logaddexp(0.0, logsumexp(others, axis=1)).mean())  # above 0, however small

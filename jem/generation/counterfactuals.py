@@ -81,7 +81,8 @@ def counterfactual(
             the one that the model gives to the input.
         max_energy: e in nats; None takes a quantile of the energies of `reference`.
         reference: Data that nothing was trained on, shape (M, *shape).
-        quantile: Share of the reference that is at least as likely as e asks for, in (0, 1].
+        quantile: Share of the reference that is at least as likely as e asks for, or more, in
+            (0, 1].
         num_rounds: Pulls towards the input.
         progress: Called after each round with rounds done and rounds in all.
 
@@ -172,20 +173,28 @@ def _hold(c: Tensor) -> Tensor:
 
 
 def _least_step(c: Tensor, gradients: Tensor) -> Tensor:
-    """The shortest step (B, D) that brings the conditions that do not hold to the boundary."""
+    """The shortest step (B, D) after which no condition is violated, if they were linear."""
     norm = gradients.norm(dim=2).clamp_min(1e-12)
-    violated = (c > 0).to(c)
-    directions = gradients / norm[:, :, None] * violated[:, :, None]
+    directions = gradients / norm[:, :, None]
     # Floored, since a step of length 0 would not cross the boundary.
-    far = OVERSHOOT * violated * (c / norm).clamp(1e-6, 1e6)
-    gram = directions @ directions.transpose(1, 2)
-    # Conditions that hold have no equation; nearly parallel ones must not ask for a huge step.
-    gram = gram + torch.diag_embed((1 - violated) + 1e-4)
-    weights = torch.linalg.solve(gram, far)
+    far = OVERSHOOT * (c / norm).clamp(1e-6, 1e6)
+    weights = _onto_boundaries(directions, far, c > 0)
+    # A negative weight: the step onto the other boundary alone goes beyond this one.
+    weights = _onto_boundaries(directions, far, (c > 0) & (weights >= 0))
     step = -(weights[:, :, None] * directions).sum(dim=1)
     rms = step.square().mean(dim=1, keepdim=True).sqrt()
     shortened: Tensor = step * (LARGEST_RMS / rms.clamp_min(1e-30)).clamp_max(1.0)
     return shortened
+
+
+def _onto_boundaries(directions: Tensor, far: Tensor, active: Tensor) -> Tensor:
+    """Weights (B, 2) of directions that go so far along each active one; 0 for the others."""
+    directions, on = directions * active[:, :, None], active.to(far)
+    gram = directions @ directions.transpose(1, 2)
+    # Others have no equation; nearly parallel ones must not ask for a huge step.
+    gram = gram + torch.diag_embed((1 - on) + 1e-4)
+    solved: Tensor = torch.linalg.solve(gram, far * on)
+    return solved
 
 
 def _search(
@@ -250,7 +259,7 @@ def _most_energy(
         raise InputError("expected `max_energy`, or `reference` data to take it from, got neither")
     if not 0 < quantile <= 1:
         raise InputError(f"`quantile` must lie in (0, 1], but got {quantile}")
-    return float(data[1][:, -1].quantile(quantile))
+    return float(data[1][:, -1].quantile(quantile, interpolation="higher"))
 
 
 def _allowed(

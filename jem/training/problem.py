@@ -129,7 +129,7 @@ def set_up(
         InputError: If the data do not fit the model.
     """
     x, labels = examples_of(train)
-    all_labels = train.y if isinstance(train, DataPart | LazyPart) else labels
+    all_labels = _labels_of(train, labels, every=recipe.class_weight == "balanced")
     num_classes = check_network(model, x[:2], all_labels)
     check_images(recipe, x[:1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
@@ -338,6 +338,13 @@ def make_start(
         gaussian,
     ]
     return MixtureStart(parts, [1.0, 1.0, 1.0])
+
+
+def _labels_of(train: Any, some: Tensor, *, every: bool) -> Tensor:  # noqa: ANN401
+    """All labels where they are at hand or needed, for the examples may lack a rare class."""
+    if isinstance(train, DataPart | LazyPart):
+        return train.y
+    return torch.tensor([int(train[i][1]) for i in range(len(train))]) if every else some
 
 
 def examples_of(train: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401

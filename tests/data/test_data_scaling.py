@@ -85,6 +85,16 @@ def test_table_statistics_and_constant_column():
     assert Scaling.of_table(x).scale[1] == 1
 
 
+@pytest.mark.parametrize(("mean", "std"), [(1.7e9 + 70, 1.0), (20240101.7, 1.0), (1.7e12, 1e4)])
+def test_time_stamps_are_standardised_too(mean, std):
+    x = mean + std * np.random.default_rng(0).normal(size=(500, 1))
+    scaling = Scaling.of_table(x)
+    scaled = scaling(x)
+    torch.testing.assert_close(scaled.mean(), torch.tensor(0.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(scaled.std(correction=0), torch.tensor(1.0))
+    np.testing.assert_allclose(scaling.invert(scaled.double()), x, atol=1e-5 * std, rtol=0)
+
+
 def test_large_numbers_keep_their_differences():
     seconds = 1.7e9 + np.arange(50.0)[:, None]
     scaled = Scaling.of_table(seconds)(seconds)

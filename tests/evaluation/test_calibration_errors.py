@@ -199,6 +199,8 @@ def test_parts_vanish_where_they_should():
     assert brier_parts(recalibrated).miscalibration[0] == pytest.approx(0, abs=1e-12)
     constant = group(np.full(8, 0.9), np.arange(8) < 3)
     assert brier_parts(constant).discrimination[0] == pytest.approx(0, abs=1e-12)
+    nearly = group(1 - np.array([1e-9, 3e-9]), np.array([True, True]))
+    assert brier_parts(nearly).score[0] == pytest.approx(5e-18, rel=1e-6)
 
 
 def test_aurc_equals_the_mean_over_all_orders_of_tied_inputs():

@@ -87,6 +87,10 @@ def test_an_end_of_the_range_is_named():
     wrong = TemperatureScaling(math.inf).fit(10 * np.eye(4), [1, 2, 3, 0])
     assert wrong.temperature == pytest.approx(100, rel=1e-5)
     assert wrong.at_bound
+    right = TemperatureScaling(math.inf).fit([[1.0, 0.0]] * 10, [0] * 10)
+    assert right.temperature == pytest.approx(0.01, rel=1e-5)
+    assert right.at_bound
+    assert 0 < right.nll_after < 1e-40  # smaller than what 1 - p could tell from 0
 
 
 def test_large_logits_do_not_overflow():

@@ -89,6 +89,18 @@ def test_copies_are_inside_even_balls_of_no_size():
     assert [e.value for e in away] == [0, 0, 0, 0]
 
 
+def test_balls_are_closed_whatever_the_last_digit_says():
+    """Points of a lattice: many lie exactly on the edge of a ball, and centring rounds."""
+    generator = torch.Generator().manual_seed(0)
+    real, fake = torch.randint(0, 4, (2, 60, 3), generator=generator).double()
+    within = torch.cdist(real, real).round(decimals=9).sort(dim=1).values[:, 3]  # itself is first
+    away = torch.stack([(real - row).square().sum(dim=1) for row in fake])  # exact
+    inside = away <= within.square().round()
+    figures = prdc(real, fake, k=3)
+    assert figures.density.value == pytest.approx(float(inside.double().sum(dim=1).mean() / 3))
+    assert figures.coverage.value == pytest.approx(float(inside.any(dim=0).double().mean()))
+
+
 def test_squared_distances_keep_their_digits_far_from_the_origin():
     a, b = normal(10, 4, 1) + 1e6, normal(15, 4, 2) + 1e6
     (_, found), *rest = squared_distances(a, b)

@@ -259,6 +259,19 @@ def test_knn_equals_scikit_learn(islands, reference):
     np.testing.assert_allclose(found, -distances[:, -1], atol=1e-7)
 
 
+def test_knn_tells_distances_apart_where_all_features_point_one_way():
+    """Unit vectors within 1e-3 of each other: expanded squares of float32 have no digits left."""
+    network = nn.Sequential(nn.Identity())
+    network.features = lambda x: x
+    generator = torch.Generator().manual_seed(0)
+    bank = 1 + 3e-4 * torch.randn(500, 8, generator=generator)
+    x = 1 + 3e-4 * torch.randn(50, 8, generator=generator)
+    found = score(JEM(network), x, "knn", reference=(bank, None), k=1)
+    z, rows = (F.normalize(a.double(), dim=1) for a in (x, bank))
+    expected = -(z[:, None] - rows).norm(dim=2).amin(dim=1)
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=0.02)
+
+
 def test_knn_looks_through_more_than_one_chunk_of_the_bank():
     model, generator = JEM(mlp((2,), 2, width=4, depth=1)).double(), torch.Generator()
     x = torch.randn(9000, 2, generator=generator.manual_seed(0), dtype=torch.float64)

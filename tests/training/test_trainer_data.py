@@ -59,6 +59,17 @@ def test_every_share_of_the_data_counts_for_class_weights(monkeypatch):
     assert trainer.method.class_weight.tolist() == pytest.approx([96 / 190, 48.0])
 
 
+def test_a_class_that_is_rare_in_a_data_set_is_counted_through_all_of_it(monkeypatch):
+    monkeypatch.setattr(problem, "MOST_EXAMPLES", 8)
+    x, _ = blobs(96)
+    y = (torch.arange(96) == 95).long()
+    _, labels = examples_of(Rows(x, y))
+    assert not labels.any()  # the examples do not show it
+    trainer = Trainer(model_of(), replace(SMALL, epochs=1, class_weight="balanced"), device="cpu")
+    trainer.fit(Rows(x, y))
+    assert trainer.method.class_weight.tolist() == pytest.approx([96 / 190, 48.0])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
