@@ -29,13 +29,14 @@ from jem.classifier_data import (
     rows_needed,
     rows_shared,
 )
-from jem.classifier_training import BestEpoch, NetworkFactory, WeightedTrainer, make_network
+from jem.classifier_training import BestEpoch, WeightedTrainer
 from jem.data.parts import DataPart, DataSplits
 from jem.data.units import doubt_units
 from jem.errors import InputError, TrainingInterrupted
 from jem.evaluation.ood import OODDetector
 from jem.generation import sample as draw
 from jem.model import JEM, evaluation_mode, joint_energy
+from jem.networks import NetworkFactory, make_network
 from jem.training.problem_checks import check_network
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.trainer import FitResult
@@ -163,11 +164,11 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._check_settings()
         recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
         raw, labels = self._training_arrays(X, y)
-        seed = self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._data_hash = content_hash(raw, labels)
         splits = self._divide(raw, labels)
-        model = self._make_model(splits, recipe, seed)
-        result = self._train(model, splits, recipe, seed)
+        model = self._make_model(splits, recipe)
+        result = self._train(model, splits, recipe)
         self.history_, self._as_given = result.epochs, result.as_given
         self.n_iter_ = len(self.history_)
         self.model_, self._format = model.to("cpu"), RawFormat.of(raw)
@@ -219,10 +220,10 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             seed=self._seed,
         )
 
-    def _make_model(self, splits: DataSplits, recipe: Recipe, seed: int) -> JEM:
+    def _make_model(self, splits: DataSplits, recipe: Recipe) -> JEM:
         num_classes = len(splits.classes)
         model = JEM(
-            make_network(self.network, splits.input_shape, num_classes, recipe.head, seed),
+            make_network(self.network, splits.input_shape, num_classes, recipe.head, self._seed),
             input_shape=splits.input_shape,
             classes=splits.classes,
             domain=splits.domain,
@@ -234,12 +235,12 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             raise InputError(f"`network` must have {num_classes} outputs, but has {outputs}")
         return model
 
-    def _train(self, model: JEM, splits: DataSplits, recipe: Recipe, seed: int) -> FitResult:
+    def _train(self, model: JEM, splits: DataSplits, recipe: Recipe) -> FitResult:
         trainer = WeightedTrainer(
             model,
             recipe,
             class_weight=self._class_weights(splits),
-            seed=seed,
+            seed=self._seed,
             device=self.device,
             progress=bool(self.verbose),
         )

@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jem import networks
-from jem.errors import InputError
-from jem.randomness import derive_seed
 from jem.training.log import ProgressDisplay
 from jem.training.method import Batch, Method, Outcome
 from jem.training.state import RunState
 from jem.training.trainer import Data, Trainer
 from jem.training.watch import Watch
-
-NetworkFactory = Callable[[tuple[int, ...], int], nn.Module]
-
-
-def make_network(
-    given: nn.Module | NetworkFactory | None,
-    shape: tuple[int, ...],
-    num_classes: int,
-    head: networks.Head,
-    seed: int,
-) -> nn.Module:
-    """A network of one's own, a copy if it is a module, or the usual one for a shape.
-
-    Args:
-        given: A module, a function (shape, number of classes) -> module, or None.
-        shape: Shape of one input.
-        num_classes: K.
-        head: Head of the usual network.
-        seed: Seed of new weights; torch's global generator is left as it was.
-
-    Returns:
-        What maps (B, *shape) to logits, if a person's own network does.
-
-    Raises:
-        InputError: If this is neither a module nor a function.
-    """
-    if isinstance(given, nn.Module):
-        return copy.deepcopy(given)
-    if given is not None and not callable(given):
-        raise InputError(
-            "`network` must be a torch module or a function (shape, number of classes) -> module, "
-            f"but got {type(given).__name__}"
-        )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "network") % 2**32)
-        if given is None:
-            return networks.network_for(shape, num_classes, head=head)
-        return given(shape, num_classes)
 
 
 class LossWatch(Watch):
@@ -115,12 +72,8 @@ class WeightedTrainer(Trainer):
 
     def _prepare(self, train: Data, watch: Watch) -> None:
         super()._prepare(train, LossWatch(watch.progress))
-
-    def fit_epoch(self, epoch: int, start: int = 0) -> None:
-        """Train on one pass over the data, as `Trainer.fit_epoch`."""
         if self.class_weight is not None:
             self.method = replace(self.method, class_weight=self.class_weight)
-        super().fit_epoch(epoch, start)
 
 
 class BestEpoch:

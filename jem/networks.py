@@ -6,6 +6,7 @@ it again.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import math
 from collections.abc import Callable, Sequence
@@ -15,9 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from jem.errors import InputError
+from jem.randomness import derive_seed
 
 Head = Literal["joint", "factored"]
 Norm = Literal["none", "batch", "group"]
+NetworkFactory = Callable[[tuple[int, ...], int], nn.Module]
+"""Shape of one input and number of classes -> module."""
 
 
 class JointHead(nn.Module):
@@ -271,6 +275,42 @@ def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factore
     if len(shape) == 3 and min(shape[1:]) >= 8:
         return small_cnn(shape, num_classes, head=head)
     return mlp(shape, num_classes, head=head)
+
+
+def make_network(
+    given: nn.Module | NetworkFactory | None,
+    shape: Sequence[int],
+    num_classes: int,
+    head: Head,
+    seed: int,
+) -> nn.Module:
+    """A network of one's own, a copy if it is a module, or the usual one for a shape.
+
+    Args:
+        given: A module, a function (shape, number of classes) -> module, or None.
+        shape: Shape of one input.
+        num_classes: K.
+        head: Head of the usual network.
+        seed: Seed of new weights; torch's global generator is left as it was.
+
+    Returns:
+        What maps (B, *shape) to logits, if a person's own network does.
+
+    Raises:
+        InputError: If this is neither a module nor a function.
+    """
+    if isinstance(given, nn.Module):
+        return copy.deepcopy(given)
+    if given is not None and not callable(given):
+        raise InputError(
+            "`network` must be a torch module or a function (shape, number of classes) -> module, "
+            f"but got {type(given).__name__}"
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "network") % 2**32)
+        if given is None:
+            return network_for(shape, num_classes, head=head)
+        return given(tuple(shape), num_classes)
 
 
 def network_from_spec(spec: dict[str, Any]) -> Network:

@@ -29,7 +29,8 @@ NUM_MADE = 1000
 """Inputs of a foreign set that is made."""
 
 MOST_FOREIGN = 2000
-"""Inputs of a foreign set that is loaded; of more, some are chosen at random."""
+"""Inputs of a foreign set that is loaded: of a file of more some are chosen at random, of a named
+data set those that come first."""
 
 
 @dataclass
@@ -188,7 +189,8 @@ def _named(name: str, root: Path | None, model: JEM) -> Tensor:
             f"--ood {name}: inputs of shape {splits.input_shape} do not fit the run's "
             f"{model.input_shape}"
         )
-    x = torch.cat([part[:2000][0] for part in (splits.test, splits.calibration)])[:2000]
+    parts = [part[:MOST_FOREIGN][0] for part in (splits.test, splits.calibration)]
+    x = torch.cat(parts)[:MOST_FOREIGN]
     return x if splits.kind == "image" else model.preprocess(splits.scaling.invert(x))
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import sys
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -263,22 +264,16 @@ def _refuse_single_class(splits: DataSplits) -> None:
 
 
 def _make_model(args: Train, recipe: Recipe, splits: DataSplits) -> JEM:
-    import torch
-
     from jem import networks
     from jem.model import JEM
-    from jem.randomness import derive_seed
 
     shape, num_classes = splits.input_shape, len(splits.classes)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(args.seed, "network") % 2**32)
-        if args.network is None:
-            network: torch.nn.Module = networks.network_for(shape, num_classes, head=recipe.head)
-        else:
-            sys.path.insert(0, str(Path.cwd()))
-            network = networks.network_from_reference(args.network, shape, num_classes)
+    given = None
+    if args.network is not None:
+        sys.path.insert(0, str(Path.cwd()))
+        given = partial(networks.network_from_reference, args.network)
     return JEM(
-        network,
+        networks.make_network(given, shape, num_classes, recipe.head, args.seed),
         input_shape=shape,
         classes=splits.classes,
         domain=splits.domain,

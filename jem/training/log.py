@@ -74,7 +74,8 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
     Args:
         path: `metrics.jsonl` of a run.
-        kind: Keep only records of this kind: `"step"`, `"epoch"`, `"recovery"` or `"end"`.
+        kind: Keep only records of this kind: `"step"`, `"epoch"`, `"recovery"`,
+            `"gave_up"` or `"end"`.
 
     Returns:
         The records, oldest first. A last line that is not finished (the run was killed, or is

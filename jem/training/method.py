@@ -32,7 +32,7 @@ class Logits(NamedTuple):
 
     labelled: Tensor  # (B, K)
     data: Tensor  # (B', K); `labelled` itself when the streams are shared
-    negative: Tensor | None  # (M, K) of chains and outliers, or None
+    unlikely: Tensor | None  # (M + O, K) of chains, then outliers; or None
 
 
 Forward = Callable[[JEM, Batch, Tensor | None], Logits]

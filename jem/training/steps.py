@@ -184,52 +184,53 @@ def forward_of(recipe: Recipe) -> Forward:
     return joint_forward if recipe.step == "fused" else separate_forward
 
 
-def separate_forward(model: JEM, batch: Batch, x_negative: Tensor | None) -> Logits:
-    """Logits in forwards of their own: labelled data, other data of the density, chains.
+def separate_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits:
+    """Logits in forwards of their own: labelled data, other data of the density, what is unlikely.
 
     Args:
         model: The model.
         batch: The data, (B, *shape) and (B', *shape).
-        x_negative: Chains, shape (M, *shape), scored in evaluation mode; or None.
+        x_unlikely: Chains, then outliers, shape (M + O, *shape), scored in evaluation mode; or
+            None.
     """
     logits = model.logits(batch.x)
-    if x_negative is None:
+    if x_unlikely is None:
         return Logits(logits, logits, None)
     logits_data = logits if batch.x_data is batch.x else model.logits(batch.x_data)
     with evaluation_mode(model):
-        return Logits(logits, logits_data, model.logits(x_negative))
+        return Logits(logits, logits_data, model.logits(x_unlikely))
 
 
-def joint_forward(model: JEM, batch: Batch, x_negative: Tensor | None) -> Logits:
-    """Logits of labelled data, of the density's data and of chains; no chain touches data.
+def joint_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits:
+    """Logits of labelled data, of the density's data and of what is unlikely, each row for itself.
 
     One concatenated forward where no submodule behaves differently in training. Otherwise the data
-    go first, in training mode, and the chains after them in evaluation mode: no chain enters a
+    go first, in training mode, and the others after them in evaluation mode: no chain enters a
     batch statistic, none is dropped out. Two streams of data are one batch to batch normalisation.
 
     Args:
         model: The model.
         batch: The data, (B, *shape) and (B', *shape).
-        x_negative: Chains, shape (M, *shape), or None.
+        x_unlikely: Chains, then outliers, shape (M + O, *shape), or None.
 
     Returns:
-        Logits (B, K), (B', K) and (M, K).
+        Logits (B, K), (B', K) and (M + O, K).
     """
-    if x_negative is None:
+    if x_unlikely is None:
         return separate_forward(model, batch, None)
     shared = batch.x_data is batch.x
     x = batch.x if shared else torch.cat([batch.x, batch.x_data])
     if model.network.training and depends_on_mode(model.network):
         logits_all = model.logits(x)
         with evaluation_mode(model):
-            logits_negative = model.logits(x_negative)
+            logits_unlikely = model.logits(x_unlikely)
     else:
-        logits_all, logits_negative = model.logits(torch.cat([x, x_negative])).split(
-            [len(x), len(x_negative)]
+        logits_all, logits_unlikely = model.logits(torch.cat([x, x_unlikely])).split(
+            [len(x), len(x_unlikely)]
         )
     logits = logits_all[: len(batch.x)]
     logits_data = logits if shared else logits_all[len(batch.x) :]
-    return Logits(logits, logits_data, logits_negative)
+    return Logits(logits, logits_data, logits_unlikely)
 
 
 def input_gradient(x: Tensor, energy: Tensor, floor: float = 1e-30) -> Tensor:

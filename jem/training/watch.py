@@ -68,7 +68,6 @@ class Watch:
         figures |= {name: float(value) for name, value in settings.items()}
         if method.negatives is not None:
             figures["chain_age"] = float(method.negatives.buffer.ages.float().mean())
-        position.seconds += method.clock.tick()
         spent = method.clock.lap()
         figures["images_per_second"] = self._examples / max(sum(spent.values()), 1e-9)
         self._examples = 0
@@ -115,7 +114,8 @@ def step_metrics(outcome: Outcome, batch: Batch, bounds: Bounds | None) -> dict[
     if outcome.logits.shape[1] > 1:
         right = outcome.logits.argmax(dim=1) == batch.labels
         figures["accuracy"] = float(right.float().mean())
-    _, _, _, energy_data, energy_negative, terms, moved = outcome
+    energy_data, energy_negative = outcome.energy_data, outcome.energy_negative
+    terms, moved = outcome.terms, outcome.moved
     if terms is None or moved is None or energy_data is None or energy_negative is None:
         return figures
     at_bounds = 0.0
