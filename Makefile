@@ -43,6 +43,6 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# make benchmark-recipes, -sgld, -levers, -scoring, -tables, -finetune, -scaling or -completion; ARGS are its flags.
+# make benchmark-recipes, -sgld, -levers, -scoring, -tables, -finetune, -scaling, -unseen or -completion; ARGS are its flags.
 benchmark-%: $(VENV)/installed
 	$(BIN)/python scripts/benchmark_$*.py $(ARGS)

@@ -4,6 +4,7 @@ from jem.data.arrays import from_arrays
 from jem.data.augment import augment
 from jem.data.batches import BatchStream, as_part
 from jem.data.files import load_file
+from jem.data.foreign import foreign_set, hold_out
 from jem.data.named import NAMES, load
 from jem.data.parts import DataPart, DataSplits, LazyPart, split_indices
 from jem.data.scaling import Scaling
@@ -21,7 +22,9 @@ __all__ = [
     "as_part",
     "augment",
     "corrupt",
+    "foreign_set",
     "from_arrays",
+    "hold_out",
     "load",
     "load_file",
     "rotations",
