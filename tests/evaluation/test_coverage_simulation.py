@@ -75,7 +75,7 @@ def test_accepted_counts_follow_their_beta_binomial_law(num, accept):
 
 
 @pytest.mark.parametrize("method", ["lac", "aps"])
-@pytest.mark.parametrize(("num", "coverage"), [(100, 0.9), (19, 0.95), (300, 0.8)])
+@pytest.mark.parametrize(("num", "coverage"), [(100, 0.9), (19, 0.95), (300, 0.8), (99, 0.5)])
 @pytest.mark.parametrize("sharpen", [1.0, 4.0])  # right, and far too confident
 def test_prediction_sets_cover_as_promised(method, num, coverage, sharpen):
     rng, draws, new = np.random.default_rng(num), 250, 100

@@ -164,15 +164,6 @@ def test_every_field_says_what_it_is():
     assert described == set(NAMES)
 
 
-def test_the_official_recipe_has_the_settings_of_the_official_code():
-    jem = RECIPES["jem"]
-    assert (jem.step, jem.num_steps, jem.step_size, jem.noise_std) == ("classic", 20, 1.0, 0.01)
-    assert (jem.buffer_size, jem.restart_prob, jem.replacement) == (10_000, 0.05, True)
-    assert (jem.clip_chains, jem.grad_clamp, jem.conditional) == (False, None, False)
-    assert (jem.generative_weight, jem.energy_l2, jem.input_noise) == (1.0, 0.0, 0.03)
-    assert (jem.optimizer, jem.learning_rate, jem.momentum) == ("adam", 1e-4, 0.9)
-
-
 def test_only_plain_trains_no_density():
     assert {name for name, recipe in RECIPES.items() if not recipe.generative} == {"plain"}
 
