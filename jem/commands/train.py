@@ -164,9 +164,8 @@ def _defaults(argv: list[str]) -> Train:
     """Settings before flags: the named recipe, then the configuration file."""
     recipe = _flag(argv, "--recipe") or Train.recipe
     config = _flag(argv, "--config")
-    values = _read_config(Path(config)) if config else {}
-    changes = values.pop("recipe_fields", {})
-    return Train(**values, settings=recipe_from(recipe, changes))
+    own, changes = _settings_of(Path(config)) if config else ({}, {})
+    return Train(**own, settings=recipe_from(recipe, changes))
 
 
 def _flag(argv: list[str], name: str) -> str | None:
@@ -180,41 +179,43 @@ def _flag(argv: list[str], name: str) -> str | None:
     return value
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """Arguments of `Train` from a file, the fields of the recipe under `recipe_fields`."""
+def _settings_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Arguments of `Train` from a file, and the fields of the recipe that it changes."""
     try:
         config = json.loads(path.read_text())
     except ValueError as error:
         raise InputError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{path} must hold a JSON object of settings")
-    recipe_fields = {f.name for f in fields(Recipe)}
     changes = config.get("recipe", {})
     if isinstance(changes, str):
         changes = asdict(recipe_from(changes))
     own = {}
-    for key in (*_OF_DATA, "seed", "network"):
+    for key in _OWN:
         if isinstance(config.get(key), str | int):
             own[key] = Path(config[key]) if key == "data_root" else config[key]
-    changes = {**changes, **{k: v for k, v in config.items() if k in recipe_fields}}
-    unknown = set(config) - recipe_fields - set(own) - _INFORMATIVE
+    changes = {**changes, **{k: v for k, v in config.items() if k in _OF_RECIPE}}
+    unknown = set(config) - _OF_RECIPE - {*_OWN} - _INFORMATIVE
     if unknown:
         raise InputError(f"{path} holds unknown settings: {', '.join(sorted(unknown))}")
-    return {**own, "recipe_fields": changes}
+    return own, changes
 
 
 _OF_DATA = ("data", "data_root", "label_column", "image_size", "skip_damaged")
 """What a run keeps in its config.json to find the same data again."""
 
-_SETTLED = {*_OF_DATA, "seed", "network"} - {"data_root"} | {f.name for f in fields(Recipe)}
+_OWN = (*_OF_DATA, "seed", "network")
+"""Arguments of `Train` that a file may hold."""
+
+_OF_RECIPE = {f.name for f in fields(Recipe)}
+
+_SETTLED = {*_OWN} - {"data_root"} | _OF_RECIPE
 """Settings that a run keeps to its end; the root folder of named data sets may move."""
 
 _INFORMATIVE = {
-    *_OF_DATA, "recipe", "seed", "network",
-    "input_shape", "classes", "columns", "epochs", "iterations", "versions", "device", "command",
-    "as_given",
+    "recipe", "input_shape", "classes", "columns", "iterations", "versions", "device", "as_given",
 }  # fmt: skip
-"""Keys that a run writes into its config.json for people to read."""
+"""Other keys that a run writes into its config.json: people read them, `jem train` the recipe."""
 
 
 def _as_started(args: Train, out: Path, defaults: Train) -> Train:
@@ -223,26 +224,26 @@ def _as_started(args: Train, out: Path, defaults: Train) -> Train:
 
     folder = RunFolder(out)
     folder.read_config()
-    values = _read_config(folder.config)
-    if "data" not in values:
+    own, changes = _settings_of(folder.config)
+    if "data" not in own:
         raise InputError(
             f"{out} does not say what data it was trained on: it was begun in Python, and goes on "
             f"there, with Trainer(..., run_dir={str(out)!r}).fit(..., resume=True)"
         )
-    recipe = recipe_from(args.recipe, values.pop("recipe_fields"))
+    recipe = recipe_from(args.recipe, changes)
     given = {
         name: value
         for name, value in (vars(args) | vars(args.settings)).items()
         if value != (vars(defaults) | vars(defaults.settings))[name] and name in _SETTLED
     }
-    started = vars(args) | vars(recipe) | values
+    started = vars(args) | vars(recipe) | own
     other = [name for name, value in given.items() if started[name] != value]
     if other:
         raise InputError(
             f"--resume goes on with the settings that {out} was begun with; these differ: "
             f"{', '.join(other)}; leave them out, or begin another run with --out"
         )
-    return replace(args, **values, settings=recipe, out=out)
+    return replace(args, **own, settings=recipe, out=out)
 
 
 def _load(args: Train, *, quiet: bool) -> DataSplits:
