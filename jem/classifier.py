@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import torch
 from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import Tags, check_random_state
+from sklearn.utils import Tags, check_random_state, column_or_1d
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -30,6 +31,7 @@ from jem.classifier_data import (
     rows_shared,
 )
 from jem.classifier_training import BestEpoch, WeightedTrainer
+from jem.data.arrays import refuse_missing
 from jem.data.parts import DataPart, DataSplits
 from jem.data.units import doubt_units
 from jem.errors import InputError, TrainingInterrupted
@@ -161,11 +163,24 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             InputError: (a ValueError) If the data or a setting cannot be used.
             TrainingDivergedError: If training diverges more often than the recipe allows.
         """
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)  # or a fit that fails would leave an old model under new labels
         self._check_settings()
         recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
         raw, labels = self._training_arrays(X, y)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._data_hash = content_hash(raw, labels)
+        self._told = {
+            "call": f"{self._line()}.fit(X_train, y_train)",
+            "config": {name: _plain(value) for name, value in self.get_params().items()},
+        }
+        self._division: dict[str, Any] = {
+            "validation": self.validation_fraction if self.early_stopping else 0,
+            "calibration": self.calibration_fraction,
+            "accept": self.accept,
+            "channels": self.channels,
+            "seed": self._seed,
+        }
         splits = self._divide(raw, labels)
         model = self._make_model(splits, recipe)
         result = self._train(model, splits, recipe)
@@ -179,25 +194,24 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _check_settings(self) -> None:
-        if self.channels not in (None, "first", "last"):
-            raise InputError(
-                f"`channels` must be 'first', 'last' or None, but got {self.channels!r}"
-            )
-        if not 0 < self.accept < 1:
-            raise InputError(f"`accept` must lie in (0, 1), but got {self.accept}")
+        if not (isinstance(self.accept, Real) and 0 < self.accept < 1):
+            raise InputError(f"`accept` must lie in (0, 1), but got {self.accept!r}")
         for name in ("calibration_fraction", "validation_fraction"):
-            if not 0 <= getattr(self, name) < 0.5:
-                raise InputError(f"`{name}` must lie in [0, 0.5), but got {getattr(self, name)}")
-        if self.early_stopping and not (self.validation_fraction and self.n_iter_no_change >= 1):
+            share = getattr(self, name)
+            if not (isinstance(share, Real) and 0 <= share < 0.5):
+                raise InputError(f"`{name}` must lie in [0, 0.5), but got {share!r}")
+        patient = isinstance(self.n_iter_no_change, Real) and self.n_iter_no_change >= 1
+        if self.early_stopping and not (self.validation_fraction and patient):
             raise InputError(
                 "early stopping needs `validation_fraction` above 0 and `n_iter_no_change` of at "
-                f"least 1, but got {self.validation_fraction} and {self.n_iter_no_change}"
+                f"least 1, but got {self.validation_fraction!r} and {self.n_iter_no_change!r}"
             )
 
     def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
         """Inputs and class indices; sets `classes_`, and what scikit-learn keeps of inputs."""
         raw = images_or_none(X)
         rows, labels = validate_data(self, X if raw is None else flat(raw), y)
+        refuse_missing(labels)
         check_classification_targets(labels)
         self.classes_, indices = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
@@ -208,17 +222,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return rows if raw is None else raw, indices.astype(np.int64)
 
     def _divide(self, raw: Array, labels: Array) -> DataSplits:
-        """The parts of the data, the same again for the same data."""
-        return divide(
-            raw,
-            labels,
-            self.classes_.tolist(),
-            validation=self.validation_fraction if self.early_stopping else 0,
-            calibration=self.calibration_fraction,
-            accept=self.accept,
-            channels=self.channels,
-            seed=self._seed,
-        )
+        """The parts of the data, as they were in `fit`."""
+        return divide(raw, labels, self.classes_.tolist(), **self._division)
 
     def _make_model(self, splits: DataSplits, recipe: Recipe) -> JEM:
         num_classes = len(splits.classes)
@@ -372,7 +377,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             y_train: The labels that it was given.
             folder: Where to write; made if it is not there.
             control: Another classifier to compare with, such as `JEMClassifier("plain")`, fitted
-                on the same data with the same `random_state`.
+                on the same data with the same `random_state` and the same shares held out.
 
         Returns:
             The content of `report.json`.
@@ -391,7 +396,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 subject,
                 folder,
                 title="What the classifier is worth",
-                accept=self.accept,
+                accept=self._division["accept"],
                 progress=tell,
             )
 
@@ -405,6 +410,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         from jem.evaluation.subject import Subject
 
         (X, y), (X_train, y_train) = tested, trained  # noqa: N806
+        check_is_fitted(self, "model_")
+        check_is_fitted(self, "_division", msg="fitted by an older jem: call `fit` for a report")
         test = DataPart(self._inputs(X).float(), self._indices("y", y, len(np.asarray(X))))
         images = images_or_none(X_train)
         train = np.asarray(X_train) if images is None else self._format.check(images)
@@ -419,12 +426,13 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "what trained flatter; give inputs that `fit` has not seen",
                 stacklevel=3,
             )
-        made_of = self._data_hash, self._seed
         if control is not None:
-            check_is_fitted(control, "model_")
-            if (control._data_hash, control._seed) != made_of:
+            check_is_fitted(control, ["model_", "_division"])
+            made_of = self._data_hash, self._division
+            if (control._data_hash, control._division) != made_of:
                 raise InputError(
-                    "`control` must be fitted on the same data with the same `random_state`"
+                    "`control` must be fitted on the same data with the same `random_state`, and "
+                    f"hold out the same of them, by {self._division}, but got {control._division}"
                 )
         splits = self._divide(train, indices)
         if not len(splits.calibration):
@@ -441,8 +449,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 "sentence": f"{type(self).__name__} trained for {self.n_iter_} epochs on "
                 f"{len(splits.train):,} inputs in {len(self.classes_)} classes.",
                 "as_given": self._as_given,
-                "call": f"{self._line()}.fit(X_train, y_train)",
-                "config": {name: _plain(value) for name, value in self.get_params().items()},
+                **self._told,
             },
             records=[{"kind": "epoch", **record} for record in self.history_],
         )
@@ -454,19 +461,17 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _indices(self, name: str, y: npt.ArrayLike, count: int) -> Tensor:
         """Class indices (N,) of labels as a person has them."""
-        labels = np.asarray(y)
-        if labels.shape != (count,) or not self._known(labels):
+        labels = column_or_1d(y)
+        if len(labels) != count or not self._known(labels):
             raise InputError(
-                f"`{name}` must hold {count} labels among {self.classes_.tolist()}, but got shape "
-                f"{labels.shape} of {np.unique(labels)[:10].tolist()}"
+                f"`{name}` must hold {count} labels among {self.classes_.tolist()}, but got "
+                f"{len(labels)} of {list(dict.fromkeys(labels.tolist()))[:10]}"
             )
         return torch.as_tensor(np.searchsorted(self.classes_, labels))
 
     def _known(self, labels: Array) -> bool:
-        """Whether labels are classes; numpy alone would take the text "3" for the number 3."""
-        kinds = {isinstance(label, str) for label in self.classes_.tolist()}
-        same_kind = all(isinstance(label, str) in kinds for label in labels.tolist())
-        return same_kind and bool(np.isin(labels, self.classes_).all())
+        """Whether labels are classes; numpy would take the text "3" for the number 3."""
+        return set(labels.tolist()) <= set(self.classes_.tolist())
 
     # -- helpers ----------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
@@ -62,7 +63,7 @@ class RawFormat:
         return images
 
     def restore(self, x: Tensor, scaling: Scaling) -> Array:
-        """Bring network inputs back to raw units, axes and type; whole numbers are rounded.
+        """Bring network inputs back to raw units, axes and type; all but floats are rounded.
 
         Args:
             x: Network inputs, shape (B, *scaling.input_shape).
@@ -74,10 +75,12 @@ class RawFormat:
         raw: Array = scaling.invert(x.cpu().double()).numpy()
         if scaling.layout == "channels_last":
             raw = np.moveaxis(raw, 1, -1)
-        if self.dtype.kind in "iu":
+        if self.dtype.kind == "b":
+            raw = raw > 0.5
+        elif self.dtype.kind in "iu":
             limits = np.iinfo(self.dtype)
             raw = np.rint(raw).clip(limits.min, limits.max)
-        if self.dtype.kind in "iuf":
+        if self.dtype.kind in "biuf":
             raw = raw.astype(self.dtype)
         return raw.reshape(len(raw), *self.shape)
 
@@ -185,4 +188,4 @@ def content_hash(raw: Array, labels: Array) -> str:
 
 def flat(images: Array) -> Array:
     """Images (N, ...) as rows (N, D)."""
-    return images.reshape(len(images), -1)
+    return images.reshape(len(images), math.prod(images.shape[1:]))  # -1 fails where N is 0

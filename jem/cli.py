@@ -9,6 +9,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib
+import io
 import sys
 import warnings
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> int:
         Exit status: 0; 1 if training diverged; 2 for a mistake in what was asked; 130 if stopped.
     """
     argv = sys.argv[1:] if argv is None else argv
+    _show_any_name()
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0 if argv else 2
@@ -66,6 +68,13 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(f"{error.filename or 'file system'}: {error.strerror or error}")
     except KeyboardInterrupt:
         return 130
+
+
+def _show_any_name() -> None:
+    """Let names of files and classes be written to a terminal that lacks some of their letters."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from jem.errors import InputError
 from jem.evaluation.ood import OODDetector
 from jem.evaluation.ood_scores import FROM_LOGITS, score_logits
-from jem.model import JEM, evaluation_mode, joint_energy
+from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.training.checkpoint import write_atomically
 
 INPUT = "inputs"
@@ -157,6 +157,7 @@ def _program(
     model: JEM, detector: OODDetector | None
 ) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
     """Trace a model with a batch of free size, and say what was traced."""
+    check_model(model)
     _check_detector(model, detector)
     graph = _Graph(model, detector)
     example = graph.example()

@@ -32,6 +32,42 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no JEM, where a person passes a model.
+
+    Raises:
+        InputError: If it is anything else, such as the network alone.
+    """
+    if not isinstance(getattr(model, "_orig_mod", model), JEM):  # where torch.compile keeps it
+        hint = ": wrap it, jem.JEM(network)" if isinstance(model, nn.Module) else ""
+        raise InputError(f"expected a jem.JEM, but got {type(model).__name__}{hint}")
+
+
+def refuse_softmax(model: JEM, x: Tensor) -> None:
+    """Refuse a network that ends in a softmax or its logarithm, which leave no density.
+
+    The graph of the logits tells, not their values: the logsumexp of an honest factored head may
+    be 0 as well, before it has learned.
+
+    Args:
+        model: The model.
+        x: Inputs that it takes, shape (B, *shape).
+
+    Raises:
+        InputError: If the last operation is one of the two.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
+        try:  # a copy of a leaf, for some networks change what they are given
+            logits = model.logits(x.detach().clone().requires_grad_().clone())
+        except RuntimeError:  # weights made in inference mode have no graph
+            return
+    if logits.grad_fn is not None and "softmax" in logits.grad_fn.name().lower():
+        raise InputError(
+            "the network must return logits, but ends in a softmax or log-softmax, which leaves "
+            "no density: give it without that last layer"
+        )
+
+
 def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
     r"""Energy from logits, of the input alone or of the input with a class.
 
@@ -88,6 +124,9 @@ class JEM(nn.Module):
 
     Args:
         network: Maps (B, *shape) to logits (B, K). Rows must not interact in evaluation mode.
+            Training puts all of it in training mode: statistics of batch normalisation move also
+            where parameters are frozen. The recipe's `evaluation_mode` keeps them (`finetune` has
+            it).
         input_shape: Shape of one input without the batch axis; set by training if left out.
         classes: Names of the K classes, in the order of the logits; set by training if left out.
         domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to

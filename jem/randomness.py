@@ -19,10 +19,10 @@ def derive_seed(seed: int, *names: str | int) -> int:
         An integer in [0, 2^63).
 
     Raises:
-        InputError: If the seed is negative.
+        InputError: If the seed is no integer, or negative.
     """
-    if seed < 0:
-        raise InputError(f"a seed must be an integer of at least 0, but got {seed}")
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"a seed must be an integer of at least 0, but got {seed!r}")
     keys = [zlib.crc32(name.encode()) if isinstance(name, str) else int(name) for name in names]
     # Keys in one list with the seed would be zero-padded: (name,) and (name, 0) would be the same.
     words = np.random.SeedSequence(int(seed), spawn_key=keys).generate_state(2, np.uint32)

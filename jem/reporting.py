@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from torch import Tensor
 
 from jem.data.parts import DataSplits
+from jem.evaluation.examples import check_classes
+from jem.evaluation.ood_features import as_batch
 from jem.evaluation.report import Progress, measure
 from jem.evaluation.report_page import render
 from jem.evaluation.subject import Subject
 from jem.model import JEM
 from jem.training.checkpoint import write_atomically
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 def write_report(
@@ -25,7 +30,7 @@ def write_report(
     *,
     title: str = "Report",
     control: JEM | None = None,
-    foreign: dict[str, Tensor] | None = None,
+    foreign: dict[str, Tensor | ArrayLike] | None = None,
     accept: float = 0.95,
     seed: int = 0,
     progress: Progress = lambda _: None,
@@ -46,10 +51,17 @@ def write_report(
     Returns:
         The content of `report.json`.
 
+    Raises:
+        InputError: If model or foreign sets do not fit the data: other classes, or the same ones
+            in another order; or if its test or validation part is empty.
+
     Example:
         `write_report(JEM(network, classes=data.classes, domain=data.domain), data, "report")`
     """
-    subject = Subject(model, splits, control, foreign=foreign or {})
+    for classifier in (model,) if control is None else (model, control):
+        check_classes(classifier, splits)
+    sets = {name: as_batch(x, splits.input_shape).float() for name, x in (foreign or {}).items()}
+    subject = Subject(model, splits, control, foreign=sets)
     return write_report_on(
         subject, folder, title=title, accept=accept, seed=seed, progress=progress
     )

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from jem.data.batches import BatchStream
-from jem.data.parts import DataPart, DataSplits, LazyPart
+from jem.data.parts import DataSplits
 from jem.errors import InputError, RunFolderError
+from jem.evaluation.examples import check_classes, part_of
 from jem.evaluation.ood import OODDetector
 from jem.evaluation.ood_features import FITS, as_batch, features_of_batches, on_model, quiet
 from jem.evaluation.ood_scores import Option
@@ -178,22 +179,25 @@ def fit_scorer(
         The scorer, ready to be saved.
 
     Raises:
-        InputError: If the calibration part is too small for the share, or the score does not suit
-            the model.
+        InputError: If the calibration part is too small for the share, a part is empty, the score
+            does not suit the model, or its classes are not those of the data, in their order.
     """
+    check_classes(model, splits)
     detector = OODDetector(model, score, None, batch_size, **options)
     if score in FITS:
-        kind = FITS[score]
-        detector.reference = kind.of(*features_of_batches(model, _batches(splits.train, detector)))
+        batches = _batches(splits, "train", batch_size)
+        detector.reference = FITS[score].of(*features_of_batches(model, batches))
+    detector.check_density(part_of(splits, "calibration")[:1][0])
     if accept is None:
         accept = largest_accept(len(splits.calibration))
     scores = [
         detector.score(x, _logits(model, x, batch_size))
-        for x, _ in _batches(splits.calibration, detector)
+        for x, _ in _batches(splits, "calibration", batch_size)
     ]
     detector.input_shape = splits.input_shape
     detector.fit_scores(torch.cat(scores), accept)
-    pairs = [(_logits(model, x, batch_size), y) for x, y in _batches(splits.validation, detector)]
+    validation = _batches(splits, "validation", batch_size)
+    pairs = [(_logits(model, x, batch_size), y) for x, y in validation]
     logits, labels = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
     temperature = TemperatureScaling().fit(logits, labels) if logits.shape[1] > 1 else None
     return Scorer(detector, temperature)
@@ -228,8 +232,9 @@ def weights_checksum(model: JEM) -> str:
     return digest.hexdigest()
 
 
-def _batches(part: DataPart | LazyPart, detector: OODDetector) -> Iterator[tuple[Tensor, Tensor]]:
-    return BatchStream(part, detector.batch_size, seed=0, name="scorer", drop_last=False).epoch(0)
+def _batches(splits: DataSplits, name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    part = part_of(splits, name)
+    return BatchStream(part, size, seed=0, name="scorer", drop_last=False).epoch(0)
 
 
 def _logits(model: JEM, x: Tensor, batch_size: int) -> Tensor:

@@ -166,6 +166,11 @@ def judge_of(seed: int, args: Benchmark) -> Judge | None:
     return train_judge(splits.train.x, splits.train.y, num_classes, seed=seed, data=args.data)
 
 
+def draws(name: str) -> bool:
+    """Whether a recipe makes a model that can be sampled."""
+    return name == "ebmkit" or RECIPES[name].generative
+
+
 def spread(values: list[float], digits: int) -> str:
     """Mean and range, as text."""
     low, high = min(values), max(values)
@@ -248,7 +253,7 @@ def main() -> None:
     processes = multiprocessing.get_context("spawn")
     for seed in args.seeds:
         left = [name for name in args.recipes if (name, seed) not in done]
-        judge = judge_of(seed, args) if left else None
+        judge = judge_of(seed, args) if any(draws(name) for name in left) else None
         for name in left:
             with processes.Pool(1) as pool:
                 row = pool.apply(race_one, (name, seed, args, judge))

@@ -291,6 +291,17 @@ def test_stopping_a_fit_stops_whatever_runs_it(iris):
         quick(network=Interrupted(4, 3)).fit(*iris)
 
 
+def test_a_fit_that_fails_leaves_no_older_model(iris):
+    classifier = quick(epochs=1).fit(*iris)
+    with pytest.raises(InputError):
+        classifier.set_params(network=mlp((4,), 5)).fit(iris[0], np.array(list("abc"))[iris[1]])
+    for use in (classifier.predict, classifier.is_ood):
+        with pytest.raises(NotFittedError):
+            use(iris[0])
+    with pytest.raises(NotFittedError):
+        classifier.sample([0])
+
+
 def test_same_random_state_same_bits_and_the_global_state_is_left_alone(iris):
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
     one = quick().fit(*iris)
@@ -349,7 +360,10 @@ def test_progress_is_shown_only_when_asked_for(iris, capfd):
     [
         ({"class_weight": {"a": 2.0}}, r"names \['a'\], but the classes are"),
         ({"class_weight": {0: 0.0}}, "`class_weight` must hold numbers above 0"),
-        ({"channels": "middle"}, "`channels` must be 'first', 'last' or None"),
+        ({"channels": "middle"}, "channels 'first', 'last' or None, got 'middle'"),
+        ({"accept": "x"}, r"`accept` must lie in \(0, 1\), but got 'x'"),
+        ({"calibration_fraction": None}, r"lie in \[0, 0.5\), but got None"),
+        ({"early_stopping": True, "n_iter_no_change": None}, "least 1, but got 0.1 and None"),
         ({"accept": 1.0}, r"`accept` must lie in \(0, 1\)"),
         ({"calibration_fraction": 0.7}, r"`calibration_fraction` must lie in \[0, 0.5\)"),
         ({"early_stopping": True, "validation_fraction": 0}, "`validation_fraction` above 0"),
@@ -363,7 +377,22 @@ def test_wrong_settings_are_named(iris, changes, message):
         quick(**changes).fit(*iris)
 
 
+@pytest.mark.parametrize("label", [None, float("nan"), ""])
+def test_missing_labels_are_no_class(iris, label):
+    with pytest.raises(InputError, match="a label for every example, got none in row 2"):
+        quick().fit(iris[0], ["a", "b", label] * 50)
+
+
+def test_no_images_are_no_samples():
+    x, y = images()
+    classifier = quick(epochs=1, network=narrow).fit(x, y)
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        classifier.predict(x[:0])
+
+
 def test_mistakes_in_use_are_named(fitted, iris):
+    with pytest.raises(InputError, match="an integer of at least 0, but got None"):
+        fitted.sample([1], random_state=None)
     with pytest.raises(InputError, match="`labels` must be classes among"):
         fitted.sample(["cat"])
     with pytest.raises(InputError, match=r"one class only: 'cat'$"):

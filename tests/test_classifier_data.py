@@ -109,7 +109,9 @@ def test_whole_numbers_are_rounded_and_stay_in_their_range():
     assert raw_format.restore(x, scaling).tolist() == [[[0, 128, 255]]]
 
 
-def test_a_column_of_truth_values_comes_back_as_numbers():
+def test_truth_values_come_back_as_truth_values():
     scaling = Scaling.of_table(np.array([[0.0], [1.0]]))
-    restored = RawFormat((1,), np.dtype(bool)).restore(torch.zeros(1, 1), scaling)
-    assert restored.tolist() == [[0.5]]
+    drawn = torch.tensor([[-1.3], [-0.1], [0.1], [1.3]])
+    restored = RawFormat((1,), np.dtype(bool)).restore(drawn, scaling)
+    assert restored.dtype == bool
+    assert restored.ravel().tolist() == [False, False, True, True]

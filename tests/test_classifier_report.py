@@ -2,10 +2,12 @@
 
 import json
 import warnings
+from copy import copy
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.datasets import load_wine
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
@@ -162,6 +164,39 @@ def test_the_report_accepts_the_share_that_the_estimator_does(parts, tmp_path):
     classifier = JEMClassifier("plain", epochs=1, accept=0.8, random_state=0).fit(x_train, y_train)
     found = classifier.report(x_test, y_test, x_train, y_train, folder=tmp_path)
     assert found["ood"]["accept"] == classifier.detector_.accept == 0.8
+
+
+def test_the_parts_are_those_of_fit_whatever_parameters_say_now(parts):
+    x_train, x_test, y_train, y_test = parts
+    classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(x_train, y_train)
+    asked = (x_test, y_test), (x_train, y_train), None
+    before = classifier._subject(*asked)
+    classifier.set_params(calibration_fraction=0.4, accept=0.5, early_stopping=True)
+    after = classifier._subject(*asked)
+    assert torch.equal(after.splits.calibration.x, before.splits.calibration.x)
+    assert after.run == before.run
+
+
+@pytest.mark.parametrize("changes", [{"calibration_fraction": 0.3}, {"early_stopping": True}])
+def test_a_control_that_trained_on_what_is_held_out_is_refused(fitted, parts, changes):
+    x_train, x_test, y_train, y_test = parts
+    control = JEMClassifier("plain", epochs=1, random_state=0, **changes).fit(x_train, y_train)
+    with pytest.raises(InputError, match="hold out the same of them"):
+        fitted.report(x_test, y_test, x_train, y_train, control=control)
+
+
+def test_labels_in_a_column_are_taken_as_in_fit(fitted, parts):
+    x_train, x_test, y_train, y_test = parts
+    subject = fitted._subject((x_test, y_test[:, None]), (x_train, y_train[:, None]), None)
+    assert len(subject.splits.test) == len(x_test)
+
+
+def test_what_an_older_version_fitted_gets_no_report(fitted, parts):
+    x_train, x_test, y_train, y_test = parts
+    old = copy(fitted)
+    del old._division
+    with pytest.raises(NotFittedError, match="older jem: call `fit`"):
+        old.report(x_test, y_test, x_train, y_train)
 
 
 def test_a_control_must_be_fitted(fitted, parts, tmp_path):

@@ -262,7 +262,7 @@ def test_default_folder_is_free_and_resume_takes_the_last(tmp_path):
     assert _default_folder(tmp_path, "digits", resume=False).name == "digits"
     (tmp_path / "digits").mkdir()
     assert _default_folder(tmp_path, "digits", resume=False).name == "digits-2"
-    (tmp_path / "digits-2").mkdir()
+    (tmp_path / "digits-2" / "checkpoints").mkdir(parents=True)
     assert _default_folder(tmp_path, "digits", resume=True).name == "digits-2"
 
 
@@ -460,9 +460,27 @@ def test_bad_config_files(capsys, tmp_path):
         ('{"learning_rate": "high"}', "learning_rate|wrong type"),
         ('{"schedule": "linear"}', "schedule"),
         ('{"recipe": {"no_such": 1}}', "no_such"),
+        ('{"recipe": ["a"]}', "`recipe` must be a name or an object, but is "),
+        ('{"recipe": 5}', "`recipe` must be a name or an object, but is 5"),
+        ('{"seed": "x"}', "`seed` must be a whole number, but is 'x'"),
+        ('{"seed": 1.5}', "`seed` must be a whole number, but is 1.5"),
+        ('{"seed": true}', "`seed` must be a whole number, but is True"),
+        ('{"network": 5}', "`network` must be module:factory, but is 5"),
+        ('{"data_root": 3}', "`data_root` must be text, but is 3"),
+        ('{"data": null}', "`data` must be text, but is None"),
     ]:
         config.write_text(text)
         assert re.search(message, refused(capsys, "train", "--config", config)), text
+
+
+def test_names_that_a_terminal_cannot_show_are_shown_in_another_way(tmp_path):
+    (tmp_path / "ünï.csv").write_text(
+        "\n".join(["p,label", *(f"{i},{'ab'[i % 2]}" for i in range(40))])
+    )
+    for words in (["data", "ünï.csv"], ["data", "ünï.npz"]):
+        done = process(*words, cwd=tmp_path, PYTHONIOENCODING="ascii")
+        assert "Traceback" not in done.stderr
+        assert r"\xfcn\xef" in done.stdout + done.stderr
 
 
 def test_bad_flags_exit_with_2():

@@ -297,5 +297,5 @@ def test_the_inputs_are_not_written_over(trained, raw, tmp_path, capsys):
     np.savez(tmp_path / "in.npz", x=raw)
     before = (tmp_path / "in.npz").read_bytes()
     message = refused(capsys, tmp_path / "in.png", trained, tmp_path / "in.npz")
-    assert "is the file to be completed" in message
+    assert "in.npz is read, and would be lost" in message
     assert (tmp_path / "in.npz").read_bytes() == before

@@ -257,6 +257,11 @@ def test_a_network_that_cannot_be_traced_is_refused_in_one_line(network, tmp_pat
     assert target.read_bytes() == b"an older file"
 
 
+def test_a_network_alone_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Linear: wrap it"):
+        export_torch(nn.Linear(2, 3), tmp_path / "model.pt2")
+
+
 def test_the_input_shape_must_be_known(tmp_path):
     with pytest.raises(InputError, match=r"set `model.input_shape`"):
         export_torch(jem.JEM(nn.Linear(2, 3)), tmp_path / "model.pt2")

@@ -172,6 +172,10 @@ def test_count_steps_and_model_are_checked(model):
         jem.sample(model, count=0)
     with pytest.raises(InputError, match="`num_steps` must be at least 0, but got -1"):
         jem.sample(model, num_steps=-1)
+    with pytest.raises(InputError, match="must be a start or saved chains, but got list"):
+        jem.sample(model, start=[[0.0, 0.0]])
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Identity: wrap it"):
+        jem.sample(nn.Identity())
     model.chain = None
     with pytest.raises(InputError, match="keeps no sampler settings"):
         jem.sample(model)
@@ -302,6 +306,8 @@ def test_saved_chains_move_twenty_times_and_the_count_does_not_matter(wells):
     for count in (1, BLOCK + 1):
         few = jem.sample(wells, labels[:count], start=saved(), seed=2)
         torch.testing.assert_close(few, many[:count], rtol=0, atol=1e-6)
+    array = saved().double().numpy()
+    assert torch.equal(jem.sample(wells, labels, start=array, seed=2), many)
     drawn = jem.sample(wells, count=4, start=saved())
     assert drawn.shape == (4, 2)
 

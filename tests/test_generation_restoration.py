@@ -122,6 +122,15 @@ def test_masks_broadcast(pictures):
         assert torch.equal(jem.inpaint(pictures, x, known), expected)
 
 
+def test_a_mask_that_could_be_of_inputs_or_of_channels_is_refused():
+    model = JEM(nn.Flatten(), input_shape=(3, 8, 8), domain=(-1.0, 1.0))
+    model.chain = settings((3, 8, 8), num_steps=2)
+    x, known = torch.zeros(3, 3, 8, 8), torch.arange(192).view(3, 8, 8) % 5 < 2
+    with pytest.raises(InputError, match=r"pass known\[:, None\] for inputs, known\[None\] for"):
+        jem.inpaint(model, x, known)
+    assert torch.equal(jem.inpaint(model, x[:2], known), jem.inpaint(model, x, known[None])[:2])
+
+
 def test_all_known_and_nothing_known(model):
     x = points(3)
     assert torch.equal(jem.inpaint(model, x, torch.tensor(True)), x)

@@ -33,6 +33,7 @@ def test_large_seeds_are_taken():
     assert seed != named_generator(5, "a").initial_seed(), "a large seed must not wrap around"
 
 
-def test_a_negative_seed_is_refused():
-    with pytest.raises(InputError, match="at least 0, but got -1"):
-        derive_seed(-1, "chains")
+@pytest.mark.parametrize("seed", [-1, None, 0.5, "1"])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(InputError, match=f"an integer of at least 0, but got {seed!r}$"):
+        derive_seed(seed, "chains")

@@ -10,7 +10,7 @@ from torch import nn
 
 import jem
 from jem import networks
-from jem.data.parts import LazyPart
+from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError, RunFolderError
 from jem.evaluation.ood import SCORES, OODDetector, score
 from jem.evaluation.temperature import TemperatureScaling
@@ -116,6 +116,49 @@ def test_data_read_one_by_one_give_the_same(name, model, iris, lazy):
     found = fit_scorer(model, lazy, score=name, batch_size=11).table(iris.test.x)
     for column, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(column, wanted)
+
+
+def test_classes_in_another_order_are_refused(model, iris, tmp_path):
+    swapped = JEM(model.network, classes=iris.classes[::-1])
+    more = JEM(model.network, classes=[*iris.classes, "lilac"])
+    for other, message in ((swapped, "class 0 must be 'setosa'"), (more, "class 3 must be None")):
+        with pytest.raises(InputError, match=message):
+            fit_scorer(other, iris)
+        with pytest.raises(InputError, match=message):
+            jem.write_report(other, iris, tmp_path)
+        with pytest.raises(InputError, match=message):
+            jem.write_report(model, iris, tmp_path, control=other)
+    numbered = JEM(model.network, classes=["0", "1", "2"])  # as training names those without names
+    assert fit_scorer(numbered, iris).detector.num_calibration == len(iris.calibration)
+
+
+@pytest.mark.parametrize("part", ["validation", "test", "calibration"])
+def test_an_empty_part_is_named(part, model, iris, tmp_path):
+    lacking = replace(iris, **{part: DataPart(*getattr(iris, part)[:0])})
+    message = f"the {part} part of `iris` must hold examples, but is empty"
+    if part != "test":
+        with pytest.raises(InputError, match=message):
+            fit_scorer(model, lacking)
+    if part != "calibration":  # the report then has no threshold
+        with pytest.raises(InputError, match=message):
+            jem.write_report(model, lacking, tmp_path)
+
+
+def test_foreign_sets_of_a_report_may_be_arrays(model, iris, tmp_path):
+    sets = {"far": np.full((30, 4), 9.0)}
+    found = jem.write_report(model, iris, tmp_path, foreign=sets)
+    assert found["ood"]["sets"][-1]["num"] == 30
+    with pytest.raises(InputError, match=r"inputs must be of shape \(B, 4\), but got \(30, 5\)"):
+        jem.write_report(model, iris, tmp_path, foreign={"far": np.full((30, 5), 9.0)})
+
+
+def test_a_scorer_needs_a_model_with_a_density(model, iris):
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Network: wrap it"):
+        fit_scorer(model.network, iris)
+    network = nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(dim=1))
+    with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
+        fit_scorer(JEM(network), iris)
+    assert fit_scorer(JEM(network), iris, score="max_logit").detector.threshold is not None
 
 
 def test_a_model_of_one_output_needs_no_temperature(iris):

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jem.commands.report import Report, make_report
-from jem.commands.runs import check_out
+from jem.commands.runs import check_out, read_config
 from jem.errors import InputError, RunFolderError
 
 
@@ -34,7 +34,10 @@ def run(argv: list[str]) -> int:
     args = tyro.cli(Compare, args=argv, prog="jem compare")
     if len(args.runs) < 2:
         raise InputError(f"expected at least two runs to compare, but got {len(args.runs)}")
+    args.out = args.out.expanduser()
     check_out(args.out)
+    for path in args.runs:
+        read_config(path)  # before any is measured
     from jem.evaluation.report_page import comparison_rows, render_comparison
     from jem.training.checkpoint import write_atomically
 
@@ -52,17 +55,33 @@ def run(argv: list[str]) -> int:
 
 
 def _figures(path: Path, quiet: bool) -> dict[str, Any]:
+    """The report of a run; made, and made anew where the run has gone on since."""
     from jem.evaluation.report import SCHEMA_VERSION
+    from jem.evaluation.report_page import comparison_rows
+    from jem.training.checkpoint import Checkpoints
+    from jem.training.run_folder import RunFolder
 
     file = path / "report.json"
     if not file.exists():
         return make_report(Report(path, quiet=quiet))
     try:
         figures: dict[str, Any] = json.loads(file.read_text())
+        if figures["schema_version"] != SCHEMA_VERSION:
+            raise RunFolderError(
+                f"{file} is of another version: make it again with jem report {path}"
+            )
+        measured = figures["run"]["iterations"]
+        comparison_rows({"": figures})  # that all is there
     except (OSError, ValueError) as error:
         raise RunFolderError(f"cannot read {file}: {error}") from error
-    if figures.get("schema_version") != SCHEMA_VERSION:
-        raise RunFolderError(f"{file} is of another version: make it again with jem report {path}")
+    except (LookupError, TypeError, AttributeError) as error:
+        raise RunFolderError(
+            f"{file} is no report ({type(error).__name__}: {error}): make it again with "
+            f"jem report {path}"
+        ) from error
+    newest = Checkpoints(RunFolder(path).checkpoints).iterations()[-1:]
+    if newest and newest != [measured]:
+        return make_report(Report(path, quiet=quiet))
     return figures
 
 

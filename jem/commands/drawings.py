@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,19 +40,32 @@ class Outputs:
         return self.arrays.with_suffix(".csv")
 
     @classmethod
-    def at(cls, out: Path) -> Outputs:
+    def at(cls, out: Path, *read: str | Path | None, table: bool = False) -> Outputs:
         """Where a person's `--out`, named with or without its ending, puts them.
 
+        Args:
+            out: What the person named.
+            read: Files and folders that the command reads, or what may be none.
+            table: Whether the .csv file is written too.
+
         Raises:
-            InputError: If they could not be written there.
+            InputError: If they could not be written there, or what is there would be lost.
         """
+        out = out.expanduser()
         if out.name in ("", "..") or not out.parent.is_dir():
             raise InputError(f"--out: there is no folder {out.parent}")
         known = out.suffix in (".png", ".npz", ".csv")
         stem = out.with_suffix("") if known else out
         made = cls(*(stem.with_name(stem.name + ending) for ending in (".png", ".npz")))
-        for path in (made.picture, made.arrays):
-            check_out(path)
+        ours = _is_drawing(made.arrays)
+        for path in (made.picture, made.arrays, *([made.table] if table else [])):
+            check_out(path, *read)
+            asked = path == made.picture and not any(_holds(folder, path) for folder in read)
+            if path.exists() and not ours and not asked:
+                raise InputError(
+                    f"--out: {path} would be lost, and no drawing was written there before: "
+                    "choose another name"
+                )
         return made
 
     def write(self, figure: Any, metadata: dict[str, Any], **arrays: Any) -> None:  # noqa: ANN401
@@ -87,6 +101,19 @@ class Outputs:
         writer.writerow([*columns, "label"])
         writer.writerows([*row, name] for row, name in zip(x.tolist(), labels, strict=True))
         write_atomically(self.table, content.getvalue().encode())
+
+
+def _is_drawing(arrays: Path) -> bool:
+    """Whether an .npz file was written by `Outputs.write`."""
+    try:
+        with zipfile.ZipFile(arrays) as archive:
+            return "metadata.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _holds(folder: str | Path | None, path: Path) -> bool:
+    return folder is not None and Path(folder).expanduser().resolve() in path.resolve().parents
 
 
 def class_indices(model: JEM, names: Sequence[str]) -> Tensor:

@@ -83,15 +83,12 @@ def run(argv: list[str]) -> int:
 
     if args.count < 1:
         raise InputError(f"--count must be at least 1, but got {args.count}")
-    outputs = Outputs.at(args.out)
-    for path in (outputs.picture, outputs.arrays):
-        if path.resolve() == args.inputs.resolve():
-            raise InputError(f"--out: {path} is the file to be completed")
+    config = read_config(args.run)
+    outputs = Outputs.at(args.out, args.inputs, args.mask, config.get("data"))
     model = load_model(args.run, args.network)
     chain_of(model)
     doubt_density(args.run)
     shape = model.input_shape or ()
-    config = read_config(args.run)
     if args.inputs.exists():
         refuse_unfit(args.inputs, None, None, args.skip_damaged)
     stream = inputs_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -49,7 +50,26 @@ def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") 
         if not shape or not classes:
             raise InputError(f"{run} does not say the input shape and classes of its network")
         network = network_from_reference(reference, shape, len(classes))
-    return load(run, network, device=device)
+    model = load(run, network, device=device)
+    _doubt_end(run)
+    return model
+
+
+def _doubt_end(run: Path) -> None:
+    """Say so if the training of a run was stopped or killed."""
+    from jem.training.checkpoint import Checkpoints
+    from jem.training.log import read_metrics
+    from jem.training.run_folder import RunFolder
+
+    folder = RunFolder(run)
+    done = Checkpoints(folder.checkpoints).iterations()[-1]
+    total = read_config(run).get("iterations", 0)
+    # A run may also end before its time because it was told to.
+    if done < total and not (folder.metrics.exists() and read_metrics(folder.metrics, "end")):
+        note(
+            f"training was not finished ({done:,} of {total:,} updates): "
+            f"jem train --out {run} --resume goes on"
+        )
 
 
 def load_data(name: str, *, quiet: bool = False, **options: Any) -> DataSplits:  # noqa: ANN401
@@ -62,6 +82,8 @@ def load_data(name: str, *, quiet: bool = False, **options: Any) -> DataSplits: 
     """
     from jem.data import load
 
+    if not name:
+        raise InputError("expected the name of a data set, a file or a folder, but got ''")
     with ExitStack() as stack:
         if not quiet and Path(name).expanduser().is_dir():
             from rich.console import Console
@@ -81,6 +103,43 @@ def doubt_density(run: Path) -> None:
     """Say so if the run trained nothing: what is drawn is only as good as what it was given."""
     if why := read_config(run).get("as_given"):
         note(f"{run} trained no density ({why}): this is drawn from the network as it was given")
+
+
+def checksum(splits: DataSplits) -> str:
+    """What tells data from others, wherever they lie: labels in order, and the training inputs.
+
+    For the inputs of a table stands the order of rows by each column, which another machine's
+    rounding of mean and deviation does not change; for images that are read when asked for, names
+    and sizes.
+    """
+    import numpy as np
+
+    from jem.data.parts import PART_NAMES, DataPart
+
+    found = hashlib.sha256(repr(splits.classes).encode())
+    for name in PART_NAMES:
+        found.update(getattr(splits, name).y.numpy().tobytes())
+    if isinstance(splits.train, DataPart):
+        x = splits.train.x
+        inputs = x if x.ndim > 2 else x.argsort(dim=0, stable=True)
+        found.update(np.ascontiguousarray(inputs.numpy()).ravel().data)
+    else:
+        for file in splits.train.sources:
+            found.update(f"{file.parent.name}/{file.name} {file.stat().st_size}\n".encode())
+    return found.hexdigest()
+
+
+def refuse_other_data(run: Path, config: dict[str, Any], splits: DataSplits) -> None:
+    """Hold a run to the data that it was trained on, which others would divide anew.
+
+    Raises:
+        InputError: If they differ; runs without a checksum, which are older, take any.
+    """
+    if config.get("data_checksum") not in (None, checksum(splits)):
+        raise InputError(
+            f"the data {splits.name} do not fit the run: they are not those that {run} was "
+            "trained on, and would be divided in another way; give the old ones, or train anew"
+        )
 
 
 def inputs_of(
@@ -104,12 +163,15 @@ def inputs_of(
     """
     from jem.data.streams import stream_inputs
 
+    columns = config.get("columns")
+    if columns is None:  # else names decide, and a column of labels need not be there
+        label_column = label_column or config.get("label_column")
     return stream_inputs(
         path,
         model.input_shape or (),
         batch_size=batch_size,
-        label_column=label_column or config.get("label_column"),
-        columns=config.get("columns"),
+        label_column=label_column,
+        columns=columns,
         resize=config.get("image_size") is not None,
         skip_damaged=skip_damaged,
     )
@@ -133,7 +195,8 @@ def splits_of(
         quiet: Show nothing.
 
     Raises:
-        InputError: If the run does not say where its data are, and nobody else does.
+        InputError: If the run does not say where its data are, and nobody else does; or if they
+            are not those that it was trained on.
     """
     name = data or config.get("data")
     if not isinstance(name, str):
@@ -146,14 +209,24 @@ def splits_of(
     elif path.suffix.lower() == ".csv":
         options["label_column"] = config.get("label_column")
     root = None if root is None else Path(root)
-    return load_data(name, quiet=quiet, root=root, seed=config["seed"], **options)
+    splits = load_data(name, quiet=quiet, root=root, seed=config["seed"], **options)
+    refuse_other_data(run, config, splits)
+    return splits
 
 
-def check_out(out: Path) -> None:
-    """Refuse what cannot become a file, before the work."""
+def check_out(out: Path, *read: str | Path | None) -> None:
+    """Refuse what cannot become a file, before the work.
+
+    Args:
+        out: The file to write.
+        read: Files that must not be written over, or what may be none.
+    """
     if not out.parent.is_dir():
         raise InputError(f"--out: there is no folder {out.parent}")
     if out.is_dir():
         raise InputError(f"--out: expected a file to write, but {out} is a folder")
     if out.exists() and not out.is_file():  # a device would be replaced by a file
         raise InputError(f"--out: expected a file to write, but {out} is no ordinary file")
+    for source in (Path(name).expanduser() for name in read if name is not None):
+        if out.exists() and source.exists() and out.samefile(source):
+            raise InputError(f"--out: {out} is read, and would be lost: choose another name")

@@ -74,7 +74,9 @@ def run(argv: list[str]) -> int:
 
     if args.count < 1:
         raise InputError(f"--count must be at least 1, but got {args.count}")
-    outputs = Outputs.at(args.out)
+    config = read_config(args.run)
+    is_table = len(config.get("input_shape") or ()) == 1
+    outputs = Outputs.at(args.out, args.data, config.get("data"), table=is_table)
     model = load_model(args.run, args.network)
     chain_of(model)
     doubt_density(args.run)
@@ -103,7 +105,7 @@ def run(argv: list[str]) -> int:
     )
     written = [outputs.picture, outputs.arrays]
     if raw.ndim == 2:
-        columns = read_config(args.run).get("columns") or [f"x{i}" for i in range(raw.shape[1])]
+        columns = config.get("columns") or [f"x{i}" for i in range(raw.shape[1])]
         outputs.write_table(columns, raw, of_rows)
         written.append(outputs.table)
     print(f"{len(drawn)} samples: {', '.join(map(str, written))}")

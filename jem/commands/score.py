@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import os
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,8 +71,11 @@ def run(argv: list[str]) -> int:
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
     from jem.data.files import refuse_unfit
 
-    _check_out(args)
+    args.out = args.out.expanduser()
     config = read_config(args.run)
+    check_out(args.out, args.inputs, args.data, config.get("data"))
+    if args.batch_size < 1:
+        raise InputError(f"--batch-size must be at least 1, but got {args.batch_size}")
     model = load_model(args.run, args.network, device=args.device)
     if args.inputs.exists():
         refuse_unfit(args.inputs, args.label_column, None, args.skip_damaged)
@@ -103,12 +107,6 @@ def run(argv: list[str]) -> int:
         f"{detector.num_calibration:,} of the calibration part"
     )
     return 0
-
-
-def _check_out(args: Score) -> None:
-    check_out(args.out)
-    if args.out.resolve() == args.inputs.resolve():
-        raise InputError(f"--out: {args.out} is the file to be scored")
 
 
 def _read_at_once(batch_size: int, shape: Sequence[int]) -> int:
@@ -146,7 +144,8 @@ def _check_same_data(model: JEM, splits: DataSplits) -> None:
     ours, theirs = model.scaling, splits.scaling
     same = (model.input_shape, model.classes) == (splits.input_shape, splits.classes)
     if same and ours is not None:
-        same = torch.equal(ours.shift, theirs.shift) and torch.equal(ours.scale, theirs.scale)
+        pairs = (ours.shift, theirs.shift), (ours.scale, theirs.scale)  # older runs: 32 bits
+        same = all(torch.allclose(a.float(), b.float(), atol=1e-6) for a, b in pairs)
     if not same:
         raise InputError(
             f"{splits.name} is not what the run was trained on: its shape, classes or scaling "
@@ -217,10 +216,10 @@ def _rows(scorer: Scorer, names: Sequence[str], table: Scored) -> Iterator[tuple
 @contextmanager
 def _written_whole(path: Path) -> Iterator[IO[str]]:
     """A text file that takes its name when it is complete, and is removed if it never is."""
-    partial = path.with_name(f"{path.name}.partial")
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         # A file name need not be text; its bytes are written as they are.
-        with partial.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with partial.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jem.commands.report import Report, make_report, print_answers
-from jem.commands.runs import load_data
+from jem.commands.runs import checksum, load_data, read_config, refuse_other_data
 from jem.errors import InputError
 from jem.training.recipe import RECIPES, Recipe, recipe_from
 
@@ -88,16 +88,19 @@ def run(argv: list[str]) -> int:
     from jem.training.distributed import join
 
     ranks = join()
-    folder = args.out or _default_folder(Path("runs"), Path(args.data).stem, args.resume)
-    out = ranks.agree(folder)
+    stem = Path(args.data).resolve().stem
+    folder = args.out or _default_folder(Path("runs"), stem, args.resume)
+    out = ranks.agree(folder.expanduser())
     if args.resume:
         args = _as_started(args, out, _defaults(argv))
+    else:
+        _refuse_among_data(args.data, out)
     if args.control and args.settings.epochs == 0:
         raise InputError(
             "--control compares with a plain classifier that was trained, but --epochs 0 trains "
             "nothing: leave out --control, or give more epochs"
         )
-    splits = _load(args, quiet=args.quiet or not ranks.first)
+    splits = _load(args, out, quiet=args.quiet or not ranks.first)
     _refuse_single_class(splits)
     if args.dry_run:
         _dry_run(args, splits, out)
@@ -150,13 +153,15 @@ def _parse(argv: list[str]) -> Train:
 
 
 def _default_folder(parent: Path, stem: str, resume: bool) -> Path:
-    """The first free of NAME, NAME-2, NAME-3, ...; to resume, the last that is taken."""
-    taken = parent / stem
+    """The first free of NAME, NAME-2, NAME-3, ...; to resume, the last that holds a run."""
+    from jem.training.run_folder import RunFolder
+
+    last = parent / stem
     for number in itertools.count(1):
         folder = parent / (stem if number == 1 else f"{stem}-{number}")
         if not folder.exists():
-            return taken if resume else folder
-        taken = folder
+            return last if resume else folder
+        last = folder if RunFolder(folder).holds_run() else last
     raise AssertionError("unreachable: the count has no end")
 
 
@@ -164,8 +169,15 @@ def _defaults(argv: list[str]) -> Train:
     """Settings before flags: the named recipe, then the configuration file."""
     recipe = _flag(argv, "--recipe") or Train.recipe
     config = _flag(argv, "--config")
-    own, changes = _settings_of(Path(config)) if config else ({}, {})
-    return Train(**own, settings=recipe_from(recipe, changes))
+    own, changes = _settings_of(Path(config).expanduser()) if config else ({}, {})
+    resolved = recipe_from(recipe, changes)
+    named = _flag(argv, "--recipe") is not None and "--resume" not in argv
+    if named and changes.keys() >= _OF_RECIPE and resolved != recipe_from(recipe):
+        raise InputError(
+            f"--recipe {recipe}: {config} holds a whole recipe, which would hide it: leave out "
+            "--recipe, or take the recipe out of the file"
+        )
+    return Train(**own, settings=resolved)
 
 
 def _flag(argv: list[str], name: str) -> str | None:
@@ -190,10 +202,17 @@ def _settings_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     changes = config.get("recipe", {})
     if isinstance(changes, str):
         changes = asdict(recipe_from(changes))
+    if not isinstance(changes, dict):
+        raise InputError(f"{path}: `recipe` must be a name or an object, but is {changes!r}")
     own = {}
-    for key in _OWN:
-        if isinstance(config.get(key), str | int):
-            own[key] = Path(config[key]) if key == "data_root" else config[key]
+    for key, kind in _OWN.items():
+        value = config.get(key, getattr(Train, key))
+        if value is None and getattr(Train, key) is None:
+            continue  # left open
+        if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+            raise InputError(f"{path}: `{key}` must be {_KINDS[kind]}, but is {value!r}")
+        if key in config and not isinstance(value, dict):  # a network of ours: the recipe's
+            own[key] = Path(value) if key == "data_root" else value
     changes = {**changes, **{k: v for k, v in config.items() if k in _OF_RECIPE}}
     unknown = set(config) - _OF_RECIPE - {*_OWN} - _INFORMATIVE
     if unknown:
@@ -201,11 +220,13 @@ def _settings_of(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return own, changes
 
 
-_OF_DATA = ("data", "data_root", "label_column", "image_size", "skip_damaged")
-"""What a run keeps in its config.json to find the same data again."""
+_OWN: dict[str, Any] = {
+    "data": str, "data_root": str, "label_column": str, "image_size": int, "skip_damaged": bool,
+    "seed": int, "network": (str, dict),
+}  # fmt: skip
+"""Arguments of `Train` that a file may hold, and their types."""
 
-_OWN = (*_OF_DATA, "seed", "network")
-"""Arguments of `Train` that a file may hold."""
+_KINDS = {str: "text", int: "a whole number", bool: "true or false", (str, dict): "module:factory"}
 
 _OF_RECIPE = {f.name for f in fields(Recipe)}
 
@@ -214,6 +235,7 @@ _SETTLED = {*_OWN} - {"data_root"} | _OF_RECIPE
 
 _INFORMATIVE = {
     "recipe", "input_shape", "classes", "columns", "iterations", "versions", "device", "as_given",
+    "data_checksum",
 }  # fmt: skip
 """Other keys that a run writes into its config.json: people read them, `jem train` the recipe."""
 
@@ -246,8 +268,20 @@ def _as_started(args: Train, out: Path, defaults: Train) -> Train:
     return replace(args, **own, settings=recipe, out=out)
 
 
-def _load(args: Train, *, quiet: bool) -> DataSplits:
-    return load_data(
+def _refuse_among_data(data: str, out: Path) -> None:
+    """Refuse a run folder in a folder of images, whose folders are its classes."""
+    from jem.data import NAMES
+
+    folder, place = Path(data).expanduser().resolve(), out.resolve()
+    if data not in ("", *NAMES) and folder.is_dir() and folder in (place, *place.parents):
+        raise InputError(
+            f"the run folder {out} would lie in the folder of the data {data}, and be one of "
+            "their classes: choose another with --out"
+        )
+
+
+def _load(args: Train, out: Path, *, quiet: bool) -> DataSplits:
+    splits = load_data(
         args.data,
         quiet=quiet,
         root=args.data_root,
@@ -257,6 +291,9 @@ def _load(args: Train, *, quiet: bool) -> DataSplits:
         image_size=args.image_size,
         skip_damaged=args.skip_damaged,
     )
+    if args.resume:
+        refuse_other_data(out, read_config(out), splits)
+    return splits
 
 
 def _refuse_single_class(splits: DataSplits) -> None:
@@ -307,7 +344,9 @@ def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple
         seed=args.seed,
         device=args.device,
         progress=not args.quiet,
-        describe=_describe(args) | ({"columns": splits.columns} if splits.columns else {}),
+        describe=_describe(args)
+        | ({"columns": splits.columns} if splits.columns else {})
+        | {"data_checksum": checksum(splits)},
     )
     resume = args.resume and RunFolder(folder).holds_run()
     result = trainer.fit(splits.train, splits.validation, resume=resume)

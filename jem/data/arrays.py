@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import numpy as np
@@ -63,6 +64,8 @@ def from_arrays(
         >>> splits.classes, len(splits.train), len(splits.test)
         (('cat', 'dog'), 24, 8)
     """
+    _check_choice("kind", kind, ("image", "table"))
+    _check_choice("channels", channels, ("first", "last"))
     raw = _inputs(x, "x")
     layout, input_shape = _read_layout(raw, kind, channels)
     labels = _labels(y, len(raw), "y")
@@ -191,13 +194,10 @@ def _labels(values: Data, length: int, name: str) -> Array:
         raise InputError(
             f"Expected as many labels as inputs, got {length} inputs and {len(y)} labels."
         )
-    values = y.tolist() if y.dtype.kind in "fO" else []
-    missing = [i for i, label in enumerate(values) if _is_missing(label)]
-    if missing:
-        raise InputError(f"Expected a label for every example, got none in row {missing[0]}.")
+    refuse_missing(y)
     if y.dtype == object:
-        whole = all(isinstance(label, int | np.integer) for label in y)
-        y = y.astype(np.int64) if whole else y.astype(str)
+        numbers = all(isinstance(label, Real) for label in y)
+        y = np.array(y.tolist()) if numbers else y.astype(str)
     if y.dtype.kind == "f":
         if not np.array_equal(y, np.round(y)):
             raise InputError(
@@ -215,8 +215,24 @@ def _labels(values: Data, length: int, name: str) -> Array:
     return y
 
 
-def _is_missing(label: object) -> bool:
-    """Whether a label is None, NaN or infinite, or the missing value of a data frame."""
+def refuse_missing(labels: Array) -> None:
+    """Refuse labels, shape (N,), if there is none for some example."""
+    values = labels.tolist() if labels.dtype.kind in "fOU" else []
+    missing = [row for row, label in enumerate(values) if is_missing(label)]
+    if missing:
+        raise InputError(
+            f"Expected a label for every example, got none in row {missing[0]} "
+            f"({values[missing[0]]!r}): leave such examples out."
+        )
+
+
+def is_missing(label: object) -> bool:
+    """Whether a label is None, NaN or infinite, the missing value of a data frame, or no text.
+
+    Arrays and files of text hold NaN as "nan".
+    """
+    if isinstance(label, str):
+        return label.strip() in ("", "nan", "NaN")
     if label is None or type(label).__name__ in ("NAType", "NaTType"):
         return True
     return label != label or label in (math.inf, -math.inf)
@@ -229,7 +245,15 @@ def _check_indices(y: Array, classes: Sequence[str]) -> tuple[tuple[str, ...], I
             f"Expected y with class indices from 0 to {len(classes) - 1}, as class names are "
             f"given, got {came}."
         )
-    return tuple(str(name) for name in classes), y.astype(np.int64)
+    names = tuple(str(name) for name in classes)
+    if len(set(names)) < len(names):
+        raise InputError(f"Expected a name of its own for every class, got {', '.join(names)}.")
+    return names, y.astype(np.int64)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, str]) -> None:
+    if value is not None and value not in choices:
+        raise InputError(f"Expected {name} {choices[0]!r}, {choices[1]!r} or None, got {value!r}.")
 
 
 def _read_layout(
@@ -239,7 +263,7 @@ def _read_layout(
     found = "table" if x.ndim == 2 else "image"
     if x.ndim > 4 or kind not in (None, found):
         expected = {"image": "(N, H, W), (N, H, W, C) or (N, C, H, W)", "table": "(N, D)"}
-        wanted = expected.get(kind or "image", "kind 'image' or 'table'")
+        wanted = expected[kind or "image"]
         raise InputError(f"Expected inputs of shape {wanted}, got {x.shape}: reshape them.")
     if x.ndim == 2:
         return "table", (x.shape[1],)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from jem.data.parts import DataPart
+from jem.data.scaling import as_numeric
 from jem.errors import InputError
 from jem.randomness import named_generator
 
@@ -153,8 +154,10 @@ def as_part(data: Any) -> Examples:  # noqa: ANN401
 
 
 def _tensor(value: Any) -> Tensor:  # noqa: ANN401
-    if isinstance(value, Tensor | np.ndarray):
-        return torch.as_tensor(value)
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.ascontiguousarray(as_numeric(value)))
     raise InputError(f"Expected x and y to be tensors or arrays, got {type(value).__name__}.")
 
 
@@ -168,7 +171,7 @@ def _checked_part(x: Tensor, y: Tensor) -> DataPart:
             f"got {tuple(y.shape)}."
         )
     _check_indices(y)
-    return DataPart(x.to(torch.get_default_dtype()), y.long())
+    return DataPart(x.detach().to(torch.get_default_dtype()), y.long())
 
 
 def _check_inputs(x: Tensor) -> None:
@@ -187,8 +190,9 @@ def _check_indices(y: Tensor) -> None:
         raise InputError(
             f"Expected y as class indices of type int64, got {y.dtype}: use y.long()."
         )
-    if int(y.min()) < 0:
-        raise InputError(f"Expected class indices from 0 up in y, got {int(y.min())}.")
+    lowest = int(y.long().min())  # torch finds none among uint16
+    if lowest < 0:
+        raise InputError(f"Expected class indices from 0 up in y, got {lowest}.")
 
 
 def _checked_dataset(dataset: Examples) -> Examples:

@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def load(
 
     Args:
         name: A known name, or the path of an `.npz` file, a `.csv` file or a folder of images by
-            class.
+            class. A `Path` is never taken for a known name.
         root: Folder of downloaded sets; the environment variable JEM_DATA if None.
         download: Whether a missing set may be downloaded into `root`.
         seed: Decides which example goes to which part.
@@ -61,18 +62,25 @@ def load(
     Raises:
         InputError: If the name is unknown, or the data are missing or not as expected.
 
+    Warns:
+        UserWarning: If the known name is also that of a file or folder here.
+
     Example:
         >>> load("digits").input_shape
         (1, 8, 8)
     """
-    key = os.fspath(name)
-    if key in NAMES:
-        refuse_unfit(key, label_column, image_size, skip_damaged)
-    if key in _SMALL:
-        return _SMALL[key](seed)
-    if key in _DOWNLOADED:
-        return _load_downloaded(key, root, download, seed)
-    path = Path(key).expanduser()
+    path = Path(name).expanduser()
+    if isinstance(name, str) and name in NAMES:
+        refuse_unfit(name, label_column, image_size, skip_damaged)
+        if path.exists():
+            warnings.warn(
+                f"{name} is taken for the data set of that name: give './{name}' for what lies "
+                "here under it",
+                stacklevel=2,
+            )
+        if name in _SMALL:
+            return _SMALL[name](seed)
+        return _load_downloaded(name, root, download, seed)
     if path.exists():
         return load_file(
             path,
@@ -81,15 +89,15 @@ def load(
             image_size=image_size,
             skip_damaged=skip_damaged,
         )
-    if path.suffix or len(path.parts) > 1:
+    if not isinstance(name, str) or path.suffix or len(path.parts) > 1:
         raise InputError(
             f"Expected an .npz file, a .csv file or a folder, found nothing at {path}."
         )
-    close = difflib.get_close_matches(key.lower().replace("-", "_"), NAMES, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]}?" if close else ""
     raise InputError(
         f"Expected one of the data sets {', '.join(NAMES)}, or the path of an .npz file, a .csv "
-        f"file or a folder of images by class, got '{key}'.{hint}"
+        f"file or a folder of images by class, got '{name}'.{hint}"
     )
 
 

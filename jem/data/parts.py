@@ -63,6 +63,14 @@ class LazyPart(Dataset[tuple[Tensor, Tensor]]):
     def __repr__(self) -> str:
         return f"LazyPart({len(self):,} inputs, read when asked for)"
 
+    @property
+    def x(self) -> Tensor:
+        """Refused: all inputs at once are too large for memory."""
+        raise InputError(
+            f"Expected inputs in memory, got {self!r}: read some of them, `part[:1000][0]`; "
+            f"`jem.fit_scorer` fits a detector on all of them."
+        )
+
     def __len__(self) -> int:
         """Return the number of examples."""
         return len(self.sources)

@@ -177,6 +177,5 @@ def as_numeric(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         raise InputError(f"Expected real numbers as inputs, got values of type {array.dtype}.")
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch does little with these
         return array.astype(np.int64)
-    if array.dtype == np.longdouble or not array.dtype.isnative:
-        return array.astype(np.float64)
-    return array
+    native = array.dtype.newbyteorder("=")
+    return array.astype(np.float64 if native == np.longdouble else native, copy=False)

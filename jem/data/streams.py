@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -72,7 +73,8 @@ def stream_inputs(
         input_shape: What the network takes for one input: (C, H, W) or (D,).
         batch_size: Inputs a batch.
         label_column: Column of a `.csv` file to leave out; otherwise one called label, class,
-            target or y, where there is one column more than the network takes.
+            target or y, where there is one column more than the network takes. Where `columns`
+            are named it must be none of them, and a warning says if the file has none of its name.
         columns: Names of the columns that the network was trained on, in their order: a `.csv`
             file may have them in another, and others beside them. If None, position decides.
         resize: Bring images of another size to `input_shape`: scaled, and the middle cut out;
@@ -226,7 +228,7 @@ def _open_table(
             )
         columns = _feature_columns(path, header, shape[0], label_column)
     else:
-        columns = _named_columns(path, header, names)
+        columns = _named_columns(path, header, names, label_column)
     return InputStream(_table_batches(path, header, columns, rows, batch_size), None)
 
 
@@ -238,8 +240,17 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _named_columns(path: Path, header: Sequence[str], names: Sequence[str]) -> list[int]:
+def _named_columns(
+    path: Path, header: Sequence[str], names: Sequence[str], label_column: str | None
+) -> list[int]:
     """Positions of the columns of these names, in the order of the names."""
+    if label_column in names:
+        raise InputError(
+            f"Expected a column of labels to leave out of {path}, got '{label_column}', on which "
+            f"the network was trained: name another with --label-column, or none."
+        )
+    if label_column is not None and label_column not in header:
+        warnings.warn(f"{path} has no column '{label_column}' to leave out", stacklevel=2)
     missing = [name for name in names if name not in header]
     if missing:
         raise InputError(

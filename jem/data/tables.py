@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jem.data.arrays import Array
+from jem.data.arrays import Array, is_missing
 from jem.errors import InputError
 
 LABEL_COLUMNS = ("label", "class", "target", "y")
@@ -28,9 +28,10 @@ def read_csv(path: Path, label_column: str | None = None) -> tuple[Array, Array,
         what = "a column besides the labels" if rows else "rows below the header"
         raise InputError(f"Expected {what} in {path}, got none.")
     for number, row in rows:
-        if not row[label].strip():
+        if is_missing(row[label]):
             raise InputError(
-                f"Expected a label in line {number}, column '{header[label]}' of {path}, got none."
+                f"Expected a label in line {number}, column '{header[label]}' of {path}, got "
+                f"{row[label].strip() or 'none'}: leave such rows out."
             )
     names = tuple(header[i] for i in features)
     cells = [[(number, row[i]) for number, row in rows] for i in features]
@@ -98,10 +99,14 @@ def find_label_column(path: Path, header: Sequence[str], label_column: str | Non
     if label_column is not None and label_column in header:
         return header.index(label_column)
     if label_column is None:
-        lowered = [name.lower() for name in header]
-        for name in LABEL_COLUMNS:
-            if name in lowered:
-                return lowered.index(name)
+        usual = [name for name in header if name.lower() in LABEL_COLUMNS]
+        if len(usual) > 1:
+            raise InputError(
+                f"Expected one column of labels in {path}, got {', '.join(usual)}: name it with "
+                f"--label-column (label_column= in Python), and remove others that hold labels."
+            )
+        if usual:
+            return header.index(usual[0])
     wanted = f"called '{label_column}'" if label_column else f"({', '.join(LABEL_COLUMNS)})"
     raise InputError(
         f"Expected a column of labels {wanted} in {path}, got the columns {', '.join(header)}: "

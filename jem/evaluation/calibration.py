@@ -201,7 +201,7 @@ def calibration_report(
     """
     checked = check_probabilities(probabilities)
     classes = check_labels(labels, *checked.shape)
-    _check_settings(num_bins, num_bootstrap, confidence)
+    _check_settings(num_bins, num_bootstrap, confidence, seed)
     edges = equal_width_edges(num_bins), equal_mass_edges(checked.max(axis=1), num_bins)
     whole = np.ones((1, len(classes)))
     groups = _top_label(checked, classes, whole)
@@ -227,8 +227,9 @@ def calibration_report(
     )
 
 
-def _check_settings(num_bins: int, num_bootstrap: int, confidence: float) -> None:
-    for name, value, least in (("num_bins", num_bins, 1), ("num_bootstrap", num_bootstrap, 0)):
+def _check_settings(num_bins: int, num_bootstrap: int, confidence: float, seed: int) -> None:
+    counts = ("num_bins", num_bins, 1), ("num_bootstrap", num_bootstrap, 0), ("seed", seed, 0)
+    for name, value, least in counts:
         if not isinstance(value, Integral) or value < least:
             raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
     check_confidence(confidence)

@@ -176,7 +176,7 @@ def _draws(
         inpaint(
             model,
             x,
-            known,
+            known[None],
             seed=derive_seed(seed, "completion", number),
             num_steps=num_steps,
             progress=shown(number),

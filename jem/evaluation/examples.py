@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from jem.data.parts import DataPart, LazyPart
+from jem.data.parts import DataPart, DataSplits, LazyPart
 from jem.errors import InputError
 from jem.generation.chains import refuse_not_finite
+from jem.model import JEM, check_model
 from jem.randomness import named_generator
 
 if TYPE_CHECKING:
@@ -41,6 +43,39 @@ def check_inputs(
         )
     refuse_not_finite(batch, name)
     return batch
+
+
+def check_classes(model: JEM, splits: DataSplits) -> None:
+    """Refuse a model whose classes are not those of the data, in their order.
+
+    Classes that are only numbered, as training does without names, are those of any data.
+
+    Raises:
+        InputError: If they differ, or this is no `JEM`.
+    """
+    check_model(model)
+    classes = tuple(str(name) for name in splits.classes)
+    numbered = tuple(str(k) for k in range(len(classes)))
+    if model.classes in (None, numbered, classes):
+        return
+    pairs = zip_longest(model.classes or (), classes)
+    k, (own, wanted) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise InputError(
+        f"class {k} must be {wanted!r}, as in `{splits.name}`, but is {own!r} in the model: bring "
+        "its outputs into the order of the data's `classes`"
+    )
+
+
+def part_of(splits: DataSplits, name: str) -> DataPart | LazyPart:
+    """A part of a data set by its name.
+
+    Raises:
+        InputError: If it is empty.
+    """
+    part: DataPart | LazyPart = getattr(splits, name)
+    if not len(part):
+        raise InputError(f"the {name} part of `{splits.name}` must hold examples, but is empty")
+    return part
 
 
 def draw_subset(

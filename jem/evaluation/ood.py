@@ -19,11 +19,20 @@ from jem.evaluation.ood_features import (
     as_batch,
     features_of_batches,
     fitted,
+    on_model,
 )
 from jem.evaluation.ood_metrics import OODMetrics, ood_metrics
-from jem.evaluation.ood_scores import FROM_LOGITS, SCORES, Option, named, score, score_logits
+from jem.evaluation.ood_scores import (
+    FROM_LOGITS,
+    OF_DENSITY,
+    SCORES,
+    Option,
+    named,
+    score,
+    score_logits,
+)
 from jem.evaluation.ood_threshold import check_accept, flagged_rank
-from jem.model import JEM
+from jem.model import JEM, check_model, refuse_softmax
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -95,6 +104,7 @@ class OODDetector:
         batch_size: int = 256,
         **options: Option,
     ) -> None:
+        check_model(model)
         named(score)
         self.model, self.score_name, self.reference = model, score, reference
         self.batch_size, self.options = batch_size, options
@@ -116,15 +126,29 @@ class OODDetector:
 
         Raises:
             InputError: If n is too small for that share (0.95 needs 19, 0.99 needs 99), a score
-                is NaN, or the inputs do not fit: also where most lie far outside the domain.
+                is NaN, or the inputs do not fit: also where most lie far outside the domain. For
+                a score of the density also if the network ends in a softmax.
         """
         x = as_batch(x_calibration, self.model.input_shape)
         _check_units(x, self.model)
         check_accept(len(x), accept)  # before the work of scoring
+        self.check_density(x[:1])
         self.input_shape = tuple(x.shape[1:])
         return self.fit_scores(self.score(x), accept)
 
-    def fit_scores(self, scores: Tensor, accept: float = 0.95) -> Self:
+    def check_density(self, x: Tensor) -> None:
+        """Refuse a network without a density, where the score is one of the density.
+
+        Args:
+            x: Inputs that it takes, shape (B, *shape).
+
+        Raises:
+            InputError: If it ends in a softmax, which makes all densities alike.
+        """
+        if self.score_name in OF_DENSITY:
+            refuse_softmax(self.model, on_model(self.model, x))
+
+    def fit_scores(self, scores: Tensor | ArrayLike, accept: float = 0.95) -> Self:
         """Choose the threshold as `fit` does, by scores of calibration inputs that are at hand.
 
         Args:
@@ -137,6 +161,7 @@ class OODDetector:
         Raises:
             InputError: If n is too small for that share, or a score is NaN.
         """
+        scores = torch.as_tensor(scores)
         if scores.ndim != 1:
             raise InputError(f"`scores` must be of shape (n,), but got {tuple(scores.shape)}")
         check_accept(len(scores), accept)
@@ -184,9 +209,13 @@ class OODDetector:
             B = 1.
 
         Raises:
-            InputError: If a score is NaN, or the inputs do not fit.
+            InputError: If a score is NaN, or inputs or logits do not fit.
         """
         x = as_batch(x, self.input_shape)
+        if logits is not None and len(logits) != len(x):
+            raise InputError(
+                f"`logits` must be those of the {len(x)} inputs, a row each, but got {len(logits)}"
+            )
         if logits is not None and self.score_name in FROM_LOGITS:
             scores = score_logits(logits, self.score_name, **self.options).to(x.device)
         else:
@@ -232,7 +261,7 @@ class OODDetector:
         self._fitted_threshold()
         return self.verdict(self.score(x)).p_value
 
-    def verdict(self, scores: Tensor) -> Verdict:
+    def verdict(self, scores: Tensor | ArrayLike) -> Verdict:
         """Compare scores that are at hand with the calibration scores.
 
         Args:
@@ -244,6 +273,7 @@ class OODDetector:
         Raises:
             InputError: Before `fit`, or if a score is NaN.
         """
+        scores = torch.as_tensor(scores)
         self._refuse_nan(scores)
         # p <= 1 - accept says that fewer than r calibration scores are at most s, which says that
         # s is below the r-th of them: no rounding on the way.

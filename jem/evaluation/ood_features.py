@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import Dataset
 
 from jem.errors import InputError
 from jem.model import JEM, evaluation_mode
@@ -47,7 +48,7 @@ def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tens
         InputError: If these are no floating point numbers, or the shape does not fit.
     """
     if not isinstance(x, Tensor):
-        x = _shared(np.asarray(x))
+        x = _shared(_array(x))
     x = x.detach()
     if not x.is_floating_point():
         raise InputError(
@@ -57,9 +58,21 @@ def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tens
     if x.ndim == 1 if input_shape is None else tuple(x.shape) == input_shape:
         x = x[None]
     if x.ndim < 2 or (input_shape is not None and tuple(x.shape[1:]) != input_shape):
-        wanted = "(B, ...)" if input_shape is None else f"(B, {str(input_shape)[1:-1]})"
-        raise InputError(f"inputs must be of shape {wanted}, but got {tuple(x.shape)}")
+        sizes = "..." if input_shape is None else ", ".join(map(str, input_shape))
+        raise InputError(f"inputs must be of shape (B, {sizes}), but got {tuple(x.shape)}")
     return x
+
+
+def _array(x: ArrayLike) -> np.ndarray[Any, Any]:
+    try:
+        if isinstance(x, Dataset):  # which numpy would read pair by pair
+            raise TypeError("a data set holds pairs (x, y)")
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"inputs must be a tensor or an array, but got {type(x).__name__}: pass the inputs "
+            "alone, such as data.calibration.x"
+        ) from error
 
 
 def _shared(array: np.ndarray[Any, Any]) -> Tensor:
@@ -74,10 +87,13 @@ def _shared(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def on_model(model: JEM, x: Tensor) -> Tensor:
-    """Move inputs to where the parameters are, and to their precision."""
+    """Copy inputs to where the parameters are, and to their precision.
+
+    Always a copy: a network that works in place must not reach what a person holds.
+    """
     floats = (p for p in model.parameters() if p.is_floating_point())
-    parameter = next(floats, None)
-    return x if parameter is None else x.to(parameter.device, parameter.dtype)
+    parameter = next(floats, x)
+    return x.to(parameter.device, parameter.dtype, copy=True)
 
 
 class NeighbourBank(NamedTuple):

@@ -26,7 +26,7 @@ from jem.evaluation.ood_features import (
     on_model,
     quiet,
 )
-from jem.model import JEM, evaluation_mode
+from jem.model import JEM, check_model, evaluation_mode
 from jem.sampling.langevin import energy_and_gradient, sgld_chain
 
 if TYPE_CHECKING:
@@ -223,6 +223,9 @@ SCORES: dict[str, ScoreFunction] = {
 FROM_LOGITS = ("log_density", "max_probability", "max_logit", "entropy", "gen")
 """Scores that are functions of the logits: see `score_logits`."""
 
+OF_DENSITY = ("log_density", "approximate_mass", "energy_change")
+"""Scores of the density alone, which a network that ends in a softmax does not have."""
+
 _LOGITS = JEM(nn.Identity())  # the model whose logits are its inputs
 
 
@@ -284,6 +287,7 @@ def score(
         >>> score(model, torch.zeros(5, 2), "entropy").shape, score(model, torch.zeros(2)).shape
         (torch.Size([5]), torch.Size([1]))
     """
+    check_model(model)
     x, function = as_batch(x, model.input_shape), _with_options(name, options)
     if batch_size < 1:
         raise InputError(f"`batch_size` must be at least 1, but got {batch_size}")

@@ -32,6 +32,7 @@ from jem.errors import InputError
 from jem.evaluation.calibration import CalibrationReport, calibration_report
 from jem.evaluation.corruption import corruption_curves
 from jem.evaluation.estimates import difference_estimate, share_estimate
+from jem.evaluation.examples import part_of
 from jem.evaluation.ood import OODDetector, ood_metrics
 from jem.evaluation.ood_threshold import largest_accept
 from jem.evaluation.report_samples import (
@@ -91,7 +92,7 @@ def measure(
         "left_out": {},
     }
     measured = Measured(figures)
-    x, y = _part(splits.test)
+    x, y = _part(splits, "test")
     logits = _logits(model, x)
     plain_logits = None if subject.control is None else _logits(subject.control, x)
     temperature: TemperatureScaling | None = None
@@ -140,14 +141,15 @@ def _logits(model: JEM, x: Tensor) -> Tensor:
     return logits_of(model, x).double()
 
 
-def _part(part: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401 - a part in memory or on disk
+def _part(splits: DataSplits, name: str) -> tuple[Tensor, Tensor]:
     """All of a part as tensors; the parts that a report reads hold at most 10,000 inputs."""
+    part = part_of(splits, name)
     batches = list(BatchStream(part, 512, seed=0, name="report", drop_last=False).epoch(0))
     return torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
 
 
 def _validation_logits(model: JEM, splits: DataSplits) -> tuple[Tensor, Tensor]:
-    x, y = _part(splits.validation)
+    x, y = _part(splits, "validation")
     return _logits(model, x), y
 
 
@@ -214,7 +216,7 @@ def _fitted_detector(
 ) -> OODDetector | None:
     try:
         share = largest_accept(len(splits.calibration), accept)
-        return OODDetector(model).fit(_part(splits.calibration)[0], accept=share)
+        return OODDetector(model).fit(_part(splits, "calibration")[0], accept=share)
     except InputError as error:
         figures["left_out"]["threshold"] = str(error)
         return None

@@ -12,6 +12,7 @@ from jem.data.batches import BatchStream
 from jem.data.parts import DataSplits
 from jem.data.shifts import letters, photo_patches, uniform_noise
 from jem.evaluation.calibration import calibration_report
+from jem.evaluation.ood_features import on_model
 from jem.evaluation.ood_metrics import ood_metrics
 from jem.model import JEM, evaluation_mode
 from jem.randomness import named_generator
@@ -80,7 +81,7 @@ def logits_of(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
     """Logits of inputs (N, *shape) in evaluation mode, shape (N, K), on the CPU."""
     with evaluation_mode(model):
         return torch.cat(
-            [model.logits(part.to(model.device)).cpu() for part in x.split(batch_size)]
+            [model.logits(on_model(model, part)).cpu() for part in x.split(batch_size)]
         )
 
 

@@ -112,7 +112,7 @@ class TemperatureScaling:
         """Divide logits by the temperature.
 
         Args:
-            logits: Shape (..., K), a torch tensor or a numpy array.
+            logits: Shape (..., K), a torch tensor or a numpy array; lists become an array.
 
         Returns:
             f / T, of the kind, dtype and device of `logits`; a tensor keeps its graph.
@@ -122,7 +122,8 @@ class TemperatureScaling:
         """
         if math.isnan(self.nll_before):
             raise InputError("TemperatureScaling: call fit before transform")
-        return logits / self.temperature
+        values = logits if isinstance(logits, Tensor) else np.asarray(logits)
+        return values / self.temperature
 
     def state_dict(self) -> dict[str, float | bool]:
         """Everything that was fitted, as plain values.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jem.errors import InputError
-from jem.model import JEM, evaluation_mode, joint_energy
+from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.randomness import named_generator
 from jem.sampling.langevin import Bounds, EnergyFunction, energy_and_gradient, langevin_update
 from jem.sampling.settings import ChainSettings
@@ -29,8 +29,9 @@ def chain_of(model: JEM) -> ChainSettings:
     """The sampler settings that a model keeps.
 
     Raises:
-        InputError: If it keeps none.
+        InputError: If it keeps none, or this is no `JEM`.
     """
+    check_model(model)
     if not isinstance(model.chain, ChainSettings):
         raise InputError(
             "this model keeps no sampler settings: "

@@ -22,7 +22,7 @@ from jem.generation.chains import (
     padded,
     refuse_not_finite,
 )
-from jem.model import JEM, evaluation_mode, joint_energy
+from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
 
 REACH_STEPS = 100
@@ -96,6 +96,7 @@ def counterfactual(
         Wachter, Mittelstadt and Russell (2018), arXiv:1711.00399, for counterfactuals. Croce and
         Hein (2020), arXiv:1907.02044, for stepping onto linearised boundaries.
     """
+    check_model(model)
     x = checked_inputs(model, x)
     refuse_not_finite(x)
     if num_rounds < 0:

@@ -64,7 +64,8 @@ def inpaint(
         model: A model trained with a generative recipe, or with `chain` and `domain` set.
         x: Inputs, shape (B, *shape), floats in the network's units. What stands in unknown places
             is never looked at; it may be NaN.
-        known: Booleans that broadcast to `x`: True is kept, False is drawn.
+        known: Booleans that broadcast to `x`: True is kept, False is drawn. One of shape (B, H, W)
+            where there are B channels too is refused: it could be a mask an image or a channel.
         labels: Class of each input, shape (B,), if known.
         seed: Completion i depends on the seed, i and input i alone, not on how many there are.
         num_steps: Langevin moves; None takes the model's.
@@ -192,6 +193,11 @@ def _checked_mask(known: Tensor, x: Tensor) -> Tensor:
     if not isinstance(known, Tensor) or known.dtype != torch.bool:
         came = known.dtype if isinstance(known, Tensor) else type(known).__name__
         raise InputError(f"`known` must be a tensor of booleans, True = keep, but got {came}")
+    if known.ndim == x.ndim - 1 > 1 and len(known) == len(x) == x.shape[1] > 1:
+        raise InputError(
+            f"`known` of shape {tuple(known.shape)} could be a mask for each of {len(x)} inputs "
+            f"or of {len(x)} channels: pass known[:, None] for inputs, known[None] for channels"
+        )
     try:
         return known.to(x.device).expand_as(x)
     except RuntimeError as error:

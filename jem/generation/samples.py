@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class DealtChains:
         if not len(chains):
             raise InputError("`start` must hold a finite chain, but none of them is finite")
         order = torch.randperm(len(chains), generator=named_generator(seed, "saved chains"))
-        self.chains = chains[order.to(chains.device)].to(model.device)
+        self.chains = chains[order.to(chains.device)].to(model.device).float()
         with torch.no_grad(), evaluation_mode(model):
             self._classes = torch.cat([model.logits(x).argmax(1) for x in self.chains.split(256)])
         self._dealt: dict[int, int] = {}
@@ -77,7 +78,7 @@ def sample(
     count: int | None = None,
     seed: int = 0,
     num_steps: int | None = None,
-    start: Start | Tensor | None = None,
+    start: Start | Tensor | np.ndarray | None = None,
     guidance: float = 1.0,
     initial_noise: float | None = None,
     step_decay: float = 1.0,
@@ -99,10 +100,10 @@ def sample(
         seed: Sample i depends on the seed, i and its label alone, not on how many are drawn.
         num_steps: Langevin moves; None takes the model's, and 20 from saved chains.
         start: Where chains begin. None is the start of the model; a `jem.sampling` start, such as
-            a `ClassGaussianStart` fitted to data, replaces it; a tensor (M, *shape) is saved
-            chains, of which the j-th sample of a class takes the j-th that the model gives to
-            that class, in an order drawn once (sample i then also depends on how many before it
-            are of its class).
+            a `ClassGaussianStart` fitted to data, replaces it; a tensor or array (M, *shape) is
+            saved chains, of which the j-th sample of a class takes the j-th that the model gives
+            to that class, in an order drawn once (sample i then also depends on how many before
+            it are of its class).
         guidance: s >= 0; below 1 more varied, above 1 more typical of the class.
         initial_noise: Noise of the first move, in data units, falling evenly to that of training
             at the last; None keeps that of training throughout.
@@ -125,9 +126,12 @@ def sample(
     total = (16 if count is None else count) if wanted is None else len(wanted)
     if total < 1:
         raise InputError(f"`count` must be at least 1, but got {total}")
-    if isinstance(start, str):
+    if isinstance(start, np.ndarray):
+        start = torch.as_tensor(start)
+    if not (start is None or isinstance(start, Tensor) or hasattr(start, "sample")):
+        came = repr(start) if isinstance(start, str) else type(start).__name__
         raise InputError(
-            f"`start` must be a start or saved chains, but got {start!r}: for class Gaussians, "
+            f"`start` must be a start or saved chains, but got {came}: for class Gaussians, "
             "`jem.sampling.ClassGaussianStart.fit(x, y, num_classes)`"
         )
     saved = isinstance(start, Tensor)

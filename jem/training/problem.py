@@ -13,7 +13,7 @@ from jem.data.augment import augment
 from jem.data.batches import BatchStream
 from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError
-from jem.model import JEM
+from jem.model import JEM, check_model
 from jem.objectives.classification import balanced_class_weights
 from jem.randomness import named_generator
 from jem.sampling.buffer import ReplayBuffer
@@ -282,7 +282,11 @@ def place(model: JEM, device: torch.device) -> JEM:
 
     On CPUs and CUDA the weights of 2-D convolutions, and so the activations between them, get
     their channels side by side: `docs/benchmarks.md` has what that saves. Values stay the same.
+
+    Raises:
+        InputError: If this is no `JEM`.
     """
+    check_model(model)
     model.to(device)
     if device.type in ("cpu", "cuda"):
         for module in model.modules():
@@ -351,9 +355,20 @@ def examples_of(train: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     """Inputs and labels to fit starts on: all in memory, or some of a data set that is read.
 
     Those are spread over all of it, for a data set may be sorted by class; always the same.
+
+    Raises:
+        InputError: If an input that was read is not finite.
     """
     if isinstance(train, DataPart):
         return train.x, train.y
     order = torch.randperm(len(train), generator=named_generator(0, "examples"))
-    pairs = [train[i] for i in order[:MOST_EXAMPLES].sort().values.tolist()]
-    return torch.stack([x for x, _ in pairs]), torch.tensor([int(y) for _, y in pairs])
+    rows = order[:MOST_EXAMPLES].sort().values.tolist()
+    pairs = [train[i] for i in rows]
+    x = torch.stack([x for x, _ in pairs])
+    bad = (~x.flatten(1).isfinite().all(dim=1)).nonzero()
+    if len(bad):
+        raise InputError(
+            f"training inputs must be finite, but example {rows[int(bad[0])]} holds NaN or "
+            "infinity: mend it or leave it out"
+        )
+    return x, torch.tensor([int(y) for _, y in pairs])

@@ -9,15 +9,21 @@ from contextlib import contextmanager
 
 import torch
 
+from jem.networks import GLOBAL_STATE
+
 
 @contextmanager
 def isolated_randomness(device: torch.device) -> Iterator[None]:
-    """Leave torch's generator as it was; use deterministic algorithms on the CPU meanwhile."""
+    """Leave torch's generator as it was; use deterministic algorithms on the CPU meanwhile.
+
+    Both belong to the whole process, so one thread is inside at a time: fits in threads take
+    turns.
+    """
     devices = [device] if device.type == "cuda" else []
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
-    with torch.random.fork_rng(devices=devices):
+    with GLOBAL_STATE, torch.random.fork_rng(devices=devices):
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+        fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         if device.type == "cpu":
             torch.use_deterministic_algorithms(True)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

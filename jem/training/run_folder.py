@@ -23,6 +23,11 @@ from jem.training.checkpoint import Checkpoints, write_atomically
 from jem.training.problem import choose_device, place
 from jem.training.recipe import Recipe
 
+WRITTEN = (
+    "metrics.jsonl", "samples.png", "summary.json", "detector.pt", "report.html", "report.json",
+)  # fmt: skip
+"""Files that a run writes into its folder, beside its configuration and checkpoints."""
+
 
 class RunFolder:
     """Paths and files of one run.
@@ -86,7 +91,8 @@ class RunFolder:
 
         Raises:
             RunFolderError: If it holds a run although it must not, holds none although it should,
-                cannot be written, or another process trains in it.
+                holds files of others that a run would write over, cannot be written, or another
+                process trains in it.
         """
         if self.holds_run() and not resume:
             raise RunFolderError(
@@ -95,6 +101,12 @@ class RunFolder:
             )
         if resume and not self.holds_run():
             raise RunFolderError(f"{self.path} holds no run to resume")
+        others = [name for name in WRITTEN if (self.path / name).exists()]
+        if others and not resume:
+            raise RunFolderError(
+                f"{self.path} holds {', '.join(others)}, which no run there wrote and this one "
+                "would write over: choose another folder"
+            )
         self.create()
         with self.locked():
             yield

@@ -357,8 +357,8 @@ class Trainer:
             self.watch.log.truncate(self.state.position.log_position)
             return
         if folder is not None and self.ranks.first:
-            self.watch.log.truncate(0)
             folder.write_config(self.config())
+            self.watch.log.truncate(0)
         self._snapshot()
 
     def config(self) -> dict[str, Any]:

@@ -6,8 +6,10 @@ import itertools
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jem.data.batches import BatchStream
+from jem.errors import InputError
 from jem.model import JEM, evaluation_mode, joint_energy
 from jem.objectives.classification import cross_entropy
 from jem.training.distributed import ONE_PROCESS, Ranks
@@ -32,6 +34,9 @@ def validate(
 
     Returns:
         `valid_accuracy` and `valid_nll` (for K > 1) and `valid_energy`, the mean of E(x), in nats.
+
+    Raises:
+        InputError: If a label has no output.
     """
     stream = BatchStream(
         examples, batch_size, seed=0, name="valid", device=device, drop_last=False
@@ -40,6 +45,7 @@ def validate(
     with evaluation_mode(model):
         for x, labels in itertools.islice(stream.epoch(0), ranks.rank, None, ranks.count):
             logits = model.logits(x)
+            _check_labels(labels, logits.shape[1], examples)
             right = (logits.argmax(dim=1) == labels).sum()
             nll = cross_entropy(logits, labels) * len(x)
             totals[:3] += torch.stack([right, nll, joint_energy(logits).sum()]).cpu()
@@ -49,3 +55,15 @@ def validate(
     if count_with_classes:
         metrics |= {"valid_accuracy": right / count, "valid_nll": nll / count}
     return metrics
+
+
+def _check_labels(labels: Tensor, num_classes: int, examples: Any) -> None:  # noqa: ANN401
+    """Refuse labels of a batch that have no output, and find the example that is to blame."""
+    if num_classes == 1 or not bool(((labels < 0) | (labels >= num_classes)).any()):
+        return
+    given = ((i, int(examples[i][1])) for i in range(len(examples)))
+    i, label = next((i, label) for i, label in given if not 0 <= label < num_classes)
+    raise InputError(
+        f"validation labels must lie in 0..{num_classes - 1} for a network of {num_classes} "
+        f"outputs, but that of example {i} is {label}"
+    )

@@ -86,6 +86,11 @@ def test_labels_of_other_types(dtype):
     assert from_arrays(ROWS, LABELS.astype(dtype)).classes == ("0", "1", "2")
 
 
+def test_numbers_as_objects_are_numbers():
+    labels = LABELS.astype(float).astype(object)
+    assert from_arrays(ROWS, labels).classes == ("0", "1", "2")
+
+
 @pytest.mark.parametrize(
     ("low", "high", "dtype", "shift", "scale"),
     [
@@ -181,6 +186,13 @@ def with_nan(x, place):
         (ROWS, np.array([math.inf, *"ab" * 29, "a"], object), {}, "none in row 0"),
         (ROWS, pd.array(["a", pd.NA] * 30), {}, "label for every example, got none in row 1"),
         (ROWS, np.array([b"\xff", b"a"] * 30), {}, "text in UTF-8"),
+        (ROWS, ["a", "b", math.nan] * 20, {}, "none in row 2 .'nan'."),
+        (ROWS, ["a", " "] * 30, {}, "none in row 1"),
+        (ROWS, (LABELS + 0.5).astype(object), {}, "another task"),
+        (ROWS, LABELS, {"classes": ["crane", "crane", "dog"]}, "of its own.*got crane, crane"),
+        (ROWS, LABELS, {"channels": "chw"}, "channels 'first', 'last' or None, got 'chw'"),
+        (ROWS, LABELS, {"kind": "rows"}, "kind 'image', 'table' or None, got 'rows'"),
+        (ROWS, LABELS, {"seed": None}, "a seed must be an integer"),
         (
             ROWS,
             LABELS,

@@ -125,6 +125,10 @@ def test_batches_on_cuda_equal_those_on_cpu(dataset):
         [X.double(), Y.int()],
         (X.numpy(), Y.numpy()),
         (X.numpy().astype(np.float64), Y.numpy().astype(np.uint8)),
+        (X.flip(0).numpy()[::-1], Y.numpy().astype(np.uint16)),
+        (X.numpy().astype(">f4"), Y.numpy().astype(">i8")),
+        (X, Y.to(torch.uint16)),
+        (X.clone().requires_grad_() * 1, Y),
         DataPart(X, Y),
         TensorDataset(X, Y),
     ],
@@ -134,6 +138,7 @@ def test_pairs_and_sets_in_memory_become_a_part(data):
     assert isinstance(part, DataPart)
     assert torch.equal(part.x, X)
     assert part.x.dtype == torch.float32
+    assert not part.x.requires_grad
     assert part.y.dtype == torch.int64
 
 

@@ -1,5 +1,6 @@
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +120,19 @@ def test_damaged_set_is_no_traceback(small_mnist):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(InputError, match="missing or damaged"):
         load("mnist", root=small_mnist)
+
+
+def test_a_path_is_no_name_and_a_name_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="found nothing at digits"):
+        load(Path("digits"))
+    Path("digits").mkdir()
+    for folder in (Path("digits"), "./digits"):
+        with pytest.raises(InputError, match="one subfolder of images for each class in digits"):
+            load(folder)
+    with pytest.warns(UserWarning, match=r"^digits is taken for .* give '\./digits'") as seen:
+        assert load("digits").input_shape == (1, 8, 8)
+    assert seen[0].filename == __file__
 
 
 @pytest.mark.parametrize(

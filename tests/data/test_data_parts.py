@@ -100,6 +100,14 @@ def test_lazy_part_answers_like_a_part_in_memory():
             assert torch.equal(got, expected)
 
 
+def test_lazy_part_says_how_to_get_its_inputs():
+    lazy = LazyPart(range(6), torch.arange(6), lambda i: torch.zeros(2))
+    with pytest.raises(
+        InputError, match=r"got LazyPart\(6 inputs.*part\[:1000\]\[0\].*fit_scorer"
+    ):
+        lazy.x  # noqa: B018
+
+
 def test_describe_names_sizes_and_class_counts():
     text = load("digits").describe()
     assert "images of 1 x 8 x 8, 10 classes" in text

@@ -227,6 +227,7 @@ def test_what_is_no_prediction_is_refused_in_one_line(probabilities, labels, mes
         ("num_bootstrap", -1),
         ("confidence", 0.0),
         ("confidence", 1.0),
+        ("seed", -1),
     ],
 )
 def test_settings_out_of_range_are_refused(setting, value):

@@ -129,6 +129,8 @@ def test_misuse_is_refused():
     for prior_std in (0.0, -1.0, math.nan):
         with pytest.raises(InputError, match="prior_std: expected a value above 0"):
             TemperatureScaling(prior_std)
+    known = TemperatureScaling().fit(np.eye(2) * 9, [0, 1])
+    assert known.transform([[1.0, 2.0]]) == pytest.approx(known.transform(np.array([[1.0, 2.0]])))
     with pytest.raises(InputError, match="call fit before transform"):
         scaling.transform(np.eye(2))
     with pytest.raises(InputError, match="logits: expected finite"):

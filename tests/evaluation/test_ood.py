@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from jem.data import from_arrays
+from jem.data import DataPart, from_arrays
 from jem.errors import InputError
 from jem.evaluation.ood import SCORES, OODDetector, PytorchOODAdapter, score
 from jem.evaluation.ood_features import FITS, as_batch
 from jem.evaluation.ood_scores import score_logits
 from jem.evaluation.ood_threshold import check_accept, largest_accept
 from jem.model import JEM
-from jem.networks import mlp
+from jem.networks import FactoredHead, mlp
 
 
 class FirstColumn(nn.Module):
@@ -303,3 +303,59 @@ def test_many_skewed_columns_are_no_other_units():
     assert OODDetector(model).fit(splits.calibration.x).threshold is not None
     with pytest.raises(InputError, match="must be in-distribution"):
         OODDetector(model).fit(splits.calibration.x * 1000)
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(dim=1), nn.Softmax(dim=1)])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_network_that_ends_in_a_softmax_has_no_density(last, frozen):
+    network = nn.Sequential(nn.Linear(2, 3), last).requires_grad_(not frozen)
+    x = torch.randn(30, 2)
+    with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
+        OODDetector(JEM(network)).fit(x)
+    assert OODDetector(JEM(network), "max_logit").fit(x).threshold is not None
+    head = FactoredHead(2, 3)
+    with torch.no_grad():  # log p(x) begins as a constant
+        head.linear.weight[-1:], head.linear.bias[-1:] = 0, 0
+    assert OODDetector(JEM(head)).fit(x).threshold == pytest.approx(0, abs=1e-5)
+
+
+def test_weights_made_in_inference_mode_are_scored():
+    with torch.inference_mode():
+        model = JEM(nn.Linear(2, 3))
+    assert OODDetector(model).fit(torch.randn(30, 2)).threshold is not None
+
+
+def test_logits_at_hand_are_those_of_the_inputs():
+    detector = OODDetector(JEM(nn.Linear(2, 3)))
+    with pytest.raises(InputError, match="those of the 200 inputs, a row each, but got 3"):
+        detector.score(torch.zeros(200, 2), torch.zeros(3, 3))
+
+
+class InPlace(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.sub_(1))
+
+
+def test_a_network_that_works_in_place_leaves_the_inputs_alone():
+    x = np.ones((5, 2), dtype=np.float32)
+    OODDetector(JEM(InPlace(2, 3))).score(x)
+    assert (x == 1).all()
+
+
+def test_what_is_no_model_or_no_inputs_is_named():
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Linear: wrap it"):
+        OODDetector(nn.Linear(2, 3))
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got str$"):
+        score("model", torch.zeros(3, 2))
+    assert OODDetector(torch.compile(JEM(nn.Linear(2, 3)))).num_calibration == 0
+    part = DataPart(torch.zeros(40, 2), torch.zeros(40, dtype=torch.long))
+    for given in (part, (part.x, part.y)):
+        with pytest.raises(InputError, match=r"pass the inputs alone, such as data\.cal"):
+            OODDetector(JEM(nn.Linear(2, 3))).fit(given)
+
+
+def test_scores_may_be_lists_and_arrays():
+    scores = np.arange(40.0)
+    detector = OODDetector(JEM(nn.Linear(2, 3)))
+    assert detector.fit_scores(scores.tolist()).threshold == detector.fit_scores(scores).threshold
+    assert detector.verdict([-1.0, 50.0]).is_ood.tolist() == [True, False]

@@ -348,7 +348,7 @@ def test_bad_inputs_are_refused():
     model = JEM(nn.Linear(2, 3), input_shape=(2,))
     with pytest.raises(InputError, match="preprocess"):
         score(model, np.zeros((4, 2), np.uint8))
-    with pytest.raises(InputError, match=r"\(B, 2,\), but got \(4, 3\)"):
+    with pytest.raises(InputError, match=r"\(B, 2\), but got \(4, 3\)"):
         score(model, torch.zeros(4, 3))
     with pytest.raises(InputError, match="real numbers"):
         score(model, np.array([["a", "b"]]))

@@ -196,6 +196,18 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
             RunFolder(path).create()
 
 
+def test_files_of_others_are_not_written_over(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("of another tool")
+    (tmp_path / "notes.txt").write_text("in nobody's way")
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RunFolderError, match=r"holds metrics\.jsonl, which no run there wrote"):
+        folder.claimed(resume=False).__enter__()
+    assert (tmp_path / "metrics.jsonl").read_text() == "of another tool"
+    (tmp_path / "metrics.jsonl").unlink()
+    with folder.claimed(resume=False):
+        pass
+
+
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"3", b"", b"\xff\xfe"])
 def test_a_damaged_config_is_named(tmp_path, content):
     folder = RunFolder(tmp_path)

@@ -1,5 +1,6 @@
 """What training is given: data sets of anyone's, and mistakes met before anything is written."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from jem.model import JEM
 from jem.training import problem
 from jem.training.distributed import Ranks
 from jem.training.problem import examples_of, set_up
+from jem.training.process import isolated_randomness
 from jem.training.recipe import Recipe
 from jem.training.trainer import Trainer
 
@@ -125,10 +127,80 @@ def test_every_process_makes_as_many_outliers(asked, expected):
         assert batches.recipe.outlier_count == (18 if asked is None else asked)
 
 
-def test_one_output_may_have_names_of_classes(tmp_path):
-    model = JEM(nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1)), classes=["a", "b"])
-    Trainer(model, replace(SMALL, epochs=1), run_dir=tmp_path / "run", device="cpu").fit(blobs())
-    assert (tmp_path / "run" / "samples.png").exists()
+@pytest.mark.parametrize(("classes", "labels"), [(["a", "b"], 0), (None, 1)])
+def test_one_output_is_a_density_and_no_classifier(classes, labels):
+    x, y = blobs()
+    body = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 1))
+    with pytest.raises(InputError, match=r"one output; a classifier of 2 classes .*torch\.cat"):
+        Trainer(JEM(body, classes=classes), SMALL, device="cpu").fit((x, labels * y))
+    Trainer(JEM(body), replace(SMALL, epochs=1), device="cpu").fit((x, torch.full_like(y, 3)))
+
+
+@pytest.mark.parametrize("step", ["fused", "plain"])
+@pytest.mark.parametrize("last", [nn.LogSoftmax(dim=1), nn.Softmax(dim=1)])
+def test_a_network_that_ends_in_a_softmax_is_refused(last, step):
+    trainer = Trainer(
+        JEM(nn.Sequential(nn.Linear(2, 2), last)), replace(SMALL, step=step), device="cpu"
+    )
+    with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
+        trainer.fit(blobs())
+
+
+def test_a_factored_head_whose_density_begins_constant_is_trained():
+    model = model_of()
+    with torch.no_grad():
+        model.network.head.linear.weight[-1:] = 0
+        model.network.head.linear.bias[-1:] = 0
+    assert model.log_density(blobs()[0]).abs().max() < 1e-5
+    Trainer(model, replace(SMALL, epochs=1), device="cpu").fit(blobs())
+
+
+def test_a_network_alone_is_refused():
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Linear: wrap"):
+        Trainer(nn.Linear(2, 2), SMALL, device="cpu")
+
+
+def test_a_data_set_that_is_read_is_finite():
+    x, y = blobs()
+    x[37, 1] = torch.nan
+    with pytest.raises(InputError, match="must be finite, but example 37 holds NaN"):
+        Trainer(model_of(), SMALL, device="cpu").fit(Rows(x, y))
+
+
+def test_a_label_of_a_validation_set_that_is_read_has_an_output():
+    x, y = blobs()
+    wrong = y.clone()
+    wrong[41] = 9
+    trainer = Trainer(model_of(), replace(SMALL, epochs=1), device="cpu")
+    with pytest.raises(InputError, match=r"validation labels must .* 0\.\.1 .* example 41 is 9"):
+        trainer.fit((x, y), Rows(x, wrong))
+
+
+def test_one_thread_at_a_time_is_where_randomness_is_isolated():
+    entered, leave = threading.Event(), threading.Event()
+
+    def first():
+        with isolated_randomness(torch.device("cpu")):
+            entered.set()
+            leave.wait(10)
+
+    inside = []
+
+    def second():
+        entered.wait(10)
+        with isolated_randomness(torch.device("cpu")):
+            inside.append(leave.is_set())
+
+    threads = [threading.Thread(target=target) for target in (first, second)]
+    for thread in threads:
+        thread.start()
+    entered.wait(10)
+    threads[1].join(0.2)
+    leave.set()
+    for thread in threads:
+        thread.join(10)
+    assert inside == [True]
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_a_picture_that_cannot_be_written_does_not_end_a_run(tmp_path, monkeypatch):
