@@ -13,7 +13,7 @@ from jem.data.augment import augment
 from jem.data.batches import BatchStream
 from jem.data.parts import DataPart, LazyPart
 from jem.errors import InputError
-from jem.model import JEM, check_model
+from jem.model import JEM, check_model, refuse_softmax
 from jem.objectives.classification import balanced_class_weights
 from jem.randomness import named_generator
 from jem.sampling.buffer import ReplayBuffer
@@ -30,6 +30,7 @@ from jem.sampling.starts import (
 from jem.training.distributed import Ranks
 from jem.training.method import Batch, Method
 from jem.training.problem_checks import check_domain, check_gradient, check_images, check_network
+from jem.training.process import lowered
 from jem.training.recipe import Recipe
 from jem.training.steps import forward_of
 
@@ -131,6 +132,8 @@ def set_up(
     x, labels = examples_of(train)
     all_labels = _labels_of(train, labels, every=recipe.class_weight == "balanced")
     num_classes = check_network(model, x[:2], all_labels)
+    with lowered(recipe.precision, model.device):
+        refuse_softmax(model, x[:2].to(model.device))
     check_images(recipe, x[:1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from jem.data.augment import augment
 from jem.errors import InputError
-from jem.model import JEM, evaluation_mode, refuse_softmax
+from jem.model import JEM, evaluation_mode
 from jem.sampling.langevin import energy_and_gradient
 from jem.training.process import lowered
 from jem.training.recipe import Recipe
@@ -22,8 +22,8 @@ def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
         labels: Class indices of the training data, shape (N,).
 
     Raises:
-        InputError: If the network does not take such inputs, lets rows of a batch interact, ends
-            in a softmax, or has no output for a label or no name for an output.
+        InputError: If the network does not take such inputs, lets rows of a batch interact, or has
+            no output for a label or no name for an output.
     """
     try:
         with torch.no_grad(), evaluation_mode(model):
@@ -36,7 +36,6 @@ def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
             f"{next(iter(str(error).splitlines()), type(error).__name__)}"
         ) from error
     num_classes = together.shape[1]
-    refuse_softmax(model, x)
     low, high = int(labels.min()), int(labels.max())
     named = 1 if model.classes is None else len(model.classes)
     if num_classes == 1 and (named > 1 or low < high):  # K = 1 is a density, of one class

@@ -249,7 +249,6 @@ class Trainer:
         self._apply(outcome, self.ranks.all(is_healthy(outcome, grad_norm, recipe.max_gap)))
 
         self.method.clock.enter("other")
-        self._tick()
         self.watch.step(
             self.state, self.method, batch, outcome,
             learning_rate=rate, generative_weight=weight, gradient_norm=grad_norm,

@@ -68,6 +68,7 @@ class Watch:
         figures |= {name: float(value) for name, value in settings.items()}
         if method.negatives is not None:
             figures["chain_age"] = float(method.negatives.buffer.ages.float().mean())
+        position.seconds += method.clock.tick()  # with the lap: they tell of the same time
         spent = method.clock.lap()
         figures["images_per_second"] = self._examples / max(sum(spent.values()), 1e-9)
         self._examples = 0
