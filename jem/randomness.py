@@ -8,6 +8,16 @@ import torch
 from jem.errors import InputError
 
 
+def check_seed(seed: int) -> None:
+    """Refuse what is no seed.
+
+    Raises:
+        InputError: If it is no integer, or negative.
+    """
+    if not isinstance(seed, int | np.integer) or seed < 0:
+        raise InputError(f"a seed must be an integer of at least 0, but got {seed!r}")
+
+
 def derive_seed(seed: int, *names: str | int) -> int:
     """Derive a 63-bit seed from a base seed and a path of names, independent of every other path.
 
@@ -21,8 +31,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
     Raises:
         InputError: If the seed is no integer, or negative.
     """
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"a seed must be an integer of at least 0, but got {seed!r}")
+    check_seed(seed)
     keys = [zlib.crc32(name.encode()) if isinstance(name, str) else int(name) for name in names]
     # Keys in one list with the seed would be zero-padded: (name,) and (name, 0) would be the same.
     words = np.random.SeedSequence(int(seed), spawn_key=keys).generate_state(2, np.uint32)

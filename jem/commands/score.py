@@ -145,7 +145,7 @@ def _check_same_data(model: JEM, splits: DataSplits) -> None:
     same = (model.input_shape, model.classes) == (splits.input_shape, splits.classes)
     if same and ours is not None:
         pairs = (ours.shift, theirs.shift), (ours.scale, theirs.scale)  # older runs: 32 bits
-        same = all(torch.allclose(a.float(), b.float(), atol=1e-6) for a, b in pairs)
+        same = all(torch.equal(a.float(), b.float()) for a, b in pairs)
     if not same:
         raise InputError(
             f"{splits.name} is not what the run was trained on: its shape, classes or scaling "

@@ -42,6 +42,7 @@ from jem.evaluation.predictions import (
 )
 from jem.evaluation.selective import RiskCoverage, augrc, aurc, risk_coverage_curve
 from jem.evaluation.smooth_error import smooth_error
+from jem.randomness import check_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -228,8 +229,8 @@ def calibration_report(
 
 
 def _check_settings(num_bins: int, num_bootstrap: int, confidence: float, seed: int) -> None:
-    counts = ("num_bins", num_bins, 1), ("num_bootstrap", num_bootstrap, 0), ("seed", seed, 0)
-    for name, value, least in counts:
+    check_seed(seed)
+    for name, value, least in (("num_bins", num_bins, 1), ("num_bootstrap", num_bootstrap, 0)):
         if not isinstance(value, Integral) or value < least:
             raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
     check_confidence(confidence)

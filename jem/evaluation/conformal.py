@@ -17,6 +17,7 @@ from jem.evaluation.predictions import (
     check_labels,
     check_probabilities,
 )
+from jem.randomness import check_seed
 
 
 class SetMetrics(NamedTuple):
@@ -77,8 +78,7 @@ class ConformalSets:
             raise InputError(f'method: expected "lac" or "aps", got {method!r}')
         if not 0 < coverage < 1:
             raise InputError(f"coverage: expected a share in (0, 1), got {coverage}")
-        if not isinstance(seed, int | np.integer) or seed < 0:
-            raise InputError(f"seed: expected an integer of at least 0, got {seed}")
+        check_seed(seed)
         self.method, self.coverage, self.seed = method, coverage, seed
         self.threshold = math.nan
         self._num_classes = 0

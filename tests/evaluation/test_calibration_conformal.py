@@ -65,7 +65,7 @@ def test_misuse_is_refused():
     probabilities, labels = predictions(50, 0)
     with pytest.raises(InputError, match="method"):
         ConformalSets("raps")
-    with pytest.raises(InputError, match="seed: expected an integer of at least 0, got -1"):
+    with pytest.raises(InputError, match="seed must be an integer of at least 0, but got -1"):
         ConformalSets("aps", seed=-1)
     with pytest.raises(InputError, match="coverage"):
         ConformalSets("lac", 1.0)
