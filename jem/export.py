@@ -21,7 +21,7 @@ from jem.errors import InputError
 from jem.evaluation.ood import OODDetector
 from jem.evaluation.ood_scores import FROM_LOGITS, score_logits
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
-from jem.training.checkpoint import write_atomically
+from jem.writing import write_atomically
 
 INPUT = "inputs"
 OUTPUTS = ("logits", "energy", "log_density", "is_ood")

@@ -43,6 +43,13 @@ def check_model(model: object) -> None:
         raise InputError(f"expected a jem.JEM, but got {type(model).__name__}{hint}")
 
 
+KEEP_VALUES = {
+    "Alias", "Clone", "Permute", "Select", "Slice", "Squeeze", "ToCopy", "Transpose", "UnsafeView",
+    "Unsqueeze", "View",
+}  # fmt: skip
+"""Operations of torch's graph that give values another shape, order, place or type alone."""
+
+
 def refuse_softmax(model: JEM, x: Tensor) -> None:
     """Refuse a network that ends in a softmax or its logarithm, which leave no density.
 
@@ -54,14 +61,17 @@ def refuse_softmax(model: JEM, x: Tensor) -> None:
         x: Inputs that it takes, shape (B, *shape).
 
     Raises:
-        InputError: If the last operation is one of the two.
+        InputError: If the last operation that makes values is one of the two.
     """
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         try:  # a copy of a leaf, for some networks change what they are given
             logits = model.logits(x.detach().clone().requires_grad_().clone())
         except RuntimeError:  # weights made in inference mode have no graph
             return
-    if logits.grad_fn is not None and "softmax" in logits.grad_fn.name().lower():
+    last = logits.grad_fn
+    while last is not None and last.name().split("Backward")[0] in KEEP_VALUES:
+        last = last.next_functions[0][0]
+    if last is not None and "softmax" in last.name().lower():
         raise InputError(
             "the network must return logits, but ends in a softmax or log-softmax, which leaves "
             "no density: give it without that last layer"

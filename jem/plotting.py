@@ -14,6 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from jem.writing import replacing
+
 if TYPE_CHECKING:
     from jem.evaluation.calibration import CalibrationReport, ReliabilityBins
 
@@ -110,9 +112,8 @@ def _image_figure(x: Tensor, columns: int, row_names: Sequence[str], title: str)
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG beside its target and rename it over it: a viewer never sees half a picture."""
-    partial = path.with_name(f"{path.name}.partial")
-    figure.savefig(partial, format="png", dpi=150)
-    partial.replace(path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def image_bytes(x: Tensor, bounds: tuple[Tensor, Tensor], columns: int) -> bytes:

@@ -17,7 +17,7 @@ from jem.evaluation.report import Progress, measure
 from jem.evaluation.report_page import render
 from jem.evaluation.subject import Subject
 from jem.model import JEM
-from jem.training.checkpoint import write_atomically
+from jem.writing import write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

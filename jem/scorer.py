@@ -22,8 +22,9 @@ from jem.evaluation.ood_scores import Option
 from jem.evaluation.ood_threshold import largest_accept
 from jem.evaluation.temperature import TemperatureScaling
 from jem.model import JEM, joint_energy
-from jem.training.checkpoint import FORMAT, deserialise, serialise, write_atomically
+from jem.training.checkpoint import FORMAT, deserialise, serialise
 from jem.training.run_folder import load
+from jem.writing import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

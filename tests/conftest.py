@@ -1,6 +1,8 @@
 """Fixtures that any test may ask for: a seeded generator, analytic energies, tiny networks."""
 
+import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -70,3 +72,37 @@ def quick_judge():
         patch.setattr(judge, "FEWEST_UPDATES", 20)
         patch.setattr(judge, "EPOCHS", 1)
         yield
+
+
+class FullDisk:
+    """A file that takes a few bytes and then has no room."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self.file.close()
+
+    def write(self, content):
+        self.file.write(content[:10])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.fixture
+def fill_disk():
+    """Given a patch, lets no file be written, or flushed (`fsync`), or renamed (`replace`)."""
+
+    def fill(patch, at):
+        def fail(*_):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        if at == "write":
+            opened = Path.open
+            patch.setattr(Path, "open", lambda *how, **more: FullDisk(opened(*how, **more)))
+        else:
+            patch.setattr(os if at == "fsync" else Path, at, fail)
+
+    return fill

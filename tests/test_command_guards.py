@@ -15,7 +15,7 @@ from jem.cli import main
 from jem.commands import compare
 from jem.commands.drawings import Outputs
 from jem.commands.runs import checksum, refuse_other_data
-from jem.commands.score import _check_same_data, _written_whole
+from jem.commands.score import _check_same_data
 from jem.commands.train import _default_folder
 from jem.data.files import load_file
 from jem.errors import InputError, RunFolderError
@@ -112,18 +112,6 @@ def test_home_is_home_for_outputs_too(made, monkeypatch, tmp_path, capsys):
     assert (tmp_path / "scores.csv").exists()
     assert run("train", "--data", "iris", "--dry-run", "--out=~/q", *WITHOUT) == 0
     assert f"run folder: {tmp_path}/q " in capsys.readouterr().out
-
-
-def test_an_unfinished_table_of_another_process_is_left_alone(tmp_path):
-    other = tmp_path / "scores.csv.partial"
-    other.write_text("of another")
-    with _written_whole(tmp_path / "scores.csv") as first:
-        first.write("first")
-        with pytest.raises(KeyError), _written_whole(tmp_path / "scores.csv"):
-            raise KeyError
-    assert (tmp_path / "scores.csv").read_text() == "first"
-    assert other.read_text() == "of another"
-    assert len(list(tmp_path.iterdir())) == 2
 
 
 # -- the data of a run ----------------------------------------------------------------------------

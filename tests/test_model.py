@@ -9,7 +9,7 @@ from torch import nn
 from jem import JEM
 from jem.data import Scaling
 from jem.errors import InputError
-from jem.model import evaluation_mode, joint_energy
+from jem.model import evaluation_mode, joint_energy, refuse_softmax
 
 
 def normal(*shape, seed=1):
@@ -252,3 +252,29 @@ def test_class_indices_of_inference_mode_do_not_stop_gradients():
     assert torch.equal(logits.grad, -torch.eye(3, dtype=torch.float64)[[0, 2]])
     with pytest.raises(InputError, match=r"lie in 0\.\.2, but got 0\.\.3"):
         joint_energy(logits, torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda p: p.flatten(1),
+        lambda p: p.squeeze(),
+        lambda p: p[:, :, 0, 0],
+        lambda p: p.permute(0, 2, 3, 1).reshape(len(p), -1),
+        lambda p: p.double().flatten(1).float().clone(),
+    ],
+)
+def test_a_softmax_behind_a_change_of_shape_is_refused(change):
+    class Network(nn.Module):
+        def __init__(self, last):
+            super().__init__()
+            self.convolution, self.last = nn.Conv2d(1, 4, 3), last
+
+        def forward(self, x):
+            return change(self.last(self.convolution(x)))
+
+    x = torch.randn(2, 1, 3, 3)
+    refuse_softmax(JEM(Network(nn.Identity())), x)
+    for last in (nn.Softmax(dim=1), nn.LogSoftmax(dim=1)):
+        with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
+            refuse_softmax(JEM(Network(last)), x)

@@ -39,7 +39,7 @@ def run(argv: list[str]) -> int:
     for path in args.runs:
         read_config(path)  # before any is measured
     from jem.evaluation.report_page import comparison_rows, render_comparison
-    from jem.training.checkpoint import write_atomically
+    from jem.writing import write_atomically
 
     reports = {str(path): _figures(path, args.quiet) for path in args.runs}
     table = Table(

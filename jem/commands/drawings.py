@@ -79,7 +79,7 @@ class Outputs:
         import numpy as np
 
         from jem.plotting import save_figure
-        from jem.training.checkpoint import write_atomically
+        from jem.writing import write_atomically
 
         content = io.BytesIO()
         np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
@@ -94,7 +94,7 @@ class Outputs:
             x: Rows, shape (N, D), in the units of the training data.
             labels: Class of each row, in a last column `label`.
         """
-        from jem.training.checkpoint import write_atomically
+        from jem.writing import write_atomically
 
         content = io.StringIO()
         writer = csv.writer(content, lineterminator="\n")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import csv
 import math
-import os
-import secrets
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
 from jem.commands.runs import check_out, inputs_of, load_model, note, read_config, splits_of
 from jem.errors import InputError, RunFolderError
+from jem.writing import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +89,9 @@ def run(argv: list[str]) -> int:
     scale = _scaling(args, model, stream)
     scorer = _scorer(args, model, config)
     count = rejected = 0
-    with _written_whole(args.out) as file, _progress(args, stream) as advance:
+    # A file name need not be text; its bytes are written as they are.
+    written = replacing(args.out, "t", encoding="utf-8", errors="surrogateescape", newline="")
+    with written as file, _progress(args, stream) as advance:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_header(scorer))
         for names, raw in stream.batches:
@@ -211,22 +212,6 @@ def _rows(scorer: Scorer, names: Sequence[str], table: Scored) -> Iterator[tuple
     shown = ([f"{value:.6g}" for value in column.tolist()] for column in [*figures, table.p_value])
     verdicts = ["true" if flag else "false" for flag in table.is_ood.tolist()]
     return zip(names, labels, *shown, verdicts, strict=True)
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[IO[str]]:
-    """A text file that takes its name when it is complete, and is removed if it never is."""
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        # A file name need not be text; its bytes are written as they are.
-        with partial.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @contextmanager

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import re
 import warnings
 import zipfile
@@ -15,35 +13,10 @@ import torch
 
 from jem.errors import RunFolderError
 from jem.training.distributed import ONE_PROCESS, Ranks
+from jem.writing import write_atomically
 
 FORMAT = 1
 _NAME = re.compile(r"(\d+)\.pt")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file beside its target, flush it to disk and rename it over the target.
-
-    Args:
-        path: The target; its folder must exist.
-        content: The whole content.
-
-    Raises:
-        RunFolderError: If the disk is full or the folder cannot be written; the target is as it
-            was.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-        raise RunFolderError(
-            f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
-        ) from error
 
 
 def serialise(state: dict[str, Any]) -> bytes:

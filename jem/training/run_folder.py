@@ -19,9 +19,10 @@ from jem.errors import InputError, RunFolderError
 from jem.model import JEM
 from jem.networks import network_from_reference, network_from_spec
 from jem.sampling.settings import ChainSettings
-from jem.training.checkpoint import Checkpoints, write_atomically
+from jem.training.checkpoint import Checkpoints
 from jem.training.problem import choose_device, place
 from jem.training.recipe import Recipe
+from jem.writing import remove_unfinished, write_atomically
 
 WRITTEN = (
     "metrics.jsonl", "samples.png", "summary.json", "detector.pt", "report.html", "report.json",
@@ -109,6 +110,8 @@ class RunFolder:
             )
         self.create()
         with self.locked():
+            remove_unfinished(self.path)
+            remove_unfinished(self.checkpoints)
             yield
 
     def write_config(self, config: dict[str, Any]) -> None:

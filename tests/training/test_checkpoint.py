@@ -1,6 +1,4 @@
-import errno
 import io
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -9,7 +7,7 @@ import pytest
 import torch
 
 from jem.errors import RunFolderError
-from jem.training.checkpoint import Checkpoints, deserialise, serialise, write_atomically
+from jem.training.checkpoint import Checkpoints, deserialise, serialise
 
 
 def state(value=1.0):
@@ -109,57 +107,8 @@ def test_another_format_is_refused(content):
 # -- files
 
 
-def test_a_file_is_replaced_whole(tmp_path):
-    path = tmp_path / "file"
-    for content in (b"first", b"2", b""):
-        write_atomically(path, content)
-        assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["file"]
-
-
-class FullDisk:
-    """A file that takes a few bytes and then has no room."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self.file.close()
-
-    def write(self, content):
-        self.file.write(content[:10])
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
-def fill_disk(monkeypatch, at):
-    if at == "write":
-        opened = Path.open
-        monkeypatch.setattr(Path, "open", lambda path, mode: FullDisk(opened(path, mode)))
-        return
-
-    def fail(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os if at == "fsync" else Path, at, fail)
-
-
 @pytest.mark.parametrize("at", ["write", "fsync", "replace"])
-def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path, monkeypatch, at):
-    path = tmp_path / "file"
-    path.write_bytes(b"old")
-    with monkeypatch.context() as patch:
-        fill_disk(patch, at)
-        with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left.*untouched"):
-            write_atomically(path, b"new" * 100)
-    assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["file"]
-
-
-@pytest.mark.parametrize("at", ["write", "fsync", "replace"])
-def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, monkeypatch, at):
+def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, monkeypatch, fill_disk, at):
     checkpoints.save(1, state(1.0))
     checkpoints.save(2, state(2.0))
     with monkeypatch.context() as patch:
@@ -170,15 +119,6 @@ def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, monkeypatch, at)
     iteration, loaded = checkpoints.load_latest()
     assert iteration == 2
     assert same(loaded, {"format": 1, **state(2.0)})
-
-
-@pytest.mark.parametrize("name", ["file", "no folder/file", "a file/file"])
-def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
-    (tmp_path / "a file").write_bytes(b"")
-    (tmp_path / "file").mkdir()
-    (tmp_path / "file" / "full").touch()
-    with pytest.raises(RunFolderError, match="cannot write"):
-        write_atomically(tmp_path / name, b"content")
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
