@@ -29,7 +29,13 @@ from jem.sampling.starts import (
 )
 from jem.training.distributed import Ranks
 from jem.training.method import Batch, Method
-from jem.training.problem_checks import check_domain, check_gradient, check_images, check_network
+from jem.training.problem_checks import (
+    check_batch_size,
+    check_domain,
+    check_gradient,
+    check_images,
+    check_network,
+)
 from jem.training.process import lowered
 from jem.training.recipe import Recipe
 from jem.training.steps import forward_of
@@ -157,6 +163,7 @@ def set_up(
     generative = None
     if recipe.streams == "separate":
         generative = stream("generative", recipe.generative_batch or recipe.batch_size)
+    check_batch_size(model, recipe, labelled.batch_size, x[:1])
     class_weight = None
     if recipe.class_weight == "balanced":
         class_weight = balanced_class_weights(all_labels, num_classes).to(model.device)

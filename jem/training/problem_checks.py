@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,21 @@ def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
             "would too; batch normalisation must keep running statistics"
         )
     return num_classes
+
+
+def check_batch_size(model: JEM, recipe: Recipe, size: int, x: Tensor) -> None:
+    """Refuse batches of one example, shape (1, *shape), where training mode cannot take them."""
+    if size > 1 or recipe.evaluation_mode:
+        return
+    try:
+        with torch.no_grad():
+            deepcopy(model).train().logits(x.to(model.device))
+    except ValueError as error:
+        raise InputError(
+            "the network cannot be trained on one example at a time, as batch normalisation "
+            "cannot: set the recipe's `batch_size` to 2 or more, or its `evaluation_mode` "
+            f"({str(error).splitlines()[0]})"
+        ) from error
 
 
 def check_images(recipe: Recipe, x: Tensor) -> None:

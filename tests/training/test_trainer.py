@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 import jem
 from jem import networks
@@ -503,6 +504,21 @@ def test_resume_needs_a_folder_and_the_same_network(tmp_path, train):
     wider = JEM(networks.mlp((2,), 2, width=24, depth=2, head="factored"))
     with pytest.raises(RunFolderError, match=r"another network.*size mismatch"):
         Trainer(wider, SMALL, run_dir=run, device="cpu").fit(train, resume=True)
+
+
+@pytest.mark.parametrize("name", ["plain", "fast"])
+def test_one_example_at_a_time_is_refused_where_the_network_cannot_take_it(name):
+    def train(network, **changes):
+        recipe = replace(RECIPES[name], epochs=1, batch_size=1, **changes)
+        Trainer(JEM(network), recipe, device="cpu").fit((torch.randn(5, 2), torch.arange(5) % 2))
+
+    def network():
+        return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+    with pytest.raises(InputError, match=r"one example at a time.*set the recipe's `batch_size`"):
+        train(network())
+    train(network(), evaluation_mode=True)
+    train(nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 2)))
 
 
 @pytest.mark.parametrize("scale", [1.0, 255.0])
