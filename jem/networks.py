@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -17,15 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from jem.errors import InputError
-from jem.randomness import derive_seed
+from jem.randomness import derive_seed, global_generators_kept
 
 Head = Literal["joint", "factored"]
 Norm = Literal["none", "batch", "group"]
 NetworkFactory = Callable[[tuple[int, ...], int], nn.Module]
 """Shape of one input and number of classes -> module."""
-
-GLOBAL_STATE = threading.RLock()
-"""Held by what seeds torch's global generator or changes its settings, one thread at a time."""
 
 
 class JointHead(nn.Module):
@@ -310,7 +306,7 @@ def make_network(
             "`network` must be a torch module or a function (shape, number of classes) -> module, "
             f"but got {type(given).__name__}"
         )
-    with GLOBAL_STATE, torch.random.fork_rng(devices=[]):
+    with global_generators_kept():
         torch.manual_seed(derive_seed(seed, "network") % 2**32)
         if given is None:
             return network_for(shape, num_classes, head=head)

@@ -19,6 +19,7 @@ from jem.data.scaling import Scaling
 from jem.errors import InputError
 from jem.model import JEM
 from jem.networks import wide_resnet
+from jem.randomness import global_generators_kept
 from jem.sampling.settings import ChainSettings
 from jem.sampling.starts import UniformStart
 
@@ -89,7 +90,7 @@ def load_official(
     head_name = head if layout == "jem" else f"{prefix}linear"
     arguments = _arguments(state, prefix, head_name, path)
     shape = _shape_of(state[f"{prefix}conv1.weight"], chains, input_shape)
-    with torch.random.fork_rng(devices=[]):  # the first weights are overwritten
+    with global_generators_kept():  # the first weights are overwritten
         network = wide_resnet(shape, **arguments)
 
     names = {ours: _theirs(ours, prefix, head_name, arguments) for ours in network.state_dict()}

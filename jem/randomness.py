@@ -1,11 +1,29 @@
 """Named random generators: one seed at the edge, everything else derived from it."""
 
+import threading
 import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
 from jem.errors import InputError
+
+_TURN = threading.RLock()
+
+
+@contextmanager
+def global_generators_kept(devices: Sequence[torch.device] = ()) -> Iterator[None]:
+    """Leave torch's global generators as they were, whatever is drawn from them meanwhile.
+
+    They belong to the whole process, so one thread is inside at a time; others wait.
+
+    Args:
+        devices: CUDA devices whose generators to keep as well.
+    """
+    with _TURN, torch.random.fork_rng(devices=list(devices)):
+        yield
 
 
 def check_seed(seed: int) -> None:

@@ -1,10 +1,11 @@
 import itertools
+import threading
 
 import pytest
 import torch
 
 from jem.errors import InputError
-from jem.randomness import derive_seed, named_generator
+from jem.randomness import derive_seed, global_generators_kept, named_generator
 
 PINNED = 1515829482024196131
 
@@ -37,3 +38,26 @@ def test_large_seeds_are_taken():
 def test_what_is_no_seed_is_refused(seed):
     with pytest.raises(InputError, match=f"an integer of at least 0, but got {seed!r}$"):
         derive_seed(seed, "chains")
+
+
+@pytest.mark.usefixtures("global_rng_untouched")
+def test_global_generators_are_kept_by_one_thread_at_a_time():
+    drawn = []
+
+    def other():
+        with global_generators_kept():
+            torch.manual_seed(1)
+            drawn.append(torch.rand(1))
+
+    thread = threading.Thread(target=other)
+    with global_generators_kept():
+        torch.manual_seed(0)
+        thread.start()
+        thread.join(0.2)
+        with global_generators_kept():  # a thread does not wait for itself
+            torch.rand(3)
+        inside, alone = torch.rand(1), list(drawn)
+    thread.join(10)
+    assert alone == []
+    assert inside == torch.rand(1, generator=torch.Generator().manual_seed(0))
+    assert len(drawn) == 1

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from jem.errors import InputError
 from jem.evaluation.examples import check_inputs, choose_rows
 from jem.evaluation.predictions import check_labels
-from jem.randomness import derive_seed, named_generator
+from jem.randomness import derive_seed, global_generators_kept, named_generator
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -201,7 +201,7 @@ def train_judge(
     x, y = x[kept], y[kept]
     if len(y.unique()) < 2:
         raise InputError("a judge needs inputs of at least two classes, but all labels are equal")
-    with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
+    with torch.inference_mode(False), torch.enable_grad(), global_generators_kept():
         # Of the global generators that of the CPU alone: `torch.manual_seed` reaches others too.
         torch.default_generator.manual_seed(derive_seed(seed, "judge", "weights"))
         network = JudgeNetwork(x.shape[1:], num_classes)

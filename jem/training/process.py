@@ -9,18 +9,17 @@ from contextlib import contextmanager
 
 import torch
 
-from jem.networks import GLOBAL_STATE
+from jem.randomness import global_generators_kept
 
 
 @contextmanager
 def isolated_randomness(device: torch.device) -> Iterator[None]:
     """Leave torch's generator as it was; use deterministic algorithms on the CPU meanwhile.
 
-    Both belong to the whole process, so one thread is inside at a time: fits in threads take
-    turns.
+    Both belong to the whole process: fits in threads take turns.
     """
     devices = [device] if device.type == "cuda" else []
-    with GLOBAL_STATE, torch.random.fork_rng(devices=devices):
+    with global_generators_kept(devices):
         deterministic = torch.are_deterministic_algorithms_enabled()
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]

@@ -18,6 +18,7 @@ from jem.data.scaling import Scaling
 from jem.errors import InputError, RunFolderError
 from jem.model import JEM
 from jem.networks import network_from_reference, network_from_spec
+from jem.randomness import global_generators_kept
 from jem.sampling.settings import ChainSettings
 from jem.training.checkpoint import Checkpoints
 from jem.training.problem import choose_device, place
@@ -255,7 +256,7 @@ def load(run: str | Path, network: nn.Module | None = None, *, device: str = "cp
         raise RunFolderError(f"{folder.path} holds no run: there is no folder `checkpoints` in it")
     _, state = Checkpoints(folder.checkpoints).load_latest()
     if network is None:
-        with torch.random.fork_rng(devices=[]):  # its first weights are overwritten
+        with global_generators_kept():  # its first weights are overwritten
             network = build_network(state["network"], state["settings"])
     model = JEM(network)
     try:
