@@ -1,4 +1,4 @@
-# Each target is a line or two that you could type yourself; README.md shows them.
+# Each target is a line or two that you could type yourself.
 PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin

@@ -1,7 +1,7 @@
 """What can go wrong through no fault of the code: one root class, one clear line each.
 
-The command line turns every `JemError` into a message and exit status 2; anything else is a bug
-and keeps its traceback.
+The command line turns every `JemError` into a message and exit status 2 (1 where training
+diverged, 130 where it was stopped); anything else is a bug and keeps its traceback.
 """
 
 

@@ -43,7 +43,7 @@ def check_model(model: object) -> None:
         raise InputError(f"expected a jem.JEM, but got {type(model).__name__}{hint}")
 
 
-KEEP_VALUES = {
+_KEEP_VALUES = {
     "Alias", "Clone", "Permute", "Select", "Slice", "Squeeze", "ToCopy", "Transpose", "UnsafeView",
     "Unsqueeze", "View",
 }  # fmt: skip
@@ -69,7 +69,7 @@ def refuse_softmax(model: JEM, x: Tensor) -> None:
         except RuntimeError:  # weights made in inference mode have no graph
             return
     last = logits.grad_fn
-    while last is not None and last.name().split("Backward")[0] in KEEP_VALUES:
+    while last is not None and last.name().split("Backward")[0] in _KEEP_VALUES:
         last = last.next_functions[0][0]
     if last is not None and "softmax" in last.name().lower():
         raise InputError(

@@ -111,7 +111,11 @@ def _image_figure(x: Tensor, columns: int, row_names: Sequence[str], title: str)
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG beside its target and rename it over it: a viewer never sees half a picture."""
+    """Write a PNG whole or not at all: a viewer never sees half a picture.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is untouched.
+    """
     with replacing(path) as file:
         figure.savefig(file, format="png", dpi=150)
 

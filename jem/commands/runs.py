@@ -133,7 +133,7 @@ def refuse_other_data(run: Path, config: dict[str, Any], splits: DataSplits) -> 
     """Hold a run to the data that it was trained on, which others would divide anew.
 
     Raises:
-        InputError: If they differ; runs without a checksum, which are older, take any.
+        InputError: If they differ; runs without a checksum, older or begun in Python, take any.
     """
     if config.get("data_checksum") not in (None, checksum(splits)):
         raise InputError(

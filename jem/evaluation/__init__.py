@@ -1,4 +1,4 @@
-"""What a trained model is worth: detection of foreign inputs, calibration, and a summary."""
+"""What a trained model is worth: detection of foreign inputs, calibration, samples."""
 
 from jem.evaluation import calibration, conformal, fidelity, ood, temperature
 

@@ -77,8 +77,9 @@ def langevin_update(
     network mistakes for data. It is a preconditioner: it changes how fast which direction is
     explored, not what a Langevin chain converges to.
 
-    One draw of the noise, after the gradient, also where the bounds then cut it off. With sigma =
-    sqrt(2 eta), no clamp and no bounds this is the unadjusted Langevin algorithm for exp(-E).
+    The noise is drawn after the gradient (twice with smoothing, for P^1/2), also where the bounds
+    then cut it off. With sigma = sqrt(2 eta), no clamp and no bounds this is the unadjusted
+    Langevin algorithm for exp(-E).
 
     Args:
         x: Chain positions, shape (B, ...).
