@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jem import data, evaluation, export, networks, objectives, plotting, sampling
-    from jem.classifier import JEMClassifier
+    from jem import data, evaluation, networks, objectives, plotting, sampling
     from jem.errors import (
         InputError,
         JemError,
@@ -15,15 +14,17 @@ if TYPE_CHECKING:
         TrainingDivergedError,
         TrainingInterrupted,
     )
-    from jem.evaluation.calibration import calibration_report
-    from jem.evaluation.ood import OODDetector, ood_metrics
-    from jem.evaluation.temperature import TemperatureScaling
+    from jem.estimator.classifier import JEMClassifier
+    from jem.evaluation.calibration.report import calibration_report
+    from jem.evaluation.calibration.temperature import TemperatureScaling
+    from jem.evaluation.ood.detector import OODDetector, ood_metrics
     from jem.generation import counterfactual, denoise, inpaint, sample
     from jem.model import JEM
-    from jem.reporting import write_report
-    from jem.scorer import fit_scorer, load_scorer
+    from jem.report.write import write_report
+    from jem.runs.load import load
+    from jem.serving.export import export_onnx
+    from jem.serving.scorer import fit_scorer, load_scorer
     from jem.training.recipe import RECIPES, Recipe
-    from jem.training.run_folder import load
     from jem.training.trainer import Trainer
 
 # Names are imported when they are first asked for: `jem --help` answers without loading torch, and
@@ -31,29 +32,30 @@ if TYPE_CHECKING:
 _HOME = {
     "JEM": "jem.model",
     "InputError": "jem.errors",
-    "JEMClassifier": "jem.classifier",
+    "JEMClassifier": "jem.estimator.classifier",
     "JemError": "jem.errors",
-    "OODDetector": "jem.evaluation.ood",
+    "OODDetector": "jem.evaluation.ood.detector",
     "RECIPES": "jem.training.recipe",
     "Recipe": "jem.training.recipe",
     "RunFolderError": "jem.errors",
-    "TemperatureScaling": "jem.evaluation.temperature",
+    "TemperatureScaling": "jem.evaluation.calibration.temperature",
     "Trainer": "jem.training.trainer",
     "TrainingDivergedError": "jem.errors",
     "TrainingInterrupted": "jem.errors",
-    "calibration_report": "jem.evaluation.calibration",
+    "calibration_report": "jem.evaluation.calibration.report",
     "counterfactual": "jem.generation",
     "denoise": "jem.generation",
-    "fit_scorer": "jem.scorer",
+    "export_onnx": "jem.serving.export",
+    "fit_scorer": "jem.serving.scorer",
     "inpaint": "jem.generation",
-    "load": "jem.training.run_folder",
-    "load_scorer": "jem.scorer",
-    "ood_metrics": "jem.evaluation.ood",
+    "load": "jem.runs.load",
+    "load_scorer": "jem.serving.scorer",
+    "ood_metrics": "jem.evaluation.ood.detector",
     "sample": "jem.generation",
-    "write_report": "jem.reporting",
+    "write_report": "jem.report.write",
 }
 _MODULES = (
-    "data", "evaluation", "export", "networks", "objectives", "plotting", "sampling",
+    "data", "evaluation", "networks", "objectives", "plotting", "sampling",
 )  # fmt: skip
 
 __all__ = [
@@ -74,7 +76,7 @@ __all__ = [
     "data",
     "denoise",
     "evaluation",
-    "export",
+    "export_onnx",
     "fit_scorer",
     "inpaint",
     "load",

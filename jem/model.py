@@ -144,7 +144,7 @@ class JEM(nn.Module):
         scaling: What turns a person's raw data into inputs; see `preprocess`.
 
     Attributes:
-        chain: Settings of the sampler (`jem.sampling.ChainSettings`), set by training.
+        sampler: Settings of the sampler (`jem.sampling.SamplerSettings`), set by training.
 
     References:
         Grathwohl et al. (2020), Your classifier is secretly an energy based model,
@@ -176,7 +176,7 @@ class JEM(nn.Module):
         self.classes = None if classes is None else tuple(str(name) for name in classes)
         self.domain = domain
         self.scaling = scaling
-        self.chain: Any = None
+        self.sampler: Any = None
 
     @property
     def domain(self) -> tuple[Tensor, Tensor] | None:

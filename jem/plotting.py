@@ -14,10 +14,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from jem.writing import replacing
+from jem.runs.files import replacing
 
 if TYPE_CHECKING:
-    from jem.evaluation.calibration import CalibrationReport, ReliabilityBins
+    from jem.evaluation.calibration.report import CalibrationReport, ReliabilityBins
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 """Told apart by the colour-blind."""
@@ -251,7 +251,7 @@ def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
     """Draw accuracy, ECE and share flagged along severity, a line a kind of corruption.
 
     Args:
-        rows: Of `jem.evaluation.corruption.corruption_curves`.
+        rows: Of `jem.evaluation.robustness.corruption.corruption_curves`.
 
     Returns:
         The figure of three panels.

@@ -26,7 +26,7 @@ import tyro
 
 import jem
 from jem import networks
-from jem.evaluation.completion import CompletionReport, completion_accuracy
+from jem.evaluation.fidelity.completion import CompletionReport, completion_accuracy
 from jem.plotting import inputs_figure, save_figure
 from jem.randomness import derive_seed
 from jem.training.recipe import RECIPES

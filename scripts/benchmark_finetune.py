@@ -27,8 +27,8 @@ import tyro
 import jem
 from jem import networks
 from jem.data import DataPart, DataSplits
-from jem.evaluation.summary import foreign_sets, summarise
 from jem.randomness import derive_seed, named_generator
+from jem.report.summary import make_ood_sets, summarise
 from jem.training.recipe import RECIPES, Recipe
 from jem.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ class Benchmark:
 
     data: str = "digits"
     """A named data set of images."""
-    foreign: tuple[str, ...] = ()
+    ood_sets: tuple[str, ...] = ()
     """More foreign sets, beside those that are made up: named data sets or files."""
     data_root: Path | None = None
     """Folder of downloaded data sets; JEM_DATA if left out."""
@@ -75,22 +75,22 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
     """Train plain, measure, fine-tune, measure."""
     data = jem.data.load(args.data, root=args.data_root, seed=seed)
     measured = replace(data, test=getattr(data, args.part))
-    foreign = foreign_sets(data, seed)
-    for other in args.foreign:
-        foreign[Path(other).stem] = jem.data.load(other, root=args.data_root).test[:2000][0]
+    ood_sets = make_ood_sets(data, seed)
+    for other in args.ood_sets:
+        ood_sets[Path(other).stem] = jem.data.load(other, root=args.data_root).test[:2000][0]
     torch.manual_seed(derive_seed(seed, "network") % 2**32)
     network = networks.network_for(data.input_shape, len(data.classes), head="joint")
     model = jem.JEM(network, classes=data.classes, domain=data.domain, scaling=data.scaling)
 
     plain = replace(RECIPES["plain"], epochs=args.epochs)
     row = fit(model, plain, data, seed)
-    before = row | summarise(model, measured, foreign)
+    before = row | summarise(model, measured, ood_sets)
     tuning = replace(RECIPES["finetune"], accuracy_margin=args.accuracy_margin)
     updates = max(1, round(args.share * row["iterations"] / args.update_cost))
     epochs = math.ceil(updates * tuning.batch_size / len(data.train))
     some = some_rows(data, updates // epochs * tuning.batch_size, seed)
     row = fit(model, replace(tuning, epochs=epochs), some, seed) | {"epochs": epochs}
-    return {"before": before, "after": row | summarise(model, measured, foreign)}
+    return {"before": before, "after": row | summarise(model, measured, ood_sets)}
 
 
 def some_rows(data: DataSplits, count: int, seed: int) -> DataSplits:
@@ -115,9 +115,9 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
 
     for key, digits in (("accuracy", 4), ("nll", 3), ("ece", 4)):
         add(key, {name: [row[key] for row in rows[name]] for name in rows}, digits)
-    for foreign in rows["before"][0]["auroc"]:
-        values = {name: [row["auroc"][foreign]["value"] for row in rows[name]] for name in rows}
-        add(f"AUROC of log-density, {foreign}", values, 4)
+    for ood_sets in rows["before"][0]["auroc"]:
+        values = {name: [row["auroc"][ood_sets]["value"] for row in rows[name]] for name in rows}
+        add(f"AUROC of log-density, {ood_sets}", values, 4)
     add("processor seconds", {n: [row["cpu_seconds"] for row in rows[n]] for n in rows}, 1)
     shares = [
         after["cpu_seconds"] / before["cpu_seconds"]

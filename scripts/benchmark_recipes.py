@@ -30,11 +30,11 @@ from torch import Tensor
 import jem
 from jem import networks
 from jem.data import DataSplits
-from jem.evaluation.calibration import calibration_report
-from jem.evaluation.distances import frechet_distance, kernel_distance
-from jem.evaluation.judge import Judge, train_judge
-from jem.evaluation.summary import foreign_sets, logits_of, summarise
+from jem.evaluation.calibration.report import calibration_report
+from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
+from jem.evaluation.fidelity.reference_classifier import Judge, train_judge
 from jem.randomness import derive_seed
+from jem.report.summary import logits_of, make_ood_sets, summarise
 from jem.training.recipe import RECIPES
 from jem.training.trainer import Trainer
 
@@ -51,7 +51,7 @@ class Benchmark:
     """Processor seconds that another package trains for."""
     data: str = "digits"
     """A named data set."""
-    foreign: tuple[str, ...] = ()
+    ood_sets: tuple[str, ...] = ()
     """More foreign sets, beside those that are made up: named data sets or files."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed is another split, another initialisation and other noise."""
@@ -85,7 +85,7 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
         recipe = replace(recipe, learning_rate=args.learning_rates[name])
     if args.flip:
         separate = recipe.streams == "separate"
-        recipe = replace(recipe, flip=True, generative_flip=separate)
+        recipe = replace(recipe, flip=True, density_augment_flip=separate)
     torch.manual_seed(derive_seed(seed, "network") % 2**32)
     num_classes = len(splits.classes)
     network = networks.network_for(splits.input_shape, num_classes, head=recipe.head)
@@ -111,10 +111,10 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     if not resume:  # else the processor seconds before the cut are not known
         row["cpu_seconds"] = time.process_time() - start
     row["memory"] = peak_memory()
-    foreign = foreign_sets(splits, seed)
-    for other in args.foreign:
-        foreign[Path(other).stem] = jem.data.load(other, root=args.data_root).test.x[:2000]
-    row |= summarise(model, splits, foreign) | after_temperature(model, splits)
+    ood_sets = make_ood_sets(splits, seed)
+    for other in args.ood_sets:
+        ood_sets[Path(other).stem] = jem.data.load(other, root=args.data_root).test.x[:2000]
+    row |= summarise(model, splits, ood_sets) | after_temperature(model, splits)
     if recipe.generative and judge is not None:
         row |= samples_of(model, splits, judge, seed)
     return row
@@ -216,12 +216,12 @@ def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
             add(label, [cell(v, digits) for v in values])
             continue
         some = next(row for n in names for row in finished[n])
-        for foreign in some["auroc"]:
-            values = [[row["auroc"][foreign]["value"] for row in finished[n]] for n in names]
-            seen = {n for n in names if any(r["auroc"][foreign]["seen"] for r in finished[n])}
+        for ood_sets in some["auroc"]:
+            values = [[row["auroc"][ood_sets]["value"] for row in finished[n]] for n in names]
+            seen = {n for n in names if any(r["auroc"][ood_sets]["seen"] for r in finished[n])}
             cells = [cell(v, digits) for v in values]
             marked = [f"{c} *seen*" if n in seen else c for n, c in zip(names, cells, strict=True)]
-            add(f"AUROC of log-density, {foreign}", marked)
+            add(f"AUROC of log-density, {ood_sets}", marked)
     for label, key in (("seconds", "seconds"), ("processor seconds", "cpu_seconds")):
         known = {n: {r["seed"]: r[key] for r in finished[n] if key in r} for n in names}
         ratios = [ratio_text(known[n], known[names[0]]) for n in names]

@@ -32,7 +32,7 @@ from memory import peak_memory
 import jem
 from jem import networks
 from jem.cli import main as command
-from jem.scorer import DETECTOR_FILE, fit_scorer
+from jem.serving.scorer import DETECTOR_FILE, fit_scorer
 from jem.training.recipe import RECIPES
 from jem.training.trainer import Trainer
 

@@ -89,10 +89,10 @@ MODELS: dict[str, Callable[[int], Any]] = {
     ),
     "random forest": lambda seed: RandomForestClassifier(random_state=seed),
     "gradient boosting": lambda seed: HistGradientBoostingClassifier(random_state=seed),
-    "jem fast, input noise 0.1": jem("fast", input_noise=0.1),
+    "jem fast, input noise 0.1": jem("fast", augment_noise=0.1),
     "jem fast, 300 epochs": jem("fast", epochs=300),
     "jem fast, early stopping": jem("fast", early_stopping=True),
-    "jem plain, input noise 0.1": jem("plain", input_noise=0.1),
+    "jem plain, input noise 0.1": jem("plain", augment_noise=0.1),
     "jem plain, 300 epochs": jem("plain", epochs=300),
 }
 """Makes a model of a seed. The first six are raced unless others are named."""

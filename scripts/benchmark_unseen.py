@@ -51,10 +51,10 @@ class Benchmark:
 def unseen(index: int, recipe_name: str, args: Benchmark) -> dict[str, float]:
     """AUROC of each score, and accuracy on the classes that stay, with one class left out."""
     data = jem.data.load(args.data, root=args.data_root, seed=index)
-    data, foreign = hold_out(data, [data.classes[index]])
+    data, ood_sets = hold_out(data, [data.classes[index]])
     recipe = replace(RECIPES[recipe_name], epochs=args.epochs)
     if args.flip:
-        recipe = replace(recipe, flip=True, generative_flip=recipe.streams == "separate")
+        recipe = replace(recipe, flip=True, density_augment_flip=recipe.streams == "separate")
     network = networks.make_network(
         None, data.input_shape, len(data.classes), recipe.head, seed=index
     )
@@ -64,7 +64,7 @@ def unseen(index: int, recipe_name: str, args: Benchmark) -> dict[str, float]:
     probabilities = torch.cat([model.predict_proba(part) for part in x.split(256)])
     found = {"accuracy": float((probabilities.argmax(dim=1) == y).float().mean())}
     for score in SCORES:
-        own, other = (jem.OODDetector(model, score).score(z) for z in (x, foreign))
+        own, other = (jem.OODDetector(model, score).score(z) for z in (x, ood_sets))
         found[score] = jem.ood_metrics(own, other, num_bootstrap=1).auroc
     return found
 

@@ -37,12 +37,14 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
         DataLoader(data.train, batch_size=64, shuffle=True, drop_last=True)
     )
     generator = torch.Generator(fabric.device).manual_seed(seed + fabric.global_rank)
-    move = model.chain.move | {"bounds": model.bounds(), "generator": generator}
-    buffer = ReplayBuffer.from_start(model.chain.start, 256, generator=generator)
+    move = model.sampler.move | {"bounds": model.bounds(), "generator": generator}
+    buffer = ReplayBuffer.from_start(model.sampler.start, 256, generator=generator)
 
     for _ in range(epochs):
         for x, labels in loader:
-            draw = buffer.draw(64, start=model.chain.start, restart_prob=0.02, generator=generator)
+            draw = buffer.draw(
+                64, start=model.sampler.start, reinit_prob=0.02, generator=generator
+            )
             x_negative = sgld_chain(draw.x, model.energy, num_steps=1, **move).requires_grad_()
 
             x = x + torch.empty_like(x).normal_(std=0.1, generator=generator)

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader
 
 import jem
 from jem.data import DataSplits
-from jem.data.shifts import letters
+from jem.data.corruptions import letters
 from jem.model import joint_energy
 from jem.objectives import contrastive_loss
-from jem.sampling import ChainSettings, ReplayBuffer, UniformStart, langevin_update, sgld_chain
+from jem.sampling import ReplayBuffer, SamplerSettings, UniformBase, langevin_update, sgld_chain
 from jem.training.steps import input_gradient
 
 
@@ -39,8 +39,8 @@ def make_model(data: DataSplits) -> jem.JEM:
     num_classes = len(data.classes)
     network = jem.networks.network_for(data.input_shape, num_classes)
     model = jem.JEM(network, domain=data.domain, classes=data.classes, scaling=data.scaling)
-    model.chain = ChainSettings(
-        start=UniformStart(*data.domain, data.input_shape),
+    model.sampler = SamplerSettings(
+        start=UniformBase(*data.domain, data.input_shape),
         num_steps=200,
         step_size=3.0,
         noise_std=0.01,
@@ -58,8 +58,8 @@ def measure(model: jem.JEM, data: DataSplits) -> Result:
     x, labels = data.test[:]
     accuracy = float((model.predict_proba(x).argmax(dim=1).cpu() == labels).double().mean())
     detector = jem.OODDetector(model)
-    foreign = letters(1000, data.input_shape, seed=0)
-    auroc = jem.ood_metrics(detector.score(x), detector.score(foreign)).auroc
+    ood_sets = letters(1000, data.input_shape, seed=0)
+    auroc = jem.ood_metrics(detector.score(x), detector.score(ood_sets)).auroc
     return Result(model, accuracy, auroc)
 
 
@@ -72,13 +72,15 @@ def main(epochs: int = 20, seed: int = 0) -> Result:
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.95))
     loader = DataLoader(data.train, batch_size=64, shuffle=True, drop_last=True)
     generator = torch.Generator().manual_seed(seed)
-    move = model.chain.move | {"bounds": model.bounds(), "generator": generator}
-    buffer = ReplayBuffer.from_start(model.chain.start, 256, generator=generator)
+    move = model.sampler.move | {"bounds": model.bounds(), "generator": generator}
+    buffer = ReplayBuffer.from_start(model.sampler.start, 256, generator=generator)
 
     for _ in range(epochs):
         for x, labels in loader:
             # All moves of the chains but the last.
-            draw = buffer.draw(64, start=model.chain.start, restart_prob=0.02, generator=generator)
+            draw = buffer.draw(
+                64, start=model.sampler.start, reinit_prob=0.02, generator=generator
+            )
             x_negative = sgld_chain(draw.x, model.energy, num_steps=1, **move).requires_grad_()
 
             # Data and chains in one forward: right for networks without batch norm and dropout.

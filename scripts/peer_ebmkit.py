@@ -23,7 +23,7 @@ from torch import Tensor
 
 import jem
 from jem.data import DataSplits
-from jem.sampling import ChainSettings, UniformStart
+from jem.sampling import SamplerSettings, UniformBase
 
 MOVE = {"step_size": 10.0, "noise": 0.005, "clamp": 0.01}
 
@@ -52,7 +52,7 @@ def train(model: jem.JEM, splits: DataSplits, seconds: float, seed: int) -> int:
 
     sampler = LangevinDynamics(
         step_size=MOVE["step_size"], steps=60, noise_scale=MOVE["noise"],
-        grad_clip=MOVE["clamp"], clamp=(-1.0, 1.0),
+        max_grad_norm=MOVE["clamp"], clamp=(-1.0, 1.0),
     )  # fmt: skip
     buffer = ReplayBuffer(10_000, splits.input_shape, reinit_prob=0.05, init_fn=uniform)
     loss = JEMLoss(
@@ -71,8 +71,8 @@ def train(model: jem.JEM, splits: DataSplits, seconds: float, seed: int) -> int:
     model.network.load_state_dict(trainer.ema.module.net.state_dict())
     model.eval()
     num_classes = len(splits.classes)
-    model.chain = ChainSettings(
-        UniformStart(-1.0, 1.0, splits.input_shape), 200, MOVE["step_size"], MOVE["noise"],
+    model.sampler = SamplerSettings(
+        UniformBase(-1.0, 1.0, splits.input_shape), 200, MOVE["step_size"], MOVE["noise"],
         MOVE["clamp"], None, True, torch.full((num_classes,), 1 / num_classes),
     )  # fmt: skip
     return int(trainer.step_count)

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import jem
 from jem.data import DataSplits
-from jem.data.shifts import letters, photo_patches
+from jem.data.corruptions import letters, photo_patches
 from jem.plotting import save_figure, tile_images
-from jem.training.run_folder import RunFolder
+from jem.runs.folder import RunFolder
 
 SAMPLES_A_CLASS = 6
 DATA, LETTERS, PHOTOS = "#4477aa", "#ee6677", "#228833"  # told apart by colour-blind people
@@ -93,7 +93,7 @@ def main() -> None:
         "A plain classifier lets more of it pass": control,
     }
     for axes, (title, each) in zip(rows, both.items(), strict=True):
-        detector = jem.OODDetector(each).fit(splits.calibration.x, accept=0.95)
+        detector = jem.OODDetector(each).fit(splits.calibration.x, acceptance_rate=0.95)
         draw_scores(axes, detector, sets)
         axes.set_title(title)
     rows[1].set_xlabel("log-density, nats, unnormalised; dashed: accepts 95 %")

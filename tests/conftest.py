@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jem import JEM
-from jem.evaluation import judge
+from jem.evaluation.fidelity import reference_classifier as judge
 from jem.networks import mlp, small_cnn
 
 # Arrays are small and tests run side by side: one thread, here and in every child process.

@@ -61,7 +61,7 @@ def of(*parts):
 
 
 def test_the_parser_sees_the_imports_that_it_judges():
-    assert "jem.sampling.starts" in imports("jem.sampling.buffer")
+    assert "jem.sampling.base_distributions" in imports("jem.sampling.buffer")
     assert "jem.networks" in imports("jem.training.steps")  # from jem import networks
     assert len(MODULES) > 30
     assert "matplotlib.figure" in imports("jem.plotting")
@@ -111,7 +111,7 @@ def test_only_plotting_draws(name):
     annotated = part(name) == "evaluation"  # may name the type of a figure that it returns
     drawing = {n for n in imports(name, not annotated) if n.split(".")[0] == "matplotlib"}
     # The letters among the foreign data sets are set in a font that matplotlib brings along.
-    assert drawing <= ({"matplotlib"} if name == "jem.data.shifts" else set())
+    assert drawing <= ({"matplotlib"} if name == "jem.data.corruptions" else set())
     if annotated:
         named = {n for n in imports(name) if n.split(".")[0] == "matplotlib"}
         assert named <= {"matplotlib.figure"}

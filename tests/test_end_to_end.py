@@ -9,8 +9,8 @@ from sklearn.svm import SVC
 
 import jem
 from jem import networks
-from jem.evaluation.summary import foreign_sets, summarise
 from jem.randomness import derive_seed
+from jem.report.summary import make_ood_sets, summarise
 from jem.training.recipe import RECIPES
 from jem.training.trainer import Trainer
 
@@ -29,7 +29,7 @@ def train(data, recipe, seed, **kwargs):
 @pytest.mark.slow
 def test_rings_are_learned_as_classes_and_as_density():
     model, splits, _ = train("rings", RECIPES["fast"], seed=0)
-    summary = summarise(model, splits, foreign_sets(splits))
+    summary = summarise(model, splits, make_ood_sets(splits))
     assert summary["accuracy"] > 0.98
     x, y = splits.test[:]
     raw = splits.scaling.invert(x)
@@ -42,7 +42,7 @@ def test_rings_are_learned_as_classes_and_as_density():
     assert ranked.float().mean() > 0.99, "the gap between the rings must be less likely than they"
     drawn = splits.scaling.invert(jem.sample(model, [0, 1] * 100, seed=0)).norm(dim=1)
     assert ((drawn[::2] > middle) & (drawn[1::2] < middle)).float().mean() > 0.97
-    detector = jem.OODDetector(model).fit(splits.calibration.x, accept=0.9)
+    detector = jem.OODDetector(model).fit(splits.calibration.x, acceptance_rate=0.9)
     assert 0.8 < 1 - detector.is_ood(x).double().mean() < 0.97
     assert detector.is_ood(model.preprocess([3.0 * float(radius.max()), 0.0])).all()
 
@@ -54,13 +54,13 @@ def test_digits_with_defaults_keep_their_promises():
     for seed in (0, 1, 2):
         hybrid, splits, result = train("digits", RECIPES["fast"], seed)
         plain, _, plain_result = train("digits", RECIPES["plain"], seed)
-        foreign = foreign_sets(splits, seed)
-        row = summarise(hybrid, splits, foreign)
+        ood_sets = make_ood_sets(splits, seed)
+        row = summarise(hybrid, splits, ood_sets)
         judge = SVC(C=10, gamma="scale").fit(splits.train.x.flatten(1), splits.train.y)
         labels = torch.arange(10).repeat_interleave(20)
         drawn = jem.sample(hybrid, labels, seed=seed).flatten(1)
         row["agreement"] = float((torch.as_tensor(judge.predict(drawn)) == labels).float().mean())
-        row["plain_accuracy"] = summarise(plain, splits, foreign)["accuracy"]
+        row["plain_accuracy"] = summarise(plain, splits, ood_sets)["accuracy"]
         row["ratio"] = result.seconds / plain_result.seconds
         rows.append(row)
 

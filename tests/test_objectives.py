@@ -113,7 +113,7 @@ def test_gap_is_minus_the_contrast_without_gradient():
 
 def test_terms_add_up():
     data, negative = normal(4), normal(6, seed=2)
-    terms = contrastive_loss(data, negative, weight=0.3, energy_l2=0.2, gauge=0.5)
+    terms = contrastive_loss(data, negative, weight=0.3, energy_l2=0.2, mean_energy_l2=0.5)
     contrast = data.mean() - negative.mean()
     level = (data.mean() + negative.mean()) / 2
     squares = data.square().mean() + negative.square().mean()
@@ -141,7 +141,7 @@ def test_energy_penalty_balances_the_contrast_at_a_gap_of_twice_w_over_c():
 
 def test_gauge_moves_the_common_level_and_leaves_the_gap():
     data, negative = (normal(4) + 3).requires_grad_(), (normal(4, seed=2) + 3).requires_grad_()
-    contrastive_loss(data, negative, weight=0.0, gauge=1.0).loss.backward()
+    contrastive_loss(data, negative, weight=0.0, mean_energy_l2=1.0).loss.backward()
     assert data.grad.unique().numel() == 1
     torch.testing.assert_close(data.grad, negative.grad)
     assert (data.grad > 0).all()
@@ -151,7 +151,7 @@ def test_gauge_moves_the_common_level_and_leaves_the_gap():
 def test_thermostat_scales_the_contrast_by_the_gap_as_a_constant(gap, scale):
     data = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     negative = torch.full((2,), gap, dtype=torch.float64, requires_grad=True)
-    terms = contrastive_loss(data, negative, weight=1.0, thermostat=10.0)
+    terms = contrastive_loss(data, negative, weight=1.0, gap_limit=10.0)
     torch.testing.assert_close(terms.loss.item(), -scale * gap)
     terms.loss.backward()
     torch.testing.assert_close(data.grad, torch.full_like(data, scale / 2))
@@ -164,7 +164,7 @@ def test_loss_sees_a_chain_only_through_its_energy(point_model):
     energy = model.energy(x)
     energy.retain_grad()
     contrastive_loss(
-        model.energy(normal(4, 2, seed=2)), energy, weight=0.7, energy_l2=0.1, gauge=0.2
+        model.energy(normal(4, 2, seed=2)), energy, weight=0.7, energy_l2=0.1, mean_energy_l2=0.2
     ).loss.backward()
     (grad,) = torch.autograd.grad(model.energy(x).sum(), x)
     torch.testing.assert_close(x.grad / energy.grad[:, None], grad)

@@ -13,8 +13,8 @@ import torchvision
 from torch import nn
 
 import jem
-from jem.evaluation.ood import SCORES
-from jem.evaluation.ood_features import FITS
+from jem.evaluation.ood.detector import SCORES
+from jem.evaluation.ood.features import FITS
 from jem.training.steps import depends_on_mode
 
 TINY = replace(
@@ -149,7 +149,7 @@ def test_a_domain_of_every_channel_is_kept():
 def test_chains_are_only_shown_to_the_network_inside_its_domain():
     network = seeded(WithOwnScaling)
     model = jem.JEM(network, domain=(0.0, 1.0))
-    recipe = replace(TINY, input_noise=0.0, step_size=30.0, noise_std=0.5)
+    recipe = replace(TINY, augment_noise=0.0, step_size=30.0, noise_std=0.5)
     jem.Trainer(model, recipe, device="cpu").fit(examples())
     network.seen.clear()
     jem.sample(model, [0, 1, 2], num_steps=5)
@@ -276,7 +276,7 @@ def test_a_plain_classifier_is_scored_without_any_training(name, global_rng_unto
     model = jem.JEM(seeded(NETWORKS[name]))
     before = state_of(model)
     x, y = examples(30)
-    detector = jem.OODDetector(model).fit(x, accept=0.9)
+    detector = jem.OODDetector(model).fit(x, acceptance_rate=0.9)
     assert 0 < detector.is_ood(x).sum() <= 3
     assert jem.calibration_report(model.predict_proba(x), y, num_bootstrap=0).nll > 0
     assert_same_state(model, before)

@@ -38,8 +38,8 @@ def run(argv: list[str]) -> int:
     check_out(args.out)
     for path in args.runs:
         read_config(path)  # before any is measured
-    from jem.evaluation.report_page import comparison_rows, render_comparison
-    from jem.writing import write_atomically
+    from jem.report.page import comparison_rows, render_comparison
+    from jem.runs.files import write_atomically
 
     reports = {str(path): _figures(path, args.quiet) for path in args.runs}
     table = Table(
@@ -56,10 +56,10 @@ def run(argv: list[str]) -> int:
 
 def _figures(path: Path, quiet: bool) -> dict[str, Any]:
     """The report of a run; made, and made anew where the run has gone on since."""
-    from jem.evaluation.report import SCHEMA_VERSION
-    from jem.evaluation.report_page import comparison_rows
-    from jem.training.checkpoint import Checkpoints
-    from jem.training.run_folder import RunFolder
+    from jem.report.measure import SCHEMA_VERSION
+    from jem.report.page import comparison_rows
+    from jem.runs.checkpoint import Checkpoints
+    from jem.runs.folder import RunFolder
 
     file = path / "report.json"
     if not file.exists():

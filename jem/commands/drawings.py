@@ -68,21 +68,21 @@ class Outputs:
                 )
         return made
 
-    def write(self, figure: Any, metadata: dict[str, Any], **arrays: Any) -> None:  # noqa: ANN401
+    def write(self, figure: Any, told: dict[str, Any], **arrays: Any) -> None:  # noqa: ANN401
         """Write both files, each whole or not at all.
 
         Args:
             figure: The picture, a matplotlib figure.
-            metadata: How the arrays were made: plain values, kept as JSON under `metadata`.
+            told: How the arrays were made: plain values, kept as JSON under `told`.
             arrays: What else the .npz file holds.
         """
         import numpy as np
 
         from jem.plotting import save_figure
-        from jem.writing import write_atomically
+        from jem.runs.files import write_atomically
 
         content = io.BytesIO()
-        np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
+        np.savez_compressed(content, told=json.dumps(told), **arrays)
         write_atomically(self.arrays, content.getvalue())
         save_figure(figure, self.picture)
 
@@ -94,7 +94,7 @@ class Outputs:
             x: Rows, shape (N, D), in the units of the training data.
             labels: Class of each row, in a last column `label`.
         """
-        from jem.writing import write_atomically
+        from jem.runs.files import write_atomically
 
         content = io.StringIO()
         writer = csv.writer(content, lineterminator="\n")
@@ -107,7 +107,7 @@ def _is_drawing(arrays: Path) -> bool:
     """Whether an .npz file was written by `Outputs.write`."""
     try:
         with zipfile.ZipFile(arrays) as archive:
-            return "metadata.npy" in archive.namelist()
+            return "told.npy" in archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return False
 
@@ -156,8 +156,8 @@ def made_by(command: str, run: Path, model: JEM, **settings: Any) -> dict[str, A
         "command": f"jem {command}",
         "run": str(run),
         **settings,
-        "step_size": model.chain.step_size,
-        "noise_std": model.chain.noise_std,
+        "step_size": model.sampler.step_size,
+        "noise_std": model.sampler.noise_std,
         "versions": {"jem": __version__, "torch": str(torch.__version__)},
     }
 

@@ -119,14 +119,14 @@ def run(argv: list[str]) -> int:
 def _settings(args: Inpaint, model: JEM) -> dict[str, object]:
     from jem.generation.restoration import usual_noise
 
-    usual = usual_noise(model.chain)
+    usual = usual_noise(model.sampler)
     return {
         "inputs": str(args.inputs),
         "mask": args.mask,
         "labels": list(args.labels),
         "count": args.count,
         "seed": args.seed,
-        "num_steps": model.chain.num_steps if args.num_steps is None else args.num_steps,
+        "num_steps": model.sampler.num_steps if args.num_steps is None else args.num_steps,
         "guidance": args.guidance,
         "initial_noise": usual if args.initial_noise is None else args.initial_noise,
     }

@@ -20,9 +20,9 @@ from jem.errors import InputError, RunFolderError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from jem.data.parts import DataSplits
-    from jem.evaluation.subject import Subject
+    from jem.data.splits import DataSplits
     from jem.model import JEM
+    from jem.report.subject import Subject
 
 
 NUM_MADE = 1000
@@ -45,7 +45,7 @@ class Report:
     labels or not."""
     label_column: str | None = None
     """Column of a .csv file of foreign inputs to leave out; that of the run if left out."""
-    accept: float = 0.95
+    acceptance_rate: float = 0.95
     """Share of in-distribution inputs that the threshold is to accept."""
     data: str | None = None
     """Where the data of the run are now; where training found them if left out."""
@@ -79,23 +79,28 @@ def make_report(args: Report) -> dict[str, Any]:
     """
     if args.label_column is not None and not any(n.lower().endswith(".csv") for n in args.ood):
         raise InputError(f"--label-column {args.label_column} is for .csv files given to --ood")
-    if not 0 < args.accept < 1:
-        raise InputError(f"--accept must lie in (0, 1), but got {args.accept:g}")
-    from jem.reporting import SectionDisplay, write_report_on
+    if not 0 < args.acceptance_rate < 1:
+        raise InputError(f"--acceptance-rate must lie in (0, 1), but got {args.acceptance_rate:g}")
+    from jem.report.write import SectionDisplay, write_report_on
 
     subject = _subject(args)
     title = f"{subject.splits.name}: what the run {args.run.name} is worth"
     with SectionDisplay(enabled=not args.quiet) as tell:
         return write_report_on(
-            subject, args.run, title=title, accept=args.accept, seed=args.seed, progress=tell
+            subject,
+            args.run,
+            title=title,
+            acceptance_rate=args.acceptance_rate,
+            seed=args.seed,
+            progress=tell,
         )
 
 
 def _subject(args: Report) -> Subject:
-    from jem.evaluation.subject import Subject
-    from jem.training.checkpoint import Checkpoints
+    from jem.report.subject import Subject
+    from jem.runs.checkpoint import Checkpoints
+    from jem.runs.folder import RunFolder
     from jem.training.log import read_metrics
-    from jem.training.run_folder import RunFolder
 
     folder, config = RunFolder(args.run), read_config(args.run)
     model = load_model(args.run, args.network)
@@ -113,7 +118,7 @@ def _subject(args: Report) -> Subject:
         control=_control(args.run / "control", args.network),
         chains=chains.get("chains"),
         chain_labels=chains.get("labels"),
-        foreign=dict(_foreign(name, args, config, model, splits) for name in args.ood),
+        ood_sets=dict(_foreign(name, args, config, model, splits) for name in args.ood),
         run=_facts(args.run, config, model, splits, state["progress"]),
         records=read_metrics(folder.metrics),
     )
@@ -131,19 +136,19 @@ def _foreign(
 ) -> tuple[str, Tensor]:
     """Name and inputs of a foreign set: made for the data, or loaded."""
     from jem.data import NAMES
-    from jem.data.foreign import ROTATIONS, foreign_set
-    from jem.data.shifts import FOREIGN
+    from jem.data.corruptions import OOD_SETS
+    from jem.data.ood_sets import ROTATIONS, make_ood_set
 
-    if name in (*FOREIGN, ROTATIONS):
+    if name in (*OOD_SETS, ROTATIONS):
         if own.kind != "image":
             raise InputError(f"--ood {name}: such sets are made for images, not for {own.name}")
-        return name.replace("_", " "), foreign_set(name, own, NUM_MADE, seed=args.seed)
+        return name.replace("_", " "), make_ood_set(name, own, NUM_MADE, seed=args.seed)
     if name not in NAMES:
         if not Path(name).expanduser().exists():
             raise InputError(
                 f"--ood {name}: expected a file or folder of inputs, a data set "
                 f"({', '.join(NAMES)}) or a set made of the run's images "
-                f"({', '.join((*FOREIGN, ROTATIONS))}), found none of that name"
+                f"({', '.join((*OOD_SETS, ROTATIONS))}), found none of that name"
             )
         return name, _read(Path(name), args, config, model)
     return name, _named(name, args.data_root or config.get("data_root"), model)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from jem.errors import InputError
 
 if TYPE_CHECKING:
-    from jem.data.parts import DataSplits
+    from jem.data.splits import DataSplits
     from jem.data.streams import InputStream
     from jem.model import JEM
 
@@ -22,7 +22,7 @@ def read_config(run: Path) -> dict[str, Any]:
     Raises:
         RunFolderError: If the folder holds no run, or the file is damaged.
     """
-    from jem.training.run_folder import RunFolder
+    from jem.runs.folder import RunFolder
 
     return RunFolder(run).read_config()
 
@@ -40,7 +40,7 @@ def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") 
         InputError: If the network cannot be built, or does not fit the weights.
     """
     from jem.networks import network_from_reference
-    from jem.training.run_folder import load
+    from jem.runs.load import load
 
     sys.path.insert(0, str(Path.cwd()))
     network = None
@@ -57,9 +57,9 @@ def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") 
 
 def _doubt_end(run: Path) -> None:
     """Say so if the training of a run was stopped or killed."""
-    from jem.training.checkpoint import Checkpoints
+    from jem.runs.checkpoint import Checkpoints
+    from jem.runs.folder import RunFolder
     from jem.training.log import read_metrics
-    from jem.training.run_folder import RunFolder
 
     folder = RunFolder(run)
     done = Checkpoints(folder.checkpoints).iterations()[-1]
@@ -114,7 +114,7 @@ def checksum(splits: DataSplits) -> str:
     """
     import numpy as np
 
-    from jem.data.parts import PART_NAMES, DataPart
+    from jem.data.splits import PART_NAMES, DataPart
 
     found = hashlib.sha256(repr(splits.classes).encode())
     for name in PART_NAMES:

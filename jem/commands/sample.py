@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jem.model import JEM
-    from jem.sampling.starts import Start
+    from jem.sampling.base_distributions import BaseDistribution
 
 
 @dataclass
@@ -115,7 +115,7 @@ def run(argv: list[str]) -> int:
 def _settings(args: Sample, model: JEM) -> dict[str, object]:
     from jem.generation.samples import SAVED_STEPS
 
-    usual = SAVED_STEPS if args.start == "saved" else model.chain.num_steps
+    usual = SAVED_STEPS if args.start == "saved" else model.sampler.num_steps
     return {
         "seed": args.seed,
         "start": args.start,
@@ -126,7 +126,7 @@ def _settings(args: Sample, model: JEM) -> dict[str, object]:
     }
 
 
-def _start(args: Sample, model: JEM) -> Start | Tensor | None:
+def _start(args: Sample, model: JEM) -> BaseDistribution | Tensor | None:
     if args.start == "saved":
         return saved_chains(args.run)
     return _gaussian(args, model) if args.start == "gaussian" else None
@@ -138,8 +138,8 @@ def saved_chains(run: Path) -> Tensor:
     Raises:
         InputError: If the run was trained without chains.
     """
-    from jem.training.checkpoint import Checkpoints
-    from jem.training.run_folder import RunFolder
+    from jem.runs.checkpoint import Checkpoints
+    from jem.runs.folder import RunFolder
 
     _, state = Checkpoints(RunFolder(run).checkpoints).load_latest()
     if not state["chains"]:
@@ -148,11 +148,11 @@ def saved_chains(run: Path) -> Tensor:
     return chains
 
 
-def _gaussian(args: Sample, model: JEM) -> Start:
+def _gaussian(args: Sample, model: JEM) -> BaseDistribution:
     """A Gaussian a class, fitted to the training part of the run's data."""
     from jem.commands.runs import splits_of
-    from jem.sampling.starts import ClassGaussianStart
-    from jem.training.problem import examples_of
+    from jem.sampling.base_distributions import GaussianBase
+    from jem.training.setup import examples_of
 
     splits = splits_of(
         args.run, read_config(args.run), args.data, args.data_root, quiet=args.quiet
@@ -163,4 +163,4 @@ def _gaussian(args: Sample, model: JEM) -> Start:
             "name the data of the run with --data"
         )
     x, y = examples_of(splits.train)
-    return ClassGaussianStart.fit(x, y, len(splits.classes), bounds=model.bounds("cpu"))
+    return GaussianBase.fit(x, y, len(splits.classes), bounds=model.bounds("cpu"))

@@ -15,16 +15,16 @@ import tyro
 
 from jem.commands.runs import check_out, inputs_of, load_model, note, read_config, splits_of
 from jem.errors import InputError, RunFolderError
-from jem.writing import replacing
+from jem.runs.files import replacing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from jem.data.arrays import Array
-    from jem.data.parts import DataSplits
+    from jem.data.splits import DataSplits
     from jem.data.streams import InputStream
     from jem.model import JEM
-    from jem.scorer import Scored, Scorer
+    from jem.serving.scorer import Prediction, Scorer
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Score:
     score: str | None = None
     """The score that decides, such as log_density, entropy or knn; that of the run if left out.
     The column `score` is added for any but log_density."""
-    accept: float | None = None
+    acceptance_rate: float | None = None
     """Share of in-distribution inputs to accept; that of the run (0.95) if left out."""
     network: str | None = None
     """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
@@ -95,7 +95,7 @@ def run(argv: list[str]) -> int:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(_header(scorer))
         for names, raw in stream.batches:
-            table = _table(args.inputs, names, raw, lambda raw: scorer.table(scale(raw)))
+            table = _table(args.inputs, names, raw, lambda raw: scorer.predict(scale(raw)))
             if not count and not stream.from_images and model.scaling is not None:
                 _doubt_units(args, model, raw)
             writer.writerows(_rows(scorer, names, table))
@@ -104,7 +104,7 @@ def run(argv: list[str]) -> int:
     detector = scorer.detector
     print(
         f"{count:,} inputs, {rejected:,} rejected ({rejected / count:.2%}): {args.out}\n"
-        f"threshold: accepts {detector.accept:.4g} of inputs like the "
+        f"threshold: accepts {detector.acceptance_rate:.4g} of inputs like the "
         f"{detector.num_calibration:,} of the calibration part"
     )
     return 0
@@ -117,7 +117,7 @@ def _read_at_once(batch_size: int, shape: Sequence[int]) -> int:
 
 def _scorer(args: Score, model: JEM, config: dict[str, Any]) -> Scorer:
     """What the run has saved, where it is what was asked for; otherwise fitted anew."""
-    from jem.scorer import DETECTOR_FILE, Scorer, fit_scorer
+    from jem.serving.scorer import DETECTOR_FILE, Scorer, fit_scorer
 
     saved, reason = None, f"there is no {args.run / DETECTOR_FILE}"
     if (args.run / DETECTOR_FILE).exists():
@@ -128,14 +128,20 @@ def _scorer(args: Score, model: JEM, config: dict[str, Any]) -> Scorer:
             reason = str(error)
     if saved is not None and args.score in (None, saved.detector.score_name):
         saved.detector.batch_size = args.batch_size
-        if args.accept is not None:
-            saved.detector.accepting(args.accept)
+        if args.acceptance_rate is not None:
+            saved.detector.accepting(args.acceptance_rate)
         return saved
     splits = splits_of(args.run, config, args.data, args.data_root, quiet=args.quiet)
     _check_same_data(model, splits)
     score = args.score or "log_density"
     note(f"{reason}: fitting '{score}' on the calibration part of {splits.name}")
-    return fit_scorer(model, splits, score=score, accept=args.accept, batch_size=args.batch_size)
+    return fit_scorer(
+        model,
+        splits,
+        score=score,
+        acceptance_rate=args.acceptance_rate,
+        batch_size=args.batch_size,
+    )
 
 
 def _check_same_data(model: JEM, splits: DataSplits) -> None:
@@ -157,7 +163,7 @@ def _check_same_data(model: JEM, splits: DataSplits) -> None:
 def _scaling(args: Score, model: JEM, stream: InputStream) -> Callable[[Array], Tensor]:
     """What brings raw inputs to the network's units."""
     from jem.data.scaling import Scaling
-    from jem.evaluation.ood_features import as_batch
+    from jem.evaluation.ood.features import as_batch
 
     shape = model.input_shape or ()
     if model.scaling is not None:
@@ -183,8 +189,8 @@ def _doubt_units(args: Score, model: JEM, raw: Array) -> None:
 
 
 def _table(
-    path: Path, names: Sequence[str], raw: Array, judge: Callable[[Array], Scored]
-) -> Scored:
+    path: Path, names: Sequence[str], raw: Array, judge: Callable[[Array], Prediction]
+) -> Prediction:
     """Score a batch; an error names the input that it is about."""
     try:
         return judge(raw)
@@ -203,7 +209,7 @@ def _header(scorer: Scorer) -> list[str]:
     return [*names, "p_value", "ood"]
 
 
-def _rows(scorer: Scorer, names: Sequence[str], table: Scored) -> Iterator[tuple[str, ...]]:
+def _rows(scorer: Scorer, names: Sequence[str], table: Prediction) -> Iterator[tuple[str, ...]]:
     classes, indices = scorer.model.classes, table.class_index.tolist()
     labels = indices if classes is None else [classes[index] for index in indices]
     figures = [table.probability, table.calibrated_probability, table.log_density]

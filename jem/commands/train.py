@@ -20,13 +20,13 @@ from jem.errors import InputError
 from jem.training.recipe import RECIPES, Recipe, recipe_from
 
 if TYPE_CHECKING:
-    from jem.data.parts import DataSplits
+    from jem.data.splits import DataSplits
     from jem.model import JEM
     from jem.training.trainer import FitResult
 
 SHARED_WITH_CONTROL = (
     "epochs", "batch_size", "precision", "label_smoothing", "class_weight", "shift", "flip",
-    "input_noise", "log_every",
+    "augment_noise", "log_every",
 )  # fmt: skip
 """Recipe fields that the control takes from the hybrid: both see the same data equally often, and
 compute alike."""
@@ -106,8 +106,8 @@ def run(argv: list[str]) -> int:
         _dry_run(args, splits, out)
         return 0
 
-    from jem.evaluation.summary import foreign_sets, summarise
-    from jem.scorer import DETECTOR_FILE, fit_scorer
+    from jem.report.summary import make_ood_sets, summarise
+    from jem.serving.scorer import DETECTOR_FILE, fit_scorer
 
     recipes = {out: args.settings}
     if args.control or (args.resume and (out / "control").exists()):
@@ -116,14 +116,14 @@ def run(argv: list[str]) -> int:
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
 
-    foreign = foreign_sets(splits, args.seed)
+    ood_sets = make_ood_sets(splits, args.seed)
     rows = {}
     for folder, (model, result) in fitted.items():
         trained = not result.as_given
         name = "hybrid" if args.settings.generative else "plain"
         name = name if trained else "as given"
         name = name if folder == out else "plain (control)"
-        summary = summarise(model, splits, foreign, trained=trained)
+        summary = summarise(model, splits, ood_sets, trained=trained)
         rows[name] = summary | {"fit_seconds": result.seconds, "as_given": result.as_given}
         fit_scorer(model, splits).save(folder / DETECTOR_FILE)
     (out / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
@@ -154,7 +154,7 @@ def _parse(argv: list[str]) -> Train:
 
 def _default_folder(parent: Path, stem: str, resume: bool) -> Path:
     """The first free of NAME, NAME-2, NAME-3, ...; to resume, the last that holds a run."""
-    from jem.training.run_folder import RunFolder
+    from jem.runs.folder import RunFolder
 
     last = parent / stem
     for number in itertools.count(1):
@@ -242,7 +242,7 @@ _INFORMATIVE = {
 
 def _as_started(args: Train, out: Path, defaults: Train) -> Train:
     """Arguments of a run to resume: what its folder says; flags may say the same, no other."""
-    from jem.training.run_folder import RunFolder
+    from jem.runs.folder import RunFolder
 
     folder = RunFolder(out)
     folder.read_config()
@@ -321,7 +321,7 @@ def _make_model(args: Train, recipe: Recipe, splits: DataSplits) -> JEM:
 
 def _describe(args: Train) -> dict[str, Any]:
     root = None if args.data_root is None else str(args.data_root)
-    told = {
+    metadata = {
         "data": args.data,
         "data_root": root,
         "label_column": args.label_column,
@@ -329,11 +329,11 @@ def _describe(args: Train) -> dict[str, Any]:
         "skip_damaged": args.skip_damaged or None,
         "network": args.network,
     }
-    return {key: value for key, value in told.items() if value is not None}
+    return {key: value for key, value in metadata.items() if value is not None}
 
 
 def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple[JEM, FitResult]:
-    from jem.training.run_folder import RunFolder
+    from jem.runs.folder import RunFolder
     from jem.training.trainer import Trainer
 
     model = _make_model(args, recipe, splits)
@@ -344,7 +344,7 @@ def _fit(args: Train, recipe: Recipe, splits: DataSplits, folder: Path) -> tuple
         seed=args.seed,
         device=args.device,
         progress=not args.quiet,
-        describe=_describe(args)
+        metadata=_describe(args)
         | ({"columns": splits.columns} if splits.columns else {})
         | {"data_checksum": checksum(splits)},
     )
@@ -367,7 +367,7 @@ def control_recipe(recipe: Recipe) -> Recipe:
 
 
 def _dry_run(args: Train, splits: DataSplits, out: Path) -> None:
-    from jem.training.run_folder import network_spec
+    from jem.runs.folder import network_spec
     from jem.training.trainer import Trainer
 
     model = _make_model(args, args.settings, splits)

@@ -3,17 +3,17 @@
 from jem.data.arrays import from_arrays
 from jem.data.augment import augment
 from jem.data.batches import BatchStream, as_part
+from jem.data.corruptions import CORRUPTIONS, OOD_SETS, corrupt, rotations
 from jem.data.files import load_file
-from jem.data.foreign import foreign_set, hold_out
 from jem.data.named import NAMES, load
-from jem.data.parts import DataPart, DataSplits, LazyPart, split_indices
+from jem.data.ood_sets import hold_out, make_ood_set
 from jem.data.scaling import Scaling
-from jem.data.shifts import CORRUPTIONS, FOREIGN, corrupt, rotations
+from jem.data.splits import DataPart, DataSplits, LazyPart, split_indices
 
 __all__ = [
     "CORRUPTIONS",
-    "FOREIGN",
     "NAMES",
+    "OOD_SETS",
     "BatchStream",
     "DataPart",
     "DataSplits",
@@ -22,11 +22,11 @@ __all__ = [
     "as_part",
     "augment",
     "corrupt",
-    "foreign_set",
     "from_arrays",
     "hold_out",
     "load",
     "load_file",
+    "make_ood_set",
     "rotations",
     "split_indices",
 ]

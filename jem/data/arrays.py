@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jem.data.parts import DataPart, DataSplits, Indices, LazyPart, split_indices
 from jem.data.scaling import Layout, Scaling, as_numeric
+from jem.data.splits import DataPart, DataSplits, Indices, LazyPart, split_indices
 from jem.errors import InputError
 
 Array = npt.NDArray[Any]

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from jem.data.parts import DataPart
 from jem.data.scaling import as_numeric
+from jem.data.splits import DataPart
 from jem.errors import InputError
 from jem.randomness import named_generator
 

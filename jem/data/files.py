@@ -22,8 +22,8 @@ from jem.data.image_files import (
     refuse_unreadable,
     undamaged,
 )
-from jem.data.parts import DataPart, DataSplits, LazyPart
 from jem.data.scaling import Scaling
+from jem.data.splits import DataPart, DataSplits, LazyPart
 from jem.data.tables import read_csv
 from jem.errors import InputError
 

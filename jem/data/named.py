@@ -12,7 +12,7 @@ import sklearn.datasets
 
 from jem.data.arrays import from_arrays
 from jem.data.files import load_file, refuse_unfit
-from jem.data.parts import DataSplits
+from jem.data.splits import DataSplits
 from jem.errors import InputError
 
 NAMES: dict[str, str] = {

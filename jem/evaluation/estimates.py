@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from jem.errors import InputError
-from jem.evaluation.intervals import Interval, paired_interval, wilson_interval
+from jem.evaluation.statistics import Interval, paired_interval, wilson_interval
 
 CONFIDENCE = 0.95
 """Level of every interval of an `Estimate`."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from jem.data.parts import DataPart, DataSplits, LazyPart
+from jem.data.splits import DataPart, DataSplits, LazyPart
 from jem.errors import InputError
 from jem.generation.chains import refuse_not_finite
 from jem.model import JEM, check_model

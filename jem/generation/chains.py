@@ -13,7 +13,7 @@ from jem.errors import InputError
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.randomness import named_generator
 from jem.sampling.langevin import Bounds, EnergyFunction, energy_and_gradient, langevin_update
-from jem.sampling.settings import ChainSettings
+from jem.sampling.settings import SamplerSettings
 
 BLOCK = 16
 """Chains that share a generator. Blocks always run whole: sample i is the same for any count."""
@@ -25,23 +25,23 @@ Moves = Sequence[dict[str, Any]]
 """Keyword arguments of `langevin_update`, a move each."""
 
 
-def chain_of(model: JEM) -> ChainSettings:
+def chain_of(model: JEM) -> SamplerSettings:
     """The sampler settings that a model keeps.
 
     Raises:
         InputError: If it keeps none, or this is no `JEM`.
     """
     check_model(model)
-    if not isinstance(model.chain, ChainSettings):
+    if not isinstance(model.sampler, SamplerSettings):
         raise InputError(
             "this model keeps no sampler settings: "
             "train it with a generative recipe such as 'fast'"
         )
-    return model.chain
+    return model.sampler
 
 
 def plan_moves(
-    chain: ChainSettings, num_steps: int, initial_noise: float | None, step_decay: float
+    chain: SamplerSettings, num_steps: int, initial_noise: float | None, step_decay: float
 ) -> Moves:
     r"""Step size and noise of each move.
 

@@ -24,10 +24,10 @@ from jem.generation.chains import (
     run_chains,
 )
 from jem.model import JEM
+from jem.sampling.base_distributions import GaussianBase
 from jem.sampling.conditional import complete_from
 from jem.sampling.langevin import clip_to_bounds, per_row
-from jem.sampling.settings import ChainSettings
-from jem.sampling.starts import ClassGaussianStart
+from jem.sampling.settings import SamplerSettings
 
 INITIAL_NOISE = 0.5
 """Noise of the first move of a completion that begins at noise, in data units: a quarter of the
@@ -111,9 +111,9 @@ def inpaint(
     return torch.where(known, x, drawn.to(x))
 
 
-def usual_noise(chain: ChainSettings) -> float:
+def usual_noise(chain: SamplerSettings) -> float:
     """Noise of the first move of a completion, where none is asked for; in data units."""
-    return chain.noise_std if isinstance(chain.start, ClassGaussianStart) else INITIAL_NOISE
+    return chain.noise_std if isinstance(chain.start, GaussianBase) else INITIAL_NOISE
 
 
 def denoise(

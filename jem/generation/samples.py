@@ -23,8 +23,8 @@ from jem.generation.chains import (
 )
 from jem.model import JEM, evaluation_mode
 from jem.randomness import named_generator
-from jem.sampling.settings import ChainSettings
-from jem.sampling.starts import Start
+from jem.sampling.base_distributions import BaseDistribution
+from jem.sampling.settings import SamplerSettings
 
 SAVED_STEPS = 20
 """Moves of a saved chain. It has moved through all of training; many more on a model that no
@@ -78,7 +78,7 @@ def sample(
     count: int | None = None,
     seed: int = 0,
     num_steps: int | None = None,
-    start: Start | Tensor | np.ndarray | None = None,
+    start: BaseDistribution | Tensor | np.ndarray | None = None,
     guidance: float = 1.0,
     initial_noise: float | None = None,
     step_decay: float = 1.0,
@@ -100,7 +100,7 @@ def sample(
         seed: Sample i depends on the seed, i and its label alone, not on how many are drawn.
         num_steps: Langevin moves; None takes the model's, and 20 from saved chains.
         start: Where chains begin. None is the start of the model; a `jem.sampling` start, such as
-            a `ClassGaussianStart` fitted to data, replaces it; a tensor or array (M, *shape) is
+            a `GaussianBase` fitted to data, replaces it; a tensor or array (M, *shape) is
             saved chains, of which the j-th sample of a class takes the j-th that the model gives
             to that class, in an order drawn once (sample i then also depends on how many before
             it are of its class).
@@ -132,12 +132,12 @@ def sample(
         came = repr(start) if isinstance(start, str) else type(start).__name__
         raise InputError(
             f"`start` must be a start or saved chains, but got {came}: for class Gaussians, "
-            "`jem.sampling.ClassGaussianStart.fit(x, y, num_classes)`"
+            "`jem.sampling.GaussianBase.fit(x, y, num_classes)`"
         )
     saved = isinstance(start, Tensor)
     steps = (SAVED_STEPS if saved else chain.num_steps) if num_steps is None else num_steps
     moves = plan_moves(chain, steps, initial_noise, step_decay)
-    begin: Start | DealtChains = chain.start if start is None else start  # type: ignore[assignment]
+    begin: BaseDistribution | DealtChains = chain.start if start is None else start  # type: ignore[assignment]
     if isinstance(start, Tensor):
         begin = DealtChains(model, start, seed)
     on_move = move_counter(len(moves) * -(-total // BLOCK), progress)
@@ -157,7 +157,7 @@ def sample(
     return run_blocks(model, total, run, seed=seed, name="sample")
 
 
-def _classes(chain: ChainSettings, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+def _classes(chain: SamplerSettings, labels: Tensor | None, generator: torch.Generator) -> Tensor:
     """Classes of a full block: those named, filled up, or drawn at their frequencies."""
     frequencies = chain.class_frequencies.to(generator.device)
     drawn = torch.multinomial(frequencies, BLOCK, replacement=True, generator=generator)

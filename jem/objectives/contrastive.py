@@ -120,8 +120,8 @@ def contrastive_loss(
     *,
     weight: float,
     energy_l2: float = 0.0,
-    gauge: float = 0.0,
-    thermostat: float | None = None,
+    mean_energy_l2: float = 0.0,
+    gap_limit: float | None = None,
     energy_outlier: Tensor | None = None,
     outlier_weight: float = 0.0,
     outlier_margin: float = 0.0,
@@ -135,7 +135,7 @@ def contrastive_loss(
 
     The penalty c on each energy has a fixed point: once the gap opens, energies settle at -w/c and
     w/c with the contrast cancelled exactly, and chains stay stuck. The gauge penalises only the
-    common level and leaves the gap alone. The thermostat tau = clip(1 - gap / g_max, 0.02, 1), a
+    common level and leaves the gap alone. The gap_limit tau = clip(1 - gap / g_max, 0.02, 1), a
     constant for the gradient, makes the model wait for its chains. Where there are outliers, their
     `outlier_loss` is added with a weight of its own.
 
@@ -144,8 +144,8 @@ def contrastive_loss(
         energy_negative: Energy that moves the chains, at the chains, shape (M,), nats.
         weight: w >= 0.
         energy_l2: c >= 0.
-        gauge: gamma >= 0.
-        thermostat: g_max > 0 in nats, or None for tau = 1.
+        mean_energy_l2: gamma >= 0.
+        gap_limit: g_max > 0 in nats, or None for tau = 1.
         energy_outlier: E of made-up outliers, shape (O,), nats, or None.
         outlier_weight: Weight of `outlier_loss`, >= 0.
         outlier_margin: m of `outlier_loss`.
@@ -156,9 +156,9 @@ def contrastive_loss(
     """
     contrast = generative_loss(energy_data, energy_negative, mean=mean)
     gap = energy_gap(energy_data, energy_negative, mean=mean)
-    scale = 1.0 if thermostat is None else (1 - gap / thermostat).clamp(0.02, 1.0)
+    scale = 1.0 if gap_limit is None else (1 - gap / gap_limit).clamp(0.02, 1.0)
     level = (mean(energy_data) + mean(energy_negative)) / 2
-    regulariser = gauge * level.square()
+    regulariser = mean_energy_l2 * level.square()
     if energy_l2:
         squares = mean(energy_data.square()) + mean(energy_negative.square())
         regulariser = regulariser + energy_l2 / 2 * squares

@@ -1,5 +1,13 @@
 """Langevin chains: moves, where they begin, and the buffer in which they persist."""
 
+from jem.sampling.base_distributions import (
+    BaseDistribution,
+    ContrastBase,
+    GaussianBase,
+    MixtureBase,
+    UniformBase,
+    base_from_state,
+)
 from jem.sampling.buffer import Draw, ReplayBuffer, slots_by_class
 from jem.sampling.langevin import (
     SGLDInfo,
@@ -11,27 +19,20 @@ from jem.sampling.langevin import (
     sgld_step,
 )
 from jem.sampling.outliers import Outliers
-from jem.sampling.settings import ChainSettings
-from jem.sampling.starts import (
-    ClassGaussianStart,
-    ContrastStart,
-    MixtureStart,
-    Start,
-    UniformStart,
-    start_from_state,
-)
+from jem.sampling.settings import SamplerSettings
 
 __all__ = [
-    "ChainSettings",
-    "ClassGaussianStart",
-    "ContrastStart",
+    "BaseDistribution",
+    "ContrastBase",
     "Draw",
-    "MixtureStart",
+    "GaussianBase",
+    "MixtureBase",
     "Outliers",
     "ReplayBuffer",
     "SGLDInfo",
-    "Start",
-    "UniformStart",
+    "SamplerSettings",
+    "UniformBase",
+    "base_from_state",
     "blur",
     "clip_to_bounds",
     "energy_and_gradient",
@@ -39,5 +40,4 @@ __all__ = [
     "sgld_chain",
     "sgld_step",
     "slots_by_class",
-    "start_from_state",
 ]

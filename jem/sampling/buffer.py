@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from jem.errors import InputError
+from jem.sampling.base_distributions import BaseDistribution
 from jem.sampling.langevin import per_row
-from jem.sampling.starts import Start
 
 
 class Draw(NamedTuple):
@@ -63,10 +63,10 @@ class ReplayBuffer:
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
-        >>> from jem.sampling.starts import UniformStart
-        >>> start = UniformStart(-1.0, 1.0, (2,))
+        >>> from jem.sampling.base_distributions import UniformBase
+        >>> start = UniformBase(-1.0, 1.0, (2,))
         >>> buffer = ReplayBuffer.from_start(start, 8, generator=g)
-        >>> draw = buffer.draw(4, start=start, restart_prob=0.1, generator=g)
+        >>> draw = buffer.draw(4, start=start, reinit_prob=0.1, generator=g)
         >>> buffer.commit(draw, draw.x + 0.1, moves=1)
     """
 
@@ -84,7 +84,7 @@ class ReplayBuffer:
     @classmethod
     def from_start(
         cls,
-        start: Start,
+        start: BaseDistribution,
         capacity: int,
         *,
         generator: torch.Generator,
@@ -115,8 +115,8 @@ class ReplayBuffer:
         self,
         count: int,
         *,
-        start: Start,
-        restart_prob: float,
+        start: BaseDistribution,
+        reinit_prob: float,
         generator: torch.Generator,
         replacement: bool = False,
     ) -> Draw:
@@ -125,7 +125,7 @@ class ReplayBuffer:
         Args:
             count: Number of chains B.
             start: Where restarted chains begin.
-            restart_prob: Probability that a chain is restarted, in [0, 1].
+            reinit_prob: Probability that a chain is restarted, in [0, 1].
             generator: Source of randomness, on the buffer's device.
             replacement: Draw slots with replacement, as the official JEM code does. Of two copies
                 of one chain the last committed stays.
@@ -149,7 +149,7 @@ class ReplayBuffer:
         x, ages = self.chains[indices], self.ages[indices]
         labels = None if self.labels is None else self.labels[indices]
         fresh = start.sample(count, labels, generator=generator)
-        restart = torch.rand(count, generator=generator, device=device) < restart_prob
+        restart = torch.rand(count, generator=generator, device=device) < reinit_prob
         restart |= ~x.flatten(1).isfinite().all(dim=1)
         # `where`, not an arithmetic mask: 0 * NaN is NaN, and the dead chain would live on.
         x = torch.where(per_row(restart, x), fresh, x)

@@ -7,12 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jem.sampling.base_distributions import BaseDistribution, GaussianBase
 from jem.sampling.langevin import clip_to_bounds
-from jem.sampling.starts import ClassGaussianStart, Start
 
 
 def complete_from(
-    start: Start,
+    start: BaseDistribution,
     x: Tensor,
     known: Tensor,
     labels: Tensor | None = None,
@@ -37,7 +37,7 @@ def complete_from(
     Returns:
         Shape, dtype and device of `x`.
     """
-    if isinstance(start, ClassGaussianStart):
+    if isinstance(start, GaussianBase):
         drawn = _from_gaussians(start, x, known, labels, generator)
     else:
         drawn = start.sample(len(x), labels, generator=generator)
@@ -45,7 +45,7 @@ def complete_from(
 
 
 def _from_gaussians(
-    start: ClassGaussianStart,
+    start: GaussianBase,
     x: Tensor,
     known: Tensor,
     labels: Tensor | None,
@@ -87,7 +87,7 @@ class _Given(NamedTuple):
     log_evidence: Tensor  # (B,) log-density of the known components, up to a constant
 
 
-def _given(start: ClassGaussianStart, k: int, flat: Tensor, known: Tensor) -> _Given:
+def _given(start: GaussianBase, k: int, flat: Tensor, known: Tensor) -> _Given:
     factor, variance = start.factors[k].double(), start.variances[k].double()
     weight = known / variance
     residual = (flat - start.means[k].flatten()) * known

@@ -64,7 +64,7 @@ def langevin_update(
     bounds: Bounds | None = None,
     grad_clamp: float | None = None,
     max_rms: float | None = None,
-    smoothing: float = 0.0,
+    gradient_blur: float = 0.0,
 ) -> Tensor:
     r"""Move chains once, given the gradient of their energies.
 
@@ -93,7 +93,7 @@ def langevin_update(
             JEM++).
         max_rms: Cap on the root mean square of a row's deterministic move, in data units;
             direction is kept.
-        smoothing: s in [0, 1), for images (B, C, H, W).
+        gradient_blur: s in [0, 1), for images (B, C, H, W).
 
     Returns:
         New positions, shape and dtype of `x`, detached.
@@ -104,8 +104,8 @@ def langevin_update(
     """
     if grad_clamp is not None:
         grad = grad.clamp(-grad_clamp, grad_clamp)
-    if smoothing:
-        grad = (1 - smoothing) * grad + smoothing * blur(blur(grad))
+    if gradient_blur:
+        grad = (1 - gradient_blur) * grad + gradient_blur * blur(blur(grad))
     move = step_size * grad
     if max_rms is not None:
         rms = move.flatten(1).square().mean(dim=1).sqrt()
@@ -113,9 +113,9 @@ def langevin_update(
     moved = x.detach() - move
     if noise_std:
         noise = torch.empty_like(moved).normal_(generator=generator)
-        if smoothing:  # the covariances of the two parts add up to P
+        if gradient_blur:  # the covariances of the two parts add up to P
             smooth = blur(torch.empty_like(moved).normal_(generator=generator))
-            noise = math.sqrt(1 - smoothing) * noise + math.sqrt(smoothing) * smooth
+            noise = math.sqrt(1 - gradient_blur) * noise + math.sqrt(gradient_blur) * smooth
         moved = moved.add_(noise, alpha=noise_std)
     return clip_to_bounds(moved, bounds)
 
@@ -158,7 +158,7 @@ def sgld_step(
     bounds: Bounds | None = None,
     grad_clamp: float | None = None,
     max_rms: float | None = None,
-    smoothing: float = 0.0,
+    gradient_blur: float = 0.0,
 ) -> tuple[Tensor, SGLDInfo]:
     r"""Move every chain by one Langevin step on an energy.
 
@@ -177,7 +177,7 @@ def sgld_step(
         bounds: See `langevin_update`.
         grad_clamp: See `langevin_update`.
         max_rms: See `langevin_update`.
-        smoothing: See `langevin_update`.
+        gradient_blur: See `langevin_update`.
 
     Returns:
         New positions, shape and dtype of `x`, and the energy and gradient norm *before* the step.
@@ -207,7 +207,7 @@ def sgld_step(
         bounds=bounds,
         grad_clamp=grad_clamp,
         max_rms=max_rms,
-        smoothing=smoothing,
+        gradient_blur=gradient_blur,
     )
     return moved, SGLDInfo(energy, grad.flatten(1).norm(dim=1))
 
@@ -223,7 +223,7 @@ def sgld_chain(
     bounds: Bounds | None = None,
     grad_clamp: float | None = None,
     max_rms: float | None = None,
-    smoothing: float = 0.0,
+    gradient_blur: float = 0.0,
 ) -> Tensor:
     """Run every chain for a number of Langevin steps.
 
@@ -237,7 +237,7 @@ def sgld_chain(
         bounds: See `langevin_update`.
         grad_clamp: See `langevin_update`.
         max_rms: See `langevin_update`.
-        smoothing: See `langevin_update`.
+        gradient_blur: See `langevin_update`.
 
     Returns:
         Final positions, shape and dtype of `x`, detached.
@@ -253,6 +253,6 @@ def sgld_chain(
             bounds=bounds,
             grad_clamp=grad_clamp,
             max_rms=max_rms,
-            smoothing=smoothing,
+            gradient_blur=gradient_blur,
         )
     return x

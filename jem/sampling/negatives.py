@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jem.sampling.base_distributions import BaseDistribution
 from jem.sampling.buffer import Draw, ReplayBuffer
 from jem.sampling.langevin import Bounds, langevin_update, sgld_chain
-from jem.sampling.starts import Start
 
 
 @dataclass
@@ -22,7 +22,7 @@ class Negatives:
         buffer: The chains.
         start: Where restarted chains begin.
         count: Chains drawn an iteration, M.
-        restart_prob: Probability that a drawn chain is restarted.
+        reinit_prob: Probability that a drawn chain is restarted.
         replacement: Draw slots with replacement.
         move: Keyword arguments of `langevin_update` that describe a move.
         bounds: Where chains stay, or None.
@@ -30,9 +30,9 @@ class Negatives:
     """
 
     buffer: ReplayBuffer
-    start: Start
+    start: BaseDistribution
     count: int
-    restart_prob: float
+    reinit_prob: float
     replacement: bool
     move: dict[str, Any]
     bounds: Bounds | None
@@ -44,7 +44,7 @@ class Negatives:
             return self.buffer.draw(
                 self.count,
                 start=self.start,
-                restart_prob=self.restart_prob,
+                reinit_prob=self.reinit_prob,
                 generator=self.generator,
                 replacement=self.replacement,
             )

@@ -9,9 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from jem.sampling.fields import SmoothNoiseStart, smooth_fields
+from jem.sampling.base_distributions import (
+    BaseDistribution,
+    ContrastBase,
+    GaussianBase,
+    UniformBase,
+)
 from jem.sampling.langevin import Bounds, clip_to_bounds
-from jem.sampling.starts import ClassGaussianStart, ContrastStart, Start, UniformStart
+from jem.sampling.random_fields import SmoothNoiseBase, smooth_fields
 
 BreakUp = Callable[[Tensor, int, torch.Generator], Tensor]
 
@@ -50,16 +55,16 @@ class Outliers:
     ) -> None:
         shape = tuple(x.shape[1:])
         self.bounds: Bounds = (low, high)
-        self.starts: list[Start] = [
-            UniformStart(low, high, shape),
-            ContrastStart(low, high, shape),
+        self.starts: list[BaseDistribution] = [
+            UniformBase(low, high, shape),
+            ContrastBase(low, high, shape),
         ]
         if gaussians:
-            self.starts.append(ClassGaussianStart.fit(x, labels, num_classes, bounds=(low, high)))
+            self.starts.append(GaussianBase.fit(x, labels, num_classes, bounds=(low, high)))
         # A single column has no other to fit to: shuffled it would be data.
         self.broken: list[BreakUp] = [shuffle_columns] if math.prod(shape) > 1 else []
         if len(shape) == 3:
-            self.starts.append(SmoothNoiseStart(float(low.min()), float(high.max()), shape))
+            self.starts.append(SmoothNoiseBase(float(low.min()), float(high.max()), shape))
             self.broken = [shuffle_patches, join_halves, partial(draw_shapes, bounds=self.bounds)]
         frequencies = torch.bincount(labels, minlength=num_classes).float()
         self.frequencies = frequencies / frequencies.sum()
@@ -89,7 +94,7 @@ class Outliers:
         ]
         return clip_to_bounds(torch.cat(parts).to(x), self.bounds)
 
-    def _from(self, start: Start, count: int, generator: torch.Generator) -> Tensor:
+    def _from(self, start: BaseDistribution, count: int, generator: torch.Generator) -> Tensor:
         weights = self.frequencies.to(generator.device)
         labels = torch.multinomial(weights, count, replacement=True, generator=generator)
         return start.sample(count, labels, generator=generator)

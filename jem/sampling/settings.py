@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
-from jem.sampling.starts import Start, start_from_state
+from jem.sampling.base_distributions import BaseDistribution, base_from_state
 
 
 @dataclass(frozen=True)
-class ChainSettings:
+class SamplerSettings:
     """How chains of a trained model begin and move.
 
     Attributes:
@@ -23,12 +23,12 @@ class ChainSettings:
         max_rms: Cap on the root mean square of a move, or None.
         conditional: Chains move on E(x, y) of their class, not on E(x).
         class_frequencies: Probabilities of the K classes in the training data, shape (K,).
-        smoothing: Share of the blurred gradient in a move.
+        gradient_blur: Share of the blurred gradient in a move.
         outliers: Whether training contrasted the data with made-up outliers, too.
         noise_starts: Whether chains of training began at noise; None where they began at `start`.
     """
 
-    start: Start
+    start: BaseDistribution
     num_steps: int
     step_size: float
     noise_std: float
@@ -36,7 +36,7 @@ class ChainSettings:
     max_rms: float | None
     conditional: bool
     class_frequencies: Tensor
-    smoothing: float = 0.0
+    gradient_blur: float = 0.0
     outliers: bool = False
     noise_starts: bool | None = None
 
@@ -48,7 +48,7 @@ class ChainSettings:
             "noise_std": self.noise_std,
             "grad_clamp": self.grad_clamp,
             "max_rms": self.max_rms,
-            "smoothing": self.smoothing,
+            "gradient_blur": self.gradient_blur,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -57,6 +57,6 @@ class ChainSettings:
         return plain | {"start": self.start.state_dict()}
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> ChainSettings:
+    def from_state(cls, state: dict[str, Any]) -> SamplerSettings:
         """Make settings again from `state_dict`."""
-        return cls(**{**state, "start": start_from_state(state["start"])})
+        return cls(**{**state, "start": base_from_state(state["start"])})

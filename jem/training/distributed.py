@@ -35,7 +35,7 @@ LEAVE_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Processes:
     """The processes of a run; for a single one every method gives back what it was given.
 
     Attributes:
@@ -154,15 +154,15 @@ class _Pass(nn.Module):
         return self.function(self.model, *inputs)
 
 
-ONE_PROCESS = Ranks()
+ONE_PROCESS = Processes()
 """The process of a run that `torchrun` did not start."""
 
 
-def join() -> Ranks:
+def join() -> Processes:
     """Join the processes that `torchrun` started, or be the only one."""
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1 or "RANK" not in os.environ:
-        return Ranks()
+        return Processes()
     if not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -172,7 +172,7 @@ def join() -> Ranks:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
         atexit.register(_leave)
-    return Ranks(dist.get_rank(), dist.get_world_size())
+    return Processes(dist.get_rank(), dist.get_world_size())
 
 
 def _leave() -> None:
@@ -197,7 +197,7 @@ def _restarts() -> int:
 
 
 @contextmanager
-def one_for_all(ranks: Ranks) -> Iterator[None]:
+def one_for_all(ranks: Processes) -> Iterator[None]:
     """Say what happened when another process of the job is gone.
 
     Raises:

@@ -14,7 +14,7 @@ from jem.objectives.contrastive import ContrastiveTerms, contrastive_loss
 from jem.sampling.buffer import Draw
 from jem.sampling.negatives import Negatives
 from jem.training.clock import PhaseClock
-from jem.training.distributed import Ranks
+from jem.training.distributed import Processes
 from jem.training.recipe import Recipe
 
 
@@ -39,7 +39,7 @@ Forward = Callable[[JEM, Batch, Tensor | None], Logits]
 
 
 @dataclass(frozen=True)
-class Method:
+class StepContext:
     """What stays the same from step to step.
 
     Attributes:
@@ -57,7 +57,7 @@ class Method:
     negatives: Negatives | None = None
     class_weight: Tensor | None = None
     clock: PhaseClock = field(default_factory=PhaseClock)
-    ranks: Ranks = field(default_factory=Ranks)
+    ranks: Processes = field(default_factory=Processes)
     forward: Forward | None = None
 
     @property
@@ -93,8 +93,8 @@ class Method:
             energy_negative,
             weight=weight,
             energy_l2=recipe.energy_l2,
-            gauge=recipe.gauge,
-            thermostat=recipe.thermostat,
+            mean_energy_l2=recipe.mean_energy_l2,
+            gap_limit=recipe.gap_limit,
             energy_outlier=energy_outlier,
             outlier_weight=weight * recipe.outlier_weight,
             outlier_margin=recipe.outlier_margin,
@@ -102,7 +102,7 @@ class Method:
         )
 
 
-class Moved(NamedTuple):
+class ProposedChains(NamedTuple):
     """Chains after a step: proposals, until the trainer commits them."""
 
     draw: Draw
@@ -111,7 +111,7 @@ class Moved(NamedTuple):
     scored: Tensor  # (M, *shape) positions that the loss saw
 
 
-class Outcome(NamedTuple):
+class StepResult(NamedTuple):
     """What a step computed. The parameters' gradients are in their `.grad`."""
 
     loss: Tensor  # scalar that was differentiated
@@ -120,4 +120,4 @@ class Outcome(NamedTuple):
     energy_data: Tensor | None = None  # (B',)
     energy_negative: Tensor | None = None  # (M,)
     terms: ContrastiveTerms | None = None
-    moved: Moved | None = None
+    moved: ProposedChains | None = None

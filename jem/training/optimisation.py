@@ -80,7 +80,7 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
 
 
 @contextmanager
-def uphill(model: nn.Module, rho: float) -> Iterator[None]:
+def sam_perturbation(model: nn.Module, rho: float) -> Iterator[None]:
     r"""Move parameters to where the loss is worst nearby, and afterwards exactly back.
 
     .. math:: w' = w + \rho \frac{w^2 g}{\lVert\, |w|\, g \,\rVert_2}

@@ -84,14 +84,14 @@ def check_images(recipe: Recipe, x: Tensor) -> None:
     """Refuse what is for images alone, before anything is written."""
     augment(
         x,
-        shift=max(recipe.shift, recipe.generative_shift),
-        flip=recipe.flip or recipe.generative_flip,
+        shift=max(recipe.shift, recipe.density_augment_shift),
+        flip=recipe.flip or recipe.density_augment_flip,
         noise_std=0.0,
         generator=torch.Generator(x.device),
     )
-    if recipe.smoothing and recipe.generative and x.ndim != 4:
+    if recipe.gradient_blur and recipe.generative and x.ndim != 4:
         raise InputError(
-            f"recipe field `smoothing` is for images of shape (C, H, W), but inputs are of shape "
+            f"recipe field `gradient_blur` is for images of shape (C, H, W), but inputs are of shape "
             f"{tuple(x.shape[1:])}: set it to 0"
         )
 

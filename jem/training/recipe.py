@@ -15,43 +15,43 @@ LARGE_IMAGE = 16
 DEFAULTS: dict[str, dict[str, Any]] = {
     "vector": {
         "learning_rate": 2e-3,
-        "input_noise": 0.0,
+        "augment_noise": 0.0,
         "generative_weight": 0.1,
         "num_steps": 2,
         "step_size": 0.05,
         "noise_std": 0.1,
-        "smoothing": 0.0,
+        "gradient_blur": 0.0,
         "start": "mixed",
         "buffer_size": 256,
-        "restart_prob": 0.1,
+        "reinit_prob": 0.1,
         "sample_steps": 20,
         "outlier_count": 0,
     },
     "small image": {
         "learning_rate": 2e-3,
-        "input_noise": 0.1,
+        "augment_noise": 0.1,
         "generative_weight": 0.1,
         "num_steps": 2,
         "step_size": 3.0,
         "noise_std": 0.01,
-        "smoothing": 0.0,
+        "gradient_blur": 0.0,
         "start": "uniform",
         "buffer_size": 256,
-        "restart_prob": 0.02,
+        "reinit_prob": 0.02,
         "sample_steps": 10,
         "outlier_count": 0,
     },
     "large image": {
         "learning_rate": 1e-3,
-        "input_noise": 0.0,
+        "augment_noise": 0.0,
         "generative_weight": 0.05,
         "num_steps": 1,
         "step_size": 1.0,
         "noise_std": 0.01,
-        "smoothing": 0.8,
+        "gradient_blur": 0.8,
         "start": "gaussian",
         "buffer_size": 128,
-        "restart_prob": 0.01,
+        "reinit_prob": 0.01,
         "sample_steps": 100,
         "outlier_count": 18,
     },
@@ -100,9 +100,9 @@ class Recipe:
     """What it multiplies the learning rate by there."""
     warmup: float = 0.02
     """Share of the run in which the learning rate rises linearly from zero."""
-    grad_clip: float | None = None
+    max_grad_norm: float | None = None
     """Largest norm of the parameters' gradient; None leaves it."""
-    sam_rho: float | None = None
+    adaptive_sam_rho: float | None = None
     """Radius rho of adaptive sharpness-aware minimisation: an update takes the gradient where the
     loss is worst nearby, and two passes. None takes it where the parameters are."""
     average: float = 0.99
@@ -123,9 +123,9 @@ class Recipe:
     """Share of the run in which the weight rises linearly from zero."""
     energy_l2: float = 0.03
     """Penalty c/2 on the square of each energy."""
-    gauge: float = 0.0
+    mean_energy_l2: float = 0.0
     """Penalty on the square of the common level of the energies of data and chains."""
-    thermostat: float | None = None
+    gap_limit: float | None = None
     """Gap in nats at which the contrast is nearly off, so that chains catch up; None never."""
 
     num_chains: int = 64
@@ -142,10 +142,10 @@ class Recipe:
     """Clamp each component of a chain's gradient to this size (JEM++ takes 1); None leaves it."""
     max_rms: float | None = None
     """Cap on the root mean square of one move, in data units; None leaves it."""
-    smoothing: float | None = None
+    gradient_blur: float | None = None
     """Share of the blurred gradient in a move: chains then move regions rather than single pixels;
     None takes 0.8 for large images, else 0."""
-    clip_chains: bool = True
+    clip_to_domain: bool = True
     """Keep chains inside the domain of the data."""
     conditional: bool = False
     """Chains belong to a class and move on E(x, y); otherwise they move on E(x)."""
@@ -156,12 +156,12 @@ class Recipe:
     buffer_size: int | None = None
     """Number of persistent chains; None takes 128 for large images, else 256, and never fewer than
     `num_chains`."""
-    restart_prob: float | None = None
+    reinit_prob: float | None = None
     """Probability that a drawn chain starts afresh; None takes 0.1 for vectors, 0.02 for small
     images, 0.01 for large ones."""
     replacement: bool = False
     """Draw chains with replacement, as the official JEM code does."""
-    sample_start: Literal["uniform", "contrast", "gaussian", "mixed"] = "gaussian"
+    sample_init: Literal["uniform", "contrast", "gaussian", "mixed"] = "gaussian"
     """Where fresh chains begin when the trained model is sampled, as `start`."""
     sample_steps: int | None = None
     """Moves of such a chain; None takes 20 for vectors, 10 for small images, 100 for large
@@ -176,30 +176,30 @@ class Recipe:
 
     streams: Literal["shared", "separate"] = "shared"
     """One batch for both halves of the objective, or another one for the density."""
-    generative_batch: int | None = None
+    density_batch_size: int | None = None
     """Examples an update of the separate generative stream; None takes `batch_size`."""
     shift: int = 0
     """Random shift of images by up to this many pixels."""
     flip: bool = False
     """Random horizontal flip of images."""
-    input_noise: float | None = None
+    augment_noise: float | None = None
     """Standard deviation of Gaussian noise added to inputs, in data units: a texture that chains
     cannot make, which a large network tells them by. None takes 0.1 for small images, else 0."""
-    generative_shift: int = 0
+    density_augment_shift: int = 0
     """As `shift`, for the separate generative stream."""
-    generative_flip: bool = False
+    density_augment_flip: bool = False
     """As `flip`, for the separate generative stream."""
-    generative_noise: float = 0.0
-    """As `input_noise`, for the separate generative stream."""
+    density_augment_noise: float = 0.0
+    """As `augment_noise`, for the separate generative stream."""
 
     accuracy_margin: float | None = None
     """For a trained classifier: largest loss of validation accuracy, against that before training,
     that the density may cost. An epoch that ends below it halves `generative_weight` from there
     on; the result is the last epoch's average within the margin, or the model as given. None does
     not look."""
-    max_gap: float = 1000.0
+    max_energy_gap: float = 1000.0
     """Gap between the energies of chains and data, in nats, beyond which a run has diverged."""
-    snapshot_every: int = 250
+    checkpoint_every: int = 250
     """Iterations between checkpoints, which are also what a diverged run goes back to."""
     max_recoveries: int = 5
     """Recoveries from divergence before giving up."""
@@ -259,15 +259,15 @@ _PUBLISHED = Recipe(
     generative_weight=1.0,
     energy_l2=0.0,
     step_size=1.0,
-    smoothing=0.0,
+    gradient_blur=0.0,
     outlier_count=0,
     buffer_size=10_000,
-    restart_prob=0.05,
+    reinit_prob=0.05,
     replacement=True,
     streams="separate",
-    input_noise=0.03,
-    generative_noise=0.03,
-    max_gap=1e8,
+    augment_noise=0.03,
+    density_augment_noise=0.03,
+    max_energy_gap=1e8,
 )
 """What the published methods have in common."""
 
@@ -281,7 +281,7 @@ RECIPES: dict[str, Recipe] = {
         average=0.95,
         evaluation_mode=True,
         energy_l2=0.0,
-        thermostat=2.0,
+        gap_limit=2.0,
         num_chains=32,
         num_steps=1,
         start="gaussian",
@@ -293,12 +293,12 @@ RECIPES: dict[str, Recipe] = {
         warmup=0.007,
         num_steps=20,
         noise_std=0.01,
-        clip_chains=False,
+        clip_to_domain=False,
         start="uniform",
-        sample_start="uniform",
+        sample_init="uniform",
         sample_steps=200,
     ),
-    "proximal": replace(
+    "jem_pp": replace(
         _PUBLISHED,
         optimizer="sgd",
         learning_rate=0.1,
@@ -312,7 +312,7 @@ RECIPES: dict[str, Recipe] = {
         start="gaussian",
         sample_steps=50,
     ),
-    "sada": replace(
+    "sada_jem": replace(
         _PUBLISHED,
         batch_size=128,
         optimizer="sgd",
@@ -321,16 +321,16 @@ RECIPES: dict[str, Recipe] = {
         decay_at=(0.3, 0.6, 0.9),
         decay_factor=0.2,
         warmup=0.0128,
-        sam_rho=2.0,
+        adaptive_sam_rho=2.0,
         num_steps=5,
         noise_std=0.0,
         grad_clamp=1.0,
         start="gaussian",
         sample_steps=30,
-        generative_batch=64,
-        input_noise=0.0,
-        generative_noise=0.0,
-        max_gap=1e5,
+        density_batch_size=64,
+        augment_noise=0.0,
+        density_augment_noise=0.0,
+        max_energy_gap=1e5,
     ),
 }
 """Recipes by name.
@@ -340,10 +340,10 @@ RECIPES: dict[str, Recipe] = {
 - `finetune`: for a network that classifies already, in a few epochs: half of the negatives are
   outliers, which help at once, and no penalty draws its energies, which lie far from 0, there.
 - `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.
-- `proximal`: JEM++, Yang and Ji (2021), arXiv:2109.09032: chains begin from class Gaussians, and
+- `jem_pp`: JEM++, Yang and Ji (2021), arXiv:2109.09032: chains begin from class Gaussians, and
   move without noise by gradients clamped to 1, inside the domain. Their inner loop of 5 moves of
   0.2 on a fixed gradient of the first layer is one move of 1, so 10 outer loops are 10 moves here.
-- `sada`: SADA-JEM, Yang et al. (2022), arXiv:2209.07959: the same chains, 5 moves; adaptive
+- `sada_jem`: SADA-JEM, Yang et al. (2022), arXiv:2209.07959: the same chains, 5 moves; adaptive
   sharpness-aware minimisation; a generative stream that is never augmented.
 
 The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,

@@ -15,35 +15,35 @@ if TYPE_CHECKING:
 _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 1": (
         lambda value: value >= 1,
-        ("batch_size", "num_chains", "snapshot_every", "log_every"),
+        ("batch_size", "num_chains", "checkpoint_every", "log_every"),
     ),
     "at least 0": (
         lambda value: value >= 0,
         (
-            "weight_decay", "energy_l2", "gauge", "shift",
-            "generative_shift", "generative_noise", "max_recoveries",
+            "weight_decay", "energy_l2", "mean_energy_l2", "shift",
+            "density_augment_shift", "density_augment_noise", "max_recoveries",
             "outlier_margin", "outlier_weight",
         ),
     ),
     "at least 0, or None": (
         lambda value: value is None or value >= 0,
         (
-            "epochs", "input_noise", "noise_std", "accuracy_margin", "outlier_count",
+            "epochs", "augment_noise", "noise_std", "accuracy_margin", "outlier_count",
             "generative_weight", "sample_steps",
         ),
     ),
-    "above 0": (lambda value: value > 0, ("max_gap",)),
+    "above 0": (lambda value: value > 0, ("max_energy_gap",)),
     "above 0, or None": (
         lambda value: value is None or value > 0,
         (
-            "learning_rate", "grad_clip", "grad_clamp", "max_rms", "thermostat", "sam_rho",
+            "learning_rate", "max_grad_norm", "grad_clamp", "max_rms", "gap_limit", "adaptive_sam_rho",
             "step_size",
         ),
     ),
-    "in [0, 1), or None": (lambda value: value is None or 0 <= value < 1, ("smoothing",)),
+    "in [0, 1), or None": (lambda value: value is None or 0 <= value < 1, ("gradient_blur",)),
     "at least 1, or None": (
         lambda value: value is None or value >= 1,
-        ("generative_batch", "num_steps", "buffer_size"),
+        ("density_batch_size", "num_steps", "buffer_size"),
     ),
     "each in [0, 1]": (lambda value: all(0 <= item <= 1 for item in value), ("decay_at",)),
     "in (0, 1]": (lambda value: 0 < value <= 1, ("decay_factor",)),
@@ -53,7 +53,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     ),
     "in [0, 1], or None": (
         lambda value: value is None or 0 <= value <= 1,
-        ("restart_prob",),
+        ("reinit_prob",),
     ),
     "in [0, 1)": (lambda value: 0 <= value < 1, ("average", "label_smoothing", "momentum")),
 }  # fmt: skip
@@ -100,7 +100,7 @@ def _check_half_that_is_missing(recipe: Recipe) -> None:
 
 
 _OF_A_SEPARATE_STREAM = (
-    "generative_shift", "generative_flip", "generative_noise", "generative_batch"
+    "density_augment_shift", "density_augment_flip", "density_augment_noise", "density_batch_size"
 )  # fmt: skip
 
 

@@ -11,17 +11,17 @@ from torch.optim.swa_utils import AveragedModel
 from jem.errors import RunFolderError
 from jem.model import JEM
 from jem.randomness import named_generator
+from jem.runs.load import model_settings, restore_settings
 from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.negatives import Negatives
-from jem.training.distributed import Ranks
-from jem.training.guard import AccuracyGuard
+from jem.training.distributed import Processes
 from jem.training.optimisation import make_optimizer, moving_average
 from jem.training.recipe import Recipe
-from jem.training.run_folder import model_settings, restore_settings
+from jem.training.safeguards import AccuracyGuard
 
 
 @dataclass
-class Position:
+class Progress:
     """Where a run is: what is neither a tensor nor a setting.
 
     Attributes:
@@ -60,7 +60,7 @@ class RunState:
         recipe: Recipe,
         negatives: Negatives | None,
         seed: int,
-        ranks: Ranks,
+        ranks: Processes,
     ) -> None:
         self.model, self.negatives, self.device = model, negatives, model.device
         self.ranks = ranks
@@ -69,7 +69,7 @@ class RunState:
         self._average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.guard: AccuracyGuard | None = None
         self.augmentation = named_generator(ranks.seed(seed), "augmentation", device=self.device)
-        self.position = Position()
+        self.position = Progress()
 
     @property
     def averaged_model(self) -> JEM:
@@ -154,4 +154,4 @@ class RunState:
             self.negatives.buffer.load_state_dict(self._own(state["chains"]))
         if self.guard is not None:
             self.guard.load_state_dict(state["guard"])
-        self.position = Position(**state["progress"])
+        self.position = Progress(**state["progress"])

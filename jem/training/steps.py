@@ -13,13 +13,13 @@ from jem import networks
 from jem.model import JEM, evaluation_mode, joint_energy
 from jem.sampling.langevin import per_row
 from jem.sampling.negatives import Negatives
-from jem.training.method import Batch, Forward, Logits, Method, Moved, Outcome
+from jem.training.method import Batch, Forward, Logits, ProposedChains, StepContext, StepResult
 from jem.training.recipe import Recipe
 
 
 def plain_step(
-    model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int
-) -> Outcome:
+    model: JEM, batch: Batch, method: StepContext, weight: float, extra_steps: int
+) -> StepResult:
     """Cross-entropy alone: the control.
 
     Args:
@@ -39,8 +39,8 @@ def plain_step(
 
 
 def classic_step(
-    model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int
-) -> Outcome:
+    model: JEM, batch: Batch, method: StepContext, weight: float, extra_steps: int
+) -> StepResult:
     """JEM step by step: move the chains K times, then score data, chains and labelled data.
 
     Args:
@@ -66,12 +66,12 @@ def classic_step(
     method.clock.enter("update")
     outcome = objective(model, batch, method, weight, x_negative, draw.labels)
     outcome.loss.backward()
-    return outcome._replace(moved=Moved(draw, x_negative, num_steps, x_negative))
+    return outcome._replace(moved=ProposedChains(draw, x_negative, num_steps, x_negative))
 
 
 def fused_step(
-    model: JEM, batch: Batch, method: Method, weight: float, extra_steps: int
-) -> Outcome:
+    model: JEM, batch: Batch, method: StepContext, weight: float, extra_steps: int
+) -> StepResult:
     r"""Train and move the chains with one backward pass: the last Langevin move is free.
 
     The loss sees chain i only through its energy e_i, so after the backward pass
@@ -112,7 +112,9 @@ def fused_step(
     outcome.loss.backward()
 
     grad = input_gradient(x_negative, energy_negative)
-    moved = Moved(draw, negatives.update(x_negative, grad), num_steps, x_negative.detach())
+    moved = ProposedChains(
+        draw, negatives.update(x_negative, grad), num_steps, x_negative.detach()
+    )
     return outcome._replace(moved=moved)
 
 
@@ -122,11 +124,11 @@ STEPS = {"plain": plain_step, "classic": classic_step, "fused": fused_step}
 def objective(
     model: JEM,
     batch: Batch,
-    method: Method,
+    method: StepContext,
     weight: float,
     x_negative: Tensor | None = None,
     labels_negative: Tensor | None = None,
-) -> Outcome:
+) -> StepResult:
     """What is minimised: cross-entropy, and the contrast of data and chains where there are any.
 
     Args:
@@ -147,7 +149,7 @@ def objective(
     )
     classification = method.classification_loss(logits, batch.labels)
     if logits_unlikely is None or x_negative is None:
-        return Outcome(classification, classification, logits)
+        return StepResult(classification, classification, logits)
     energy_data = joint_energy(logits_data)
     energy_negative = joint_energy(logits_unlikely[: len(x_negative)], labels_negative)
     energy_outlier = None
@@ -155,10 +157,12 @@ def objective(
         energy_outlier = joint_energy(logits_unlikely[len(x_negative) :])
     terms = method.contrast(energy_data, energy_negative, weight, energy_outlier)
     loss = classification + terms.loss
-    return Outcome(loss, classification, logits, energy_data, energy_negative, terms)
+    return StepResult(loss, classification, logits, energy_data, energy_negative, terms)
 
 
-def second_pass(model: JEM, batch: Batch, method: Method, weight: float, outcome: Outcome) -> None:
+def sam_backward(
+    model: JEM, batch: Batch, method: StepContext, weight: float, outcome: StepResult
+) -> None:
     """Differentiate the objective of a step again, at the parameters as they are now.
 
     The second half of sharpness-aware minimisation: same data, same chains, where the loss saw
@@ -278,7 +282,7 @@ def depends_on_mode(network: nn.Module) -> bool:
     return not all(harmless(module) for module in network.modules())
 
 
-def _required(method: Method) -> Negatives:
+def _required(method: StepContext) -> Negatives:
     if method.negatives is None:
         raise RuntimeError(f"step {method.recipe.step!r} needs chains, and the method has none")
     return method.negatives

@@ -16,24 +16,29 @@ import torch
 from torch import Tensor
 
 from jem.data.batches import as_part
-from jem.data.parts import DataPart, LazyPart
+from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError, RunFolderError, TrainingInterrupted
 from jem.model import JEM
 from jem.randomness import derive_seed
-from jem.training.checkpoint import Checkpoints
+from jem.runs.checkpoint import Checkpoints
+from jem.runs.folder import RunFolder, identity, refuse_other_settings
 from jem.training.distributed import join, one_for_all, restarted
-from jem.training.guard import AccuracyGuard, give_up, is_healthy, mask_gradients
-from jem.training.method import Batch, Outcome
-from jem.training.optimisation import clip_gradients, generative_weight, learning_rate, uphill
-from jem.training.problem import choose_device, place, set_up
+from jem.training.method import Batch, StepResult
+from jem.training.monitor import RunMonitor, draw_samples, spared
+from jem.training.optimisation import (
+    clip_gradients,
+    generative_weight,
+    learning_rate,
+    sam_perturbation,
+)
 from jem.training.problem_checks import check_network
 from jem.training.process import isolated_randomness, lowered, stop_signals
 from jem.training.recipe import Recipe, recipe_from
-from jem.training.run_folder import RunFolder, identity, refuse_other_settings
+from jem.training.safeguards import AccuracyGuard, give_up, is_healthy, mask_gradients
+from jem.training.setup import choose_device, place, set_up
 from jem.training.state import RunState
-from jem.training.steps import STEPS, second_pass
+from jem.training.steps import STEPS, sam_backward
 from jem.training.validation import validate
-from jem.training.watch import Watch, draw_samples, spared
 
 FLAG_EVERY = 50
 """Iterations between reads of the health flag on an accelerator, where a read waits for it."""
@@ -81,7 +86,7 @@ class Trainer:
             after being killed and resumed.
         device: `"cpu"`, `"cuda"`, `"mps"`, or `"auto"` for the best there is.
         progress: Show a progress bar on the standard error stream.
-        describe: Plain values to keep in `config.json`, such as where the data came from; under
+        metadata: Plain values to keep in `config.json`, such as where the data came from; under
             `"network"` the `module:factory` of a network of your own, so that `jem.load` finds it.
 
     Attributes:
@@ -109,7 +114,7 @@ class Trainer:
         seed: int = 0,
         device: str = "auto",
         progress: bool = False,
-        describe: dict[str, Any] | None = None,
+        metadata: dict[str, Any] | None = None,
     ) -> None:
         self.recipe = self._asked = recipe_from(recipe)
         self.ranks = join()
@@ -118,7 +123,7 @@ class Trainer:
         self.folder = None if run_dir is None else RunFolder(self.ranks.agree(str(run_dir)))
         self.seed = seed
         self.progress = progress
-        self.describe = describe or {}
+        self.metadata = metadata or {}
 
     def fit(
         self,
@@ -163,7 +168,7 @@ class Trainer:
             stack.enter_context(isolated_randomness(self.device))
             stack.enter_context(torch.enable_grad())
             shown = self.ranks.first
-            watch = Watch(self.folder if shown else None, self.progress and shown)
+            watch = RunMonitor(self.folder if shown else None, self.progress and shown)
             self._prepare(train, watch)
             self._check_validation(valid)
             self._guard_accuracy(valid)
@@ -212,14 +217,14 @@ class Trainer:
         self.method.clock.enter("data")
         for batch in self.batches.epoch(epoch, start, generator=self.state.augmentation):
             self.train_step(batch)
-            if self.state.position.iteration % self.recipe.snapshot_every == 0:
+            if self.state.position.iteration % self.recipe.checkpoint_every == 0:
                 self._snapshot()
             if self.ranks.any(self._stop.is_set(), self.device):
                 self._interrupt()
             self.method.clock.enter("data")
         self.method.clock.enter("other")
 
-    def train_step(self, batch: Batch) -> Outcome:
+    def train_step(self, batch: Batch) -> StepResult:
         """Make one update of the parameters and move the chains, or refuse both.
 
         Args:
@@ -242,11 +247,11 @@ class Trainer:
         step = STEPS[recipe.step]
         with lowered(recipe.precision, self.device):
             outcome = step(self.model, batch, self.method, weight, position.recoveries)
-            if recipe.sam_rho is not None:
-                with uphill(self.model, recipe.sam_rho):
-                    second_pass(self.model, batch, self.method, weight, outcome)
-        grad_norm = clip_gradients(self.model, recipe.grad_clip)
-        self._apply(outcome, self.ranks.all(is_healthy(outcome, grad_norm, recipe.max_gap)))
+            if recipe.adaptive_sam_rho is not None:
+                with sam_perturbation(self.model, recipe.adaptive_sam_rho):
+                    sam_backward(self.model, batch, self.method, weight, outcome)
+        grad_norm = clip_gradients(self.model, recipe.max_grad_norm)
+        self._apply(outcome, self.ranks.all(is_healthy(outcome, grad_norm, recipe.max_energy_gap)))
 
         self.method.clock.enter("other")
         self.watch.step(
@@ -256,7 +261,7 @@ class Trainer:
         position.iteration += 1
         return outcome
 
-    def _apply(self, outcome: Outcome, healthy: Tensor) -> None:
+    def _apply(self, outcome: StepResult, healthy: Tensor) -> None:
         """Update parameters, average and chains, unless the step was not healthy.
 
         On the CPU the flag is read at once. An accelerator is not made to wait for it: the update
@@ -308,7 +313,7 @@ class Trainer:
 
     # -- beginning and end ------------------------------------------------------------------------
 
-    def _prepare(self, train: Data, watch: Watch) -> None:
+    def _prepare(self, train: Data, watch: RunMonitor) -> None:
         """Make what follows from model, recipe, data and seed; a resumed run makes it again."""
         torch.manual_seed(derive_seed(self.ranks.seed(self.seed), "dropout") % 2**32)
         self.method, self.batches = set_up(self.model, self._asked, train, self.seed, self.ranks)
@@ -348,7 +353,7 @@ class Trainer:
         folder = self.folder
         self.checkpoints = Checkpoints(
             None if folder is None else folder.checkpoints,
-            self.recipe.snapshot_every,
+            self.recipe.checkpoint_every,
             ranks=self.ranks,
         )
         if resume and self.checkpoints.iterations():
@@ -363,8 +368,8 @@ class Trainer:
     def config(self) -> dict[str, Any]:
         """What `config.json` says of the run, once `fit` has seen the data."""
         return {
-            **self.describe,
-            **identity(self.model, self.recipe, self.seed, self.describe),
+            **self.metadata,
+            **identity(self.model, self.recipe, self.seed, self.metadata),
             "input_shape": self.model.input_shape,
             "classes": self.model.classes,
             "epochs": self.num_epochs,
@@ -426,7 +431,7 @@ class Trainer:
         self._require_clean()
         self._tick()
         self.state.position.log_position = self.watch.log.position()
-        run = identity(self.model, self.recipe, self.seed, self.describe)
+        run = identity(self.model, self.recipe, self.seed, self.metadata)
         self.checkpoints.save(self.state.position.iteration, self.state.state_dict() | run)
 
     def _restore(self, state: dict[str, Any]) -> None:
@@ -486,7 +491,7 @@ class Trainer:
             Seconds of one iteration, the median.
         """
         with isolated_randomness(self.device), torch.enable_grad():
-            self._prepare(as_part(train), Watch(None, progress=False))
+            self._prepare(as_part(train), RunMonitor(None, progress=False))
             self.model.train(not self.recipe.evaluation_mode)
             times = []
             batches = self.batches.epoch(0, 0, generator=self.state.augmentation)

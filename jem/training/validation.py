@@ -12,7 +12,7 @@ from jem.data.batches import BatchStream
 from jem.errors import InputError
 from jem.model import JEM, evaluation_mode, joint_energy
 from jem.objectives.classification import cross_entropy
-from jem.training.distributed import ONE_PROCESS, Ranks
+from jem.training.distributed import ONE_PROCESS, Processes
 
 
 @torch.no_grad()
@@ -21,7 +21,7 @@ def validate(
     examples: Any,  # noqa: ANN401
     batch_size: int,
     device: torch.device,
-    ranks: Ranks = ONE_PROCESS,
+    ranks: Processes = ONE_PROCESS,
 ) -> dict[str, float]:
     """Score held-out examples in evaluation mode.
 

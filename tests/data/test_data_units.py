@@ -59,7 +59,7 @@ def test_tables_are_doubted_where_every_row_lies_outside(load):
     splits = from_arrays(x, y)
     assert "more than half of the columns" in doubt(splits, 1000 * x)
     assert doubt(splits, x) is None
-    foreign = x + 100 * x.std(axis=0)
-    assert doubt(splits, foreign[:9]) is None  # foreign rows are what the scores are for
-    assert doubt(splits, np.concatenate([foreign, x[:1]])) is None
+    ood_sets = x + 100 * x.std(axis=0)
+    assert doubt(splits, ood_sets[:9]) is None  # foreign rows are what the scores are for
+    assert doubt(splits, np.concatenate([ood_sets, x[:1]])) is None
     assert doubt_units(x, torch.full((len(x), 1), 99.0), splits.scaling, None) is None

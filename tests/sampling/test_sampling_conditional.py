@@ -1,8 +1,8 @@
 import pytest
 import torch
 
+from jem.sampling.base_distributions import GaussianBase, UniformBase
 from jem.sampling.conditional import complete_from
-from jem.sampling.starts import ClassGaussianStart, UniformStart
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -18,7 +18,7 @@ def gaussians(rank=2, bounds=None):
     factors = torch.randn(2, 4, rank, generator=fresh(3))
     means = torch.tensor([[0.0, 1.0, 2.0, 3.0], [-2.0, 0.5, -1.0, 0.0]])
     variances = torch.tensor([[0.3, 0.2, 0.5, 0.1], [0.1, 0.4, 0.2, 0.3]])
-    return ClassGaussianStart(means, factors, variances, torch.tensor([0.3, 0.7]), bounds)
+    return GaussianBase(means, factors, variances, torch.tensor([0.3, 0.7]), bounds)
 
 
 def by_hand(start, k, x):
@@ -91,7 +91,7 @@ def test_a_row_does_not_depend_on_the_others():
 
 
 def test_other_starts_draw_the_unknown_as_they_begin_chains():
-    start, x = UniformStart(-1.0, 1.0, (4,)), torch.full((6, 4), 0.25)
+    start, x = UniformBase(-1.0, 1.0, (4,)), torch.full((6, 4), 0.25)
     drawn = complete_from(start, x, KNOWN.expand(6, 4), generator=fresh())
     begun = start.sample(6, generator=fresh())
     assert torch.equal(drawn, torch.where(KNOWN, x, begun))

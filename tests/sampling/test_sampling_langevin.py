@@ -8,11 +8,11 @@ from torch import nn
 from jem import JEM
 from jem.errors import InputError
 from jem.sampling import (
-    ClassGaussianStart,
-    ContrastStart,
-    MixtureStart,
+    ContrastBase,
+    GaussianBase,
+    MixtureBase,
     ReplayBuffer,
-    UniformStart,
+    UniformBase,
     blur,
     clip_to_bounds,
     energy_and_gradient,
@@ -116,12 +116,12 @@ def test_max_rms_caps_each_row_alone_and_keeps_its_direction(generator):
     torch.testing.assert_close(cosine, torch.tensor(1.0, dtype=torch.float64))
 
 
-def preconditioner(height, width, smoothing):
+def preconditioner(height, width, gradient_blur):
     """P as a matrix: what a smoothed move makes of each single pixel."""
     pixels = torch.eye(height * width, dtype=torch.float64).view(-1, 1, height, width)
     moved = langevin_update(
         torch.zeros_like(pixels), pixels, step_size=-1.0, noise_std=0.0, generator=fresh(),
-        smoothing=smoothing,
+        gradient_blur=gradient_blur,
     )  # fmt: skip
     return moved.flatten(1)
 
@@ -146,7 +146,7 @@ def test_a_smoothed_move_is_a_preconditioner():
 def test_the_noise_of_a_smoothed_move_has_the_preconditioner_as_its_covariance():
     x = torch.zeros(200_000, 1, 3, 3, dtype=torch.float64)
     moved = langevin_update(
-        x, x, step_size=1.0, noise_std=2.0, generator=fresh(), smoothing=0.8
+        x, x, step_size=1.0, noise_std=2.0, generator=fresh(), gradient_blur=0.8
     ).flatten(1)
     covariance = moved.T @ moved / len(moved)
     torch.testing.assert_close(covariance, 4 * preconditioner(3, 3, 0.8), rtol=0, atol=0.04)
@@ -160,7 +160,7 @@ def test_smoothing_does_not_change_what_a_chain_converges_to():
 
     x = sgld_chain(
         torch.zeros(20_000, 1, 2, 2, dtype=torch.float64), energy, num_steps=400, step_size=0.02,
-        noise_std=math.sqrt(0.04), generator=fresh(), smoothing=0.8,
+        noise_std=math.sqrt(0.04), generator=fresh(), gradient_blur=0.8,
     )  # fmt: skip
     covariance = x.flatten(1).T @ x.flatten(1) / len(x)
     torch.testing.assert_close(covariance, torch.diag(1 / precision), rtol=0, atol=0.05)
@@ -316,12 +316,12 @@ def test_the_proximal_move_is_the_inner_loop_of_jem_plus_plus():
         moved = (moved + size * grad.clamp(-1, 1)).clamp(-1, 1)
 
     energy = JEM(nn.Sequential(first, nn.Tanh(), last)).energy
-    proximal, info = sgld_step(
+    jem_pp, info = sgld_step(
         x, energy, step_size=inner_steps * size, noise_std=0.0, generator=source,
         bounds=(-1.0, 1.0), grad_clamp=1.0,
     )  # fmt: skip
-    torch.testing.assert_close(proximal, moved, rtol=1e-12, atol=1e-12)
-    assert (proximal.abs() == 1).any()  # the bounds did bite
+    torch.testing.assert_close(jem_pp, moved, rtol=1e-12, atol=1e-12)
+    assert (jem_pp.abs() == 1).any()  # the bounds did bite
     assert (info.grad_norm > 1).any()
 
 
@@ -329,7 +329,7 @@ def test_the_proximal_move_is_the_inner_loop_of_jem_plus_plus():
     "function",
     [
         langevin_update, sgld_step, sgld_chain, ReplayBuffer.from_start, ReplayBuffer.draw,
-        UniformStart.sample, ContrastStart.sample, ClassGaussianStart.sample, MixtureStart.sample,
+        UniformBase.sample, ContrastBase.sample, GaussianBase.sample, MixtureBase.sample,
     ],
 )  # fmt: skip
 def test_random_functions_take_their_generator_by_name_and_have_no_default(function):

@@ -14,20 +14,20 @@ from jem.errors import JemError
 from jem.model import JEM
 from jem.training.trainer import Trainer
 
-SMALL = replace(SMALL, batch_size=16, num_chains=16, buffer_size=16, snapshot_every=4)
-QUIET = {"noise_std": 0.0, "restart_prob": 0.0, "input_noise": 0.0, "clip_chains": False}
+SMALL = replace(SMALL, batch_size=16, num_chains=16, buffer_size=16, checkpoint_every=4)
+QUIET = {"noise_std": 0.0, "reinit_prob": 0.0, "augment_noise": 0.0, "clip_to_domain": False}
 """Nothing drawn at random but the first chains, so that one process can be given the same."""
 
 EQUAL = {
     "fused": replace(
-        SMALL, **QUIET, epochs=2, gauge=0.1, thermostat=2.0, energy_l2=0.05, grad_clip=1.0,
+        SMALL, **QUIET, epochs=2, mean_energy_l2=0.1, gap_limit=2.0, energy_l2=0.05, max_grad_norm=1.0,
         class_weight="balanced", step_size=0.5,
     ),
     "classic": replace(
         SMALL, **QUIET, epochs=2, step="classic", optimizer="sgd", learning_rate=0.05,
-        sam_rho=0.5, streams="separate", generative_batch=8, step_size=0.5,
+        adaptive_sam_rho=0.5, streams="separate", density_batch_size=8, step_size=0.5,
     ),
-    "plain": replace(SMALL, step="plain", epochs=2, class_weight="balanced", input_noise=0.0),
+    "plain": replace(SMALL, step="plain", epochs=2, class_weight="balanced", augment_noise=0.0),
 }  # fmt: skip
 
 
@@ -92,7 +92,7 @@ def network():
 
 def batch_norm(folder, resume, stop_at=None, die_at=None):
     """A run with everything random; it may be cut, or lose a process, on the way."""
-    recipe = replace(SMALL, epochs=4, buffer_size=32, conditional=True, input_noise=0.1)
+    recipe = replace(SMALL, epochs=4, buffer_size=32, conditional=True, augment_noise=0.1)
 
     class Cut(Trainer):
         def train_step(self, batch):
@@ -118,7 +118,7 @@ def batch_norm(folder, resume, stop_at=None, die_at=None):
 def unstable(folder):
     """A run that diverges and recovers."""
     recipe = replace(
-        UNSTABLE, batch_size=16, num_chains=16, buffer_size=32, epochs=10, snapshot_every=10
+        UNSTABLE, batch_size=16, num_chains=16, buffer_size=32, epochs=10, checkpoint_every=10
     )
     trainer = Trainer(model_of(), recipe, run_dir=folder, device="cpu")
     result = trainer.fit(blobs())

@@ -14,8 +14,8 @@ from jem import networks
 from jem.errors import InputError
 from jem.model import JEM
 from jem.training import trainer as module
-from jem.training.guard import AccuracyGuard
 from jem.training.log import read_metrics
+from jem.training.safeguards import AccuracyGuard
 from jem.training.trainer import Trainer
 
 MARGIN = replace(SMALL, accuracy_margin=0.02, average=0.9)
@@ -185,7 +185,7 @@ def test_accuracy_is_kept_where_training_alone_would_lose_it():
     assert before > 0.97
     harsh = replace(
         SMALL, epochs=8, learning_rate=0.05, generative_weight=100.0, step_size=0.1, warmup=0.0,
-        max_gap=1e9, schedule="constant", energy_l2=0.0, accuracy_margin=0.01,
+        max_energy_gap=1e9, schedule="constant", energy_l2=0.0, accuracy_margin=0.01,
     )  # fmt: skip
     ends = {}
     for margin in (None, 0.01):

@@ -13,8 +13,8 @@ import torch
 from test_trainer import SMALL, assert_same_bits, blobs, model_of
 
 from jem.errors import InputError, RunFolderError
-from jem.training.checkpoint import Checkpoints
-from jem.training.distributed import Ranks, join, one_for_all
+from jem.runs.checkpoint import Checkpoints
+from jem.training.distributed import Processes, join, one_for_all
 from jem.training.log import read_metrics
 from jem.training.trainer import Trainer
 
@@ -42,7 +42,7 @@ def launch(*program, count=2, restarts=0):
 
 def test_a_single_process_gives_back_what_it_is_given():
     ranks = join()
-    assert ranks == Ranks(0, 1)
+    assert ranks == Processes(0, 1)
     rows, flag = torch.arange(5.0), torch.tensor(False)
     assert ranks.part(rows) is rows
     assert ranks.all(flag) is flag
@@ -58,16 +58,16 @@ def test_a_single_process_gives_back_what_it_is_given():
 
 def test_each_process_has_its_own_rows_and_seed():
     rows = torch.arange(7)
-    parts = [Ranks(rank, 3).part(rows).tolist() for rank in range(3)]
+    parts = [Processes(rank, 3).part(rows).tolist() for rank in range(3)]
     assert parts == [[0, 3, 6], [1, 4], [2, 5]]
-    assert len({Ranks(rank, 3).seed(5) for rank in range(3)}) == 3
-    assert [Ranks(rank, 3).first for rank in range(3)] == [True, False, False]
+    assert len({Processes(rank, 3).seed(5) for rank in range(3)}) == 3
+    assert [Processes(rank, 3).first for rank in range(3)] == [True, False, False]
 
 
 def test_what_cannot_be_divided_is_refused():
-    assert Ranks(0, 4).share(64, "batch_size") == 16
+    assert Processes(0, 4).share(64, "batch_size") == 16
     with pytest.raises(InputError, match=r"`num_chains` must be a multiple of .*\(4\).*is 63"):
-        Ranks(0, 4).share(63, "num_chains")
+        Processes(0, 4).share(63, "num_chains")
 
 
 @pytest.fixture
@@ -81,13 +81,13 @@ def sigterm():
 @pytest.mark.usefixtures("sigterm")
 def test_only_a_lost_connection_is_blamed_on_another_process():
     said = pytest.raises(RunFolderError, match=r"another process of this job of 2 ended.*--resume")
-    with said, one_for_all(Ranks(0, 2)):
+    with said, one_for_all(Processes(0, 2)):
         raise RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
-    with pytest.raises(RuntimeError, match="shapes"), one_for_all(Ranks(0, 2)):
+    with pytest.raises(RuntimeError, match="shapes"), one_for_all(Processes(0, 2)):
         raise RuntimeError("shapes do not fit")
-    with pytest.raises(RuntimeError, match="by peer"), one_for_all(Ranks(0, 1)):
+    with pytest.raises(RuntimeError, match="by peer"), one_for_all(Processes(0, 1)):
         raise RuntimeError("Connection closed by peer")
-    with pytest.raises(InputError, match="peer"), one_for_all(Ranks(0, 2)):
+    with pytest.raises(InputError, match="peer"), one_for_all(Processes(0, 2)):
         raise InputError("peer")
 
 

@@ -1,4 +1,4 @@
-"""The recipes `proximal` and `sada` against transcriptions of JEM++ and SADA-JEM, in float64.
+"""The recipes `jem_pp` and `sada_jem` against transcriptions of JEM++ and SADA-JEM, in float64.
 
 Like test_parity_official.py, whose pieces these tests share: the transcriptions are plain torch,
 written from what the official code computes. Where the package differs on purpose:
@@ -29,11 +29,11 @@ from torch import nn
 
 from jem.model import JEM
 from jem.randomness import named_generator
-from jem.training.optimisation import learning_rate, uphill
+from jem.training.monitor import RunMonitor
+from jem.training.optimisation import learning_rate, sam_perturbation
 from jem.training.recipe import RECIPES
-from jem.training.steps import STEPS, Batch, Method, second_pass
+from jem.training.steps import STEPS, Batch, StepContext, sam_backward
 from jem.training.trainer import Trainer
-from jem.training.watch import Watch
 
 # -- the transcriptions: plain torch --------------------------------------------------------------
 
@@ -128,8 +128,8 @@ class OfficialSADA(OfficialDescendant):
 
 OFFICIAL = {
     # class, weight decay, epochs of the published run, its decays
-    "proximal": (OfficialJEMPP, 4e-4, 150, (50, 100, 125)),
-    "sada": (OfficialSADA, 5e-4, 200, (60, 120, 180)),
+    "jem_pp": (OfficialJEMPP, 4e-4, 150, (50, 100, 125)),
+    "sada_jem": (OfficialSADA, 5e-4, 200, (60, 120, 180)),
 }
 
 
@@ -140,10 +140,10 @@ OFFICIAL = {
 def test_the_recipe_is_the_official_loop(name):
     """Two dozen iterations: parameters, losses, chains, buffer; all decays are passed."""
     official_class, weight_decay, published, decays = OFFICIAL[name]
-    epochs = {"proximal": 12, "sada": 10}[name]
+    epochs = {"jem_pp": 12, "sada_jem": 10}[name]
     recipe = replace(
         RECIPES[name], epochs=epochs, batch_size=8, num_chains=6, warmup=4 / (2 * epochs),
-        generative_batch=4 if name == "sada" else None,
+        density_batch_size=4 if name == "sada_jem" else None,
     )  # fmt: skip
     net = small_net()
     with torch.no_grad():
@@ -165,7 +165,7 @@ def test_the_recipe_is_the_official_loop(name):
         decay_epochs=[d * epochs // published for d in decays],
     )  # fmt: skip
     for iteration, (batch, ours, parameters) in enumerate(trainer.steps):
-        assert (len(batch.x), len(batch.x_data)) == (8, 4 if name == "sada" else 8)
+        assert (len(batch.x), len(batch.x_data)) == (8, 4 if name == "sada_jem" else 8)
         slots, x_q, loss = official.step(iteration, batch.x, batch.labels, batch.x_data, 6)
         assert torch.equal(ours.moved.draw.indices, slots)
         close(ours.moved.x, x_q, rtol=1e-7, atol=1e-9)
@@ -181,24 +181,24 @@ def test_the_recipe_has_the_published_settings(name):
     _, weight_decay, epochs, decays = OFFICIAL[name]
     assert (recipe.step, recipe.head, recipe.start) == ("classic", "joint", "gaussian")
     assert (recipe.step_size, recipe.noise_std, recipe.grad_clamp) == (1.0, 0.0, 1.0)
-    assert (recipe.max_rms, recipe.clip_chains, recipe.conditional) == (None, True, False)
-    assert recipe.num_steps == {"proximal": 10, "sada": 5}[name]
-    assert (recipe.buffer_size, recipe.restart_prob, recipe.replacement) == (10_000, 0.05, True)
+    assert (recipe.max_rms, recipe.clip_to_domain, recipe.conditional) == (None, True, False)
+    assert recipe.num_steps == {"jem_pp": 10, "sada_jem": 5}[name]
+    assert (recipe.buffer_size, recipe.reinit_prob, recipe.replacement) == (10_000, 0.05, True)
     assert (recipe.generative_weight, recipe.generative_ramp) == (1.0, 0.0)
-    assert (recipe.energy_l2, recipe.gauge, recipe.thermostat) == (0.0, 0.0, None)
+    assert (recipe.energy_l2, recipe.mean_energy_l2, recipe.gap_limit) == (0.0, 0.0, None)
     assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("sgd", 0.1, 0.9)
-    assert (recipe.weight_decay, recipe.grad_clip, recipe.average) == (weight_decay, None, 0.0)
+    assert (recipe.weight_decay, recipe.max_grad_norm, recipe.average) == (weight_decay, None, 0.0)
     assert (recipe.schedule, recipe.decay_factor) == ("step", 0.2)
     assert recipe.decay_at == pytest.approx([d / epochs for d in decays], abs=1e-3)
-    assert recipe.sam_rho == {"proximal": None, "sada": 2.0}[name]
-    sizes = (recipe.batch_size, recipe.generative_batch, recipe.num_chains)
-    assert sizes == {"proximal": (64, None, 64), "sada": (128, 64, 64)}[name]
-    noise = {"proximal": 0.03, "sada": 0.0}[name]
-    assert (recipe.streams, recipe.input_noise, recipe.generative_noise) == (
+    assert recipe.adaptive_sam_rho == {"jem_pp": None, "sada_jem": 2.0}[name]
+    sizes = (recipe.batch_size, recipe.density_batch_size, recipe.num_chains)
+    assert sizes == {"jem_pp": (64, None, 64), "sada_jem": (128, 64, 64)}[name]
+    noise = {"jem_pp": 0.03, "sada_jem": 0.0}[name]
+    assert (recipe.streams, recipe.augment_noise, recipe.density_augment_noise) == (
         "separate", noise, noise
     )  # fmt: skip
     assert recipe.label_smoothing == 0.0
-    total = epochs * {"proximal": 703, "sada": 390}[name]
+    total = epochs * {"jem_pp": 703, "sada_jem": 390}[name]
     assert round(recipe.warmup * total) == pytest.approx(1000, rel=0.01)
     rates = [learning_rate(recipe, round(d / epochs * total) + 30, total) for d in decays]
     assert rates == pytest.approx([0.02, 0.004, 0.0008])
@@ -211,7 +211,7 @@ def test_the_recipe_has_the_published_settings(name):
 def test_a_generative_stream_goes_through_all_data_at_its_own_pace(labelled, generative):
     """16 examples: whatever the size of a batch, every 16 that it gives are the whole set."""
     recipe = replace(
-        RECIPES["sada"], epochs=8, batch_size=labelled, generative_batch=generative,
+        RECIPES["sada_jem"], epochs=8, batch_size=labelled, density_batch_size=generative,
         num_chains=2, num_steps=1,
     )  # fmt: skip
     x, y = images(16)
@@ -245,7 +245,7 @@ def test_18_the_ascent_is_scaled_by_the_weights_and_goes_exactly_back():
     layer.bias.grad = torch.tensor([3.0])
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     norm = (3.0**2 + 2.0**2 + 6.0**2) ** 0.5  # |w| g is (3, 2, 6)
-    with uphill(model, 0.7):
+    with sam_perturbation(model, 0.7):
         close(layer.weight.detach(), torch.tensor([[3 + 9 * 0.1, -1 + 2 * 0.1]]))
         close(layer.bias.detach(), torch.tensor([2 + 12 * 0.7 / norm]))
         assert layer.weight.grad is None
@@ -261,7 +261,7 @@ def test_18_the_ascent_of_a_zero_or_poisoned_gradient_leaves_the_parameters():
         before = layer.weight.detach().clone()
         for p in layer.parameters():
             p.grad = torch.full_like(p, value)
-        with uphill(layer, 2.0):
+        with sam_perturbation(layer, 2.0):
             pass
         assert torch.equal(layer.weight.detach(), before)
 
@@ -278,14 +278,14 @@ def norm_net(momentum=0.9):
 def test_17_the_second_pass_leaves_running_statistics_and_their_count(step, momentum):
     """Point 17: momentum 0 keeps the mean, but the official code still counts the batch."""
     recipe = replace(
-        RECIPES["sada"], step=step, epochs=1, batch_size=16, num_chains=4, num_steps=1,
-        generative_batch=None,
+        RECIPES["sada_jem"], step=step, epochs=1, batch_size=16, num_chains=4, num_steps=1,
+        density_batch_size=None,
     )  # fmt: skip
     nets = {}
     for rho in (None, 2.0):
         torch.manual_seed(0)
         nets[rho] = norm_net(momentum)
-        trainer = Trainer(JEM(nets[rho]), replace(recipe, sam_rho=rho), device="cpu")
+        trainer = Trainer(JEM(nets[rho]), replace(recipe, adaptive_sam_rho=rho), device="cpu")
         assert trainer.fit(images(16)).iterations == 1  # of rate 0: the warm-up begins
     for mine, plain in zip(nets[2.0].buffers(), nets[None].buffers(), strict=True):
         assert torch.equal(mine, plain)
@@ -297,8 +297,8 @@ def test_17_the_second_pass_leaves_running_statistics_and_their_count(step, mome
 def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(step):
     """Its gradient is that of the written-out loss at w + e; chains keep the first pass's move."""
     recipe = replace(
-        RECIPES["sada"], step=step, num_chains=4, num_steps=2, batch_size=8, noise_std=0.01,
-        generative_batch=None, learning_rate=0.1,
+        RECIPES["sada_jem"], step=step, num_chains=4, num_steps=2, batch_size=8, noise_std=0.01,
+        density_batch_size=None, learning_rate=0.1,
     )  # fmt: skip
     outcomes, nets = {}, {}
     for passes in (1, 2):
@@ -306,14 +306,16 @@ def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(
         nets[passes] = small_net()
         model = JEM(nets[passes], domain=(-1.0, 1.0))
         trainer = Trainer(model, recipe, device="cpu")
-        trainer._prepare(torch.utils.data.TensorDataset(*images(8)), Watch(None, progress=False))
-        method: Method = trainer.method
+        trainer._prepare(
+            torch.utils.data.TensorDataset(*images(8)), RunMonitor(None, progress=False)
+        )
+        method: StepContext = trainer.method
         x, y = images(8)
         batch = Batch(x, y, images(8, seed=9)[0])
         outcome = STEPS[step](model, batch, method, 1.0, 0)
         if passes == 2:
-            with uphill(model, 2.0):
-                second_pass(model, batch, method, 1.0, outcome)
+            with sam_perturbation(model, 2.0):
+                sam_backward(model, batch, method, 1.0, outcome)
         outcomes[passes] = outcome
     grads = [p.grad for p in nets[1].parameters()]
     twin = copy.deepcopy(nets[1])
@@ -336,6 +338,6 @@ def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(
 
 
 def jem_watch():
-    from jem.training.watch import Watch
+    from jem.training.monitor import RunMonitor
 
-    return Watch(None, progress=False)
+    return RunMonitor(None, progress=False)

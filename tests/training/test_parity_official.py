@@ -16,7 +16,7 @@ Points that do not apply here, and why:
 17. and 18. SADA-JEM's second pass and its adaptive scale: test_parity_descendants.py.
 21. Calibration bins are tested with the calibration error itself.
 22. The official network carries a head that joint training never uses; ours has none.
-24. Interpolated inputs are not among the foreign sets of `jem.data.shifts`.
+24. Interpolated inputs are not among the foreign sets of `jem.data.corruptions`.
 
 The third term of the official objective (weight 0 in its README) and its class-conditional chains,
 which it scores by E(x), have no counterpart: conditional chains are scored by E(x, y) here.
@@ -32,16 +32,16 @@ from torch import nn
 
 import jem
 from jem.errors import InputError, TrainingDivergedError
-from jem.evaluation.ood_scores import SCORES
+from jem.evaluation.ood.scores import SCORES
 from jem.model import joint_energy
 from jem.objectives import contrastive_loss
 from jem.randomness import named_generator
-from jem.sampling import ReplayBuffer, UniformStart, langevin_update, sgld_chain, slots_by_class
+from jem.sampling import ReplayBuffer, UniformBase, langevin_update, sgld_chain, slots_by_class
 from jem.sampling.negatives import Negatives
 from jem.training.optimisation import clip_gradients, learning_rate
-from jem.training.problem import domain_of
 from jem.training.recipe import RECIPES, Recipe
-from jem.training.steps import STEPS, Batch, Method
+from jem.training.setup import domain_of
+from jem.training.steps import STEPS, Batch, StepContext
 from jem.training.validation import validate
 
 SHAPE, NUM_CLASSES = (1, 4, 4), 3
@@ -182,7 +182,7 @@ def images(count, seed=1):
 def make_negatives(capacity=6, count=4, *, conditional=False, seed=3, **move):
     move = {"step_size": 0.5, "noise_std": 0.01, "grad_clamp": None, "max_rms": None} | move
     generator = torch.Generator().manual_seed(seed)
-    start = UniformStart(-1.0, 1.0, SHAPE)
+    start = UniformBase(-1.0, 1.0, SHAPE)
     frequencies = torch.full((NUM_CLASSES,), 1 / NUM_CLASSES) if conditional else None
     buffer = ReplayBuffer.from_start(
         start, capacity, generator=generator, class_frequencies=frequencies
@@ -196,7 +196,7 @@ def recipe_for(step, **changes):
 
 
 def one_step(step, model, batch, negatives, **changes):
-    method = Method(recipe_for(step, **changes), negatives)
+    method = StepContext(recipe_for(step, **changes), negatives)
     return STEPS[step](model, batch, method, 1.0, 0)
 
 
@@ -258,14 +258,14 @@ def test_the_jem_recipe_has_the_settings_of_the_official_readme():
     recipe = RECIPES["jem"]
     assert (recipe.step, recipe.head, recipe.start) == ("classic", "joint", "uniform")
     assert (recipe.num_steps, recipe.step_size, recipe.noise_std) == (20, 1.0, 0.01)
-    assert (recipe.buffer_size, recipe.restart_prob, recipe.replacement) == (10_000, 0.05, True)
-    assert (recipe.grad_clamp, recipe.max_rms, recipe.clip_chains) == (None, None, False)
+    assert (recipe.buffer_size, recipe.reinit_prob, recipe.replacement) == (10_000, 0.05, True)
+    assert (recipe.grad_clamp, recipe.max_rms, recipe.clip_to_domain) == (None, None, False)
     assert (recipe.generative_weight, recipe.generative_ramp) == (1.0, 0.0)
-    assert (recipe.energy_l2, recipe.gauge, recipe.thermostat) == (0.0, 0.0, None)
+    assert (recipe.energy_l2, recipe.mean_energy_l2, recipe.gap_limit) == (0.0, 0.0, None)
     assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("adam", 1e-4, 0.9)
-    assert (recipe.weight_decay, recipe.grad_clip, recipe.label_smoothing) == (0.0, None, 0.0)
+    assert (recipe.weight_decay, recipe.max_grad_norm, recipe.label_smoothing) == (0.0, None, 0.0)
     assert (recipe.batch_size, recipe.num_chains) == (64, 64)
-    assert (recipe.streams, recipe.input_noise, recipe.generative_noise) == (
+    assert (recipe.streams, recipe.augment_noise, recipe.density_augment_noise) == (
         "separate",
         0.03,
         0.03,
@@ -380,7 +380,7 @@ def test_7_moved_chains_overwrite_their_slots_and_no_others():
 def test_8_a_dead_chain_is_evicted(bad):
     """Point 8: the arithmetic mask m * new + (1 - m) * old keeps a NaN; here it always goes."""
     negatives = make_negatives(capacity=4, count=4)
-    negatives.restart_prob = 0.0
+    negatives.reinit_prob = 0.0
     negatives.buffer.chains[2, 0, 1, 1] = bad
     draw = negatives.draw()
     assert bool(draw.x.isfinite().all())
@@ -392,18 +392,16 @@ def test_8_a_dead_chain_is_evicted(bad):
     assert bool(negatives.buffer.chains.isfinite().all())
 
 
-@pytest.mark.parametrize("restart_prob", [0.0, 0.5, 1.0])
-def test_9_one_draw_takes_slots_then_a_full_batch_of_noise_then_the_mask(restart_prob):
+@pytest.mark.parametrize("reinit_prob", [0.0, 0.5, 1.0])
+def test_9_one_draw_takes_slots_then_a_full_batch_of_noise_then_the_mask(reinit_prob):
     """Point 9: a seed means the same in both; the batch is full whatever the mask."""
     generator, twin = (torch.Generator().manual_seed(11) for _ in range(2))
     buffer = ReplayBuffer(torch.randn(50, *SHAPE))
     draw = buffer.draw(
-        20, start=UniformStart(-1.0, 1.0, SHAPE), restart_prob=restart_prob, generator=generator,
+        20, start=UniformBase(-1.0, 1.0, SHAPE), reinit_prob=reinit_prob, generator=generator,
         replacement=True,
     )  # fmt: skip
-    slots, x = official_sample_q(
-        None, buffer.chains, 20, twin, n_steps=0, reinit_freq=restart_prob
-    )
+    slots, x = official_sample_q(None, buffer.chains, 20, twin, n_steps=0, reinit_freq=reinit_prob)
     assert torch.equal(draw.indices, slots)
     close(draw.x, x)
     assert torch.equal(generator.get_state(), twin.get_state())
@@ -645,7 +643,7 @@ def test_19_a_nan_ends_in_an_error_and_never_in_the_parameters(step):
     x[3, 0, 0, 0] = 0.5
     recipe = Recipe(
         step=step, epochs=2, batch_size=8, num_chains=4, max_recoveries=2, warmup=0.0,
-        input_noise=0.0,
+        augment_noise=0.0,
     )  # fmt: skip
     trainer = jem.Trainer(jem.JEM(Poisoned()), recipe, device="cpu")
     with pytest.raises(TrainingDivergedError, match="after 2 recoveries"):

@@ -18,13 +18,13 @@ from torch.nn import functional as F
 import jem
 from jem import networks
 from jem.model import JEM
-from jem.sampling import ClassGaussianStart, MixtureStart, ReplayBuffer, UniformStart
+from jem.sampling import GaussianBase, MixtureBase, ReplayBuffer, UniformBase
 from jem.sampling.negatives import Negatives
 from jem.training.recipe import Recipe
 from jem.training.steps import (
     STEPS,
     Batch,
-    Method,
+    StepContext,
     classic_step,
     depends_on_mode,
     fused_step,
@@ -84,23 +84,28 @@ def make_batch(streams="shared", count=6, other=5, num_classes=NUM_CLASSES):
 
 def make_negatives(recipe, num_classes=NUM_CLASSES, seed=31):
     generator = torch.Generator().manual_seed(seed)
-    start = UniformStart(-1.0, 1.0, SHAPE)
+    start = UniformBase(-1.0, 1.0, SHAPE)
     frequencies = torch.full((num_classes,), 1 / num_classes) if recipe.conditional else None
     buffer = ReplayBuffer.from_start(
         start, recipe.buffer_size, generator=generator, class_frequencies=frequencies
     )
     fields = ("step_size", "noise_std", "grad_clamp", "max_rms")
     return Negatives(
-        buffer, start, recipe.num_chains, recipe.restart_prob, recipe.replacement,
+        buffer, start, recipe.num_chains, recipe.reinit_prob, recipe.replacement,
         {name: getattr(recipe, name) for name in fields},
-        (-1.0, 1.0) if recipe.clip_chains else None, generator,
+        (-1.0, 1.0) if recipe.clip_to_domain else None, generator,
     )  # fmt: skip
 
 
 def make_recipe(step="fused", **changes):
-    small = {"num_chains": 7, "buffer_size": 9, "noise_std": 0.05, "restart_prob": 0.3}
+    small = {"num_chains": 7, "buffer_size": 9, "noise_std": 0.05, "reinit_prob": 0.3}
     small |= {"num_steps": 2}
-    small |= {"generative_weight": 1.0, "energy_l2": 0.0, "clip_chains": False, "step_size": 2.0}
+    small |= {
+        "generative_weight": 1.0,
+        "energy_l2": 0.0,
+        "clip_to_domain": False,
+        "step_size": 2.0,
+    }
     return Recipe(step=step, **({"label_smoothing": 0.0} | small | changes))
 
 
@@ -150,8 +155,8 @@ def classification_by_hand(logits, labels, method):
     if logits.shape[1] == 1:
         return torch.tensor(0.0)
     log_p = logits.log_softmax(1)
-    smoothing, classes = method.recipe.label_smoothing, logits.shape[1]
-    target = F.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+    gradient_blur, classes = method.recipe.label_smoothing, logits.shape[1]
+    target = F.one_hot(labels, classes) * (1 - gradient_blur) + gradient_blur / classes
     weights = torch.ones(classes) if method.class_weight is None else method.class_weight
     return -(target * weights * log_p).sum() / weights[labels].sum()
 
@@ -159,11 +164,11 @@ def classification_by_hand(logits, labels, method):
 def contrast_by_hand(energy_data, energy_negative, recipe, weight, energy_outlier=None):
     gap = (energy_negative.mean() - energy_data.mean()).item()
     tau = 1.0
-    if recipe.thermostat is not None:
-        tau = min(1.0, max(0.02, 1 - gap / recipe.thermostat))
+    if recipe.gap_limit is not None:
+        tau = min(1.0, max(0.02, 1 - gap / recipe.gap_limit))
     loss = weight * tau * (energy_data.mean() - energy_negative.mean())
     loss = loss + recipe.energy_l2 / 2 * ((energy_data**2).mean() + (energy_negative**2).mean())
-    loss = loss + recipe.gauge * ((energy_data.mean() + energy_negative.mean()) / 2) ** 2
+    loss = loss + recipe.mean_energy_l2 * ((energy_data.mean() + energy_negative.mean()) / 2) ** 2
     if energy_outlier is not None:
         over = recipe.outlier_margin + energy_data.mean() - energy_outlier
         loss = loss + weight * recipe.outlier_weight * (1 + over.exp()).log().mean()
@@ -201,7 +206,7 @@ def reference_step(model, batch, method, weight, extra_steps, *, fused):
     end = scored
     if fused:
         _, grad = energy_gradient(network, scored, draw.labels)
-        if not (weight or recipe.energy_l2 or recipe.gauge):
+        if not (weight or recipe.energy_l2 or recipe.mean_energy_l2):
             grad = torch.zeros_like(grad)
         end = move_by_hand(scored, grad, negatives, negatives.generator)
     energy_data = energy_by_hand(logits_data)
@@ -236,7 +241,7 @@ def check_step(
     step, twin = STEPS[recipe.step], copy.deepcopy(network)
     model = JEM(network)
     method, other = (
-        Method(recipe, make_negatives(recipe, num_classes), class_weight) for _ in range(2)
+        StepContext(recipe, make_negatives(recipe, num_classes), class_weight) for _ in range(2)
     )
     modes = [m.training for m in network.modules()]
     flags = [p.requires_grad for p in network.parameters()]
@@ -313,16 +318,16 @@ def test_steps_make_k_moves_and_the_extra_ones(step, kind, num_steps, extra):
 
 PENALTIES = {
     "energy l2": {"energy_l2": 0.3},
-    "gauge": {"gauge": 0.4},
-    "thermostat": {"thermostat": 0.5},
-    "thermostat at its floor": {"thermostat": 1e-9},
-    "all": {"energy_l2": 0.2, "gauge": 0.1, "thermostat": 2.0, "label_smoothing": 0.1},
+    "mean_energy_l2": {"mean_energy_l2": 0.4},
+    "gap_limit": {"gap_limit": 0.5},
+    "gap_limit at its floor": {"gap_limit": 1e-9},
+    "all": {"energy_l2": 0.2, "mean_energy_l2": 0.1, "gap_limit": 2.0, "label_smoothing": 0.1},
 }
 MOVES = {
     "clamped": {"grad_clamp": 0.02},
     "capped": {"max_rms": 0.01},
-    "clipped": {"clip_chains": True, "step_size": 30.0},
-    "all": {"grad_clamp": 0.02, "max_rms": 0.03, "clip_chains": True},
+    "clipped": {"clip_to_domain": True, "step_size": 30.0},
+    "all": {"grad_clamp": 0.02, "max_rms": 0.03, "clip_to_domain": True},
     "no noise": {"noise_std": 0.0},
 }
 
@@ -387,7 +392,9 @@ def test_the_mode_comes_back_after_an_error(step):
     network.body.append(Breaks())
     recipe = make_recipe(step)
     with pytest.raises(RuntimeError, match="out of memory"):
-        STEPS[step](JEM(network), make_batch(), Method(recipe, make_negatives(recipe)), 1.0, 0)
+        STEPS[step](
+            JEM(network), make_batch(), StepContext(recipe, make_negatives(recipe)), 1.0, 0
+        )
     assert all(m.training for m in network.modules())
 
 
@@ -400,13 +407,13 @@ FLAGS = st.fixed_dictionaries(
         "noise_std": st.sampled_from([0.0, 0.1]),
         "grad_clamp": st.sampled_from([None, 0.05]),
         "max_rms": st.sampled_from([None, 0.05]),
-        "clip_chains": st.booleans(),
+        "clip_to_domain": st.booleans(),
         "conditional": st.booleans(),
         "replacement": st.booleans(),
-        "restart_prob": st.sampled_from([0.0, 0.5, 1.0]),
+        "reinit_prob": st.sampled_from([0.0, 0.5, 1.0]),
         "energy_l2": st.sampled_from([0.0, 0.03, 1.0]),
-        "gauge": st.sampled_from([0.0, 0.5]),
-        "thermostat": st.sampled_from([None, 0.1, 10.0]),
+        "mean_energy_l2": st.sampled_from([0.0, 0.5]),
+        "gap_limit": st.sampled_from([None, 0.1, 10.0]),
         "label_smoothing": st.sampled_from([0.0, 0.1]),
     }
 )
@@ -441,7 +448,7 @@ def test_a_loss_that_does_not_see_the_chains_moves_them_by_noise_alone(kind, num
     network = NETWORKS[kind]()
     twin = copy.deepcopy(network)
     one, other = (make_negatives(recipe) for _ in range(2))
-    moved = fused_step(JEM(network), make_batch(), Method(recipe, one), 0.0, 0).moved
+    moved = fused_step(JEM(network), make_batch(), StepContext(recipe, one), 0.0, 0).moved
     x = other.draw().x
     for _ in range(num_steps - 1):
         x = move_by_hand(x, energy_gradient(twin, x, None)[1], other, other.generator)
@@ -452,7 +459,7 @@ def test_a_loss_that_does_not_see_the_chains_moves_them_by_noise_alone(kind, num
 def test_cotangents_of_both_signs_give_the_same_gradients():
     """A large energy penalty turns the sign of dL/de for some chains, not their moves."""
     network = NETWORKS["plain"]()
-    recipe = make_recipe(energy_l2=1.0, restart_prob=0.0, num_steps=1)
+    recipe = make_recipe(energy_l2=1.0, reinit_prob=0.0, num_steps=1)
     network.head.linear.weight.data.mul_(20)
     energies = JEM(network).energy(make_negatives(recipe).buffer.chains).detach()
     network.head.linear.bias.data += energies.mean() - 1.0  # centre them where the sign turns
@@ -637,7 +644,7 @@ def test_plain_step_is_cross_entropy_by_hand():
     model = linear_model([[1.0, 0.0], [0.0, 1.0]])
     x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
     outcome = plain_step(
-        model, Batch(x, y, x), Method(Recipe(step="plain", label_smoothing=0.0)), 123.0, 4
+        model, Batch(x, y, x), StepContext(Recipe(step="plain", label_smoothing=0.0)), 123.0, 4
     )
     p = torch.tensor([[0.5, 0.5], [1 / (1 + torch.e**-2), 1 / (1 + torch.e**2)]])
     close(outcome.loss.detach(), -(p[0, 0].log() + p[1, 1].log()) / 2)
@@ -655,7 +662,7 @@ def test_plain_step_is_a_usual_training_step(kind):
     twin = copy.deepcopy(network)
     batch = make_batch()
     torch.manual_seed(GLOBAL_SEED)
-    plain_step(JEM(network), batch, Method(make_recipe("plain")), 0.0, 0)
+    plain_step(JEM(network), batch, StepContext(make_recipe("plain")), 0.0, 0)
     torch.manual_seed(GLOBAL_SEED)
     F.cross_entropy(twin(batch.x), batch.labels).backward()
     for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
@@ -668,7 +675,7 @@ def negatives_at(x, **move):
     move = {"step_size": 0.5, "noise_std": 0.0, "grad_clamp": None, "max_rms": None} | move
     shape = tuple(x.shape[1:])
     return Negatives(
-        ReplayBuffer(x.clone()), UniformStart(-1.0, 1.0, shape), len(x), 0.0, False, move, None,
+        ReplayBuffer(x.clone()), UniformBase(-1.0, 1.0, shape), len(x), 0.0, False, move, None,
         torch.Generator().manual_seed(1),
     )  # fmt: skip
 
@@ -679,7 +686,7 @@ def test_generative_steps_by_hand_on_a_linear_energy(step, scored):
     w = torch.tensor([2.0, -1.0])
     model = linear_model([[2.0, -1.0]])
     data, chains = torch.tensor([[1.0, 1.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [4.0, 2.0]])
-    method = Method(make_recipe(num_steps=3), negatives_at(chains))
+    method = StepContext(make_recipe(num_steps=3), negatives_at(chains))
     outcome = step(model, Batch(data, torch.tensor([0, 0]), data), method, 0.25, 0)
     start = chains[outcome.moved.draw.indices]
     close(outcome.moved.x, start + 3 * 0.5 * w)
@@ -706,7 +713,7 @@ def test_generative_steps_by_hand_on_a_gaussian_energy(step, scored):
 
     model = JEM(Gaussian())
     data, chains = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 4.0], [-8.0, 0.0]])
-    method = Method(make_recipe(num_steps=2), negatives_at(chains, step_size=0.25))
+    method = StepContext(make_recipe(num_steps=2), negatives_at(chains, step_size=0.25))
     outcome = step(model, Batch(data, torch.tensor([0]), data), method, 1.0, 0)
     start = chains[outcome.moved.draw.indices]
     close(outcome.moved.x, start * 0.75**2)
@@ -722,7 +729,7 @@ def test_one_chain_moves_as_it_does_among_many(step):
     network, batch = NETWORKS["plain"](), make_batch()
     ends = {}
     for rows in ([0, 1, 2, 3], [2]):
-        method = Method(make_recipe(step, num_steps=2), negatives_at(x[rows]))
+        method = StepContext(make_recipe(step, num_steps=2), negatives_at(x[rows]))
         moved = STEPS[step](JEM(network), batch, method, 1.0, 0).moved
         for index, end in zip(moved.draw.indices.tolist(), moved.x, strict=True):
             ends.setdefault(rows[index], []).append(end)
@@ -732,7 +739,7 @@ def test_one_chain_moves_as_it_does_among_many(step):
 @BOTH
 def test_generative_steps_need_chains(step):
     with pytest.raises(RuntimeError, match="needs chains"):
-        STEPS[step](JEM(NETWORKS["plain"]()), make_batch(), Method(make_recipe(step)), 1.0, 0)
+        STEPS[step](JEM(NETWORKS["plain"]()), make_batch(), StepContext(make_recipe(step)), 1.0, 0)
 
 
 @pytest.mark.parametrize("kind", ["plain", "batch norm"])
@@ -745,7 +752,7 @@ def test_steps_add_to_gradients_and_draw_nothing_from_the_global_generator(step,
     before = torch.get_rng_state()
     for net in (network, twin):
         recipe = make_recipe(step)
-        STEPS[step](JEM(net), make_batch(), Method(recipe, make_negatives(recipe)), 1.0, 0)
+        STEPS[step](JEM(net), make_batch(), StepContext(recipe, make_negatives(recipe)), 1.0, 0)
     assert torch.equal(before, torch.get_rng_state())
     for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
         close(ours.grad, theirs.grad + 1)
@@ -758,7 +765,7 @@ def test_steps_work_with_chains_in_single_precision(step):
     recipe = make_recipe(step, energy_l2=0.03, noise_std=0.0, num_steps=1)
     network = NETWORKS["plain"]()
     batch = make_batch()
-    outcome = STEPS[step](JEM(network), batch, Method(recipe, make_negatives(recipe)), 0.3, 0)
+    outcome = STEPS[step](JEM(network), batch, StepContext(recipe, make_negatives(recipe)), 0.3, 0)
     assert outcome.moved.x.dtype == torch.float32
     _, grad = energy_gradient(network, outcome.moved.draw.x, None)
     close(outcome.moved.x, outcome.moved.draw.x - 2.0 * grad, rtol=1e-5, atol=1e-6)
@@ -773,10 +780,10 @@ def test_cross_entropy_has_no_gradient_through_a_factored_density(step):
     network = NETWORKS["factored"]()
     recipe = make_recipe(step)
     batch = make_batch()
-    STEPS[step](JEM(network), batch, Method(recipe, make_negatives(recipe)), 1.0, 0)
+    STEPS[step](JEM(network), batch, StepContext(recipe, make_negatives(recipe)), 1.0, 0)
     together = network.head.linear.weight.grad.clone()
     network.zero_grad()
-    plain_step(JEM(network), batch, Method(make_recipe("plain")), 0.0, 0)
+    plain_step(JEM(network), batch, StepContext(make_recipe("plain")), 0.0, 0)
     alone = network.head.linear.weight.grad
     close(alone[-1], torch.zeros_like(alone[-1]))
     close(together[:-1], alone[:-1])
@@ -791,7 +798,7 @@ def test_one_class_has_no_cross_entropy(step, conditional, head):
     recipe = make_recipe(step, conditional=conditional)
     batch = make_batch(num_classes=1)
     negatives = make_negatives(recipe, num_classes=1)
-    outcome = STEPS[step](JEM(network), batch, Method(recipe, negatives), 1.0, 0)
+    outcome = STEPS[step](JEM(network), batch, StepContext(recipe, negatives), 1.0, 0)
     assert outcome.classification.item() == 0.0
     grads = [p.grad for p in network.parameters()]
     if step == "plain":
@@ -841,13 +848,13 @@ def test_one_class_trains(step):
 @pytest.mark.parametrize("conditional", [False, True])
 def test_restarted_chains_of_any_start_take_part(step, conditional):
     x, labels = inputs(30, 5), torch.arange(30) % NUM_CLASSES
-    gaussian = ClassGaussianStart.fit(x, labels, NUM_CLASSES, rank=2)
-    start = MixtureStart([UniformStart(-1.0, 1.0, SHAPE), gaussian], [1.0, 1.0])
-    recipe = make_recipe(step, conditional=conditional, restart_prob=1.0)
+    gaussian = GaussianBase.fit(x, labels, NUM_CLASSES, rank=2)
+    start = MixtureBase([UniformBase(-1.0, 1.0, SHAPE), gaussian], [1.0, 1.0])
+    recipe = make_recipe(step, conditional=conditional, reinit_prob=1.0)
     negatives = make_negatives(recipe)
     negatives.start = start
     outcome = STEPS[step](
-        JEM(NETWORKS["plain"]()), make_batch(), Method(recipe, negatives), 1.0, 0
+        JEM(NETWORKS["plain"]()), make_batch(), StepContext(recipe, negatives), 1.0, 0
     )
     draw = outcome.moved.draw
     assert bool((draw.ages == 0).all())
@@ -863,7 +870,7 @@ def test_chains_follow_from_one_iteration_to_the_next(step, conditional):
     network = NETWORKS["plain"]()
     twin = copy.deepcopy(network)
     recipe = make_recipe(step, conditional=conditional, num_steps=2, energy_l2=0.03)
-    ours, theirs = (Method(recipe, make_negatives(recipe)) for _ in range(2))
+    ours, theirs = (StepContext(recipe, make_negatives(recipe)) for _ in range(2))
     batch = make_batch()
     for _ in range(3):
         network.zero_grad()

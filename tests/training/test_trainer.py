@@ -23,17 +23,17 @@ from jem.errors import (
 )
 from jem.model import JEM
 from jem.randomness import derive_seed
-from jem.sampling import ClassGaussianStart, UniformStart
-from jem.training.checkpoint import Checkpoints
+from jem.runs.checkpoint import Checkpoints
+from jem.sampling import GaussianBase, UniformBase
 from jem.training.log import read_metrics
 from jem.training.optimisation import learning_rate, make_optimizer
-from jem.training.problem import domain_of, make_start, place
 from jem.training.recipe import RECIPES, Recipe
+from jem.training.setup import domain_of, make_start, place
 from jem.training.trainer import Trainer
 from jem.training.validation import validate
 
 SMALL = replace(
-    RECIPES["fast"], epochs=4, batch_size=16, num_chains=16, buffer_size=32, snapshot_every=5,
+    RECIPES["fast"], epochs=4, batch_size=16, num_chains=16, buffer_size=32, checkpoint_every=5,
     learning_rate=1e-3, generative_weight=0.3,
 )  # fmt: skip
 """A small run, whose tests do not depend on how `fast` is tuned."""
@@ -129,12 +129,12 @@ class CrashError(Exception):
     [
         {},
         {"conditional": True, "head": "joint"},
-        {"streams": "separate", "input_noise": 0.1, "generative_noise": 0.05},
+        {"streams": "separate", "augment_noise": 0.1, "density_augment_noise": 0.05},
         {"step": "classic", "replacement": True, "optimizer": "sgd", "start": "mixed"},
         {"step": "plain"},
-        {"sam_rho": 0.5, "streams": "separate", "generative_batch": 11},
+        {"adaptive_sam_rho": 0.5, "streams": "separate", "density_batch_size": 11},
         {"outlier_count": 7},
-        {"outlier_count": 7, "streams": "separate", "sam_rho": 0.5},
+        {"outlier_count": 7, "streams": "separate", "adaptive_sam_rho": 0.5},
     ],
 )
 def test_resumed_run_ends_in_the_same_bits(tmp_path, train, epochs_done, change):
@@ -202,8 +202,8 @@ def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     settled = {
-        "input_noise": 0.0, "start": "mixed", "step_size": 0.05, "noise_std": 0.1,
-        "smoothing": 0.0, "outlier_count": 0, "sample_steps": 20, "restart_prob": 0.1,
+        "augment_noise": 0.0, "start": "mixed", "step_size": 0.05, "noise_std": 0.1,
+        "gradient_blur": 0.0, "outlier_count": 0, "sample_steps": 20, "reinit_prob": 0.1,
         "num_steps": 2,
     }  # fmt: skip
     assert Recipe(**config["recipe"]) == replace(SMALL, **settled)
@@ -220,8 +220,8 @@ def test_run_folder_explains_itself(tmp_path, train):
 
 UNSTABLE = replace(
     SMALL, num_steps=1, energy_l2=0.0, generative_weight=1.0, head="joint", epochs=25,
-    schedule="constant", step_size=1.0, learning_rate=0.2, max_gap=50.0, max_recoveries=8,
-    warmup=0.0, snapshot_every=30,
+    schedule="constant", step_size=1.0, learning_rate=0.2, max_energy_gap=50.0, max_recoveries=8,
+    warmup=0.0, checkpoint_every=30,
 )  # fmt: skip
 """A real divergence: no regulariser, one move an iteration, and a learning rate far too large."""
 
@@ -237,7 +237,7 @@ def test_divergence_recovers_and_finishes(tmp_path, train):
     assert len(recoveries) == result.recoveries
     for record in recoveries:
         assert record["back_to"] <= record["iteration"]
-        assert record["back_to"] % UNSTABLE.snapshot_every == 0
+        assert record["back_to"] % UNSTABLE.checkpoint_every == 0
 
 
 def test_a_recovery_brings_another_move_half_the_rate_and_other_noise(train):
@@ -412,7 +412,7 @@ def test_second_process_on_one_folder_is_refused(tmp_path, train):
 def test_full_disk_keeps_what_was_there_and_resumes(tmp_path, train, monkeypatch):
     whole = model_of()
     Trainer(whole, SMALL, device="cpu").fit(train)
-    import jem.training.checkpoint as module
+    import jem.runs.checkpoint as module
 
     write, count = module.write_atomically, []
 
@@ -725,15 +725,15 @@ def test_a_trained_network_learns_in_evaluation_mode(train):
 
 
 def test_fresh_samples_begin_elsewhere_than_chains_of_training(train):
-    kinds = {"uniform": UniformStart, "gaussian": ClassGaussianStart}
-    for start, sample_start in (("uniform", "gaussian"), ("gaussian", "uniform")):
+    kinds = {"uniform": UniformBase, "gaussian": GaussianBase}
+    for start, sample_init in (("uniform", "gaussian"), ("gaussian", "uniform")):
         model = model_of()
-        recipe = replace(SMALL, epochs=1, start=start, sample_start=sample_start)
+        recipe = replace(SMALL, epochs=1, start=start, sample_init=sample_init)
         trainer = Trainer(model, recipe, device="cpu")
         trainer.fit(train)
         assert type(trainer.state.negatives.start) is kinds[start]
-        assert type(model.chain.start) is kinds[sample_start]
-        assert model.chain.noise_starts is (start == "uniform")
+        assert type(model.sampler.start) is kinds[sample_init]
+        assert model.sampler.noise_starts is (start == "uniform")
 
 
 @pytest.mark.parametrize("kind", ["uniform", "contrast", "gaussian", "mixed"])

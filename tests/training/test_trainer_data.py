@@ -12,11 +12,11 @@ from torch.utils.data import Dataset
 from jem.data import LazyPart
 from jem.errors import InputError
 from jem.model import JEM
-from jem.training import problem
-from jem.training.distributed import Ranks
-from jem.training.problem import examples_of, set_up
+from jem.training import setup as problem
+from jem.training.distributed import Processes
 from jem.training.process import isolated_randomness
 from jem.training.recipe import Recipe
+from jem.training.setup import examples_of, set_up
 from jem.training.trainer import Trainer
 
 
@@ -46,7 +46,7 @@ def test_a_sorted_data_set_is_known_by_all_of_it(monkeypatch):
     trainer = Trainer(model, recipe, device="cpu")
     trainer.fit(data)
     assert trainer.method.class_weight.min() > 0.5
-    assert model.chain.class_frequencies.min() > 0.3
+    assert model.sampler.class_frequencies.min() > 0.3
     low, high = model.domain  # that of the examples, not of the attribute `x`
     assert -2 < low.min() < high.max() < 2
 
@@ -77,7 +77,7 @@ def test_a_class_that_is_rare_in_a_data_set_is_counted_through_all_of_it(monkeyp
     [
         ({"flip": True}, "Expected images"),
         ({"shift": 2}, "Expected images"),
-        ({"smoothing": 0.8}, "`smoothing` is for images"),
+        ({"gradient_blur": 0.8}, "`gradient_blur` is for images"),
     ],
 )
 def test_what_is_for_images_is_refused_before_anything_is_written(tmp_path, change, message):
@@ -111,7 +111,7 @@ def test_every_process_makes_as_many_outliers(asked, expected):
     images = torch.rand(64, 1, 16, 16) * 2 - 1
     model = JEM(nn.Sequential(nn.Flatten(), nn.Linear(256, 2)))
     recipe = Recipe(epochs=1, outlier_count=asked)
-    four = Ranks(0, 4)
+    four = Processes(0, 4)
 
     def settled():
         return problem._settled(recipe, (1, 16, 16), 1, four).outlier_count
@@ -122,7 +122,7 @@ def test_every_process_makes_as_many_outliers(asked, expected):
     else:
         assert settled() == expected
         _, batches = set_up(
-            model, recipe, problem.DataPart(images, torch.arange(64) % 2), 0, Ranks()
+            model, recipe, problem.DataPart(images, torch.arange(64) % 2), 0, Processes()
         )
         assert batches.recipe.outlier_count == (18 if asked is None else asked)
 

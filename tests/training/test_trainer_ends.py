@@ -38,7 +38,7 @@ def test_images_are_trained_with_noise_and_tables_without(name):
     trainers = [Trainer(model, recipe, device="cpu") for model in (image_model(), model_of())]
     for trainer, data, noise in zip(trainers, (images(), blobs()), (0.1, 0.0), strict=True):
         trainer.fit(data)
-        assert trainer.recipe.input_noise == noise
+        assert trainer.recipe.augment_noise == noise
         assert trainer.method.recipe == trainer.recipe
         (batch,) = list(trainer.batches.epoch(0, 0, generator=torch.Generator()))[:1]
         distance = torch.cdist(batch.x.flatten(1), data[0].flatten(1)).amin(1)
@@ -59,7 +59,7 @@ def test_the_configuration_holds_what_was_settled_and_can_be_taken_back(tmp_path
     first, second = model_of(), model_of()
     Trainer(first, recipe, run_dir=tmp_path / "run", device="cpu").fit(blobs(128))
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert config["recipe"]["input_noise"] == 0.0
+    assert config["recipe"]["augment_noise"] == 0.0
     assert config["recipe"]["epochs"] == config["epochs"] == 100
     again = recipe_from(Recipe(), config["recipe"])
     Trainer(second, again, device="cpu").fit(blobs(128))
@@ -98,7 +98,7 @@ def test_no_epoch_keeps_the_network_as_given_and_what_it_needs(tmp_path, name, c
     assert_same_bits(before, weights(loaded))
     assert loaded.input_shape == (2,)
     assert loaded.domain is not None
-    assert (loaded.chain is None) == (name == "plain")
+    assert (loaded.sampler is None) == (name == "plain")
     assert [r["kind"] for r in read_metrics(run / "metrics.jsonl")] == ["end"]
     assert json.loads((run / "config.json").read_text())["iterations"] == 0
     assert not (run / "samples.png").exists()
@@ -168,7 +168,7 @@ def test_a_run_cut_before_the_end_that_a_callback_asks_for_ends_there_too(tmp_pa
 
 def test_an_epoch_that_was_cut_between_its_last_update_and_its_end_is_ended_on_resume(tmp_path):
     """Its last update is saved (6 batches, a snapshot every 6): validation and callback follow."""
-    recipe, run = replace(SMALL, snapshot_every=6), tmp_path / "run"
+    recipe, run = replace(SMALL, checkpoint_every=6), tmp_path / "run"
 
     class Cut(Trainer):
         def _end_epoch(self, valid):

@@ -1,0 +1,513 @@
+"""A joint energy model as a scikit-learn estimator: for tables and images held as arrays."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn import config_context
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags, check_random_state, column_or_1d
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor, nn
+
+from jem.data.arrays import refuse_missing
+from jem.data.splits import DataPart, DataSplits
+from jem.data.units import doubt_units
+from jem.errors import InputError, TrainingInterrupted
+from jem.estimator.data import (
+    RawFormat,
+    content_hash,
+    divide,
+    flat,
+    images_or_none,
+    rows_needed,
+    rows_shared,
+)
+from jem.estimator.training import BestEpoch, WeightedTrainer
+from jem.evaluation.ood.detector import OODDetector
+from jem.generation import sample as draw
+from jem.model import JEM, evaluation_mode, joint_energy
+from jem.networks import NetworkFactory, make_network
+from jem.training.problem_checks import check_network
+from jem.training.recipe import Recipe, recipe_from
+from jem.training.trainer import FitResult
+
+if TYPE_CHECKING:
+    from jem.report.subject import Subject
+
+Array = npt.NDArray[Any]
+
+BATCH_SIZE = 512
+"""Inputs computed at once in prediction."""
+BLOCK = 16
+"""Prediction fills batches up to a multiple of this: the product of fewer rows rounds in another
+way, and the bits of a row would depend on how many stand beside it."""
+
+
+class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """Classifier that also scores, rejects and draws inputs, with scikit-learn's manners.
+
+    `X` is a table (N, D), or images (N, H, W), (N, H, W, C) or (N, C, H, W), of floats or bytes.
+    Columns are standardised and images brought to [-1, 1] by the statistics of the training part.
+    Inputs that look as if they were in other units get a warning when the classifier is used.
+    Labels may be strings or integers. There is neither `sample_weight` nor `partial_fit`: chains
+    that train the density know of no weights, and follow the model from the beginning on.
+
+    Args:
+        recipe: Name of a recipe, or a `jem.Recipe`. A search over settings goes over recipes:
+            `{"recipe": [replace(jem.RECIPES["fast"], learning_rate=r) for r in (1e-3, 2e-3)]}`.
+        epochs: Passes over the training data; what the recipe says if None.
+        network: A module (copied, and trained on from the weights it has), or a function (shape,
+            number of classes) -> module, which a pickle needs to find by name. It takes images as
+            (B, C, H, W) in [-1, 1], standardised rows as (B, D). Chosen by the shape if None.
+        channels: `"first"` or `"last"`, needed where the shape of images fits both.
+        class_weight: Weight of each class in the cross-entropy: None for equal weights,
+            `"balanced"` for N / (K * count), or a dict label -> weight above 0, 1 for labels it
+            leaves out. The density is that of the data as they are.
+        acceptance_rate: Share of in-distribution inputs that `is_ood` accepts.
+        calibration_fraction: Share of the data held out from training for the threshold of
+            `is_ood`; 0 holds out none. It grows, up to a quarter, to the number that `acceptance_rate`
+            needs (19 for 0.95); where that is not enough, nothing is held out and `is_ood` raises.
+        early_stopping: Stop when the validation NLL has not improved for `n_iter_no_change`
+            epochs, and take the best epoch's weights.
+        validation_fraction: Share of the data held out for that.
+        n_iter_no_change: Epochs to wait for an improvement.
+        random_state: Seed, generator or None.
+        device: Where to train: `"cpu"`, `"cuda"`, `"mps"` or `"auto"`. The trained model is on the
+            CPU; `model_.to(...)` moves prediction elsewhere.
+        verbose: Show the progress of `fit` and `report`.
+
+    Attributes:
+        classes_: Labels in the order of the logits, shape (K,).
+        model_: The trained `jem.JEM`.
+        detector_: The fitted `jem.OODDetector`, or None where the data were too few.
+        history_: Metrics of each epoch.
+        n_iter_: Epochs trained.
+        n_features_in_: Numbers in one input: columns, or C * H * W.
+        feature_names_in_: Names of the columns, for data frames.
+
+    References:
+        Grathwohl et al. (2020), arXiv:1912.03263.
+
+    Example:
+        >>> from sklearn.datasets import load_iris
+        >>> X, y = load_iris(return_X_y=True)
+        >>> classifier = JEMClassifier(epochs=60, random_state=0).fit(X, y)
+        >>> classifier.score(X, y) > 0.9
+        True
+        >>> classifier.sample([0, 0, 2]).shape
+        (3, 4)
+    """
+
+    def __init__(
+        self,
+        recipe: str | Recipe = "fast",
+        *,
+        epochs: int | None = None,
+        network: nn.Module | NetworkFactory | None = None,
+        channels: Literal["first", "last"] | None = None,
+        class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
+        acceptance_rate: float = 0.95,
+        calibration_fraction: float = 0.1,
+        early_stopping: bool = False,
+        validation_fraction: float = 0.1,
+        n_iter_no_change: int = 10,
+        random_state: int | np.random.RandomState | None = None,
+        device: str = "auto",
+        verbose: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.epochs = epochs
+        self.network = network
+        self.channels = channels
+        self.class_weight = class_weight
+        self.acceptance_rate = acceptance_rate
+        self.calibration_fraction = calibration_fraction
+        self.early_stopping = early_stopping
+        self.validation_fraction = validation_fraction
+        self.n_iter_no_change = n_iter_no_change
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        """What scikit-learn is told: images are taken too."""
+        tags: Tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        return tags
+
+    # -- training ---------------------------------------------------------------------------------
+
+    def fit(self, X: npt.ArrayLike, y: npt.ArrayLike) -> Self:  # noqa: N803
+        """Train on inputs and labels.
+
+        Args:
+            X: Table (N, D), or images (N, H, W), (N, H, W, C) or (N, C, H, W).
+            y: Labels, shape (N,), strings or integers, of at least two classes.
+
+        Returns:
+            The classifier.
+
+        Raises:
+            InputError: (a ValueError) If the data or a setting cannot be used.
+            TrainingDivergedError: If training diverges more often than the recipe allows.
+        """
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)  # or a fit that fails would leave an old model under new labels
+        self._check_settings()
+        recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
+        raw, labels = self._training_arrays(X, y)
+        self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        self._data_hash = content_hash(raw, labels)
+        self._told = {
+            "call": f"{self._line()}.fit(X_train, y_train)",
+            "config": {name: _plain(value) for name, value in self.get_params().items()},
+        }
+        self._division: dict[str, Any] = {
+            "validation": self.validation_fraction if self.early_stopping else 0,
+            "calibration": self.calibration_fraction,
+            "acceptance_rate": self.acceptance_rate,
+            "channels": self.channels,
+            "seed": self._seed,
+        }
+        splits = self._divide(raw, labels)
+        model = self._make_model(splits, recipe)
+        result = self._train(model, splits, recipe)
+        self.history_, self._as_given = result.epochs, result.as_given
+        self.n_iter_ = len(self.history_)
+        self.model_, self._format = model.to("cpu"), RawFormat.of(raw)
+        self.detector_ = None
+        if len(splits.calibration):
+            scores = -joint_energy(self._logits(splits.calibration[:][0]))
+            self.detector_ = OODDetector(model).fit_scores(scores, self.acceptance_rate)
+        return self
+
+    def _check_settings(self) -> None:
+        if not (isinstance(self.acceptance_rate, Real) and 0 < self.acceptance_rate < 1):
+            raise InputError(
+                f"`acceptance_rate` must lie in (0, 1), but got {self.acceptance_rate!r}"
+            )
+        for name in ("calibration_fraction", "validation_fraction"):
+            share = getattr(self, name)
+            if not (isinstance(share, Real) and 0 <= share < 0.5):
+                raise InputError(f"`{name}` must lie in [0, 0.5), but got {share!r}")
+        patient = isinstance(self.n_iter_no_change, Real) and self.n_iter_no_change >= 1
+        if self.early_stopping and not (self.validation_fraction and patient):
+            raise InputError(
+                "early stopping needs `validation_fraction` above 0 and `n_iter_no_change` of at "
+                f"least 1, but got {self.validation_fraction!r} and {self.n_iter_no_change!r}"
+            )
+
+    def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
+        """Inputs and class indices; sets `classes_`, and what scikit-learn keeps of inputs."""
+        raw = images_or_none(X)
+        rows, labels = validate_data(self, X if raw is None else flat(raw), y)
+        refuse_missing(labels)
+        check_classification_targets(labels)
+        self.classes_, indices = np.unique(labels, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise InputError(
+                f"a classifier needs at least two classes, but `y` holds one class only: "
+                f"{self.classes_.tolist()[0]!r}"
+            )
+        return rows if raw is None else raw, indices.astype(np.int64)
+
+    def _divide(self, raw: Array, labels: Array) -> DataSplits:
+        """The parts of the data, as they were in `fit`."""
+        return divide(raw, labels, self.classes_.tolist(), **self._division)
+
+    def _make_model(self, splits: DataSplits, recipe: Recipe) -> JEM:
+        num_classes = len(splits.classes)
+        model = JEM(
+            make_network(self.network, splits.input_shape, num_classes, recipe.head, self._seed),
+            input_shape=splits.input_shape,
+            classes=splits.classes,
+            domain=splits.domain,
+            scaling=splits.scaling,
+        )
+        x, labels = splits.train[:]
+        outputs = check_network(model, x[:1], labels)
+        if outputs != num_classes:
+            raise InputError(f"`network` must have {num_classes} outputs, but has {outputs}")
+        return model
+
+    def _train(self, model: JEM, splits: DataSplits, recipe: Recipe) -> FitResult:
+        trainer = WeightedTrainer(
+            model,
+            recipe,
+            class_weight=self._class_weights(splits),
+            seed=self._seed,
+            device=self.device,
+            progress=bool(self.verbose),
+        )
+        best = BestEpoch(trainer, self.n_iter_no_change)
+        try:
+            if not self.early_stopping:
+                return trainer.fit(splits.train)
+            result = trainer.fit(splits.train, splits.validation, on_epoch=best)
+        except TrainingInterrupted as stopped:  # a search over settings would go on with the next
+            raise KeyboardInterrupt from stopped
+        if not result.as_given:  # outside `accuracy_margin` no epoch is the best
+            best.restore()
+        return result
+
+    def _class_weights(self, splits: DataSplits) -> Tensor | None:
+        if self.class_weight is None:
+            return None
+        labels = self.classes_[splits.train[:][1].numpy()]
+        if isinstance(self.class_weight, Mapping):
+            unknown = [key for key in self.class_weight if key not in self.classes_]
+            if unknown:
+                raise InputError(
+                    f"`class_weight` names {unknown}, but the classes are {list(self.classes_)}"
+                )
+        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
+        if not (np.isfinite(weights) & (weights > 0)).all():
+            raise InputError(
+                f"`class_weight` must hold numbers above 0, but got {self.class_weight}"
+            )
+        return torch.as_tensor(weights, dtype=torch.float32)
+
+    # -- use --------------------------------------------------------------------------------------
+
+    def predict(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """Most probable class of each input, shape (N,), as in `classes_`."""
+        indices = self._logits_of(X).argmax(dim=1).numpy()
+        labels: Array = self.classes_[indices]
+        return labels
+
+    def predict_proba(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """Class probabilities, shape (N, K), in the order of `classes_`."""
+        probabilities: Array = self._logits_of(X).softmax(dim=1).numpy()
+        return probabilities
+
+    def decision_function(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """Logits, shape (N, K); for two classes their difference, shape (N,)."""
+        logits: Array = self._logits_of(X).numpy()
+        return logits[:, 1] - logits[:, 0] if len(self.classes_) == 2 else logits
+
+    def score_samples(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """Log-density, shape (N,): unnormalised nats, higher = more in-distribution."""
+        log_density: Array = -joint_energy(self._logits_of(X)).numpy()
+        return log_density
+
+    def is_ood(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """Whether each input is flagged as out-of-distribution, booleans of shape (N,).
+
+        An input is flagged where its log-density is below `detector_.threshold`.
+
+        Raises:
+            InputError: If the training data were too few to hold any out for the threshold.
+        """
+        logits = self._logits_of(X)
+        if self.detector_ is None:
+            needed = rows_needed(
+                self.calibration_fraction, self.acceptance_rate, len(self.classes_)
+            )
+            raise InputError(
+                f"no inputs were held out for a threshold at acceptance_rate={self.acceptance_rate:g}: fit on "
+                f"{needed:,} inputs or more, a few of each class, with calibration_fraction above "
+                "0, or lower `acceptance_rate`"
+            )
+        flagged: Array = self.detector_.verdict(-joint_energy(logits)).is_ood.numpy()
+        return flagged
+
+    def sample(
+        self,
+        labels: Sequence[Any] | Array | None = None,
+        *,
+        count: int | None = None,
+        random_state: int = 0,
+    ) -> Array:
+        """Draw inputs.
+
+        Args:
+            labels: Classes, as in `classes_`, one a sample; None draws the classes too.
+            count: Number of samples where `labels` is None; 16 by default.
+            random_state: Sample i depends on it, i and its label alone.
+
+        Returns:
+            Inputs in the units, axes and type of `X` in training, shape (B, ...).
+
+        Raises:
+            InputError: If a label is unknown, or the recipe trained no density.
+        """
+        check_is_fitted(self, "model_")
+        indices = None
+        if labels is not None:
+            wanted = np.asarray(labels)
+            if wanted.ndim != 1 or not self._known(wanted):
+                raise InputError(
+                    f"`labels` must be classes among {self.classes_.tolist()}, but got "
+                    f"{wanted.tolist()!r}"
+                )
+            indices = torch.as_tensor(np.searchsorted(self.classes_, wanted))
+        x = draw(self.model_, indices, count=count, seed=random_state)
+        assert self.model_.scaling is not None, "set in fit"
+        return self._format.restore(x, self.model_.scaling)
+
+    # -- report -----------------------------------------------------------------------------------
+
+    def report(
+        self,
+        X: npt.ArrayLike,  # noqa: N803
+        y: npt.ArrayLike,
+        X_train: npt.ArrayLike,  # noqa: N803
+        y_train: npt.ArrayLike,
+        *,
+        folder: str | Path = "report",
+        control: JEMClassifier | None = None,
+    ) -> dict[str, Any]:
+        """Measure the classifier, and write `report.html`, a page for people, and `report.json`.
+
+        Accuracy and calibration with intervals, what is rejected, samples, decay with corruption.
+
+        Args:
+            X: Test inputs, which trained and chose nothing; as in `fit`.
+            y: Their labels, shape (N,).
+            X_train: The inputs that `fit` was given: samples are compared with them, and those
+                that it held out fit the temperature and the threshold.
+            y_train: The labels that it was given.
+            folder: Where to write; made if it is not there.
+            control: Another classifier to compare with, such as `JEMClassifier("plain")`, fitted
+                on the same data with the same `random_state` and the same shares held out.
+
+        Returns:
+            The content of `report.json`.
+
+        Raises:
+            InputError: If the training data are not those of `fit`, or it held none out.
+
+        Warns:
+            UserWarning: If rows of `X` are rows of `X_train` too.
+        """
+        from jem.report.write import SectionDisplay, write_report_on
+
+        subject = self._subject((X, y), (X_train, y_train), control)
+        with SectionDisplay(enabled=bool(self.verbose)) as tell:
+            return write_report_on(
+                subject,
+                folder,
+                title="What the classifier is worth",
+                acceptance_rate=self._division["acceptance_rate"],
+                progress=tell,
+            )
+
+    def _subject(
+        self,
+        tested: tuple[npt.ArrayLike, npt.ArrayLike],
+        trained: tuple[npt.ArrayLike, npt.ArrayLike],
+        control: JEMClassifier | None,
+    ) -> Subject:
+        """What a report is of: the parts as `fit` made them, and inputs and labels of the test."""
+        from jem.report.subject import Subject
+
+        (X, y), (X_train, y_train) = tested, trained  # noqa: N806
+        check_is_fitted(self, "model_")
+        check_is_fitted(self, "_division", msg="fitted by an older jem: call `fit` for a report")
+        test = DataPart(self._inputs(X).float(), self._indices("y", y, len(np.asarray(X))))
+        images = images_or_none(X_train)
+        train = np.asarray(X_train) if images is None else self._format.check(images)
+        indices = self._indices("y_train", y_train, len(train)).numpy()
+        train = train.astype(self._format.dtype, copy=False)
+        if content_hash(train, indices) != self._data_hash:
+            raise InputError("`X_train` and `y_train` must be what `fit` was given, in its order")
+        shared = rows_shared(X, train)
+        if shared:
+            warnings.warn(
+                f"{shared:,} of {len(test):,} rows of `X` are rows of `X_train` too: figures on "
+                "what trained flatter; give inputs that `fit` has not seen",
+                stacklevel=3,
+            )
+        if control is not None:
+            check_is_fitted(control, ["model_", "_division"])
+            made_of = self._data_hash, self._division
+            if (control._data_hash, control._division) != made_of:
+                raise InputError(
+                    "`control` must be fitted on the same data with the same `random_state`, and "
+                    f"hold out the same of them, by {self._division}, but got {control._division}"
+                )
+        splits = self._divide(train, indices)
+        if not len(splits.calibration):
+            raise InputError(
+                "a report needs inputs that `fit` held out: fit on more data, with "
+                "calibration_fraction above 0"
+            )
+        validation = splits.validation if len(splits.validation) else splits.calibration
+        return Subject(
+            self.model_,
+            replace(splits, test=test, validation=validation),
+            control=None if control is None else control.model_,
+            run={
+                "sentence": f"{type(self).__name__} trained for {self.n_iter_} epochs on "
+                f"{len(splits.train):,} inputs in {len(self.classes_)} classes.",
+                "as_given": self._as_given,
+                **self._told,
+            },
+            records=[{"kind": "epoch", **record} for record in self.history_],
+        )
+
+    def _line(self) -> str:
+        """The estimator with the parameters that are not as usual, on one line."""
+        with config_context(print_changed_only=True):
+            return " ".join(BaseEstimator.__repr__(self, N_CHAR_MAX=sys.maxsize).split())
+
+    def _indices(self, name: str, y: npt.ArrayLike, count: int) -> Tensor:
+        """Class indices (N,) of labels as a person has them."""
+        labels = column_or_1d(y)
+        if len(labels) != count or not self._known(labels):
+            raise InputError(
+                f"`{name}` must hold {count} labels among {self.classes_.tolist()}, but got "
+                f"{len(labels)} of {list(dict.fromkeys(labels.tolist()))[:10]}"
+            )
+        return torch.as_tensor(np.searchsorted(self.classes_, labels))
+
+    def _known(self, labels: Array) -> bool:
+        """Whether labels are classes; numpy would take the text "3" for the number 3."""
+        return set(labels.tolist()) <= set(self.classes_.tolist())
+
+    # -- helpers ----------------------------------------------------------------------------------
+
+    def _logits_of(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
+        """Logits of inputs as a person has them, shape (N, K), in double precision."""
+        return self._logits(self._inputs(X))
+
+    def _inputs(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
+        """Inputs as a person has them in the network's units, shape (N, *input_shape)."""
+        check_is_fitted(self, "model_")
+        if len(self._format.shape) > 1:
+            X = flat(self._format.check(X))  # noqa: N806
+        rows = validate_data(self, X, reset=False)
+        raw = rows.reshape(-1, *self._format.shape)
+        x = self.model_.preprocess(raw)
+        assert self.model_.scaling is not None, "set in fit"
+        doubt = doubt_units(raw, x, self.model_.scaling, self.model_.domain)
+        if doubt is not None:
+            warnings.warn(doubt, stacklevel=4)  # where a method of this class was called
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Logits of network inputs, shape (N, K), in double precision, on the CPU."""
+        model, fill = self.model_, -len(x) % BLOCK
+        padded = torch.cat([x, x[-1:].expand(fill, *x.shape[1:])])
+        with torch.no_grad(), evaluation_mode(model):
+            logits = torch.cat([model.logits(part).cpu() for part in padded.split(BATCH_SIZE)])
+        return logits[: len(x)].double()
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """A parameter as JSON holds it."""
+    if isinstance(value, Recipe):
+        return asdict(value)
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

@@ -1,0 +1,191 @@
+"""Arrays as scikit-learn hands them over: what is held out of them, and the way back to them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import joblib
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from jem.data.arrays import from_arrays
+from jem.data.scaling import Scaling
+from jem.data.splits import DataSplits
+from jem.errors import InputError
+from jem.evaluation.ood.threshold import flagged_rank, smallest_calibration
+
+Array = npt.NDArray[Any]
+
+LARGEST_SHARE = 0.25
+"""Share of the data that the calibration part may grow to, unless more is asked for."""
+
+
+@dataclass(frozen=True)
+class RawFormat:
+    """How a person holds inputs: what samples are brought back to.
+
+    Attributes:
+        shape: Shape of one input: (D,), (H, W), (H, W, C) or (C, H, W).
+        dtype: Type of its numbers.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @classmethod
+    def of(cls, X: Array) -> Self:  # noqa: N803
+        """Read the format off inputs (N, *shape)."""
+        return cls(X.shape[1:], X.dtype)
+
+    def check(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """Return images as an array, refusing those of another shape than in training.
+
+        Args:
+            X: Images, shape (N, *shape).
+
+        Raises:
+            InputError: If they are not of that shape.
+        """
+        wanted = ", ".join(str(size) for size in self.shape)
+        expected = f"Expected images of shape (N, {wanted}), as in training"
+        try:
+            images = np.asarray(X)
+        except ValueError as error:
+            raise InputError(f"{expected}, got parts of different lengths.") from error
+        if images.shape[1:] != self.shape:
+            hint = ": for one image x give x[None]" if images.shape == self.shape else ""
+            raise InputError(f"{expected}, got {images.shape}{hint}.")
+        return images
+
+    def restore(self, x: Tensor, scaling: Scaling) -> Array:
+        """Bring network inputs back to raw units, axes and type; all but floats are rounded.
+
+        Args:
+            x: Network inputs, shape (B, *scaling.input_shape).
+            scaling: What made them.
+
+        Returns:
+            Shape (B, *shape).
+        """
+        raw: Array = scaling.invert(x.cpu().double()).numpy()
+        if scaling.layout == "channels_last":
+            raw = np.moveaxis(raw, 1, -1)
+        if self.dtype.kind == "b":
+            raw = raw > 0.5
+        elif self.dtype.kind in "iu":
+            limits = np.iinfo(self.dtype)
+            raw = np.rint(raw).clip(limits.min, limits.max)
+        if self.dtype.kind in "biuf":
+            raw = raw.astype(self.dtype)
+        return raw.reshape(len(raw), *self.shape)
+
+
+def rows_needed(calibration: float, acceptance_rate: float, num_classes: int) -> int:
+    """How many inputs `divide` needs to hold out enough for a threshold.
+
+    Args:
+        calibration: Share held out for it; where it is 0, some other that is at most a quarter.
+        acceptance_rate: Share of in-distribution inputs to accept.
+        num_classes: K.
+    """
+    share = max(calibration, LARGEST_SHARE)
+    held_out = max(smallest_calibration(acceptance_rate), num_classes)
+    return next(n for n in itertools.count(held_out) if round(share * n) >= held_out)
+
+
+def rows_shared(X: npt.ArrayLike, X_train: npt.ArrayLike) -> int:  # noqa: N803
+    """How many rows of X are rows of X_train too, number by number.
+
+    Args:
+        X: Shape (N, ...).
+        X_train: Shape (M, ...).
+    """
+    seen = set(_row_bytes(X_train))
+    return sum(row in seen for row in _row_bytes(X))
+
+
+def _row_bytes(X: npt.ArrayLike) -> Iterator[bytes]:  # noqa: N803
+    for row in np.asarray(X):
+        yield np.asarray(row, dtype=np.float64).tobytes()
+
+
+def divide(
+    X: Array,  # noqa: N803
+    labels: Array,
+    classes: Sequence[Any],
+    *,
+    validation: float,
+    calibration: float,
+    acceptance_rate: float,
+    channels: Literal["first", "last"] | None,
+    seed: int,
+) -> DataSplits:
+    """Divide inputs into training, validation and calibration parts, and scale them.
+
+    Every part that is not empty holds every class, in proportion. The calibration part grows to
+    what `acceptance_rate` needs, if that is at most a quarter of the data; otherwise it stays empty, so
+    that nothing is lost to a threshold that cannot be set.
+
+    Args:
+        X: Inputs, shape (N, *shape).
+        labels: Class indices, shape (N,).
+        classes: The K labels, for messages.
+        validation: Share held out for early stopping; 0 holds out none.
+        calibration: Share held out for the threshold; 0 holds out none.
+        acceptance_rate: Share of in-distribution inputs to accept.
+        channels: Where the channels of images are; read from the shape if None.
+        seed: Decides which input goes to which part.
+
+    Returns:
+        Parts in network units with an empty test part; the scaling is that of the training part.
+
+    Raises:
+        InputError: If a class has too few examples for early stopping, or inputs cannot be used.
+    """
+    total, counts = len(labels), np.bincount(labels)
+    num_validation = max(round(validation * total), len(classes)) if validation else 0
+    if num_validation and counts.min() < 2:
+        raise InputError(
+            f"Expected at least two examples of every class for early stopping, got one of class "
+            f"'{classes[int(counts.argmin())]}': add examples, or leave the class out."
+        )
+    num_calibration = 0
+    if calibration and counts.min() >= 2 + bool(num_validation):
+        largest = round(max(calibration, LARGEST_SHARE) * total)
+        sizes = range(max(round(calibration * total), len(classes)), largest + 1)
+        num_calibration = next((n for n in sizes if flagged_rank(n, acceptance_rate)), 0)
+    num_train = total - num_validation - num_calibration
+    return from_arrays(
+        X,
+        labels,
+        name="X",
+        seed=seed,
+        channels=channels,
+        counts=(num_train, num_validation, num_calibration, 0),
+        classes=[str(label) for label in classes],
+    )
+
+
+def images_or_none(X: npt.ArrayLike) -> Array | None:  # noqa: N803
+    """Inputs of three or four axes as an array; None for tables and what forms no array at all."""
+    try:
+        axes = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
+    except ValueError:  # rows of unequal length: scikit-learn says what is wrong
+        return None
+    return np.asarray(X) if axes in (3, 4) else None
+
+
+def content_hash(raw: Array, labels: Array) -> str:
+    """The same for the same values, however they lie in memory."""
+    found: str = joblib.hash((np.ascontiguousarray(raw), np.ascontiguousarray(labels)))
+    return found
+
+
+def flat(images: Array) -> Array:
+    """Images (N, ...) as rows (N, D)."""
+    return images.reshape(len(images), math.prod(images.shape[1:]))  # -1 fails where N is 0

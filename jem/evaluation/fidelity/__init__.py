@@ -1,0 +1,1 @@
+"""Fidelity: how good fresh samples and completions are, in the eyes of another network."""

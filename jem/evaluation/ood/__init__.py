@@ -1,0 +1,15 @@
+"""Out-of-distribution (OOD) detection: scores, a detector with a threshold, and its figures."""
+
+from jem.evaluation.ood.detector import OODDetector, PytorchOODAdapter, Verdict
+from jem.evaluation.ood.metrics import OODMetrics, ood_metrics
+from jem.evaluation.ood.scores import SCORES, score
+
+__all__ = [
+    "SCORES",
+    "OODDetector",
+    "OODMetrics",
+    "PytorchOODAdapter",
+    "Verdict",
+    "ood_metrics",
+    "score",
+]

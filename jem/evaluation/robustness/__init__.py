@@ -1,0 +1,1 @@
+"""Robustness: what happens to accuracy and verdicts when inputs get worse."""

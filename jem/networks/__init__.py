@@ -1,0 +1,28 @@
+"""Networks x -> logits: architectures, heads, and how the network of a run is built."""
+
+from jem.networks.architectures import NETWORKS, Network, WideBlock, mlp, small_cnn, wide_resnet
+from jem.networks.build import (
+    NetworkFactory,
+    make_network,
+    network_for,
+    network_from_reference,
+    network_from_spec,
+)
+from jem.networks.heads import FactoredHead, Head, JointHead
+
+__all__ = [
+    "NETWORKS",
+    "FactoredHead",
+    "Head",
+    "JointHead",
+    "Network",
+    "NetworkFactory",
+    "WideBlock",
+    "make_network",
+    "mlp",
+    "network_for",
+    "network_from_reference",
+    "network_from_spec",
+    "small_cnn",
+    "wide_resnet",
+]

@@ -1,0 +1,217 @@
+"""Networks x -> logits, small and smooth enough to be sampled from.
+
+Every network remembers how it was made in `.spec` (plain values), so that a run folder can build
+it again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from jem.errors import InputError
+from jem.networks.heads import HEADS, Head
+
+Norm = Literal["none", "batch", "group"]
+
+
+class Network(nn.Module):
+    """A body that computes features and a head that turns them into logits.
+
+    Args:
+        body: Maps (B, *shape) to features (B, F).
+        head: Maps features to logits (B, K).
+        spec: How this network was made: `{"name": ..., **arguments}`.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Module, spec: dict[str, Any]) -> None:
+        super().__init__()
+        self.body, self.head, self.spec = body, head, spec
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features before the head, shape (B, F), of inputs (B, *shape)."""
+        return self.body(x)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, shape (B, K), of inputs (B, *shape)."""
+        return self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+def _checked(
+    shape: Sequence[int], num_classes: int, head: str, axes: int | None = None
+) -> tuple[int, ...]:
+    shape = tuple(int(n) for n in shape)
+    if not shape or min(shape) < 1 or (axes is not None and len(shape) != axes):
+        wanted = "(C, H, W)" if axes == 3 else "positive sizes"
+        raise InputError(f"`shape` must be {wanted}, without the batch axis, but got {shape}")
+    if num_classes < 1:
+        raise InputError(f"`num_classes` must be at least 1, but got {num_classes}")
+    if head not in HEADS:
+        raise InputError(f"`head` must be one of {sorted(HEADS)}, but got {head!r}")
+    return shape
+
+
+def mlp(
+    shape: Sequence[int],
+    num_classes: int,
+    *,
+    width: int = 128,
+    depth: int = 3,
+    dropout: float = 0.0,
+    head: Head = "joint",
+) -> Network:
+    """Multilayer perceptron with SiLU units, for tables and points.
+
+    Args:
+        shape: Shape of one input; it is flattened.
+        num_classes: K >= 1.
+        width: Units of each hidden layer.
+        depth: Number of hidden layers, >= 1.
+        dropout: Probability of dropping a unit in training, in [0, 1).
+        head: `"joint"`, or `"factored"` (see `FactoredHead`).
+
+    Returns:
+        A network (B, *shape) -> (B, K).
+    """
+    shape = _checked(shape, num_classes, head)
+    if depth < 1 or width < 1 or not 0 <= dropout < 1:
+        raise InputError(
+            "`depth` and `width` must be at least 1 and `dropout` in [0, 1), "
+            f"but got {depth}, {width} and {dropout}"
+        )
+    layers: list[nn.Module] = [nn.Flatten()]
+    inputs = math.prod(shape)
+    for _ in range(depth):
+        layers += [nn.Linear(inputs, width), nn.SiLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+        inputs = width
+    spec = {"name": "mlp", "shape": list(shape), "num_classes": num_classes, "width": width}
+    spec |= {"depth": depth, "dropout": dropout, "head": head}
+    return Network(nn.Sequential(*layers), HEADS[head](inputs, num_classes), spec)
+
+
+def small_cnn(
+    shape: Sequence[int], num_classes: int, width: int = 32, *, head: Head = "joint"
+) -> Network:
+    """Small smooth convolutional network for images from 8x8 to 64x64.
+
+    One convolution at full size, then some that halve it until at most 7 pixels a side are left
+    (or the shorter side is down to one), then one more at that size. The features are flattened,
+    not pooled: a pooled head forgets where strokes are, and its samples tile them.
+
+    Args:
+        shape: (C, H, W), each side at least 4.
+        num_classes: K >= 1.
+        width: Channels at full size; doubled at each halving, up to four times.
+        head: `"joint"`, or `"factored"` (see `FactoredHead`).
+
+    Returns:
+        A network (B, C, H, W) -> (B, K).
+
+    Example:
+        >>> small_cnn((1, 28, 28), 10)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+    shape = _checked(shape, num_classes, head, axes=3)
+    channels, *size = shape
+    if min(size) < 4:
+        raise InputError(
+            f"`small_cnn` takes images of at least 4x4 pixels, but got {shape}; use `mlp`"
+        )
+    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
+    now = width
+    while True:
+        wider = min(2 * now, 4 * width)
+        layers += [nn.Conv2d(now, wider, 4, stride=2, padding=1), nn.SiLU()]
+        now, size = wider, [n // 2 for n in size]
+        if max(size) <= 7 or min(size) < 2:
+            break
+    layers += [nn.Conv2d(now, now, 3, padding=1), nn.SiLU(), nn.Flatten()]
+    spec = {"name": "small_cnn", "shape": list(shape), "num_classes": num_classes}
+    spec |= {"width": width, "head": head}
+    return Network(nn.Sequential(*layers), HEADS[head](now * math.prod(size), num_classes), spec)
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "group":
+        return nn.GroupNorm(math.gcd(channels, 8), channels)
+    return nn.Identity()
+
+
+class WideBlock(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: str, dropout: float) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(
+            _norm(norm, inputs),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(inputs, outputs, 3, padding=1),
+            nn.Dropout(dropout),
+            _norm(norm, outputs),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(outputs, outputs, 3, stride=stride, padding=1),
+        )
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride=stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H/stride, W/stride)."""
+        return self.branch(x) + self.shortcut(x)  # type: ignore[no-any-return]
+
+
+def wide_resnet(
+    shape: Sequence[int],
+    num_classes: int,
+    *,
+    depth: int = 28,
+    width: int = 10,
+    norm: Norm = "none",
+    dropout: float = 0.0,
+    head: Head = "joint",
+) -> Network:
+    """Wide residual network as the JEM papers use it: LeakyReLU(0.2), biased convolutions.
+
+    Args:
+        shape: (C, H, W), each side at least 4.
+        num_classes: K >= 1.
+        depth: Layers, 6 n + 4: 10, 16, 22, 28, ...
+        width: Channels are 16, 32 and 64 times this.
+        norm: `"none"` (JEM), `"batch"` (JEM++, SADA-JEM) or `"group"`.
+        dropout: Probability of dropping an activation in training, in [0, 1).
+        head: `"joint"`, or `"factored"` (see `FactoredHead`).
+
+    Returns:
+        A network (B, C, H, W) -> (B, K).
+
+    References:
+        Zagoruyko and Komodakis (2016), arXiv:1605.07146.
+    """
+    shape = _checked(shape, num_classes, head, axes=3)
+    if depth < 10 or (depth - 4) % 6:
+        raise InputError(f"`depth` must be 6 n + 4 (10, 16, 22, 28, ...), but got {depth}")
+    if norm not in ("none", "batch", "group"):
+        raise InputError(f"`norm` must be 'none', 'batch' or 'group', but got {norm!r}")
+    layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, padding=1)]
+    now = 16
+    for stage in range(3):
+        for block in range((depth - 4) // 6):
+            stride = 2 if stage > 0 and block == 0 else 1
+            layers.append(WideBlock(now, 16 * width * 2**stage, stride, norm, dropout))
+            now = 16 * width * 2**stage
+    layers += [_norm(norm, now), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    spec = {"name": "wide_resnet", "shape": list(shape), "num_classes": num_classes}
+    spec |= {"depth": depth, "width": width, "norm": norm, "dropout": dropout, "head": head}
+    return Network(nn.Sequential(*layers), HEADS[head](now, num_classes), spec)
+
+
+NETWORKS: dict[str, Callable[..., Network]] = {
+    "mlp": mlp,
+    "small_cnn": small_cnn,
+    "wide_resnet": wide_resnet,
+}

@@ -1,0 +1,1 @@
+"""Run folders: their files, checkpoints, and the trained model in them."""

@@ -1,0 +1,194 @@
+"""Checkpoints: written whole or not at all, verified before use, never able to run code."""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jem.errors import RunFolderError
+from jem.runs.files import write_atomically
+from jem.training.distributed import ONE_PROCESS, Processes
+
+FORMAT = 1
+_NAME = re.compile(r"(\d+)\.pt")
+
+
+def serialise(state: dict[str, Any]) -> bytes:
+    """Turn tensors and plain values into the bytes of a checkpoint."""
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def deserialise(content: bytes, source: str = "checkpoint") -> dict[str, Any]:
+    """Turn the bytes of a checkpoint back into tensors (on the CPU) and plain values.
+
+    Args:
+        content: What `serialise` returned.
+        source: How to name it in an error.
+
+    Raises:
+        RunFolderError: If it is truncated or damaged (every part carries a checksum), holds
+            anything but tensors and plain values, or is of a format that this version does not
+            read.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            damaged = archive.testzip()
+            # Outside the checksums: a part marked as a folder is one that torch does not read, and
+            # its tensor would hold whatever was in memory.
+            folders = [part.filename for part in archive.infolist() if part.external_attr & 0x10]
+        if damaged is not None:
+            raise RunFolderError(f"{source} is damaged: the checksum of {damaged} does not match")
+        if folders:
+            raise RunFolderError(f"{source} is damaged: {folders[0]} is marked as a folder")
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except RunFolderError:
+        raise
+    except Exception as error:  # a damaged archive can fail in any way at all
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RunFolderError(f"{source} cannot be read: {reason[:200]}") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise RunFolderError(f"{source} is no checkpoint of format {FORMAT}")
+    return state
+
+
+class Checkpoints:
+    """The checkpoints of a run, in its folder, or in memory for a run without one.
+
+    The newest at fixed iterations are kept, so that a damaged one can be replaced by the one
+    before, and any newer one that was made in between because the run was stopped.
+
+    Args:
+        folder: Where they are; None keeps them in memory.
+        every: Checkpoints at multiples of this count as made at fixed iterations.
+        keep: How many of those are kept.
+        ranks: Processes of the run. In a folder the first alone writes, for all of them.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        every: int = 1,
+        keep: int = 3,
+        ranks: Processes = ONE_PROCESS,
+    ) -> None:
+        self.folder, self.every, self.keep = folder, every, keep
+        self.ranks = ranks
+        self._writes = folder is None or ranks.first
+        self._memory: dict[int, bytes] = {}
+
+    def iterations(self) -> list[int]:
+        """Iterations that have a checkpoint, oldest first."""
+        if self.folder is None:
+            return sorted(self._memory)
+        if not self.folder.is_dir():
+            return []
+        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def fixed_iterations(self) -> list[int]:
+        """Iterations at multiples of `every` that have a checkpoint, oldest first."""
+        return [n for n in self.iterations() if n % self.every == 0]
+
+    def path(self, iteration: int) -> Path | None:
+        """File of the checkpoint of an iteration; None in memory."""
+        return None if self.folder is None else self.folder / f"{iteration:08d}.pt"
+
+    def save(self, iteration: int, state: dict[str, Any]) -> None:
+        """Write the checkpoint of an iteration, then drop older ones that are no longer needed.
+
+        Raises:
+            RunFolderError: If it cannot be written; the ones before stay.
+        """
+        if not self._writes:
+            return
+        content = serialise({"format": FORMAT, **state})
+        path = self.path(iteration)
+        if path is None:
+            self._memory[iteration] = content
+        else:
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = error.strerror or error
+                raise RunFolderError(f"cannot make {path.parent}: {reason}") from error
+            write_atomically(path, content)
+        fixed = [n for n in self.fixed_iterations() if n <= iteration]  # newer ones are damaged
+        for other in self.iterations():
+            if other not in fixed[-self.keep :] and other < iteration:
+                self.drop(other)
+
+    def drop(self, iteration: int) -> None:
+        """Remove the checkpoint of an iteration."""
+        path = self.path(iteration)
+        if path is None:
+            del self._memory[iteration]
+        else:
+            path.unlink(missing_ok=True)
+
+    def roll_back(self, iteration: int, last: int) -> int:
+        """Choose where a diverged run goes back to, and drop what was saved after it.
+
+        Args:
+            iteration: Where it diverged: newer ones are of a run that was resumed before them,
+                since they were damaged.
+            last: Iteration that it went back to the time before; -1 if it never did.
+
+        Returns:
+            The newest fixed iteration; the one before if going back to that one did not help.
+        """
+        fixed = [n for n in self.fixed_iterations() if n <= iteration]
+        *older, target = self.ranks.agree(fixed)
+        if target == last and older:
+            target = older[-1]
+        for newer in self.iterations() if self._writes else ():
+            if newer > target:
+                self.drop(newer)
+        return target
+
+    def load(self, iteration: int) -> dict[str, Any]:
+        """Read the checkpoint of an iteration.
+
+        Raises:
+            RunFolderError: If it is damaged.
+        """
+        path = self.path(iteration)
+        if path is None:
+            return deserialise(self._memory[iteration])
+        try:
+            return deserialise(path.read_bytes(), str(path))
+        except OSError as error:
+            raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+
+    def load_latest(self) -> tuple[int, dict[str, Any]]:
+        """Read the newest checkpoint that is whole; damaged newer ones are named in a warning.
+
+        Returns:
+            Its iteration and its content.
+
+        Raises:
+            RunFolderError: If there is none.
+        """
+        problems = []
+        for iteration in reversed(self.iterations()):
+            try:
+                state = self.load(iteration)
+            except RunFolderError as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                warnings.warn(
+                    f"{'; '.join(problems)}; going on from iteration {iteration} instead",
+                    stacklevel=2,
+                )
+            return iteration, state
+        where = "memory" if self.folder is None else str(self.folder)
+        detail = "; ".join(problems) or "there is none"
+        raise RunFolderError(f"no usable checkpoint in {where}: {detail}")

@@ -1,0 +1,1 @@
+"""A trained model in production: classes, probabilities and verdicts for new inputs."""

@@ -1,0 +1,236 @@
+"""A trained model as one file that runs without this package: ONNX, or PyTorch's own format.
+
+The graph takes raw inputs, as `model.preprocess` does (the scaling is inside), a batch of any
+size, and returns what a service needs: logits, energy, log-density and, with a fitted detector,
+the verdict. Gradients are not part of it: samples and the scores that need them stay in Python.
+"""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jem.errors import InputError
+from jem.evaluation.ood.detector import OODDetector
+from jem.evaluation.ood.scores import FROM_LOGITS, score_logits
+from jem.model import JEM, check_model, evaluation_mode, joint_energy
+from jem.runs.files import write_atomically
+
+INPUT = "inputs"
+OUTPUTS = ("logits", "energy", "log_density", "is_ood")
+"""Names in the exported graph; `is_ood` is there only where a detector was given."""
+
+
+def export_onnx(
+    model: JEM, path: str | Path, *, detector: OODDetector | None = None
+) -> dict[str, Any]:
+    """Write a model as an ONNX file, for onnxruntime and other engines.
+
+    The file takes one input, `inputs`, a batch of any size B, in raw units: those of the training
+    data, as they were before any scaling, such as 0 to 255 for 8-bit images.
+
+    - Images: float32 (8-bit ones are cast first), (B, H, W, C) or (B, C, H, W), whichever the
+      training data had; grey images have their axis C = 1 too.
+    - Tables: float64, (B, D), since columns such as time stamps do not fit 32 bits.
+    - A model without `scaling`: float32 in the network's own units, (B, *input_shape).
+
+    The metadata name `input_shape` (without B) and `layout`. Nothing checks the values: an input
+    with NaN gets NaN for logits and energy, and is flagged; one on another scale gets nonsense.
+
+    Args:
+        model: The model, exported in evaluation mode; it is left as it was.
+        path: The file to write, whole or not at all.
+        detector: A fitted detector of this model with a score that follows from the logits: one
+            of `jem.evaluation.ood.scores.FROM_LOGITS`. It adds the output `is_ood`.
+
+    Returns:
+        What the file says of itself in its metadata: version, names of the classes, input shape
+        and layout, and the detector's score, threshold and acceptance, where there are any.
+
+    Raises:
+        InputError: If a package is missing, the network cannot be traced, the input shape is not
+            known, or the detector cannot be exported.
+        RunFolderError: If the file cannot be written.
+    """
+    _require("onnx", "onnxscript")
+    program, about = _program(model, detector)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        try:
+            onnx_program: Any = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                input_names=[INPUT],
+                output_names=list(OUTPUTS[: 4 if detector is not None else 3]),
+            )
+        except Exception as error:
+            raise _refused("written as ONNX", error) from error
+    proto = onnx_program.model_proto
+    _name_batch(proto)
+    for key, value in about.items():
+        proto.metadata_props.add(key=key, value=json.dumps(value))
+    write_atomically(Path(path), proto.SerializeToString())
+    return about
+
+
+def export_torch(
+    model: JEM, path: str | Path, *, detector: OODDetector | None = None
+) -> dict[str, Any]:
+    """Write a model as a PyTorch program: `torch.export.load(path).module()` runs it.
+
+    The program takes and returns what `export_onnx` describes, as a dict by name; it needs torch
+    but not this package.
+
+    Args:
+        model: The model, exported in evaluation mode; it is left as it was.
+        path: The file to write, whole or not at all, usually `*.pt2`.
+        detector: As for `export_onnx`.
+
+    Returns:
+        The metadata, as `export_onnx` writes them; here they are the extra file `jem.json`.
+
+    Raises:
+        InputError: If the network cannot be traced, the input shape is not known, or the detector
+            cannot be exported.
+        RunFolderError: If the file cannot be written.
+    """
+    program, about = _program(model, detector)
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files={"jem.json": json.dumps(about)})
+    write_atomically(Path(path), buffer.getvalue())
+    return about
+
+
+class _Graph(nn.Module):
+    """Raw inputs (B, ...) -> named outputs: what is traced."""
+
+    shift: Tensor
+    scale: Tensor
+
+    def __init__(self, model: JEM, detector: OODDetector | None) -> None:
+        super().__init__()
+        self.model, self.scaling, self.detector = model, model.scaling, detector
+        if model.scaling is not None:
+            self.register_buffer("shift", model.scaling.shift.to(model.device))
+            self.register_buffer("scale", model.scaling.scale.to(model.device))
+
+    def example(self) -> Tensor:
+        """Two raw inputs: a batch of one could be taken for a fixed size."""
+        model, scaling = self.model, self.scaling
+        shape = model.input_shape if scaling is None else scaling.input_shape
+        if shape is None:
+            raise InputError("set `model.input_shape`: an exported graph has a fixed input shape")
+        if scaling is not None and scaling.layout == "channels_last":
+            shape = (*shape[1:], shape[0])
+        table = scaling is not None and scaling.layout == "table"
+        dtype = torch.float64 if table else torch.float32
+        return torch.zeros(2, *shape, dtype=dtype, device=model.device)
+
+    def forward(self, inputs: Tensor) -> dict[str, Tensor]:
+        x = inputs if self.scaling is None else self._scaled(inputs)
+        logits = self.model.logits(x)
+        energy = joint_energy(logits)
+        outputs = {"logits": logits, "energy": energy, "log_density": -energy}
+        if self.detector is not None:
+            assert self.detector.threshold is not None, "checked before"
+            name, options = self.detector.score_name, self.detector.options
+            scores = score_logits(logits, name, **options)
+            outputs["is_ood"] = ~(scores >= self.detector.threshold)  # so NaN is flagged
+        return outputs
+
+    def _scaled(self, raw: Tensor) -> Tensor:
+        """As `Scaling.__call__`, without its checks, which read values."""
+        assert self.scaling is not None, "asked for only with a scaling"
+        x = raw.movedim(-1, 1) if self.scaling.layout == "channels_last" else raw
+        return ((x - self.shift) / self.scale).float()
+
+
+def _program(
+    model: JEM, detector: OODDetector | None
+) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
+    """Trace a model with a batch of free size, and say what was traced."""
+    check_model(model)
+    _check_detector(model, detector)
+    graph = _Graph(model, detector)
+    example = graph.example()
+    batch = {"inputs": {0: torch.export.Dim("batch")}}
+    with torch.no_grad(), evaluation_mode(graph), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer, about its own parts
+        try:
+            program = torch.export.export(graph, (example,), dynamic_shapes=batch)
+        except Exception as error:  # it fails in many ways, few of them with a type of their own
+            raise _refused("traced", error) from error
+    _forget_sources(program)
+    return program, _metadata(model, example, detector)
+
+
+def _forget_sources(program: torch.export.ExportedProgram) -> None:
+    """Drop the notes that quote source lines and paths of this machine."""
+    for module in program.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
+
+
+def _check_detector(model: JEM, detector: OODDetector | None) -> None:
+    if detector is None:
+        return
+    if detector.score_name not in FROM_LOGITS:
+        raise InputError(
+            f"only a detector with a score that follows from the logits ({', '.join(FROM_LOGITS)})"
+            f" can be exported (the others need gradients or training data), but got "
+            f"{detector.score_name!r}"
+        )
+    if detector.model is not model:
+        raise InputError("`detector` belongs to another model: make it with OODDetector(model)")
+    if detector.threshold is None:
+        raise InputError("the detector has no threshold yet: call `fit(x_calibration)` first")
+
+
+def _metadata(model: JEM, example: Tensor, detector: OODDetector | None) -> dict[str, Any]:
+    from jem import __version__
+
+    about: dict[str, Any] = {"jem_version": __version__, "input_shape": list(example.shape[1:])}
+    about["layout"] = "network" if model.scaling is None else model.scaling.layout
+    if model.classes is not None:
+        about["classes"] = list(model.classes)
+    if detector is not None:
+        about |= {"score": detector.score_name}
+        about |= {"threshold": detector.threshold, "acceptance_rate": detector.acceptance_rate}
+    return about
+
+
+def _name_batch(proto: Any) -> None:  # noqa: ANN401
+    """Call the free axis `batch`, wherever it shows."""
+    free = proto.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param == free:
+                dim.dim_param = "batch"
+
+
+def _require(*packages: str) -> None:
+    for name in packages:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(
+                f"ONNX needs the package {name!r}: pip install 'jem-classifier[onnx]'"
+            ) from error
+
+
+def _refused(what: str, error: Exception) -> InputError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0][:200] if lines else type(error).__name__
+    return InputError(
+        f"the network cannot be {what}: {reason} (its forward must not branch on values, and "
+        "must take a batch of any size)"
+    )

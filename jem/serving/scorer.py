@@ -1,0 +1,248 @@
+"""What a model needs in production: class, calibrated probability, and a verdict on each input.
+
+A fitted detector and a fitted temperature, saved together as one file of the run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from jem.data.batches import BatchStream
+from jem.data.splits import DataSplits
+from jem.errors import InputError, RunFolderError
+from jem.evaluation.calibration.temperature import TemperatureScaling
+from jem.evaluation.examples import check_classes, part_of
+from jem.evaluation.ood.detector import OODDetector
+from jem.evaluation.ood.features import FITS, as_batch, features_of_batches, on_model, quiet
+from jem.evaluation.ood.scores import Option
+from jem.evaluation.ood.threshold import largest_acceptance_rate
+from jem.model import JEM, joint_energy
+from jem.runs.checkpoint import FORMAT, deserialise, serialise
+from jem.runs.files import write_atomically
+from jem.runs.load import load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import ArrayLike
+
+DETECTOR_FILE = "detector.pt"
+"""Name of the file in a run folder."""
+
+
+class Prediction(NamedTuple):
+    """What a `Scorer` says of B inputs: entries of shape (B,), on the model's device."""
+
+    class_index: Tensor  # the most probable class; `model.classes` names it
+    probability: Tensor  # p(y|x) of that class, in [1/K, 1]
+    calibrated_probability: Tensor  # the same after temperature scaling
+    log_density: Tensor  # unnormalised, nats
+    score: Tensor  # of the detector, higher = in-distribution
+    p_value: Tensor  # conformal, small = out-of-distribution
+    is_ood: Tensor  # booleans, True = out-of-distribution
+
+
+class Scorer:
+    """A model's detector and temperature, for inputs that come in after training.
+
+    Args:
+        detector: A fitted detector; its model is the scorer's.
+        temperature: Fitted on validation logits; None leaves probabilities as they are (K = 1).
+
+    Example:
+        >>> model = JEM(nn.Linear(2, 3))
+        >>> x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0))
+        >>> scorer = Scorer(OODDetector(model).fit(x[:40]), None)
+        >>> scorer.predict(x[40:]).is_ood.shape
+        torch.Size([20])
+    """
+
+    def __init__(self, detector: OODDetector, temperature: TemperatureScaling | None) -> None:
+        self.detector, self.temperature = detector, temperature
+
+    @property
+    def model(self) -> JEM:
+        """The model that classifies and scores."""
+        return self.detector.model
+
+    def predict(self, x: Tensor | ArrayLike) -> Prediction:
+        """Classify and score inputs with one pass through the network, in batches.
+
+        Scores that are no function of the logits take a pass of their own.
+
+        Args:
+            x: A batch (B, *shape) or one input, floats in the network's units:
+                `model.preprocess` makes them from raw data.
+
+        Returns:
+            A column an entry; the model's mode, flags and gradients are as before.
+
+        Raises:
+            InputError: If the inputs do not fit, or the network or the score gives NaN.
+        """
+        x = as_batch(x, self.detector.input_shape)
+        logits = _logits(self.model, x, self.detector.batch_size)
+        scores = self.detector.score(x, logits).to(logits.device)
+        with torch.inference_mode(False), torch.no_grad():
+            scaled = logits if self.temperature is None else self.temperature.transform(logits)
+            return Prediction(
+                logits.argmax(dim=1),
+                logits.softmax(dim=1).amax(dim=1),
+                scaled.softmax(dim=1).amax(dim=1),
+                -joint_energy(logits),
+                scores,
+                *self.detector.verdict(scores),
+            )
+
+    def save(self, path: str | Path) -> None:
+        """Write detector and temperature, whole or not at all; the model is saved by its run.
+
+        Args:
+            path: The file; `DETECTOR_FILE` in the run folder is where `jem score` looks.
+
+        Raises:
+            RunFolderError: If it cannot be written.
+        """
+        temperature = None if self.temperature is None else self.temperature.state_dict()
+        state = {
+            "format": FORMAT,
+            "weights": weights_checksum(self.model),
+            "detector": self.detector.state_dict(),
+            "temperature": temperature,
+        }
+        write_atomically(Path(path), serialise(state))
+
+    @classmethod
+    def load(cls, path: str | Path, model: JEM) -> Self:
+        """Read what `save` wrote, for the model that it was fitted on.
+
+        Args:
+            path: The file.
+            model: The model, with the same weights: for others a threshold means nothing.
+
+        Returns:
+            The scorer.
+
+        Raises:
+            RunFolderError: If the file is missing or damaged, or belongs to other weights.
+        """
+        path = Path(path)
+        try:
+            state = deserialise(path.read_bytes(), str(path))
+        except FileNotFoundError as error:
+            raise RunFolderError(
+                f"there is no detector at {path}: `jem train` leaves one in its folder; else fit "
+                f"one and keep it there, jem.fit_scorer(model, data).save({str(path)!r})"
+            ) from error
+        except OSError as error:
+            raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+        if state.get("weights") != weights_checksum(model):
+            raise RunFolderError(f"{path} was fitted on other weights than this model's")
+        try:
+            detector = OODDetector(model).load_state_dict(state["detector"])
+            temperature = None
+            if state["temperature"] is not None:
+                temperature = TemperatureScaling()
+                temperature.load_state_dict(state["temperature"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RunFolderError(f"{path} holds no detector: {error}") from error
+        return cls(detector, temperature)
+
+
+def fit_scorer(
+    model: JEM,
+    splits: DataSplits,
+    *,
+    score: str = "log_density",
+    acceptance_rate: float | None = None,
+    batch_size: int = 256,
+    **options: Option,
+) -> Scorer:
+    """Fit a detector on the calibration part, and a temperature on the validation part.
+
+    Args:
+        model: A trained model.
+        splits: Its data, divided as for training. The training part is looked at only for the
+            scores `"knn"` and `"mahalanobis"`.
+        score: A key of `jem.evaluation.ood.detector.SCORES`.
+        acceptance_rate: Share of in-distribution inputs to accept. None takes 0.95, or the largest share
+            that a calibration part of fewer than 19 inputs can promise, n / (n + 1); a share that
+            is asked for is kept or refused.
+        batch_size: Inputs computed at once, now and when it is used.
+        options: Passed to the score.
+
+    Returns:
+        The scorer, ready to be saved.
+
+    Raises:
+        InputError: If the calibration part is too small for the share, a part is empty, the score
+            does not suit the model, or its classes are not those of the data, in their order.
+    """
+    check_classes(model, splits)
+    detector = OODDetector(model, score, None, batch_size, **options)
+    if score in FITS:
+        batches = _batches(splits, "train", batch_size)
+        detector.reference = FITS[score].of(*features_of_batches(model, batches))
+    detector.check_density(part_of(splits, "calibration")[:1][0])
+    if acceptance_rate is None:
+        acceptance_rate = largest_acceptance_rate(len(splits.calibration))
+    scores = [
+        detector.score(x, _logits(model, x, batch_size))
+        for x, _ in _batches(splits, "calibration", batch_size)
+    ]
+    detector.input_shape = splits.input_shape
+    detector.fit_scores(torch.cat(scores), acceptance_rate)
+    validation = _batches(splits, "validation", batch_size)
+    pairs = [(_logits(model, x, batch_size), y) for x, y in validation]
+    logits, labels = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
+    temperature = TemperatureScaling().fit(logits, labels) if logits.shape[1] > 1 else None
+    return Scorer(detector, temperature)
+
+
+def load_scorer(
+    run: str | Path, network: nn.Module | None = None, *, device: str = "cpu"
+) -> Scorer:
+    """Load the model of a run with the detector and the temperature that `jem train` saved.
+
+    Args:
+        run: The run folder.
+        network: The network that was trained, freshly built, if it is not one of `jem.networks`.
+        device: Where to put it.
+
+    Returns:
+        The scorer; its `model` and `detector` serve by themselves too.
+
+    Raises:
+        RunFolderError: If the folder holds no usable checkpoint or detector.
+        InputError: If `network` is needed, or does not fit the weights.
+    """
+    return Scorer.load(Path(run) / DETECTOR_FILE, load(run, network, device=device))
+
+
+def weights_checksum(model: JEM) -> str:
+    """SHA-256 over names, shapes and bytes of the weights and buffers, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _batches(splits: DataSplits, name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    part = part_of(splits, name)
+    return BatchStream(part, size, seed=0, name="scorer", drop_last=False).epoch(0)
+
+
+def _logits(model: JEM, x: Tensor, batch_size: int) -> Tensor:
+    with quiet(model):
+        batches = (on_model(model, rows) for rows in torch.split(x, batch_size))
+        logits = torch.cat([model.logits(rows) for rows in batches])
+    if bool(logits.isnan().any()):
+        row = int(logits.isnan().any(dim=1).nonzero()[0])
+        raise InputError(f"the network gives NaN for input {row}")
+    return logits

@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+import torch
+
+from jem.data import DataPart, LazyPart, load, split_indices
+from jem.errors import InputError
+
+
+def labels(*counts):
+    y = np.repeat(np.arange(len(counts)), counts)
+    return np.random.default_rng(1).permutation(y)
+
+
+@pytest.mark.parametrize("counts", [(100, 50, 50), (7, 300, 4), (4, 4), (1000, 999, 1)[:2]])
+def test_parts_are_disjoint_cover_everything_and_hold_every_class(counts):
+    y = labels(*counts)
+    parts = split_indices(y, seed=0)
+    assert sorted(np.concatenate(parts)) == list(range(len(y)))
+    for part in parts:
+        assert set(y[part]) == set(range(len(counts)))
+
+
+def test_classes_are_in_proportion():
+    y = labels(500, 300, 200)
+    for part, size in zip(split_indices(y, seed=3), (600, 100, 100, 200), strict=True):
+        assert len(part) == size
+        np.testing.assert_allclose(
+            np.bincount(y[part]), np.array([0.5, 0.3, 0.2]) * size, atol=1.001
+        )
+
+
+def test_counts_are_kept_exactly_and_zero_leaves_a_part_empty():
+    parts = split_indices(labels(30, 20), seed=0, counts=(20, 10, 20, 0))
+    assert [len(part) for part in parts] == [20, 10, 20, 0]
+
+
+def test_a_seed_decides_the_parts():
+    y = labels(50, 50)
+    first, again, other = (split_indices(y, seed=seed) for seed in (5, 5, 6))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert set(first[3]) != set(other[3])
+
+
+def test_rows_in_file_order_do_not_decide_the_part():
+    y = np.repeat([0, 1], 500)
+    test = split_indices(y, seed=0)[3]
+    assert abs(test[y[test] == 0].mean() - 249.5) < 50
+    assert not np.array_equal(test, np.sort(test))
+
+
+def test_rare_class_reaches_every_part_even_with_exact_counts():
+    y = labels(4, 496)
+    parts = split_indices(y, seed=0, counts=(470, 10, 10, 10))
+    assert [len(part) for part in parts] == [470, 10, 10, 10]
+    assert [int((y[part] == 0).sum()) for part in parts] == [1, 1, 1, 1]
+
+
+def test_global_generators_are_left_alone():
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    load("digits")
+    load("two_moons")
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("y", "options", "message"),
+    [
+        (labels(10, 3), {}, "at least 4 examples of every class.*got 3 of class '1'"),
+        (labels(10, 3), {"classes": ["cat", "dog"]}, "got 3 of class 'dog'"),
+        (labels(3, 3), {}, "at least 4 examples of every class"),
+        (labels(9, 9), {"fractions": (0.01, 0.33, 0.33, 0.33)}, "2 examples in the train part"),
+        (labels(10, 10), {"counts": (10, 5, 4, 0)}, "sum to the 20 examples"),
+        (labels(10, 10), {"counts": (10, 8, 1, 1)}, "at least 2 examples in the calibration part"),
+        (labels(10, 10), {"fractions": (0.5, 0.5, 0.5, 0.5)}, "sum to 1"),
+        (labels(10, 10), {"fractions": (1, 0, 0, 0), "counts": (20, 0, 0, 0)}, "got both"),
+        (np.zeros((4, 2)), {}, r"shape \(N,\)"),
+        ([], {}, "N > 0"),
+    ],
+)
+def test_impossible_splits_say_why(y, options, message):
+    with pytest.raises(InputError, match=message):
+        split_indices(y, seed=0, **options)
+
+
+def test_part_gives_one_example_or_many():
+    part = DataPart(torch.arange(12.0).reshape(6, 2), torch.arange(6))
+    x, y = part[2]
+    assert x.tolist() == [4.0, 5.0]
+    assert y == 2
+    assert part[torch.tensor([5, 0])][1].tolist() == [5, 0]
+
+
+def test_lazy_part_answers_like_a_part_in_memory():
+    x, y = torch.arange(12.0).reshape(6, 2), torch.arange(6)
+    lazy, part = LazyPart(range(6), y, lambda i: x[i]), DataPart(x, y)
+    assert len(lazy) == 6
+    for index in (3, -1, slice(1, 3), torch.tensor([5, 0]), torch.tensor(4)):
+        for got, expected in zip(lazy[index], part[index], strict=True):
+            assert torch.equal(got, expected)
+
+
+def test_lazy_part_says_how_to_get_its_inputs():
+    lazy = LazyPart(range(6), torch.arange(6), lambda i: torch.zeros(2))
+    with pytest.raises(
+        InputError, match=r"got LazyPart\(6 inputs.*part\[:1000\]\[0\].*fit_scorer"
+    ):
+        lazy.x  # noqa: B018
+
+
+def test_describe_names_sizes_and_class_counts():
+    text = load("digits").metadata()
+    assert "images of 1 x 8 x 8, 10 classes" in text
+    assert "train 1,237, validation 100, calibration 100, test 360" in text
+    assert "3: 126" in text
+
+
+def test_a_data_set_is_shown_in_a_line():
+    splits = load("digits")
+    assert repr(splits) == (
+        "DataSplits(digits: image, 1 x 8 x 8, 10 classes (0, 1, 2, 3, 4, 5, 6, 7, 8, 9); "
+        "train 1,237, validation 100, calibration 100, test 360; domain -1 to 1)"
+    )
+    assert repr(splits.train) == "DataPart(1,237 inputs of 1 x 8 x 8)"
+    lazy = LazyPart(["a", "b"], torch.tensor([0, 1]), torch.zeros)
+    assert repr(lazy) == "LazyPart(2 inputs, read when asked for)"

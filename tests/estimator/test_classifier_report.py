@@ -1,0 +1,207 @@
+"""The page that the scikit-learn estimator writes of itself."""
+
+import json
+import warnings
+from copy import copy
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.datasets import load_wine
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import train_test_split
+
+import jem
+from jem import JEMClassifier
+from jem.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("quick_judge")
+
+
+@pytest.fixture(scope="module")
+def parts():
+    frame = load_wine(as_frame=True)
+    names = np.array(["barolo", "grignolino", "barbera"])[frame.target]
+    return train_test_split(frame.data, names, random_state=0, stratify=names)
+
+
+@pytest.fixture(scope="module")
+def fitted(parts):
+    x_train, _, y_train, _ = parts
+    return JEMClassifier(epochs=20, random_state=0).fit(x_train, y_train)
+
+
+@pytest.fixture(scope="module")
+def figures(fitted, parts, tmp_path_factory, quick_judge):
+    x_train, x_test, y_train, y_test = parts
+    control = JEMClassifier("plain", epochs=20, random_state=0).fit(x_train, y_train)
+    folder = tmp_path_factory.mktemp("report") / "new"
+    found = fitted.report(x_test, y_test, x_train, y_train, folder=folder, control=control)
+    return folder, found
+
+
+def test_figures_are_those_of_the_estimator_on_the_test_part(figures, fitted, parts):
+    _, found = figures
+    _, x_test, _, y_test = parts
+    row = found["classification"]["rows"]["model"]
+    assert row["accuracy"]["value"] == pytest.approx(fitted.score(x_test, y_test))
+    assert row["num"] == len(x_test)
+    assert found["data"]["classes"] == list(fitted.classes_)
+    accepted = found["ood"]["accepted"]["value"]
+    assert accepted == pytest.approx(1 - fitted.is_ood(x_test).mean())
+    # One in single precision, the other in double.
+    assert found["ood"]["threshold"] == pytest.approx(fitted.detector_.threshold, abs=1e-5)
+
+
+def test_page_and_figures_are_written_and_the_control_is_compared(figures):
+    folder, found = figures
+    assert json.loads((folder / "report.json").read_text()) == found
+    page = (folder / "report.html").read_text()
+    assert "JEMClassifier trained for 20 epochs" in page
+    assert "JEMClassifier(epochs=20, random_state=0).fit(X_train, y_train)" in page
+    assert found["run"]["config"]["epochs"] == 20
+    assert "--ood" not in page
+    behaved = found["verdicts"][4]
+    assert (behaved["answer"], behaved["because"]) == ("yes", "0 recoveries from divergence")
+    assert "jem train" not in page  # no command made it
+    assert "accuracy_difference" in found["classification"]
+    assert "fresh" in found["samples"]
+
+
+def test_held_out_rows_are_those_of_fit(figures, fitted):
+    sizes = figures[1]["data"]["sizes"]
+    assert sizes["calibration"] == fitted.detector_.num_calibration
+    assert sizes["train"] + sizes["calibration"] + sizes["test"] == 178
+
+
+def test_other_data_are_refused(fitted, parts):
+    x_train, x_test, y_train, y_test = parts
+    with pytest.raises(InputError, match="what `fit` was given"):
+        fitted.report(x_test, y_test, x_train[::-1], y_train[::-1])
+    with pytest.raises(InputError, match="`y` must hold 45 labels among"):
+        fitted.report(x_test, ["merlot"] * len(x_test), x_train, y_train)
+    with pytest.raises(InputError, match="`y_train` must hold 133 labels"):
+        fitted.report(x_test, y_test, x_train, y_train[:5])
+    other = JEMClassifier("plain", epochs=1, random_state=1).fit(x_train, y_train)
+    with pytest.raises(InputError, match="same `random_state`"):
+        fitted.report(x_test, y_test, x_train, y_train, control=other)
+
+
+def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
+    x_train, x_test, y_train, y_test = parts
+    monkeypatch.setattr("jem.report.write.write_report_on", lambda *_, **__: {})
+    mixed = pd.concat([x_test, x_train[:9]]), np.concatenate([y_test, y_train[:9]])
+    count = len(x_test) + 9
+    with pytest.warns(UserWarning, match=f"^9 of {count} rows of `X` are rows of ") as seen:
+        fitted.report(*mixed, x_train, y_train)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fitted.report(x_test, y_test, x_train, y_train)
+
+
+def test_a_model_and_its_data_are_enough_for_the_page(tmp_path):
+    data = jem.data.load("iris", seed=0)
+    model = jem.JEM(
+        jem.networks.mlp(data.input_shape, 3, width=4), classes=data.classes, domain=data.domain
+    )
+    found = jem.write_report(
+        model, data, tmp_path / "page", title="Mine & theirs", ood_sets={"zeros": data.test.x * 0}
+    )
+    assert found == json.loads((tmp_path / "page" / "report.json").read_text())
+    assert found["data"]["name"] == "iris"
+    assert "zeros" in [row["name"] for row in found["ood"]["sets"]]
+    assert "Mine &amp; theirs" in (tmp_path / "page" / "report.html").read_text()
+
+
+def test_without_held_out_rows_there_is_no_report(parts):
+    x_train, x_test, y_train, y_test = parts
+    bare = JEMClassifier(epochs=1, calibration_fraction=0, random_state=0).fit(x_train, y_train)
+    with pytest.raises(InputError, match="held out"):
+        bare.report(x_test, y_test, x_train, y_train)
+
+
+def test_images_without_labels_as_numbers(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    y = np.array(["dark", "light"])[np.arange(200) % 2]
+    x = rng.integers(0, 100, (200, 8, 8), dtype=np.uint8)
+    x[y == "light"] += 100
+    classifier = JEMClassifier(
+        "plain", epochs=2, early_stopping=True, random_state=0, verbose=True
+    )
+    found = classifier.fit(x[:150], y[:150]).report(
+        x[150:].tolist(), y[150:], x[:150], pd.Series(y[:150]), folder=tmp_path
+    )
+    assert "jem: measuring foreign inputs" in capsys.readouterr().err
+    assert found["data"]["kind"] == "image"
+    assert found["classification"]["rows"]["model"]["accuracy"]["value"] > 0.9
+    assert "samples" in found["left_out"]
+
+
+@pytest.mark.parametrize("layout", ["fortran", "strided", "frame"])
+def test_what_fit_was_given_is_known_again_however_it_lies_in_memory(layout):
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(120, 6))
+    X = {  # noqa: N806
+        "fortran": np.asfortranarray(wide),
+        "strided": wide[:, ::2],
+        "frame": pd.DataFrame({f"c{i}": wide[:, i] for i in range(6)}),
+    }[layout]
+    y = np.arange(120) % 2
+    classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(X, y)
+    held_out = X[:20] if layout != "frame" else X.iloc[:20]
+    with pytest.warns(UserWarning, match="rows of `X` are rows of `X_train` too"):
+        subject = classifier._subject((held_out, y[:20]), (X, y), None)
+    assert len(subject.splits.test) == 20
+    with pytest.raises(InputError, match="must be what `fit` was given"):
+        classifier._subject((held_out, y[:20]), (X, y[::-1]), None)
+
+
+def test_the_report_accepts_the_share_that_the_estimator_does(parts, tmp_path):
+    x_train, x_test, y_train, y_test = parts
+    classifier = JEMClassifier("plain", epochs=1, acceptance_rate=0.8, random_state=0).fit(
+        x_train, y_train
+    )
+    found = classifier.report(x_test, y_test, x_train, y_train, folder=tmp_path)
+    assert found["ood"]["acceptance_rate"] == classifier.detector_.acceptance_rate == 0.8
+
+
+def test_the_parts_are_those_of_fit_whatever_parameters_say_now(parts):
+    x_train, x_test, y_train, y_test = parts
+    classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(x_train, y_train)
+    asked = (x_test, y_test), (x_train, y_train), None
+    before = classifier._subject(*asked)
+    classifier.set_params(calibration_fraction=0.4, acceptance_rate=0.5, early_stopping=True)
+    after = classifier._subject(*asked)
+    assert torch.equal(after.splits.calibration.x, before.splits.calibration.x)
+    assert after.run == before.run
+
+
+@pytest.mark.parametrize("changes", [{"calibration_fraction": 0.3}, {"early_stopping": True}])
+def test_a_control_that_trained_on_what_is_held_out_is_refused(fitted, parts, changes):
+    x_train, x_test, y_train, y_test = parts
+    control = JEMClassifier("plain", epochs=1, random_state=0, **changes).fit(x_train, y_train)
+    with pytest.raises(InputError, match="hold out the same of them"):
+        fitted.report(x_test, y_test, x_train, y_train, control=control)
+
+
+def test_labels_in_a_column_are_taken_as_in_fit(fitted, parts):
+    x_train, x_test, y_train, y_test = parts
+    subject = fitted._subject((x_test, y_test[:, None]), (x_train, y_train[:, None]), None)
+    assert len(subject.splits.test) == len(x_test)
+
+
+def test_what_an_older_version_fitted_gets_no_report(fitted, parts):
+    x_train, x_test, y_train, y_test = parts
+    old = copy(fitted)
+    del old._division
+    with pytest.raises(NotFittedError, match="older jem: call `fit`"):
+        old.report(x_test, y_test, x_train, y_train)
+
+
+def test_a_control_must_be_fitted(fitted, parts, tmp_path):
+    x_train, x_test, y_train, y_test = parts
+    with pytest.raises(NotFittedError):
+        fitted.report(x_test, y_test, x_train, y_train, folder=tmp_path, control=JEMClassifier())

@@ -1,0 +1,250 @@
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from matplotlib import pyplot as plt
+from sklearn.metrics import brier_score_loss, log_loss
+
+from jem.errors import InputError
+from jem.evaluation.calibration.report import CALIBRATION_ERRORS, calibration_report
+from jem.plotting import reliability_diagram, risk_coverage_plot
+
+FIGURES = [
+    "accuracy",
+    "nll",
+    "brier",
+    "brier_top_label",
+    "miscalibration",
+    "discrimination",
+    "uncertainty",
+    "ece",
+    "ece_equal_mass",
+    "class_wise_ece",
+    "smooth_ece",
+    "debiased_rmsce",
+    "mce",
+    "aurc",
+    "augrc",
+]
+
+
+def predictions(num_samples=300, num_classes=4, seed=0, sharpen=1.0):
+    """Probabilities with labels drawn from them; `sharpen` > 1 makes them overconfident."""
+    generator = np.random.default_rng(seed)
+    logits = 2 * generator.normal(size=(num_samples, num_classes))
+    gumbel = generator.gumbel(size=logits.shape)
+    probabilities = np.exp(sharpen * logits)
+    probabilities /= probabilities.sum(axis=1, keepdims=True)
+    return probabilities, (logits + gumbel).argmax(axis=1)
+
+
+def test_scores_agree_with_scikit_learn_and_their_definitions():
+    probabilities, labels = predictions()
+    report = calibration_report(probabilities, labels, num_bootstrap=0)
+    predicted = probabilities.argmax(axis=1)
+    one_hot = np.eye(4)[labels]
+    assert report.num_samples == 300
+    assert report.accuracy == np.mean(predicted == labels)
+    assert report.nll == pytest.approx(log_loss(labels, probabilities))
+    assert report.brier == pytest.approx(((probabilities - one_hot) ** 2).sum(axis=1).mean())
+    top = (probabilities.max(axis=1) - (predicted == labels)) ** 2
+    assert report.brier_top_label == pytest.approx(top.mean())
+    parts = report.miscalibration - report.discrimination + report.uncertainty
+    assert report.brier_top_label == pytest.approx(parts)
+    assert report.uncertainty == pytest.approx(report.accuracy * (1 - report.accuracy))
+
+
+def test_brier_of_two_classes_is_twice_that_of_scikit_learn():
+    probabilities, labels = predictions(num_classes=2)
+    report = calibration_report(probabilities, labels, num_bootstrap=0)
+    assert report.brier == pytest.approx(2 * brier_score_loss(labels, probabilities[:, 1]))
+
+
+def test_order_of_inputs_kind_and_dtype_do_not_matter():
+    probabilities, labels = predictions()
+    expected = calibration_report(probabilities, labels, num_bootstrap=0).to_dict()
+    order = np.random.default_rng(1).permutation(len(labels))
+    tensors = torch.tensor(probabilities[order], requires_grad=True), torch.tensor(labels[order])
+    actual = calibration_report(*tensors, num_bootstrap=0).to_dict()
+    for name in FIGURES:
+        assert actual[name] == pytest.approx(expected[name], abs=1e-12), name
+    single = calibration_report(probabilities.astype(np.float32), labels, num_bootstrap=0)
+    assert single.nll == pytest.approx(expected["nll"], rel=1e-5)
+
+
+def test_bins_hold_every_input_once_and_say_nan_where_empty():
+    probabilities, labels = predictions()
+    report = calibration_report(probabilities, labels, num_bootstrap=0)
+    bins = report.bins
+    assert bins.edges.shape == (16,)
+    assert bins.counts.sum() == 300
+    assert (bins.counts == 0).any()
+    empty = bins.counts == 0
+    assert np.isnan(bins.accuracy[empty]).all()
+    assert (bins.accuracy_low[empty] == 0).all()
+    assert (bins.accuracy_high[empty] == 1).all()
+    full = ~empty
+    assert (bins.accuracy_low[full] <= bins.accuracy[full]).all()
+    assert (bins.accuracy[full] <= bins.accuracy_high[full]).all()
+    gap = bins.counts[full] @ abs(bins.accuracy[full] - bins.confidence[full]) / 300
+    assert report.ece == pytest.approx(gap)
+
+
+def test_intervals_hold_the_figures_and_repeat_with_their_seed():
+    probabilities, labels = predictions()
+    report = calibration_report(probabilities, labels, num_bootstrap=100, seed=5)
+    assert set(report.intervals) == set(FIGURES)
+    for name, (low, high) in report.intervals.items():
+        assert low <= getattr(report, name) <= high, name
+    again = calibration_report(probabilities, labels, num_bootstrap=100, seed=5)
+    assert again.intervals == report.intervals
+    assert again.if_calibrated == report.if_calibrated
+    other = calibration_report(probabilities, labels, num_bootstrap=100, seed=6)
+    assert other.intervals != report.intervals
+
+
+def test_intervals_cover_the_truth_at_their_level():
+    large = calibration_report(*predictions(100_000, seed=99, sharpen=2), num_bootstrap=0)
+    names = ("nll", "brier", "brier_top_label", "augrc", "ece", "smooth_ece", "accuracy")
+    covered = dict.fromkeys(names, 0)
+    for seed in range(60):
+        data = predictions(200, seed=seed, sharpen=2)
+        report = calibration_report(*data, num_bootstrap=100, confidence=0.9, seed=seed)
+        for name in names:
+            low, high = report.intervals[name]
+            covered[name] += low <= getattr(large, name) <= high
+    assert all(46 <= count <= 60 for count in covered.values()), covered
+
+
+def test_calibrated_predictions_stay_below_the_calibrated_level_as_often_as_said():
+    below = dict.fromkeys(CALIBRATION_ERRORS, 0)
+    for seed in range(60):
+        report = calibration_report(
+            *predictions(200, seed=seed), num_bootstrap=100, confidence=0.9, seed=seed
+        )
+        assert tuple(report.if_calibrated) == CALIBRATION_ERRORS
+        for name, level in report.if_calibrated.items():
+            below[name] += getattr(report, name) <= level
+    assert all(46 <= count <= 60 for count in below.values()), below
+
+
+def test_overconfident_predictions_exceed_the_calibrated_level():
+    report = calibration_report(*predictions(1000, sharpen=2), num_bootstrap=100)
+    for name in CALIBRATION_ERRORS:
+        if name != "mce":  # its level is that of the bin with the fewest inputs
+            assert getattr(report, name) > report.if_calibrated[name], name
+
+
+def test_certain_and_right_is_perfect():
+    report = calibration_report(np.eye(3), [0, 1, 2], num_bootstrap=20)
+    for name in FIGURES:
+        assert getattr(report, name) == pytest.approx(float(name == "accuracy"), abs=2e-6)
+    assert report.bins.counts[-1] == 3
+    assert report.intervals["accuracy"].low < 0.5  # three right answers prove little
+
+
+def test_no_interval_leaves_the_range_of_its_figure():
+    few = calibration_report([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 0, 1])
+    assert few.mce == pytest.approx(0.8)
+    for name in set(few.intervals) - {"nll", "brier"}:  # which may exceed 1
+        assert 0 <= few.intervals[name].low <= few.intervals[name].high <= 1, name
+
+
+def test_certain_and_wrong_costs_the_stated_nll():
+    report = calibration_report(np.eye(2), [1, 0], num_bootstrap=0)
+    assert report.nll == pytest.approx(-math.log(np.finfo(np.float64).tiny))
+    assert report.nll == pytest.approx(708.4, abs=0.01)
+    assert (report.brier, report.brier_top_label, report.ece, report.mce) == (2, 1, 1, 1)
+    assert (report.aurc, report.augrc) == (1, 0.5)
+
+
+def test_one_sample_has_a_report():
+    report = calibration_report([[0.3, 0.7]], [1], num_bootstrap=10)
+    assert report.ece == pytest.approx(0.3)
+    assert report.debiased_rmsce == 0
+    json.dumps(report.to_dict(), allow_nan=False)
+
+
+def test_tied_probabilities_predict_the_first_class():
+    assert calibration_report([[0.5, 0.5]] * 4, [0, 0, 0, 1], num_bootstrap=0).accuracy == 0.75
+
+
+@pytest.mark.parametrize("num_bootstrap", [0, 20])
+def test_dict_is_plain_json_and_keeps_every_figure(num_bootstrap):
+    report = calibration_report(*predictions(), num_bootstrap=num_bootstrap)
+    read = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    for name in FIGURES:
+        assert read[name] == getattr(report, name)
+    assert read["risk_coverage"]["coverage"] == report.risk_coverage.coverage.tolist()
+    assert len(read["bins"]["accuracy"]) == 15
+    assert None in read["bins"]["accuracy"]
+    assert read["intervals"] == {name: list(ends) for name, ends in report.intervals.items()}
+    assert set(read["intervals"]) == (set(FIGURES) if num_bootstrap else set())
+
+
+def test_inputs_are_left_as_they_were():
+    probabilities, labels = predictions()
+    before = probabilities.copy(), labels.copy()
+    state = np.random.get_state()[1].copy()  # noqa: NPY002 - that it is not touched
+    calibration_report(probabilities, labels, num_bootstrap=10)
+    np.testing.assert_array_equal(probabilities, before[0])
+    np.testing.assert_array_equal(labels, before[1])
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "labels", "message"),
+    [
+        ([[math.nan, 1.0]], [0], "probabilities: expected finite values, got 1"),
+        ([[math.inf, 0.0]], [0], "probabilities: expected finite"),
+        ([0.2, 0.8], [0, 1], r"probabilities: expected shape \(N, K\), got \(2,\)"),
+        (np.zeros((0, 3)), [], "probabilities: expected at least one row"),
+        ([[1.0]], [0], "probabilities: expected at least two classes"),
+        ([[-0.1, 1.1]], [0], r"values in \[0, 1\], got -0.1 to 1.1"),
+        ([[0.5, 0.5], [0.5, 0.6]], [0, 1], "rows that sum to 1 within 0.001, got 1.1 in row 1"),
+        ([["a", "b"]], [0], "probabilities: expected numbers"),
+        ([[0.5, 0.5], [1.0]], [0, 1], "expected a rectangular array"),
+        ([[0.5, 0.5]], [2], r"labels: expected class indices in \[0, 2\), got 2 to 2"),
+        ([[0.5, 0.5]], [-1], "labels: expected class indices"),
+        ([[0.5, 0.5]], [0.0], "labels: expected integer class indices, got float64"),
+        ([[0.5, 0.5]], [0, 1], "labels: expected 1, one an input, got 2"),
+        ([[0.5, 0.5]], [[0]], r"labels: expected shape \(N,\), got \(1, 1\)"),
+    ],
+)
+def test_what_is_no_prediction_is_refused_in_one_line(probabilities, labels, message):
+    with pytest.raises(InputError, match=message) as caught:
+        calibration_report(probabilities, labels)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("num_bins", 0),
+        ("num_bins", 2.5),
+        ("num_bootstrap", -1),
+        ("confidence", 0.0),
+        ("confidence", 1.0),
+        ("seed", -1),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting, value):
+    with pytest.raises(InputError, match=setting):
+        calibration_report([[0.5, 0.5]], [0], **{setting: value})
+
+
+def test_figures_show_what_the_report_holds_and_leave_no_global_state():
+    report = calibration_report(*predictions(), num_bootstrap=0)
+    upper, lower = report.plot().axes
+    drawn = upper.lines[1].get_xydata()
+    filled = report.bins.counts > 0
+    np.testing.assert_array_equal(drawn[:, 0], report.bins.confidence[filled])
+    np.testing.assert_array_equal(drawn[:, 1], report.bins.accuracy[filled])
+    assert [bar.get_height() for bar in lower.patches] == report.bins.counts.tolist()
+    assert reliability_diagram(report, title="Before").axes[0].get_title() == "Before"
+    risk, generalized = risk_coverage_plot(report).axes[0].lines
+    np.testing.assert_array_equal(risk.get_ydata(), report.risk_coverage.risk)
+    np.testing.assert_array_equal(generalized.get_ydata(), report.risk_coverage.generalized_risk)
+    assert plt.get_fignums() == []

@@ -1,0 +1,145 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional
+
+from jem.errors import InputError
+from jem.evaluation.calibration.temperature import TemperatureScaling
+
+
+def labelled_logits(num_samples, temperature, seed=0):
+    """Logits that are right once divided by `temperature`."""
+    generator = np.random.default_rng(seed)
+    logits = 2 * generator.normal(size=(num_samples, 5))
+    labels = (logits + generator.gumbel(size=logits.shape)).argmax(axis=1)
+    return temperature * logits, labels
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.3, 0.8, 1.5, 4.0, 40.0])
+def test_recovers_the_temperature_of_synthetic_logits(temperature):
+    scaling = TemperatureScaling().fit(*labelled_logits(20_000, temperature))
+    assert scaling.temperature == pytest.approx(temperature, rel=0.03)
+    assert scaling.improved
+    assert not scaling.at_bound
+    assert scaling.nll_after < scaling.nll_before
+
+
+def test_no_temperature_of_a_fine_grid_is_better():
+    logits, labels = labelled_logits(500, 2.0)
+    logits, labels = torch.tensor(logits), torch.tensor(labels)
+    grid = np.geomspace(0.01, 100, 4001)
+    losses = np.array([functional.cross_entropy(logits / t, labels).item() for t in grid])
+    scaling = TemperatureScaling(math.inf).fit(logits, labels)
+    assert scaling.nll_after <= losses.min() + 1e-12
+    penalised = 500 * losses + np.log(grid) ** 2 / (2 * 0.5**2)
+    with_prior = TemperatureScaling(prior_std=0.5).fit(logits, labels)
+    assert with_prior.temperature == pytest.approx(grid[penalised.argmin()], rel=0.0015)
+    assert abs(math.log(with_prior.temperature)) < abs(math.log(scaling.temperature))
+    assert scaling.nll_before == pytest.approx(functional.cross_entropy(logits, labels).item())
+
+
+def test_few_labels_without_an_error_do_not_make_certain():
+    # A good classifier, right about in 99 %: 100 labels seldom show that it errs at all.
+    change, change_without = [], []
+    for seed in range(60):
+        logits, labels = labelled_logits(2100, 1.0, seed)
+        logits = 4 * np.eye(5)[labels] + logits / 8
+        wrong = np.random.default_rng(seed).random(2100) < 0.01
+        labels = np.where(wrong, (labels + 1) % 5, labels)
+        for prior_std, found in ((0.5, change), (math.inf, change_without)):
+            scaling = TemperatureScaling(prior_std).fit(logits[:100], labels[:100])
+            new, new_labels = torch.tensor(logits[100:]), torch.tensor(labels[100:])
+            before, after = (
+                functional.cross_entropy(z, new_labels).item()
+                for z in (new, scaling.transform(new))
+            )
+            found.append(after - before)
+    assert max(change) < 0.005
+    assert np.mean(change) < -0.015
+    assert np.mean(change_without) > 0.1  # so the case is a hard one
+
+
+def test_keeps_one_when_the_logits_are_right():
+    kept = [TemperatureScaling().fit(*labelled_logits(200, 1.0, seed)) for seed in range(50)]
+    unmoved = [scaling for scaling in kept if not scaling.improved]
+    assert len(unmoved) >= 35  # P(chi-squared of one degree < 2) = 0.84
+    assert all(scaling.temperature == 1 for scaling in unmoved)
+    assert all(scaling.nll_after == scaling.nll_before for scaling in unmoved)
+
+
+def test_labels_that_the_logits_say_nothing_about_flatten_them_fully():
+    logits, _ = labelled_logits(2000, 1.0)
+    scaling = TemperatureScaling().fit(logits, np.arange(2000) % 5)
+    assert scaling.temperature > 10
+    assert scaling.nll_after == pytest.approx(math.log(5), abs=1e-2)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_converges_within_its_bounds_when_every_answer_is_right(scale):
+    scaling = TemperatureScaling().fit(scale * np.eye(4), np.arange(4))
+    assert 0.01 <= scaling.temperature <= 1
+    assert math.isfinite(scaling.nll_after)
+
+
+def test_an_end_of_the_range_is_named():
+    wrong = TemperatureScaling(math.inf).fit(10 * np.eye(4), [1, 2, 3, 0])
+    assert wrong.temperature == pytest.approx(100, rel=1e-5)
+    assert wrong.at_bound
+    right = TemperatureScaling(math.inf).fit([[1.0, 0.0]] * 10, [0] * 10)
+    assert right.temperature == pytest.approx(0.01, rel=1e-5)
+    assert right.at_bound
+    assert 0 < right.nll_after < 1e-40  # smaller than what 1 - p could tell from 0
+
+
+def test_large_logits_do_not_overflow():
+    logits = np.array([[1e6, -1e6], [1e6, -1e6]])
+    scaling = TemperatureScaling().fit(logits, [0, 1])
+    assert math.isfinite(scaling.nll_after)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_transform_keeps_kind_and_dtype_and_predicted_class(dtype):
+    logits, labels = labelled_logits(1000, 3.0)
+    scaling = TemperatureScaling().fit(logits, labels)
+    tensor = torch.tensor(logits, dtype=dtype, requires_grad=True)
+    scaled = scaling.transform(tensor)
+    assert scaled.dtype == dtype
+    assert scaled.requires_grad
+    assert torch.equal(scaled.argmax(1), tensor.argmax(1))
+    array = logits.astype(np.float32)
+    assert isinstance(scaling.transform(array), np.ndarray)
+    assert scaling.transform(array).dtype == np.float32
+    np.testing.assert_allclose(scaling.transform(array), array / scaling.temperature, rtol=1e-6)
+
+
+def test_state_round_trips_as_plain_values():
+    logits, labels = labelled_logits(1000, 3.0)
+    scaling, copy = TemperatureScaling().fit(logits, labels), TemperatureScaling()
+    state = scaling.state_dict()
+    assert {type(value) for value in state.values()} <= {float, bool}
+    copy.load_state_dict(state)
+    assert copy.state_dict() == state
+    np.testing.assert_array_equal(copy.transform(logits), scaling.transform(logits))
+
+
+def test_misuse_is_refused():
+    scaling = TemperatureScaling()
+    for prior_std in (0.0, -1.0, math.nan):
+        with pytest.raises(InputError, match="prior_std: expected a value above 0"):
+            TemperatureScaling(prior_std)
+    known = TemperatureScaling().fit(np.eye(2) * 9, [0, 1])
+    assert known.transform([[1.0, 2.0]]) == pytest.approx(known.transform(np.array([[1.0, 2.0]])))
+    with pytest.raises(InputError, match="call fit before transform"):
+        scaling.transform(np.eye(2))
+    with pytest.raises(InputError, match="logits: expected finite"):
+        scaling.fit([[math.nan, 0.0]], [0])
+    with pytest.raises(InputError, match="logits: expected at least two classes"):
+        scaling.fit([[0.0]], [0])
+    with pytest.raises(InputError, match="labels"):
+        scaling.fit([[0.0, 1.0]], [2])
+    with pytest.raises(InputError, match="expected entries"):
+        scaling.load_state_dict({"temperature": 1.0})
+    with pytest.raises(InputError, match="got -1"):
+        scaling.load_state_dict({**scaling.state_dict(), "temperature": -1.0})

@@ -1,0 +1,201 @@
+"""Frechet and kernel distance: closed forms, torchmetrics, and how sure they say they are."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
+from torchmetrics.image.kid import poly_mmd
+
+from jem.errors import InputError
+from jem.evaluation.fidelity.distances import (
+    Moments,
+    frechet_distance,
+    gaussian_distance,
+    kernel_distance,
+)
+
+
+def normal(num, width, seed=0, scale=1.0, shift=0.0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(num, width, generator=generator, dtype=torch.float64) * scale + shift
+
+
+def mixed(num, width, seed):
+    """Correlated features of unequal scales."""
+    mixing = normal(width, width, 100)
+    return normal(num, width, seed) @ mixing + torch.arange(width)
+
+
+def test_distance_of_known_gaussians():
+    # Diagonal covariances commute: the sum of (m1 - m2)^2 + (s1 - s2)^2.
+    first = Moments(torch.tensor([1.0, 0.0, 2.0]).double(), torch.diag(torch.tensor([4.0, 1, 9])))
+    second = Moments(torch.tensor([0.0, 0.0, 5.0]).double(), torch.diag(torch.tensor([1.0, 1, 0])))
+    first, second = (Moments(m.mean, m.covariance.double()) for m in (first, second))
+    assert gaussian_distance(first, second) == pytest.approx(1 + 9 + 1 + 0 + 9)
+    assert gaussian_distance(second, first) == pytest.approx(20)
+    # In two dimensions tr sqrt(A) = sqrt(tr A + 2 sqrt(det A)), and the roots need not commute.
+    s1 = torch.tensor([[2.0, 1.0], [1.0, 3.0]]).double()
+    s2 = torch.tensor([[5.0, -1.0], [-1.0, 1.0]]).double()
+    product = s1 @ s2
+    overlap = (product.trace() + 2 * torch.linalg.det(product).sqrt()).sqrt()
+    expected = s1.trace() + s2.trace() - 2 * overlap
+    zero = torch.zeros(2).double()
+    assert gaussian_distance(Moments(zero, s1), Moments(zero, s2)) == pytest.approx(
+        float(expected)
+    )
+
+
+def test_frechet_distance_is_that_of_torchmetrics():
+    real, fake = mixed(200, 6, 1), mixed(150, 6, 2) * 1.2 + 0.5
+    expected = _compute_fid(real.mean(0), real.T.cov(), fake.mean(0), fake.T.cov())
+    assert frechet_distance(real, fake, num_bootstrap=0).value == pytest.approx(float(expected))
+
+    class Pixels(nn.Module):
+        num_features = 12
+
+        def forward(self, x):
+            return x.flatten(1).double()
+
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.randint(high, (60, 3, 2, 2), generator=generator) for high in (256, 200)]
+    metric = FrechetInceptionDistance(Pixels(), input_img_size=(3, 2, 2))
+    metric.set_dtype(torch.float64)
+    metric.update(images[0].byte(), real=True)
+    metric.update(images[1].byte(), real=False)
+    found = frechet_distance(images[0].flatten(1), images[1].flatten(1), num_bootstrap=0)
+    assert found.value == pytest.approx(float(metric.compute()), rel=1e-6)
+    assert np.isnan(found[1:]).all()
+
+
+def test_frechet_distance_does_not_see_where_the_origin_is_or_how_axes_are_turned():
+    real, fake = mixed(100, 4, 1), mixed(100, 4, 2) + 1
+    value = frechet_distance(real, fake, num_bootstrap=0).value
+    turn = torch.linalg.qr(normal(4, 4, 5)).Q
+    for move in (lambda z: z + 1e6, lambda z: z @ turn):
+        moved = frechet_distance(move(real), move(fake), num_bootstrap=0).value
+        assert moved == pytest.approx(value, rel=1e-6)
+    assert frechet_distance(fake, real, num_bootstrap=0).value == pytest.approx(value)
+    assert frechet_distance(real, real, num_bootstrap=0).value == pytest.approx(0, abs=1e-6)
+    flat = torch.cat([real, torch.zeros(100, 1)], dim=1)  # a constant feature: singular
+    assert frechet_distance(flat, flat + 2, num_bootstrap=0).value == pytest.approx(20, rel=1e-6)
+
+
+def test_frechet_bias_shrinks_with_the_number_of_inputs():
+    values = [
+        np.mean(
+            [
+                frechet_distance(normal(n, 4, 2 * i), normal(n, 4, 2 * i + 1), num_bootstrap=0)[0]
+                for i in range(40)
+            ]
+        )
+        for n in (25, 100, 400)
+    ]
+    # By about a factor of four, as the docstring says: a constant over the size.
+    assert 3 < values[0] / values[1] < 5.5
+    assert 3 < values[1] / values[2] < 5.5
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_standard_error_is_the_spread_over_fresh_sets(distance):
+    found = [
+        distance(normal(150, 3, 2 * i), normal(100, 3, 2 * i + 1, 1.3, 0.5)) for i in range(60)
+    ]
+    spread = np.std([estimate.value for estimate in found], ddof=1)
+    stated = np.mean([estimate.std_error for estimate in found])
+    assert 0.75 < stated / spread < 1.35
+    first = found[0]
+    assert first.low < first.value < first.high
+    assert first.high - first.value == pytest.approx(1.96 * first.std_error, rel=1e-3)
+
+
+def test_intervals_of_the_kernel_distance_cover_the_truth():
+    # Two point masses at a and b: k(a, a) + k(b, b) - 2 k(a, b), plus a little of noise.
+    def draw(seed):
+        coin = torch.rand(80, generator=torch.Generator().manual_seed(seed)).double()
+        return torch.stack([(coin < 0.7) * 1.0, (coin >= 0.7) * 1.0], dim=1)
+
+    other = torch.tensor([[0.0, 1.0]]).double().repeat(40, 1)
+
+    def k(a, b):
+        return (a @ b / 2 + 1) ** 3
+
+    e0, e1 = torch.eye(2).double()
+    # x is e0 with 0.7, y is e1: 0.49 k00 + 0.09 k11 + 0.42 k01 + k11 - 2 (0.7 k01 + 0.3 k11)
+    truth = float(0.49 * (k(e0, e0) + k(e1, e1) - 2 * k(e0, e1)))
+    found = [kernel_distance(draw(i), other) for i in range(200)]
+    assert np.mean([e.value for e in found]) == pytest.approx(truth, rel=0.03)
+    covered = np.mean([e.low <= truth <= e.high for e in found])
+    assert 0.88 < covered <= 0.99
+
+
+def test_kernel_distance_is_that_of_torchmetrics():
+    real, fake = mixed(90, 5, 1) / 5, mixed(90, 5, 2) / 5 + 0.3
+    expected = float(poly_mmd(real, fake))
+    for seed in (0, 1):  # groups change the error alone
+        assert kernel_distance(real, fake, seed=seed).value == pytest.approx(expected)
+    errors = {kernel_distance(real, fake, seed=seed).std_error for seed in (0, 1)}
+    assert len(errors) == 2
+    assert kernel_distance(real, fake, seed=1) == kernel_distance(real, fake, seed=1)
+
+
+def test_kernel_distance_and_its_jackknife_pair_by_pair():
+    real, fake = normal(7, 2, 1).numpy(), normal(5, 2, 2).numpy() + 1  # five groups
+
+    def mmd(x, y):
+        def k(a, b):
+            return (a @ b / 2 + 1) ** 3
+
+        xx = np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j])
+        yy = np.mean([k(y[i], y[j]) for i in range(len(y)) for j in range(len(y)) if i != j])
+        return xx + yy - 2 * np.mean([k(a, b) for a in x for b in y])
+
+    found = kernel_distance(real[:5], fake)
+    assert found.value == pytest.approx(mmd(real[:5], fake))
+    assert kernel_distance(real, fake).value == pytest.approx(mmd(real, fake))
+    # Five groups of one each: which of the 5! pairings was dealt shows in the error.
+    candidates = []
+    for pairing in itertools.permutations(range(5)):
+        without = np.array(
+            [mmd(np.delete(real[:5], i, 0), np.delete(fake, j, 0)) for i, j in enumerate(pairing)]
+        )
+        candidates.append(np.sqrt(4 / 5 * ((without - without.mean()) ** 2).sum()))
+    assert min(abs(np.array(candidates) - found.std_error)) < 1e-9
+
+
+def test_kernel_distance_is_unbiased_where_sets_are_alike():
+    found = [kernel_distance(normal(12, 3, 2 * i), normal(12, 3, 2 * i + 1)) for i in range(300)]
+    values = np.array([estimate.value for estimate in found])
+    assert (values < 0).mean() > 0.3
+    assert abs(values.mean()) < 3.5 * values.std() / np.sqrt(300)
+
+
+@pytest.mark.parametrize("distance", [frechet_distance, kernel_distance])
+def test_bad_features_get_one_clear_line(distance):
+    good = normal(20, 3)
+    bad = good.clone()
+    bad[7, 1] = float("nan")
+    for args, match in [
+        ((good, bad), "`fake` must be finite, but row 7"),
+        ((bad, good), "`real` must be finite"),
+        ((good, good[:, :2]), r"as many features, but got \[3, 2\]"),
+        ((good[0], good), r"`real` must be features of shape \(N, F\)"),
+        ((good, good[:0]), r"`fake` must be features"),
+        ((good, good[:3]), "expected at least 4 rows"),
+        ((good, [["a"]]), "`fake` must hold numbers"),
+        ((good, [[1.0], [1.0, 2.0]]), "`fake` must hold numbers"),
+    ]:
+        with pytest.raises(InputError, match=match) as error:
+            distance(*args)
+        assert "\n" not in str(error.value)
+    assert distance(good.numpy(), good.float().tolist()).value < 1e-3
+
+
+def test_the_global_random_state_is_left_alone(global_rng_untouched):
+    state = np.random.get_state()[1].copy()  # noqa: NPY002
+    first, second = (frechet_distance(normal(30, 2), normal(30, 2, 1), seed=3) for _ in range(2))
+    assert first == second
+    kernel_distance(normal(30, 2), normal(30, 2, 1))
+    np.testing.assert_array_equal(state, np.random.get_state()[1])  # noqa: NPY002

@@ -1,0 +1,368 @@
+"""The detector: what its threshold and p-values promise, and that it can be saved."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from jem.data import DataPart, from_arrays
+from jem.errors import InputError
+from jem.evaluation.ood.detector import SCORES, OODDetector, PytorchOODAdapter, score
+from jem.evaluation.ood.features import FITS, as_batch
+from jem.evaluation.ood.scores import score_logits
+from jem.evaluation.ood.threshold import check_acceptance_rate, largest_acceptance_rate
+from jem.model import JEM
+from jem.networks import FactoredHead, mlp
+
+
+class FirstColumn(nn.Module):
+    """K = 1 with log p(x) = x[0]: inputs are their own scores."""
+
+    def forward(self, x):
+        return x[:, :1]
+
+
+def detector_on(scores, acceptance_rate=0.95):
+    return OODDetector(JEM(FirstColumn())).fit(column(scores), acceptance_rate=acceptance_rate)
+
+
+def column(scores):
+    return torch.as_tensor(scores, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize(
+    ("acceptance_rate", "needed"),
+    [(0.95, 19), (0.9, 9), (0.99, 99), (0.999, 999), (0.8, 4), (0.7, 3), (0.5, 1), (2 / 3, 2)],
+)
+def test_fewest_calibration_inputs(acceptance_rate, needed):
+    detector = detector_on(range(needed), acceptance_rate)
+    # The lowest score has p = 1 / (n + 1), and so is just accepted; anything lower is flagged.
+    assert detector.is_ood(column([-1.0, 0.0])).tolist() == [True, False]
+    if needed > 1:
+        with pytest.raises(InputError, match=f"at least {needed} calibration"):
+            detector_on(range(needed - 1), acceptance_rate)
+
+
+@pytest.mark.parametrize("acceptance_rate", [0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.1, 1 / 3])
+@pytest.mark.parametrize("num", [19, 20, 39, 59, 99, 100])
+def test_flags_say_what_the_p_values_say(acceptance_rate, num):
+    rng = np.random.default_rng(num)
+    detector = detector_on(np.round(rng.normal(size=num), 1), acceptance_rate)  # with ties
+    x = column(np.round(rng.normal(size=300), 1))
+    p = detector.p_value(x)
+    assert p.dtype == torch.float64
+    assert p.min() >= 1 / (num + 1) - 1e-12
+    assert detector.is_ood(x).equal(p <= 1 - acceptance_rate + 1e-9)
+
+
+def test_p_values_by_hand():
+    detector = detector_on([3.0, 1.0, 2.0, 2.0], acceptance_rate=0.5)
+    found = detector.p_value(column([0.0, 1.0, 1.5, 2.0, 9.0]))
+    assert found.tolist() == pytest.approx([0.2, 0.4, 0.4, 0.8, 1.0])
+    assert detector.threshold == pytest.approx(2.0, rel=1e-5)  # r = 2: the second lowest
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_copy_of_a_calibration_input_gets_its_verdict_in_a_batch_of_any_size(seed):
+    """Matrix products of other sizes round otherwise; eight distinct rows, so ties decide."""
+    generator = torch.Generator().manual_seed(seed)
+    distinct = torch.randn(8, 30, generator=generator)
+    x = distinct[torch.randint(8, (200,), generator=generator)]
+    detector = OODDetector(JEM(mlp((30,), 2))).fit(x, acceptance_rate=0.95)
+    alone = torch.cat([detector.p_value(row[None]) for row in distinct])
+    together = detector.p_value(distinct[torch.arange(800) % 8])
+    assert together.equal(alone.repeat(100))
+    assert alone.equal(detector.verdict(detector.score(distinct).double()).p_value)
+    assert detector.is_ood(x).sum() <= 0.05 * 201
+
+
+def test_infinite_scores_are_ordered_like_numbers():
+    inf = float("inf")
+    detector = detector_on([-inf, *range(18), inf], acceptance_rate=0.9)  # r = 2
+    assert detector.threshold == pytest.approx(0.0, abs=1e-5)
+    assert detector.is_ood(column([-inf, 0.0, inf])).tolist() == [True, False, False]
+    assert detector.p_value(column([-inf, inf])).tolist() == pytest.approx([2 / 21, 1.0])
+    lenient = detector_on([-inf] * 2 + list(range(17)), acceptance_rate=0.9)
+    assert not lenient.is_ood(column([-inf]))
+
+
+def test_nan_scores_are_refused():
+    detector = detector_on(range(30))
+    bad = column([0.0, float("nan")])
+    for method in (detector.score, detector.is_ood, detector.p_value):
+        with pytest.raises(InputError, match="input 1 is NaN"):
+            method(bad)
+    with pytest.raises(InputError, match="NaN"):
+        detector_on([float("nan")] * 30)
+    with pytest.raises(InputError, match="input 1 is NaN"):  # which no comparison would flag
+        detector.verdict(bad[:, 0])
+
+
+def test_single_inputs_and_batches_agree():
+    torch.manual_seed(0)
+    x = torch.randn(50, 1, 4, 4)
+    detector = OODDetector(JEM(mlp((1, 4, 4), 3, width=8, depth=1)), "entropy").fit(
+        x, acceptance_rate=0.9
+    )
+    for method in (detector.score, detector.p_value, detector.is_ood):
+        batch = method(x[:4].numpy())
+        assert batch.shape == (4,)
+        for row in range(4):
+            torch.testing.assert_close(method(x[row]), batch[row : row + 1])
+    assert bool(detector.is_ood(x[0])) in (True, False)
+    with pytest.raises(InputError, match="shape"):
+        detector.score(torch.zeros(2, 1, 5, 5))
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_detector_survives_saving(name, context, tmp_path):
+    torch.manual_seed(0)
+    model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(60, 2)
+    with context():
+        detector = OODDetector(model, name, (x[:30], torch.arange(30) % 3)).fit(
+            x[30:], acceptance_rate=0.8
+        )
+    torch.save(detector.state_dict(), tmp_path / "detector.pt")
+    state = torch.load(tmp_path / "detector.pt", weights_only=True)
+    loaded = OODDetector(model).load_state_dict(state)
+    assert loaded.threshold == detector.threshold
+    assert (loaded.score_name, loaded.acceptance_rate) == (name, 0.8)
+    with context():
+        for method in ("score", "p_value", "is_ood"):
+            assert getattr(loaded, method)(x).equal(getattr(detector, method)(x))
+        assert loaded.score(x[0]).shape == (1,)
+
+
+def test_options_reach_the_score_and_are_saved():
+    model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(60, 2)
+    detector = OODDetector(model, "knn", (x, None), k=3)
+    expected = score(model, x, "knn", reference=(x, None), k=3)
+    assert detector.score(x).equal(expected)  # before `fit`
+    assert OODDetector(model).load_state_dict(detector.state_dict()).score(x).equal(expected)
+
+
+def test_scores_at_hand_fit_and_judge_as_inputs_do():
+    torch.manual_seed(0)
+    model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(90, 2)
+    for name in SCORES:
+        reference = (x[:30], torch.arange(30) % 3)
+        by_input = OODDetector(model, name, reference).fit(x[30:60], acceptance_rate=0.9)
+        by_score = OODDetector(model, name, reference)
+        by_score.fit_scores(by_score.score(x[30:60]), acceptance_rate=0.9)
+        assert by_score.threshold == by_input.threshold
+        assert by_score.num_calibration == 30
+        verdict = by_score.verdict(by_input.score(x[60:]))
+        assert verdict.p_value.equal(by_input.p_value(x[60:]))
+        assert verdict.is_ood.equal(by_input.is_ood(x[60:]))
+        with torch.no_grad():
+            logits = model.logits(x)
+        torch.testing.assert_close(by_input.score(x, logits), by_input.score(x))
+
+
+def test_logits_at_hand_spare_the_network():
+    class Once(nn.Module):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x @ torch.ones(2, 3)
+
+    network = Once()
+    detector = OODDetector(JEM(network), "entropy")
+    detector.score(torch.zeros(5, 2), logits=torch.randn(5, 3))
+    assert network.calls == 0
+    with pytest.raises(InputError, match="not logits alone"):
+        score_logits(torch.zeros(5, 3), "approximate_mass")
+    with pytest.raises(InputError, match="unknown OOD score"):
+        score_logits(torch.zeros(5, 3), "fame")
+
+
+def test_the_threshold_moves_to_another_share_by_the_same_calibration():
+    detector = detector_on(range(99), acceptance_rate=0.9)
+    assert detector.threshold == pytest.approx(9.0, rel=1e-5)
+    assert (
+        detector.accepting(0.95).threshold
+        == detector_on(range(99), acceptance_rate=0.95).threshold
+    )
+    assert detector.acceptance_rate == 0.95
+    with pytest.raises(InputError, match="at least 999 calibration inputs, but got 99"):
+        detector.accepting(0.999)
+    assert (detector.acceptance_rate, detector.threshold) == (0.95, pytest.approx(4.0, rel=1e-5))
+    with pytest.raises(InputError, match="call `fit"):
+        OODDetector(JEM(FirstColumn())).accepting(0.9)
+    with pytest.raises(InputError, match="shape"):
+        detector.fit_scores(torch.zeros(30, 2))
+
+
+@pytest.mark.parametrize("num", [1, 2, 9, 15, 18, 19, 100])
+def test_largest_share_is_one_that_is_taken_and_no_larger_one_is(num):
+    acceptance_rate = largest_acceptance_rate(num)
+    check_acceptance_rate(num, acceptance_rate)
+    assert acceptance_rate == pytest.approx(0.95 if num >= 19 else num / (num + 1))
+    if num < 19:
+        with pytest.raises(InputError, match="needs at least"):
+            check_acceptance_rate(num, acceptance_rate + 1e-6)
+    with pytest.raises(InputError, match="there is none"):
+        largest_acceptance_rate(0)
+
+
+def test_arrays_in_files_are_scored_without_a_copy(tmp_path):
+    x = np.random.default_rng(0).normal(size=(50, 2))
+    np.save(tmp_path / "x.npy", x)
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r")
+    assert as_batch(stored, (2,)).data_ptr() == stored.ctypes.data
+    model = JEM(mlp((2,), 3, width=8, depth=1))
+    for view in (stored, stored.astype(">f8"), stored[::-1][::-1], x[::-1][::-1]):
+        torch.testing.assert_close(score(model, view), score(model, x))
+    torch.testing.assert_close(score(model, stored[::-1]), score(model, x[::-1].copy()))
+
+
+def test_misuse_is_refused_with_a_clear_line():
+    model, x = JEM(FirstColumn()), torch.randn(30, 1)
+    with pytest.raises(InputError, match="unknown OOD score"):
+        OODDetector(model, "energy")
+    for method in (OODDetector(model).is_ood, OODDetector(model).p_value):
+        with pytest.raises(InputError, match="call `fit"):
+            method(x)
+    for acceptance_rate in (0.0, 1.0, float("nan")):
+        with pytest.raises(InputError, match="acceptance_rate"):
+            OODDetector(model).fit(x, acceptance_rate=acceptance_rate)
+    for name in FITS:
+        with pytest.raises(InputError, match="reference="):
+            OODDetector(model, name).fit(x)
+    with pytest.raises(InputError, match="K = 1"):
+        OODDetector(model, "gen").fit(x)
+    with pytest.raises(InputError, match="'log_density' has no option `gamma`"):
+        OODDetector(model, gamma=0.1).score(x)
+    two = torch.zeros(3, 2)
+    for options, message in (
+        ({"gamma": -1.0}, "`gamma`"), ({"num_classes": 0}, "`num_classes`"), ({"k": 3}, "`k`"),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=message):
+            score_logits(two, "gen", **options)
+
+
+def test_calibration_inputs_in_other_units_are_refused():
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    detector = OODDetector(JEM(network, domain=(-1, 1)))
+    raw = torch.arange(40 * 16).remainder(256).float().view(40, 1, 4, 4)
+    with pytest.raises(InputError, match=r"within \[-1, 1\], but they lie in \[0, 255\]"):
+        detector.fit(raw)
+    few_broken = raw / 255
+    few_broken[:10] = 255  # what most of them say counts
+    assert detector.fit(few_broken).threshold is not None
+
+
+def test_fit_leaves_a_training_model_in_training():
+    model = JEM(nn.Sequential(nn.Linear(2, 4), nn.Dropout(0.5), nn.Linear(4, 3))).train()
+    x = torch.randn(40, 2)
+    detector = OODDetector(model).fit(x)
+    assert all(m.training for m in model.modules())
+    assert detector.score(x).equal(detector.score(x))
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_adapter_speaks_the_protocol_of_pytorch_ood():
+    torch.manual_seed(0)
+    model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(40, 2)
+    labels = torch.arange(40) % 4 - 1  # every fourth is OOD by their rule
+    loader = [(x[:25], labels[:25]), (x[25:], labels[25:])]
+    known = (x[labels >= 0], labels[labels >= 0])
+    for name in SCORES:
+        adapter = PytorchOODAdapter(model, name).fit(loader)
+        expected = -score(model, x, name, reference=known)
+        torch.testing.assert_close(adapter.predict(x), expected)
+        torch.testing.assert_close(adapter(x), expected)
+    with pytest.raises(InputError, match="reference="):
+        PytorchOODAdapter(model, "knn").predict(x)
+    with pytest.raises(InputError, match="no input"):
+        PytorchOODAdapter(model, "knn").fit([])
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs"),
+    [
+        ("log_density", "EnergyBased"),
+        ("max_probability", "MaxSoftmax"),
+        ("max_logit", "MaxLogit"),
+        ("entropy", "Entropy"),
+        ("gen", "GEN"),
+    ],
+)
+def test_adapter_gives_the_scores_of_pytorch_ood(name, theirs):
+    detectors = pytest.importorskip("pytorch_ood.detector")
+    torch.manual_seed(0)
+    model, x = JEM(mlp((2,), 5, width=8, depth=1)).eval(), torch.randn(40, 2)
+    expected = getattr(detectors, theirs)(model).predict(x).detach()
+    if name == "gen":
+        expected = 5 * expected  # they average over the classes; the paper sums
+    torch.testing.assert_close(PytorchOODAdapter(model, name).predict(x), expected)
+
+
+def test_many_skewed_columns_are_no_other_units():
+    rows = np.random.default_rng(0).lognormal(0, 1.5, (300, 1000))
+    splits = from_arrays(rows, np.arange(300) % 2)
+    model = JEM(nn.Linear(1000, 2), domain=splits.domain)
+    low, high = splits.domain
+    far = (splits.calibration.x > 2 * high - low).any(dim=1)
+    assert far.float().mean() > 0.5  # a value far out in most rows
+    assert OODDetector(model).fit(splits.calibration.x).threshold is not None
+    with pytest.raises(InputError, match="must be in-distribution"):
+        OODDetector(model).fit(splits.calibration.x * 1000)
+
+
+@pytest.mark.parametrize("last", [nn.LogSoftmax(dim=1), nn.Softmax(dim=1)])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_a_network_that_ends_in_a_softmax_has_no_density(last, frozen):
+    network = nn.Sequential(nn.Linear(2, 3), last).requires_grad_(not frozen)
+    x = torch.randn(30, 2)
+    with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
+        OODDetector(JEM(network)).fit(x)
+    assert OODDetector(JEM(network), "max_logit").fit(x).threshold is not None
+    head = FactoredHead(2, 3)
+    with torch.no_grad():  # log p(x) begins as a constant
+        head.linear.weight[-1:], head.linear.bias[-1:] = 0, 0
+    assert OODDetector(JEM(head)).fit(x).threshold == pytest.approx(0, abs=1e-5)
+
+
+def test_weights_made_in_inference_mode_are_scored():
+    with torch.inference_mode():
+        model = JEM(nn.Linear(2, 3))
+    assert OODDetector(model).fit(torch.randn(30, 2)).threshold is not None
+
+
+def test_logits_at_hand_are_those_of_the_inputs():
+    detector = OODDetector(JEM(nn.Linear(2, 3)))
+    with pytest.raises(InputError, match="those of the 200 inputs, a row each, but got 3"):
+        detector.score(torch.zeros(200, 2), torch.zeros(3, 3))
+
+
+class InPlace(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.sub_(1))
+
+
+def test_a_network_that_works_in_place_leaves_the_inputs_alone():
+    x = np.ones((5, 2), dtype=np.float32)
+    OODDetector(JEM(InPlace(2, 3))).score(x)
+    assert (x == 1).all()
+
+
+def test_what_is_no_model_or_no_inputs_is_named():
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Linear: wrap it"):
+        OODDetector(nn.Linear(2, 3))
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got str$"):
+        score("model", torch.zeros(3, 2))
+    assert OODDetector(torch.compile(JEM(nn.Linear(2, 3)))).num_calibration == 0
+    part = DataPart(torch.zeros(40, 2), torch.zeros(40, dtype=torch.long))
+    for given in (part, (part.x, part.y)):
+        with pytest.raises(InputError, match=r"pass the inputs alone, such as data\.cal"):
+            OODDetector(JEM(nn.Linear(2, 3))).fit(given)
+
+
+def test_scores_may_be_lists_and_arrays():
+    scores = np.arange(40.0)
+    detector = OODDetector(JEM(nn.Linear(2, 3)))
+    assert detector.fit_scores(scores.tolist()).threshold == detector.fit_scores(scores).threshold
+    assert detector.verdict([-1.0, 50.0]).is_ood.tolist() == [True, False]

@@ -1,0 +1,364 @@
+"""Every score: its sign, its value by other means, and that it leaves the model as it was."""
+
+import inspect
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from sklearn.covariance import ledoit_wolf
+from sklearn.neighbors import NearestNeighbors
+from torch import nn
+from torch.nn import functional as F
+
+from jem.errors import InputError
+from jem.evaluation.ood.detector import SCORES, score
+from jem.evaluation.ood.features import FITS, ClassGaussians, NeighbourBank, fitted
+from jem.evaluation.ood.metrics import ood_metrics
+from jem.model import JEM
+from jem.networks import mlp, small_cnn
+
+CLASS_SCORES = ["max_probability", "max_logit", "entropy", "gen"]
+
+
+class Islands(nn.Module):
+    """Three classes in the plane; far out log p(x) falls, p(y|x) levels off, the slope grows."""
+
+    def __init__(self, dtype=torch.float64):
+        super().__init__()
+        angles = torch.arange(3, dtype=dtype) * 2.1
+        self.centres = nn.Parameter(2 * torch.stack([angles.cos(), angles.sin()], dim=1))
+
+    def features(self, x):
+        return torch.cat([x, torch.ones_like(x[:, :1])], dim=1)
+
+    def forward(self, x):
+        distances = (x[:, None] - self.centres).square().sum(dim=2)
+        return -x.square().sum(dim=1, keepdim=True) / 8 - 2 * torch.log1p(distances)
+
+
+class Bowl(nn.Module):
+    """K = 1: E(x) = |x|^2 / 2."""
+
+    def forward(self, x):
+        return -x.square().flatten(1).sum(dim=1, keepdim=True) / 2
+
+
+def island_points(num, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(num) % 3
+    noise = 0.2 * torch.randn(num, 2, generator=generator, dtype=torch.float64)
+    x = Islands().centres.detach()[labels] + noise
+    return x.to(dtype), labels
+
+
+@pytest.fixture
+def islands():
+    return JEM(Islands())
+
+
+@pytest.fixture
+def reference():
+    return island_points(120, seed=1)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_far_away_points_score_lower(name, islands, reference):
+    near, _ = island_points(60)
+    directions = F.normalize(torch.randn(60, 2, dtype=torch.float64), dim=1)
+    near_scores = score(islands, near, name, reference=reference)
+    far_scores = score(islands, 40 * directions, name, reference=reference)
+    assert near_scores.min() > far_scores.max()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A perceptron that tells two blobs apart, and both from uniform points, in a plain loop."""
+    torch.manual_seed(0)
+    model = JEM(mlp((2,), 2, width=32, depth=2))
+    labels = torch.arange(256) % 2
+    x = 0.3 * torch.randn(256, 2) + (2.0 * labels - 1)[:, None]
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(200):
+        logits, background = model.logits(x), model.logits(8 * torch.rand(256, 2) - 4)
+        contrast = F.softplus(-logits.logsumexp(1)) + F.softplus(background.logsumexp(1))
+        flat = -background.log_softmax(1).mean()
+        loss = F.cross_entropy(logits, labels) + contrast.mean() + flat
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model, (x, labels)
+
+
+@pytest.mark.parametrize("name", [n for n in SCORES if n != "approximate_mass"])
+def test_scores_of_a_trained_network_find_the_corners_of_its_domain(name, trained):
+    # Its gradient vanishes far out, which is why the approximate mass is left out here.
+    model, (x, labels) = trained
+    corners = torch.tensor([[-3.5, 3.5], [3.5, -3.5]]).repeat(20, 1) + 0.4 * torch.randn(40, 2)
+    scores_in = score(model, x, name, reference=(x, labels))
+    scores_out = score(model, corners, name, reference=(x, labels))
+    assert ood_metrics(scores_in, scores_out, num_bootstrap=1).auroc > 0.9
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("context", [nullcontext, torch.no_grad, torch.inference_mode])
+def test_scores_are_the_same_in_every_gradient_mode(name, context, islands, reference):
+    x, _ = island_points(7)
+    expected = score(islands, x, name, reference=reference)
+    options = {"reference": reference} if name in FITS else {}
+    with context():
+        inside = x.clone()  # in inference mode: a tensor that can hold no gradient
+        found = score(islands, inside, name, reference=reference)
+        direct = SCORES[name](islands, inside, **options)
+    assert found.equal(expected)
+    assert direct.equal(expected)
+    assert not found.requires_grad
+    assert not found.is_inference()
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_mode_flags_and_gradients_stay_as_they_were(name):
+    body = nn.Sequential(nn.Flatten(), nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5))
+    network = mlp((2,), 3, width=8, depth=1)
+    network.body = body
+    model = JEM(network).train()
+    body[2].eval()
+    body[1].bias.requires_grad_(False)
+    body[1].weight.grad = torch.ones(8, 2)
+    x = torch.randn(20, 2, requires_grad=True)
+    modes = [m.training for m in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    buffers = {key: value.clone() for key, value in model.state_dict().items()}
+
+    options = {"reference": (x, torch.arange(20) % 3)} if name in FITS else {}
+    first, second = (SCORES[name](model, x, **options) for _ in range(2))
+
+    assert first.equal(second)  # no dropout, no running statistics
+    assert not first.requires_grad
+    assert [m.training for m in model.modules()] == modes
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert body[1].weight.grad.equal(torch.ones(8, 2))
+    assert x.grad is None
+    assert all(p.grad is None for p in network.head.parameters())
+    assert all(value.equal(buffers[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_batches_change_nothing_but_rounding(name, batch_size, islands, reference):
+    x, _ = island_points(11)
+    whole = score(islands, x, name, reference=reference)
+    parts = score(islands, x, name, reference=reference, batch_size=batch_size)
+    single = score(islands, x[3], name, reference=reference)
+    assert whole.shape == (11,)
+    assert whole.dtype == torch.float64
+    torch.testing.assert_close(parts, whole)
+    torch.testing.assert_close(single, whole[3:4])
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_arrays_are_taken_in_the_precision_of_the_model(name, reference):
+    model, (x, _) = JEM(Islands(torch.float32)), island_points(5)
+    arrays = tuple(part.numpy() for part in reference)
+    found = score(model, x.numpy(), name, reference=arrays)
+    expected = score(JEM(Islands()), x, name, reference=reference)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_images_of_a_convolutional_network_are_scored(name):
+    torch.manual_seed(0)
+    model = JEM(small_cnn((1, 8, 8), 3, width=4), input_shape=(1, 8, 8), domain=(-1.0, 1.0))
+    x = 2 * torch.rand(6, 1, 8, 8) - 1
+    found = score(model, x, name, reference=(x, torch.arange(6) % 3))
+    assert found.shape == (6,)
+    assert found.isfinite().all()
+    assert score(model, x[0], name, reference=(x, torch.arange(6) % 3)).shape == (1,)
+
+
+def test_every_score_has_the_same_shape_of_signature():
+    for name, function in SCORES.items():
+        first, second, *options = inspect.signature(function).parameters.values()
+        assert (first.name, second.name) == ("model", "x")
+        assert all(option.kind is option.KEYWORD_ONLY for option in options)
+        assert ("reference" in [option.name for option in options]) == (name in FITS)
+
+
+@pytest.mark.parametrize("name", CLASS_SCORES)
+def test_a_model_of_one_output_has_no_classes(name):
+    with pytest.raises(InputError, match="K = 1"):
+        score(JEM(Bowl()), torch.zeros(2, 3), name)
+
+
+def test_logit_scores_equal_their_formulas(islands):
+    x, _ = island_points(9)
+    logits = islands.logits(x).detach()
+    p = logits.softmax(1)
+    expected = {
+        "log_density": logits.exp().sum(1).log(),
+        "max_probability": p.max(1).values,
+        "max_logit": logits.max(1).values,
+        "entropy": (p * p.log()).sum(1),
+        "gen": -(p**0.1 * (1 - p) ** 0.1).sum(1),
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(score(islands, x, name), values)
+
+
+class Passed(nn.Module):
+    """Inputs are the logits."""
+
+    def forward(self, x):
+        return 1.0 * x
+
+
+def test_gen_ranks_confident_inputs_and_counts_the_largest_classes():
+    model = JEM(Passed())
+    sure = torch.tensor([[20.0, 0, 0], [40.0, 0, 0], [80.0, 0, 0]])
+    assert (score(model, sure, "gen").diff() > 0).all()
+    assert (score(model, sure, "max_probability") == 1).all()
+    x = torch.randn(4, 6, dtype=torch.float64)
+    p = x.softmax(1).sort(1, descending=True).values[:, :2]
+    expected = -(p**0.5 * (1 - p) ** 0.5).sum(1)
+    torch.testing.assert_close(score(model, x, "gen", gamma=0.5, num_classes=2), expected)
+
+
+def test_certain_inputs_have_no_entropy():
+    x = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]])
+    found = score(JEM(Passed()), x, "entropy")
+    torch.testing.assert_close(found, torch.tensor([0.0, -0.6931472]))
+
+
+def test_approximate_mass_of_a_bowl_is_minus_the_radius():
+    x = torch.randn(6, 3, dtype=torch.float64)
+    torch.testing.assert_close(score(JEM(Bowl()), x, "approximate_mass"), -x.norm(dim=1))
+
+
+def test_energy_change_of_a_bowl_is_known_and_draws_no_noise():
+    model, x = JEM(Bowl()), torch.randn(6, 3, dtype=torch.float64)
+    move = {"step_size": 0.2, "noise_std": 5.0, "grad_clamp": None, "max_rms": None}
+    model.sampler = SimpleNamespace(move=move)
+    expected = (0.8**8 - 1) * x.square().sum(1) / 2
+    torch.testing.assert_close(score(model, x, "energy_change", num_steps=4), expected)
+    assert model.sampler.move == move
+
+
+def test_energy_change_stays_inside_the_domain():
+    model = JEM(Bowl(), domain=(1.0, 2.0))
+    x = torch.full((1, 2), 1.0)
+    assert score(model, x, "energy_change").item() == 0.0
+
+
+def test_knn_equals_scikit_learn(islands, reference):
+    x, _ = island_points(9)
+    z, bank = (F.normalize(islands.network.features(a), dim=1).numpy() for a in (x, reference[0]))
+    distances, _ = NearestNeighbors(n_neighbors=7).fit(bank).kneighbors(z)
+    found = score(islands, x, "knn", reference=reference, k=7)
+    np.testing.assert_allclose(found, -distances[:, -1], atol=1e-7)
+
+
+def test_knn_tells_distances_apart_where_all_features_point_one_way():
+    """Unit vectors within 1e-3 of each other: expanded squares of float32 have no digits left."""
+    network = nn.Sequential(nn.Identity())
+    network.features = lambda x: x
+    generator = torch.Generator().manual_seed(0)
+    bank = 1 + 3e-4 * torch.randn(500, 8, generator=generator)
+    x = 1 + 3e-4 * torch.randn(50, 8, generator=generator)
+    found = score(JEM(network), x, "knn", reference=(bank, None), k=1)
+    z, rows = (F.normalize(a.double(), dim=1) for a in (x, bank))
+    expected = -(z[:, None] - rows).norm(dim=2).amin(dim=1)
+    torch.testing.assert_close(found.double(), expected, atol=0, rtol=0.02)
+
+
+def test_knn_looks_through_more_than_one_chunk_of_the_bank():
+    model, generator = JEM(mlp((2,), 2, width=4, depth=1)).double(), torch.Generator()
+    x = torch.randn(9000, 2, generator=generator.manual_seed(0), dtype=torch.float64)
+    bank = fitted(model, NeighbourBank, (x, None))
+    z = bank.features[:3]
+    expected = -torch.cdist(z, bank.features).sort(dim=1).values[:, 4]
+    found = score(model, x[:3], "knn", reference=bank, k=5)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_mahalanobis_equals_scikit_learn_and_numpy(islands, reference):
+    x, _ = island_points(9)
+    z, bank = (islands.network.features(a).numpy() for a in (x, reference[0]))
+    labels = reference[1].numpy()
+    means = np.stack([bank[labels == c].mean(0) for c in range(3)])
+    covariance, _ = ledoit_wolf(bank - means[labels], assume_centered=True)
+    d = z[:, None] - means
+    expected = -np.einsum("nci,ij,ncj->nc", d, np.linalg.inv(covariance), d).min(1)
+    found = score(islands, x, "mahalanobis", reference=reference)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
+def test_mahalanobis_takes_more_features_than_inputs_and_constant_ones():
+    model = JEM(mlp((2,), 3, width=64, depth=1))
+    x = torch.randn(6, 2)
+    assert score(model, x, "mahalanobis", reference=(x, [0, 0, 2, 2, 5, 5])).isfinite().all()
+    same = torch.ones(6, 2)
+    found = score(model, torch.cat([same, -same]), "mahalanobis", reference=(same, None))
+    assert found.isfinite().all()
+    assert (found[:6] > found[6:]).all()
+
+
+def test_what_was_fitted_once_gives_the_same_scores(islands, reference):
+    x, _ = island_points(5)
+    for name, kind in FITS.items():
+        fit = fitted(islands, kind, reference)
+        expected = score(islands, x, name, reference=reference)
+        torch.testing.assert_close(score(islands, x, name, reference=fit), expected)
+        assert isinstance(fit, NeighbourBank | ClassGaussians)
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_feature_scores_say_what_they_lack(name, islands, reference):
+    x, labels = reference
+    kind = next(kind for key, kind in FITS.items() if key != name)
+    other = fitted(islands, kind, (x, labels))
+    for bad in (None, x, other, (x,)):
+        with pytest.raises(InputError, match="training data"):
+            score(islands, x, name, reference=bad)
+    with pytest.raises(InputError, match="features"):
+        score(JEM(Bowl()), x, name, reference=reference)
+    with pytest.raises(InputError, match="no input"):
+        score(islands, x, name, reference=(x[:0], labels[:0]))
+    with pytest.raises(InputError, match="not all finite"):
+        score(islands, x, name, reference=(x * torch.inf, labels))
+
+
+def test_bad_neighbours_labels_and_names_are_refused(islands, reference):
+    x, labels = reference
+    for k in (0, 121):
+        with pytest.raises(InputError, match="`k`"):
+            score(islands, x, "knn", reference=reference, k=k)
+    with pytest.raises(InputError, match="one label"):
+        score(islands, x, "mahalanobis", reference=(x, labels[:5]))
+    with pytest.raises(InputError, match="expected one of log_density"):
+        score(islands, x, "energy")
+    with pytest.raises(InputError, match="num_steps"):
+        score(islands, x, "energy_change", num_steps=0)
+    with pytest.raises(InputError, match="batch_size"):
+        score(islands, x, batch_size=0)
+
+
+def test_bad_inputs_are_refused():
+    model = JEM(nn.Linear(2, 3), input_shape=(2,))
+    with pytest.raises(InputError, match="preprocess"):
+        score(model, np.zeros((4, 2), np.uint8))
+    with pytest.raises(InputError, match=r"\(B, 2\), but got \(4, 3\)"):
+        score(model, torch.zeros(4, 3))
+    with pytest.raises(InputError, match="real numbers"):
+        score(model, np.array([["a", "b"]]))
+    with pytest.raises(InputError, match="shape"):
+        score(JEM(nn.Linear(2, 3)), torch.tensor(1.0))
+
+
+def test_no_inputs_give_no_scores_and_nan_stays_visible():
+    model = JEM(nn.Linear(2, 3))
+    assert score(model, torch.zeros(0, 2)).shape == (0,)
+    x = torch.tensor([[0.0, torch.nan], [0.0, 0.0]])
+    for name in ("log_density", "energy_change", *CLASS_SCORES):
+        assert score(model, x, name).isnan().tolist() == [True, False]

@@ -1,0 +1,229 @@
+import io
+import pickle
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from jem.errors import RunFolderError
+from jem.runs.checkpoint import Checkpoints, deserialise, serialise
+
+
+def state(value=1.0):
+    return {
+        "modules": {"model": {"weight": torch.full((3, 2), value, dtype=torch.float64)}},
+        "optimizers": {"parameters": {"state": {0: {"step": torch.tensor(3.0)}}}},
+        "generators": {"chains": torch.Generator().manual_seed(4).get_state()},
+        "progress": {"iteration": 7, "seconds": 0.5, "name": "a", "none": None},
+        "settings": {"domain": (torch.tensor(-1.0), torch.tensor(1.0)), "classes": ("a", "b")},
+    }
+
+
+def same(first, second):
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(same(first[k], second[k]) for k in first)
+    if isinstance(first, tuple | list):
+        return type(first) is type(second) and all(map(same, first, second))
+    return first == second
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+# -- bytes
+
+
+def test_state_comes_back_as_it_went():
+    content = serialise({"format": 1, **state()})
+    assert same(deserialise(content), {"format": 1, **state()})
+
+
+@pytest.mark.parametrize("flip", [0x01, 0x10, 0xFF])
+def test_flipped_bits_anywhere_are_refused_or_harmless(flip):
+    content = serialise({"format": 1, "x": torch.arange(5.0), "y": (1, "two", None)})
+    expected, refused = deserialise(content), 0
+    for position in range(len(content)):
+        flipped = bytearray(content)
+        flipped[position] ^= flip
+        try:
+            loaded = deserialise(bytes(flipped))
+        except RunFolderError:
+            refused += 1
+        else:  # padding between the parts and dates of the archive carry nothing
+            assert same(loaded, expected), position
+    assert refused > 300
+
+
+def test_a_flipped_byte_of_a_tensor_is_named():
+    content = bytearray(serialise({"format": 1, "x": torch.full((1000,), 1.5)}))
+    content[content.index(torch.full((4,), 1.5).numpy().tobytes()) + 7] ^= 1
+    with pytest.raises(RunFolderError, match=r"mine is damaged: the checksum of .*data/0"):
+        deserialise(bytes(content), "mine")
+
+
+def test_a_truncated_file_is_refused_at_any_length():
+    content = serialise({"format": 1, **state()})
+    for length in [0, 1, 100, *range(0, len(content), 97), len(content) - 1]:
+        with pytest.raises(RunFolderError, match="mine cannot be read"):
+            deserialise(content[:length], "mine")
+
+
+class Bomb:
+    """Unpickling this touches a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (Path(self.path),))
+
+
+@pytest.mark.parametrize("make", [torch.save, pickle.dump])
+def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path, make):
+    went_off, file = tmp_path / "went off", io.BytesIO()
+    make({"format": 1, "x": Bomb(went_off)}, file)
+    pickled = pickle.dumps(Bomb(went_off))
+    pickle.loads(pickled)  # it is a live one
+    assert went_off.exists()
+    went_off.unlink()
+    with pytest.raises(RunFolderError, match="mine cannot be read"):
+        deserialise(file.getvalue(), "mine")
+    assert not went_off.exists()
+
+
+@pytest.mark.parametrize("content", [{"format": 2}, {}, {"model_state_dict": {}}, [1, 2]])
+def test_another_format_is_refused(content):
+    file = io.BytesIO()
+    torch.save(content, file)
+    with pytest.raises(RunFolderError, match="mine is no checkpoint of format 1"):
+        deserialise(file.getvalue(), "mine")
+
+
+# -- files
+
+
+@pytest.mark.parametrize("at", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, monkeypatch, fill_disk, at):
+    checkpoints.save(1, state(1.0))
+    checkpoints.save(2, state(2.0))
+    with monkeypatch.context() as patch:
+        fill_disk(patch, at)
+        with pytest.raises(RunFolderError, match="No space left"):
+            checkpoints.save(3, state(3.0))
+    assert checkpoints.iterations() == [1, 2]
+    iteration, loaded = checkpoints.load_latest()
+    assert iteration == 2
+    assert same(loaded, {"format": 1, **state(2.0)})
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "a file").write_bytes(b"")
+    with pytest.raises(RunFolderError, match=r"cannot make .*checkpoints"):
+        Checkpoints(tmp_path / "a file" / "checkpoints").save(1, state())
+
+
+# -- the checkpoints of a run
+
+
+@pytest.mark.parametrize("in_memory", [False, True])
+def test_the_newest_are_kept_and_come_back(tmp_path, in_memory):
+    checkpoints = Checkpoints(None if in_memory else tmp_path / "deep" / "checkpoints", keep=2)
+    assert checkpoints.iterations() == []
+    for iteration in (0, 5, 10, 123_456_789):
+        checkpoints.save(iteration, state(float(iteration)))
+    assert checkpoints.iterations() == [10, 123_456_789]
+    assert same(checkpoints.load(10), {"format": 1, **state(10.0)})
+    assert checkpoints.load_latest()[0] == 123_456_789
+    checkpoints.drop(123_456_789)
+    assert checkpoints.load_latest()[0] == 10
+
+
+def test_checkpoints_in_between_do_not_push_out_the_fixed_ones(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=10, keep=2)
+    for iteration in (0, 10, 20, 23, 27):
+        checkpoints.save(iteration, state())
+    assert checkpoints.fixed_iterations() == [10, 20]
+    assert checkpoints.iterations() == [10, 20, 27]
+    checkpoints.save(30, state())
+    assert checkpoints.iterations() == [20, 30]
+
+
+def test_checkpoints_in_memory_are_copies():
+    checkpoints, weight = Checkpoints(None), torch.zeros(3)
+    checkpoints.save(1, {"weight": weight})
+    weight += 1
+    assert torch.equal(checkpoints.load(1)["weight"], torch.zeros(3))
+
+
+def test_other_files_in_the_folder_are_not_looked_at(checkpoints):
+    checkpoints.save(3, state())
+    for name in ("00000009.pt.partial", "best.pt", "00000009.pth", "notes.txt"):
+        (checkpoints.folder / name).write_bytes(b"junk")
+    assert checkpoints.iterations() == [3]
+    assert checkpoints.load_latest()[0] == 3
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    if how == "flipped":
+        middle = content.index(torch.full((2,), 2.0, dtype=torch.float64).numpy().tobytes())
+        path.write_bytes(content[:middle] + b"\x00" * 16 + content[middle + 16 :])
+    elif how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("how", ["flipped", "truncated", "empty"])
+def test_a_damaged_checkpoint_is_passed_over_with_a_warning(checkpoints, how):
+    checkpoints.save(1, state(1.0))
+    checkpoints.save(2, state(2.0))
+    damage(checkpoints.path(2), how)
+    with pytest.warns(UserWarning, match=r"00000002.pt .*going on from iteration 1 instead"):
+        iteration, loaded = checkpoints.load_latest()
+    assert iteration == 1
+    assert same(loaded, {"format": 1, **state(1.0)})
+    with pytest.raises(RunFolderError, match=r"00000002\.pt"):
+        checkpoints.load(2)
+
+
+def test_whole_checkpoints_load_without_a_warning(checkpoints):
+    checkpoints.save(1, state())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        checkpoints.load_latest()
+
+
+def test_if_none_is_usable_every_problem_is_named(checkpoints):
+    with pytest.raises(RunFolderError, match=r"no usable checkpoint in .*there is none"):
+        checkpoints.load_latest()
+    for iteration in (1, 2):
+        checkpoints.save(iteration, state(2.0))
+        damage(checkpoints.path(iteration), "truncated")
+    with pytest.raises(RunFolderError, match=r"no usable checkpoint.*00000002.pt.*00000001.pt"):
+        checkpoints.load_latest()
+
+
+def test_a_checkpoint_that_is_not_there_is_named(checkpoints):
+    with pytest.raises(RunFolderError, match=r"cannot read .*00000004.pt: No such file"):
+        checkpoints.load(4)
+
+
+def test_a_damaged_newer_checkpoint_is_neither_gone_back_to_nor_kept_for_an_older_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, every=10, keep=2)
+    for iteration in (0, 10, 20):
+        checkpoints.save(iteration, state(float(iteration)))
+    damage(checkpoints.path(20), "truncated")  # the run was resumed from 10
+    assert checkpoints.roll_back(15, last=-1) == 10
+    assert checkpoints.iterations() == [10]
+    for iteration in (20, 30, 40):
+        checkpoints.save(iteration, state())
+    damage(checkpoints.path(40), "truncated")
+    checkpoints.save(35, state())
+    assert checkpoints.iterations() == [30, 35, 40]
+    assert checkpoints.roll_back(36, last=-1) == 30

@@ -1,0 +1,275 @@
+"""Exported files against the model itself: the same figures from another engine."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import jem
+from jem.data.scaling import Scaling
+from jem.errors import InputError, RunFolderError
+from jem.evaluation.ood.scores import FROM_LOGITS
+from jem.networks import mlp, small_cnn
+from jem.serving.export import export_onnx, export_torch
+
+onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
+
+BATCH_SIZES = (1, 7)
+CLOSE = {"rtol": 0, "atol": 1e-4}
+
+
+def session(path):
+    return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+def run_onnx(path, raw):
+    """Outputs by name, as tensors."""
+    loaded = session(path)
+    names = [output.name for output in loaded.get_outputs()]
+    outputs = loaded.run(None, {"inputs": raw})
+    return {name: torch.from_numpy(out) for name, out in zip(names, outputs, strict=True)}
+
+
+def images(count, channels, seed=0):
+    shape = (count, 8, 8, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def image_model():
+    """RGB images with channels last, as files hold them; the logits are spread out."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = small_cnn((3, 8, 8), 5, width=4, head="factored")
+        with torch.no_grad():
+            network.head.linear.weight.mul_(30)
+    scaling = Scaling.of_bytes((3, 8, 8), "channels_last")
+    return jem.JEM(network, classes=tuple("abcde"), scaling=scaling, input_shape=(3, 8, 8))
+
+
+@pytest.fixture(scope="module")
+def detector(image_model):
+    return jem.OODDetector(image_model).fit(
+        image_model.preprocess(images(40, 3, 1)), acceptance_rate=0.7
+    )
+
+
+@pytest.fixture(scope="module")
+def files(image_model, detector, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported")
+    export_onnx(image_model, folder / "model.onnx", detector=detector)
+    export_torch(image_model, folder / "model.pt2", detector=detector)
+    return folder
+
+
+def expected(model, raw, detector=None):
+    x = model.preprocess(raw)
+    with torch.no_grad():
+        outputs = {
+            "logits": model.logits(x),
+            "energy": model.energy(x),
+            "log_density": model.log_density(x),
+        }
+    return outputs | ({} if detector is None else {"is_ood": detector.is_ood(x)})
+
+
+def assert_same(got, wanted):
+    assert list(got) == list(wanted)
+    for name, value in wanted.items():
+        assert got[name].dtype == value.dtype, name
+        torch.testing.assert_close(got[name], value, **CLOSE)
+
+
+@pytest.mark.parametrize("size", BATCH_SIZES)
+def test_onnx_gives_what_the_model_gives_from_raw_images(files, image_model, detector, size):
+    raw = images(size, 3, seed=2)
+    got = run_onnx(files / "model.onnx", raw.astype(np.float32))
+    assert_same(got, expected(image_model, raw, detector))
+
+
+@pytest.mark.parametrize("size", BATCH_SIZES)
+def test_a_torch_program_makes_the_round_trip(files, image_model, detector, size):
+    raw = images(size, 3, seed=2)
+    program = torch.export.load(files / "model.pt2").module()
+    assert_same(program(torch.from_numpy(raw).float()), expected(image_model, raw, detector))
+
+
+@pytest.mark.parametrize(
+    ("score", "options"),
+    [("max_logit", {}), ("max_probability", {}), ("entropy", {}),
+     ("gen", {"gamma": 0.3, "num_classes": 3})],
+)  # fmt: skip
+def test_every_score_of_the_logits_gives_its_verdicts(image_model, tmp_path, score, options):
+    detector = jem.OODDetector(image_model, score, **options)
+    detector.fit(image_model.preprocess(images(40, 3, 1)), acceptance_rate=0.7)
+    about = export_onnx(image_model, tmp_path / "model.onnx", detector=detector)
+    assert about["score"] == score
+    raw = images(60, 3, seed=2)
+    got = run_onnx(tmp_path / "model.onnx", raw.astype(np.float32))
+    assert_same(got, expected(image_model, raw, detector))
+    assert 0 < int(got["is_ood"].sum()) < 60
+    alone = run_onnx(tmp_path / "model.onnx", raw[:1].astype(np.float32))
+    assert alone["is_ood"] == got["is_ood"][0]
+
+
+def test_the_verdicts_of_the_test_are_of_both_kinds(image_model, detector):
+    verdicts = expected(image_model, images(7, 3, seed=2), detector)["is_ood"]
+    assert verdicts.any()
+    assert not verdicts.all()
+
+
+def test_an_input_that_is_no_number_is_flagged(files):
+    raw = images(2, 3).astype(np.float32)
+    raw[1, 3, 3, 0] = np.nan
+    got = run_onnx(files / "model.onnx", raw)
+    assert got["is_ood"][1]
+    assert got["energy"][1].isnan()
+    assert got["energy"][0].isfinite()
+
+
+def test_the_file_is_valid_and_says_what_it_holds(files, detector):
+    proto = onnx.load(files / "model.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    (batch, *shape) = proto.graph.input[0].type.tensor_type.shape.dim
+    assert batch.dim_param == "batch"
+    assert [dim.dim_value for dim in shape] == [8, 8, 3]
+    about = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
+    assert about == {
+        "jem_version": jem.__version__, "input_shape": [8, 8, 3], "layout": "channels_last",
+        "classes": list("abcde"), "score": "log_density", "threshold": detector.threshold,
+        "acceptance_rate": 0.7,
+    }  # fmt: skip
+    extra = {"jem.json": ""}
+    torch.export.load(files / "model.pt2", extra_files=extra)
+    assert json.loads(extra["jem.json"]) == about
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.pt2"])
+def test_nothing_of_this_machine_is_in_a_file(files, name):
+    assert jem.__file__.removesuffix("__init__.py").encode() not in (files / name).read_bytes()
+
+
+def test_a_table_keeps_the_differences_of_large_columns(tmp_path):
+    """Seconds since 1970 differ by less than single precision can say."""
+    raw = np.random.default_rng(0).normal(size=(50, 3)) * [1, 30, 0.01] + [0, 1.7e9, 5]
+    torch.manual_seed(0)
+    model = jem.JEM(mlp((3,), 2, width=8), scaling=Scaling.of_table(raw))
+    export_onnx(model, tmp_path / "table.onnx")
+    got = run_onnx(tmp_path / "table.onnx", raw[:7])
+    assert_same(got, expected(model, raw[:7]))
+    assert got["logits"].std(dim=0).min() > 1e-3
+
+
+class OwnNetwork(nn.Module):
+    """Batch norm and dropout, and logits so large that their exponentials overflow."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.5)
+        )
+        self.head = nn.Linear(4 * 36, 3)
+
+    def forward(self, x):
+        return 500 * self.head(self.body(x))
+
+
+def test_a_network_of_ones_own_is_exported_in_evaluation_mode_and_left_as_it_was(tmp_path):
+    torch.manual_seed(0)
+    model = jem.JEM(OwnNetwork(), input_shape=(1, 8, 8))
+    model(torch.randn(16, 1, 8, 8))  # running statistics that are not those of a new layer
+    model.network.head.eval()
+    modes = [module.training for module in model.modules()]
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    export_onnx(model, tmp_path / "own.onnx")
+    assert [module.training for module in model.modules()] == modes
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+    x = torch.randn(7, 1, 8, 8)
+    got = run_onnx(tmp_path / "own.onnx", x.numpy())
+    with torch.no_grad():
+        wanted = model.eval().logits(x)
+    assert wanted.abs().max() > 100
+    torch.testing.assert_close(got["logits"], wanted, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(got["energy"], -wanted.logsumexp(dim=1), rtol=1e-5, atol=1e-4)
+
+
+def test_a_density_without_classes_is_exported(tmp_path):
+    model = jem.JEM(mlp((2,), 1, width=8), input_shape=(2,))
+    detector = jem.OODDetector(model).fit(torch.randn(30, 2))
+    export_torch(model, tmp_path / "one.pt2", detector=detector)
+    x = torch.randn(7, 2)
+    got = torch.export.load(tmp_path / "one.pt2").module()(x)
+    torch.testing.assert_close(got["log_density"], model.logits(x)[:, 0])
+    assert torch.equal(got["is_ood"], detector.is_ood(x))
+
+
+# -- what cannot be exported ----------------------------------------------------------------------
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    image_model, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(InputError, match=r"'onnxscript': pip install 'jem-classifier\[onnx\]'"):
+        export_onnx(image_model, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("score", ["approximate_mass", "energy_change", "knn"])
+def test_a_score_that_needs_more_than_logits_has_no_verdict_in_a_graph(
+    image_model, tmp_path, score
+):
+    reference = (torch.randn(9, 3, 8, 8), torch.arange(9) % 5) if score == "knn" else None
+    detector = jem.OODDetector(image_model, score, reference)
+    can = ", ".join(FROM_LOGITS)
+    with pytest.raises(InputError, match=rf"only .* \({can}\) .*gradients.* got '{score}'"):
+        export_torch(image_model, tmp_path / "model.pt2", detector=detector)
+
+
+def test_a_detector_must_be_fitted_and_of_the_same_model(image_model, point_model, tmp_path):
+    with pytest.raises(InputError, match="call `fit"):
+        export_torch(image_model, tmp_path / "m.pt2", detector=jem.OODDetector(image_model))
+    other = jem.OODDetector(point_model).fit(torch.randn(30, 2))
+    with pytest.raises(InputError, match="another model"):
+        export_torch(image_model, tmp_path / "m.pt2", detector=other)
+
+
+class Branching(nn.Linear):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+class FixedSize(nn.Linear):
+    def forward(self, x):
+        return super().forward(x.view(2, 2))
+
+
+@pytest.mark.parametrize("network", [Branching(2, 3), FixedSize(2, 3)])
+def test_a_network_that_cannot_be_traced_is_refused_in_one_line(network, tmp_path):
+    target = tmp_path / "model.pt2"
+    target.write_bytes(b"an older file")
+    with pytest.raises(InputError, match=r"cannot be traced: .*branch on values") as caught:
+        export_torch(jem.JEM(network, input_shape=(2,)), target)
+    assert "\n" not in str(caught.value)
+    assert target.read_bytes() == b"an older file"
+
+
+def test_a_network_alone_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Linear: wrap it"):
+        export_torch(nn.Linear(2, 3), tmp_path / "model.pt2")
+
+
+def test_the_input_shape_must_be_known(tmp_path):
+    with pytest.raises(InputError, match=r"set `model.input_shape`"):
+        export_torch(jem.JEM(nn.Linear(2, 3)), tmp_path / "model.pt2")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    model = jem.JEM(nn.Linear(2, 3), input_shape=(2,))
+    with pytest.raises(RunFolderError, match="nowhere"):
+        export_torch(model, tmp_path / "nowhere" / "model.pt2")

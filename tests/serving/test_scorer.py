@@ -1,0 +1,240 @@
+"""Detector and temperature together: one table, one file, the same verdicts after loading."""
+
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import jem
+from jem import networks
+from jem.data.splits import DataPart, LazyPart
+from jem.errors import InputError, RunFolderError
+from jem.evaluation.calibration.temperature import TemperatureScaling
+from jem.evaluation.ood.detector import SCORES, OODDetector, score
+from jem.model import JEM
+from jem.serving.scorer import DETECTOR_FILE, Scorer, fit_scorer, load_scorer, weights_checksum
+from jem.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module")
+def iris():
+    return jem.data.load("iris")
+
+
+@pytest.fixture(scope="module")
+def model(iris):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = networks.mlp((4,), 3, width=16, depth=2)
+    model = JEM(network, classes=iris.classes, domain=iris.domain, scaling=iris.scaling)
+    recipe = replace(jem.RECIPES["plain"], epochs=30)
+    Trainer(model, recipe, device="cpu").fit(iris.train)
+    return model
+
+
+@pytest.fixture(scope="module")
+def lazy(iris):
+    """The same data, read one by one."""
+    parts = ("train", "validation", "calibration")
+    held = {name: getattr(iris, name) for name in parts}
+    return replace(
+        iris, **{name: LazyPart(list(part.x), part.y, torch.clone) for name, part in held.items()}
+    )
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_table_says_what_its_parts_say(name, model, iris):
+    scorer = fit_scorer(model, iris, score=name, acceptance_rate=0.8)
+    x = iris.test.x
+    table = scorer.predict(x)
+    reference = (iris.train.x, iris.train.y)
+    expected = score(model, x, name, reference=reference)
+    torch.testing.assert_close(table.score, expected)
+    detector = OODDetector(model, name, reference).fit(iris.calibration.x, acceptance_rate=0.8)
+    torch.testing.assert_close(table.p_value, detector.p_value(x))
+    assert table.is_ood.equal(detector.is_ood(x))
+    torch.testing.assert_close(table.log_density, model.log_density(x).detach())
+    probabilities = model.predict_proba(x)
+    torch.testing.assert_close(table.probability, probabilities.amax(dim=1))
+    assert table.class_index.equal(probabilities.argmax(dim=1))
+    with torch.no_grad():
+        temperature = TemperatureScaling().fit(model.logits(iris.validation.x), iris.validation.y)
+        scaled = temperature.transform(model.logits(x)).softmax(dim=1)
+    assert scorer.temperature.temperature == pytest.approx(temperature.temperature)
+    torch.testing.assert_close(table.calibrated_probability, scaled.amax(dim=1))
+
+
+def test_the_parts_have_one_purpose_each(model, iris):
+    moved = replace(iris, train=None, test=None)  # not looked at
+    assert fit_scorer(model, moved).detector.num_calibration == len(iris.calibration)
+    other = replace(iris, validation=iris.calibration)
+    first, second = fit_scorer(model, iris), fit_scorer(model, other)
+    assert first.detector.threshold == second.detector.threshold
+    assert first.temperature.nll_before != second.temperature.nll_before
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.enable_grad, torch.inference_mode])
+def test_batches_single_inputs_and_gradient_modes_change_nothing(context, model, iris):
+    scorer = fit_scorer(model, iris)
+    expected = scorer.predict(iris.test.x)
+    small = fit_scorer(model, iris, batch_size=7)
+    with context():
+        for found in (scorer.predict(iris.test.x), small.predict(iris.test.x.numpy())):
+            for column, wanted in zip(found, expected, strict=True):
+                assert not column.requires_grad
+                torch.testing.assert_close(column, wanted)
+        single = scorer.predict(iris.test.x[3])
+        for column, wanted in zip(single, expected, strict=True):
+            torch.testing.assert_close(column, wanted[3:4])
+
+
+def test_the_model_is_left_as_it_was(iris):
+    model = JEM(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))).train()
+    scorer = fit_scorer(model, iris, score="approximate_mass")
+    assert scorer.predict(iris.test.x).score.equal(scorer.predict(iris.test.x).score)
+    assert all(m.training for m in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_a_small_calibration_part_accepts_what_it_can_promise(model, iris):
+    assert len(iris.calibration) == 15
+    assert fit_scorer(model, iris).detector.acceptance_rate == 15 / 16
+    assert fit_scorer(model, iris, acceptance_rate=0.9).detector.acceptance_rate == 0.9
+    with pytest.raises(InputError, match=r"acceptance_rate=0\.95 needs at least 19 .* got 15"):
+        fit_scorer(model, iris, acceptance_rate=0.95)
+    digits = jem.data.load("digits")
+    network = networks.network_for(digits.input_shape, 10)
+    assert fit_scorer(JEM(network), digits).detector.acceptance_rate == 0.95
+
+
+@pytest.mark.parametrize("name", ["log_density", "knn", "mahalanobis"])
+def test_data_read_one_by_one_give_the_same(name, model, iris, lazy):
+    expected = fit_scorer(model, iris, score=name).predict(iris.test.x)
+    found = fit_scorer(model, lazy, score=name, batch_size=11).predict(iris.test.x)
+    for column, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(column, wanted)
+
+
+def test_classes_in_another_order_are_refused(model, iris, tmp_path):
+    swapped = JEM(model.network, classes=iris.classes[::-1])
+    more = JEM(model.network, classes=[*iris.classes, "lilac"])
+    for other, message in ((swapped, "class 0 must be 'setosa'"), (more, "class 3 must be None")):
+        with pytest.raises(InputError, match=message):
+            fit_scorer(other, iris)
+        with pytest.raises(InputError, match=message):
+            jem.write_report(other, iris, tmp_path)
+        with pytest.raises(InputError, match=message):
+            jem.write_report(model, iris, tmp_path, control=other)
+    numbered = JEM(model.network, classes=["0", "1", "2"])  # as training names those without names
+    assert fit_scorer(numbered, iris).detector.num_calibration == len(iris.calibration)
+
+
+@pytest.mark.parametrize("part", ["validation", "test", "calibration"])
+def test_an_empty_part_is_named(part, model, iris, tmp_path):
+    lacking = replace(iris, **{part: DataPart(*getattr(iris, part)[:0])})
+    message = f"the {part} part of `iris` must hold examples, but is empty"
+    if part != "test":
+        with pytest.raises(InputError, match=message):
+            fit_scorer(model, lacking)
+    if part != "calibration":  # the report then has no threshold
+        with pytest.raises(InputError, match=message):
+            jem.write_report(model, lacking, tmp_path)
+
+
+def test_foreign_sets_of_a_report_may_be_arrays(model, iris, tmp_path):
+    sets = {"far": np.full((30, 4), 9.0)}
+    found = jem.write_report(model, iris, tmp_path, ood_sets=sets)
+    assert found["ood"]["sets"][-1]["num"] == 30
+    with pytest.raises(InputError, match=r"inputs must be of shape \(B, 4\), but got \(30, 5\)"):
+        jem.write_report(model, iris, tmp_path, ood_sets={"far": np.full((30, 5), 9.0)})
+
+
+def test_a_scorer_needs_a_model_with_a_density(model, iris):
+    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Network: wrap it"):
+        fit_scorer(model.network, iris)
+    network = nn.Sequential(nn.Linear(4, 3), nn.LogSoftmax(dim=1))
+    with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
+        fit_scorer(JEM(network), iris)
+    assert fit_scorer(JEM(network), iris, score="max_logit").detector.threshold is not None
+
+
+def test_a_model_of_one_output_needs_no_temperature(iris):
+    model = JEM(networks.mlp((4,), 1, width=8, depth=1))
+    table = fit_scorer(model, iris).predict(iris.test.x)
+    assert (table.class_index == 0).all()
+    assert (table.calibrated_probability == 1).all()
+    assert table.log_density.equal(table.score)
+
+
+@pytest.mark.parametrize("name", ["log_density", "gen", "knn", "mahalanobis"])
+def test_file_gives_the_same_verdicts(name, model, iris, tmp_path):
+    scorer = fit_scorer(model, iris, score=name, acceptance_rate=0.9)
+    scorer.save(tmp_path / DETECTOR_FILE)
+    loaded = Scorer.load(tmp_path / DETECTOR_FILE, model)
+    assert loaded.detector.acceptance_rate == 0.9
+    assert loaded.temperature.state_dict() == scorer.temperature.state_dict()
+    for column, wanted in zip(
+        loaded.predict(iris.test.x), scorer.predict(iris.test.x), strict=True
+    ):
+        assert column.equal(wanted)
+    assert [path.name for path in tmp_path.iterdir()] == [DETECTOR_FILE]
+
+
+def test_file_of_other_weights_or_damaged_is_refused(model, iris, tmp_path):
+    path = tmp_path / DETECTOR_FILE
+    with pytest.raises(RunFolderError, match="no detector at"):
+        Scorer.load(path, model)
+    fit_scorer(model, iris).save(path)
+    other = JEM(networks.mlp((4,), 3, width=16, depth=2))
+    with pytest.raises(RunFolderError, match="fitted on other weights"):
+        Scorer.load(path, other)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RunFolderError, match=r"detector\.pt"):
+        Scorer.load(path, model)
+    for missing in ("detector", "temperature"):
+        state = torch.load(io.BytesIO(whole), weights_only=True)
+        del state[missing]
+        torch.save(state, path)
+        with pytest.raises(RunFolderError, match="holds no detector"):
+            Scorer.load(path, model)
+
+
+def test_checksum_sees_one_bit_and_buffers():
+    model = JEM(nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)).bfloat16())
+    before = weights_checksum(model)
+    assert weights_checksum(model) == before
+    model.network[1].running_mean[2] += 1
+    changed = weights_checksum(model)
+    assert changed != before
+    with torch.no_grad():
+        model.network[2].bias[0] += 1
+    assert weights_checksum(model) != changed
+
+
+def test_a_run_keeps_its_scorer(model, iris, tmp_path):
+    spec = JEM(networks.mlp((4,), 3, width=16, depth=2), scaling=iris.scaling)
+    recipe = replace(jem.RECIPES["plain"], epochs=2)
+    Trainer(spec, recipe, run_dir=tmp_path / "run", device="cpu").fit(iris.train)
+    scorer = fit_scorer(spec, iris)
+    with pytest.raises(RunFolderError, match=r"detector\.pt"):
+        load_scorer(tmp_path / "run")
+    scorer.save(tmp_path / "run" / DETECTOR_FILE)
+    loaded = load_scorer(tmp_path / "run")
+    raw = np.array([[5.0, 3.4, 1.5, 0.2], [60, 40, 20, 10]])
+    table = loaded.predict(loaded.model.preprocess(raw))
+    for column, wanted in zip(table, scorer.predict(spec.preprocess(raw)), strict=True):
+        assert column.equal(wanted)
+
+
+def test_nan_from_the_network_is_named(model, iris):
+    scorer = fit_scorer(model, iris)
+    x = iris.test.x[:10].clone()
+    x[4, 1] = float("nan")
+    with pytest.raises(InputError, match="NaN for input 4"):
+        scorer.predict(x)
+    with pytest.raises(InputError, match="shape"):
+        scorer.predict(torch.zeros(3, 5))
