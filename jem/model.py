@@ -32,6 +32,42 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             submodule.training = training
 
 
+@contextmanager
+def inference(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without a graph, giving plain tensors also where inference mode is on.
+
+    Args:
+        model: The model; afterwards every submodule is in the mode that it had.
+    """
+    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
+        yield
+
+
+def batched_logits(model: JEM, x: Tensor, batch_size: int = 256) -> Tensor:
+    """Logits in evaluation mode and without gradients: the one way from many inputs to logits.
+
+    Args:
+        model: The model.
+        x: Inputs in the network's units, shape (N, *shape), on any device.
+        batch_size: Inputs computed at once.
+
+    Returns:
+        Logits, shape (N, K), in float32 at least, on the model's device.
+
+    Raises:
+        InputError: If inputs do not fit, or the network gives NaN.
+    """
+    floats = (p for p in model.parameters() if p.is_floating_point())
+    like = next(floats, x)
+    with inference(model):  # copies: a network that works in place must not reach the user's data
+        rows = (r.to(like.device, like.dtype, copy=True) for r in torch.split(x, batch_size))
+        logits = torch.cat([model.logits(r) for r in rows])
+    if bool(logits.isnan().any()):
+        row = int(logits.isnan().any(dim=1).nonzero()[0])
+        raise InputError(f"the network gives NaN for input {row}")
+    return logits
+
+
 def check_model(model: object) -> None:
     """Refuse what is no JEM, where a person passes a model.
 
@@ -269,8 +305,8 @@ class JEM(nn.Module):
         Raises:
             InputError: If the model has a single output (K = 1), and so no classes.
         """
-        with torch.no_grad(), evaluation_mode(self):
-            logits = self.logits(x)
+        self._check(x)
+        logits = batched_logits(self, x)
         if logits.shape[1] == 1:
             raise InputError("a model with one output (K = 1) has no classes; use `log_density`")
         return logits.softmax(dim=1)

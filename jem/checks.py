@@ -1,0 +1,155 @@
+"""Checks of what a user passes in, made once, where it enters: one form of message for all.
+
+Every message reads "`name` must ..., got ...". Formulas do not check: their callers have.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Callable, Collection
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jem.errors import InputError
+
+_LIMITS: dict[str, Callable[[float, float], bool]] = {
+    "[": operator.ge,
+    "(": operator.gt,
+    "]": operator.le,
+    ")": operator.lt,
+}
+
+
+def refuse(name: str, expected: str, got: object, remedy: str = "") -> NoReturn:
+    """Raise the one form of message: what was expected, what came, and what to do.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError(f"`{name}` must {expected}, got {got}" + (f": {remedy}" if remedy else ""))
+
+
+def check_number(
+    name: str,
+    value: Any,
+    interval: str,
+    *,
+    optional: bool = False,  # noqa: ANN401
+) -> None:
+    """Check that a number lies in an interval such as `"(0, 1]"` or `"[1, inf)"`.
+
+    Args:
+        name: What the user calls it.
+        value: A number; NaN, booleans and text never pass.
+        interval: Limits in the usual brackets.
+        optional: Whether None passes too.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if value is None and optional:
+        return
+    opening, low, high, closing = re.fullmatch(r"([\[(])(.+), (.+)([\])])", interval).groups()  # type: ignore[union-attr]
+    number = isinstance(value, int | float | np.integer | np.floating)
+    if not (
+        number
+        and not isinstance(value, bool)
+        and _LIMITS[opening](value, float(low))
+        and _LIMITS[closing](value, float(high))
+    ):
+        expected = {"[0, inf)": "be at least 0", "(0, inf)": "be above 0"}.get(interval)
+        refuse(name, expected or f"lie in {interval}", repr(value))
+
+
+def check_integer(
+    name: str,
+    value: Any,  # noqa: ANN401
+    at_least: int,
+    at_most: float = math.inf,
+    *,
+    optional: bool = False,
+) -> None:
+    """Check that a value is a whole number, not a boolean, within limits.
+
+    Args:
+        name: What the user calls it.
+        value: The value.
+        at_least: Smallest number that passes.
+        at_most: Largest number that passes.
+        optional: Whether None passes too.
+
+    Raises:
+        InputError: If it does not.
+    """
+    if value is None and optional:
+        return
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not (whole and at_least <= value <= at_most):
+        limits = f"of at least {at_least}" if at_most == math.inf else f"in {at_least}..{at_most}"
+        refuse(name, f"be a whole number {limits}", repr(value))
+
+
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
+    """Check that a value is one of several names.
+
+    Raises:
+        InputError: If it is not; the message lists them.
+    """
+    if value not in choices:
+        refuse(name, f"be one of {', '.join(map(repr, choices))}", repr(value))
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Check that no number of a tensor of rows (B, ...) is NaN or infinite.
+
+    Raises:
+        InputError: If one is; the message names the first such row.
+    """
+    if not bool(torch.isfinite(x).all()):
+        bad = ~torch.isfinite(x.reshape(len(x), -1)).all(dim=1)
+        row = int(bad.nonzero()[0])
+        refuse(name, "be finite", f"NaN or infinity in row {row}", "mend that row or leave it out")
+
+
+def check_labels(name: str, labels: Tensor, num_rows: int, num_classes: int) -> None:
+    """Check that labels are class indices, one a row.
+
+    Args:
+        name: What the user calls them.
+        labels: Labels, of shape (num_rows,).
+        num_rows: Rows that they belong to.
+        num_classes: K; an index lies in 0..K-1.
+
+    Raises:
+        InputError: If they are no whole numbers, not one a row, or out of range.
+    """
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        refuse(name, "be a tensor of class indices", kind)
+    if labels.shape != (num_rows,):
+        refuse(name, f"have shape ({num_rows},)", tuple(labels.shape))
+    if num_rows:
+        low, high = int(labels.min()), int(labels.max())
+        if not 0 <= low <= high < num_classes:
+            refuse(name, f"lie in 0..{num_classes - 1}", f"{low}..{high}")
+
+
+def check_probabilities(name: str, probabilities: Tensor) -> None:
+    """Check that rows of shape (N, K) with N, K >= 1 are probabilities.
+
+    Raises:
+        InputError: If the shape is another, or a row holds a negative number or does not sum to
+            one within 1e-3.
+    """
+    if probabilities.ndim != 2 or not probabilities.numel():
+        refuse(name, "have shape (N, K) with N, K >= 1", tuple(probabilities.shape))
+    check_finite(name, probabilities)
+    low, off = float(probabilities.min()), float((probabilities.sum(dim=1) - 1).abs().max())
+    if low < 0 or off > 1e-3:
+        got = f"a row that misses 1 by {off:.3g}" if low >= 0 else f"the number {low:.3g}"
+        refuse(name, "hold probabilities, rows that sum to 1", got, "apply a softmax to logits")
