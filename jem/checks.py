@@ -36,10 +36,10 @@ def refuse(name: str, expected: str, got: object, remedy: str = "") -> NoReturn:
 
 def check_number(
     name: str,
-    value: Any,
+    value: Any,  # noqa: ANN401
     interval: str,
     *,
-    optional: bool = False,  # noqa: ANN401
+    optional: bool = False,
 ) -> None:
     """Check that a number lies in an interval such as `"(0, 1]"` or `"[1, inf)"`.
 
