@@ -68,12 +68,12 @@ class Outputs:
                 )
         return made
 
-    def write(self, figure: Any, told: dict[str, Any], **arrays: Any) -> None:  # noqa: ANN401
+    def write(self, figure: Any, metadata: dict[str, Any], **arrays: Any) -> None:  # noqa: ANN401
         """Write both files, each whole or not at all.
 
         Args:
             figure: The picture, a matplotlib figure.
-            told: How the arrays were made: plain values, kept as JSON under `told`.
+            metadata: How the arrays were made: plain values, kept as JSON under `metadata`.
             arrays: What else the .npz file holds.
         """
         import numpy as np
@@ -82,7 +82,7 @@ class Outputs:
         from jem.runs.files import write_atomically
 
         content = io.BytesIO()
-        np.savez_compressed(content, told=json.dumps(told), **arrays)
+        np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
         write_atomically(self.arrays, content.getvalue())
         save_figure(figure, self.picture)
 
@@ -107,7 +107,7 @@ def _is_drawing(arrays: Path) -> bool:
     """Whether an .npz file was written by `Outputs.write`."""
     try:
         with zipfile.ZipFile(arrays) as archive:
-            return "told.npy" in archive.namelist()
+            return "metadata.npy" in archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return False
 
@@ -164,7 +164,7 @@ def made_by(command: str, run: Path, model: JEM, **settings: Any) -> dict[str, A
 
 @contextmanager
 def moves_shown(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr; yields what is told of moves done and moves in all."""
+    """A bar on a terminal's stderr; yields what is metadata of moves done and moves in all."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 

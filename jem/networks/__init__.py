@@ -8,9 +8,10 @@ from jem.networks.build import (
     network_from_reference,
     network_from_spec,
 )
-from jem.networks.heads import FactoredHead, Head, JointHead
+from jem.networks.heads import HEADS, FactoredHead, Head, JointHead
 
 __all__ = [
+    "HEADS",
     "NETWORKS",
     "FactoredHead",
     "Head",

@@ -112,6 +112,7 @@ def small_cnn(
         A network (B, C, H, W) -> (B, K).
 
     Example:
+        >>> import torch
         >>> small_cnn((1, 28, 28), 10)(torch.zeros(2, 1, 28, 28)).shape
         torch.Size([2, 10])
     """

@@ -155,7 +155,7 @@ def test_large_folder_stays_on_disk_and_gives_the_same(tmp_path):
     assert isinstance(disk.train, LazyPart)
     assert torch.equal(disk.train[:][0], memory.train.x)
     assert torch.equal(disk.train.y, memory.train.y)
-    assert "read from disk" in disk.metadata()
+    assert "read from disk" in disk.describe()
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -271,11 +271,11 @@ def test_images_of_sixteen_bits_are_refused(tmp_path):
 
 def test_other_files_of_a_folder_are_counted(tmp_path):
     folder = write_images(tmp_path / "pets")
-    assert "ignored" not in load(folder).metadata()
+    assert "ignored" not in load(folder).describe()
     (folder / "dog" / "notes.txt").write_text("not an image")
-    assert load(folder).metadata().endswith("\n  1 other file was ignored")
+    assert load(folder).describe().endswith("\n  1 other file was ignored")
     (folder / "readme.md").write_text("not an image")
-    assert load(folder).metadata().endswith("\n  2 other files were ignored")
+    assert load(folder).describe().endswith("\n  2 other files were ignored")
 
 
 def test_folders_that_are_no_classes(tmp_path):

@@ -109,7 +109,7 @@ def test_lazy_part_says_how_to_get_its_inputs():
 
 
 def test_describe_names_sizes_and_class_counts():
-    text = load("digits").metadata()
+    text = load("digits").describe()
     assert "images of 1 x 8 x 8, 10 classes" in text
     assert "train 1,237, validation 100, calibration 100, test 360" in text
     assert "3: 126" in text
