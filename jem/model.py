@@ -43,6 +43,19 @@ def inference(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def on_model(model: JEM, x: Tensor) -> Tensor:
+    """Copy inputs to where the parameters are, and to their precision.
+
+    Always a copy: a network that works in place must not reach the user's data.
+
+    Args:
+        model: The model.
+        x: Inputs, shape (B, *shape).
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), x)
+    return x.to(like.device, like.dtype, copy=True)
+
+
 def batched_logits(model: JEM, x: Tensor, batch_size: int = 256) -> Tensor:
     """Logits in evaluation mode and without gradients: the one way from many inputs to logits.
 
@@ -57,11 +70,8 @@ def batched_logits(model: JEM, x: Tensor, batch_size: int = 256) -> Tensor:
     Raises:
         InputError: If inputs do not fit, or the network gives NaN.
     """
-    floats = (p for p in model.parameters() if p.is_floating_point())
-    like = next(floats, x)
-    with inference(model):  # copies: a network that works in place must not reach the user's data
-        rows = (r.to(like.device, like.dtype, copy=True) for r in torch.split(x, batch_size))
-        logits = torch.cat([model.logits(r) for r in rows])
+    with inference(model):
+        logits = torch.cat([model.logits(on_model(model, r)) for r in torch.split(x, batch_size)])
     if bool(logits.isnan().any()):
         row = int(logits.isnan().any(dim=1).nonzero()[0])
         raise InputError(f"the network gives NaN for input {row}")

@@ -37,7 +37,7 @@ from jem.estimator.data import (
 from jem.estimator.training import BestEpoch, WeightedTrainer
 from jem.evaluation.ood.detector import OODDetector
 from jem.generation import sample as draw
-from jem.model import JEM, evaluation_mode, joint_energy
+from jem.model import JEM, batched_logits, joint_energy
 from jem.networks import NetworkFactory, make_network
 from jem.training.problem_checks import check_network
 from jem.training.recipe import Recipe, recipe_from
@@ -501,9 +501,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Logits of network inputs, shape (N, K), in double precision, on the CPU."""
         model, fill = self.model_, -len(x) % BLOCK
         padded = torch.cat([x, x[-1:].expand(fill, *x.shape[1:])])
-        with torch.no_grad(), evaluation_mode(model):
-            logits = torch.cat([model.logits(part).cpu() for part in padded.split(BATCH_SIZE)])
-        return logits[: len(x)].double()
+        return batched_logits(model, padded, BATCH_SIZE)[: len(x)].cpu().double()
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

@@ -19,9 +19,8 @@ from jem.evaluation.autocorrelation import FEWEST_MOVES, Mixing, mixing
 from jem.evaluation.calibration.predictions import check_labels
 from jem.evaluation.estimates import Estimate, mean_estimate, normal_estimate, plain
 from jem.evaluation.examples import check_inputs, choose_rows
-from jem.evaluation.ood.features import on_model
 from jem.generation.chains import chain_of
-from jem.model import JEM, evaluation_mode, joint_energy
+from jem.model import JEM, batched_logits, inference, joint_energy, on_model
 from jem.randomness import named_generator
 from jem.sampling.langevin import Bounds, sgld_step
 
@@ -142,9 +141,8 @@ def chain_health(
     if len(rows) < 2:
         raise InputError(f"`max_chains` must be at least 2, but got {max_chains}")
     # Tensors made in inference mode could not enter the energy's graph; what is indexed here can.
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        parts = (on_model(model, part) for part in x_data.split(BATCH_SIZE))
-        energies = torch.cat([model.energy(part) for part in parts]).double().cpu()
+    with inference(model):
+        energies = joint_energy(batched_logits(model, x_data, BATCH_SIZE)).double().cpu()
         chains = on_model(model, chains[rows])
         classes = None if classes is None else classes[rows].to(model.device)
         run = _run_on(model, chains, classes, num_steps, seed)

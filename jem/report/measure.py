@@ -36,7 +36,7 @@ from jem.evaluation.examples import part_of
 from jem.evaluation.ood.detector import OODDetector, ood_metrics
 from jem.evaluation.ood.threshold import largest_acceptance_rate
 from jem.evaluation.robustness.corruption import corruption_curves
-from jem.model import JEM
+from jem.model import JEM, batched_logits
 from jem.report.samples import (
     chains_section,
     completions_section,
@@ -44,7 +44,7 @@ from jem.report.samples import (
     samples_section,
 )
 from jem.report.subject import Measured, Subject
-from jem.report.summary import TABLE_DISTANCES, logits_of, make_ood_sets, seen_in_training
+from jem.report.summary import TABLE_DISTANCES, make_ood_sets, seen_in_training
 from jem.report.verdicts import verdicts
 
 SCHEMA_VERSION = 1
@@ -138,7 +138,7 @@ def _attempt(
 
 def _logits(model: JEM, x: Tensor) -> Tensor:
     """Logits (N, K) in double precision: probabilities near 0 and 1 decide calibration."""
-    return logits_of(model, x).double()
+    return batched_logits(model, x, 512).cpu().double()
 
 
 def _part(splits: DataSplits, name: str) -> tuple[Tensor, Tensor]:

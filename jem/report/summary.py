@@ -12,9 +12,8 @@ from jem.data.batches import BatchStream
 from jem.data.corruptions import letters, photo_patches, uniform_noise
 from jem.data.splits import DataSplits
 from jem.evaluation.calibration.report import calibration_report
-from jem.evaluation.ood.features import on_model
 from jem.evaluation.ood.metrics import ood_metrics
-from jem.model import JEM, evaluation_mode
+from jem.model import JEM, batched_logits
 from jem.randomness import named_generator
 from jem.sampling.base_distributions import GaussianBase, UniformBase
 from jem.sampling.outliers import shuffle_columns
@@ -76,15 +75,6 @@ def _foreign_rows(splits: DataSplits, seed: int) -> Foreign:
     return sets
 
 
-@torch.no_grad()
-def logits_of(model: JEM, x: Tensor, batch_size: int = 512) -> Tensor:
-    """Logits of inputs (N, *shape) in evaluation mode, shape (N, K), on the CPU."""
-    with evaluation_mode(model):
-        return torch.cat(
-            [model.logits(on_model(model, part)).cpu() for part in x.split(batch_size)]
-        )
-
-
 def seen_in_training(name: str, model: JEM, *, trained: bool = True) -> bool:
     """Whether training held inputs of the kind of a made-up foreign set against the data.
 
@@ -122,7 +112,7 @@ def summarise(
         log-density (higher = in-distribution, 95 % intervals).
     """
     parts = list(BatchStream(splits.test, 512, seed=0, name="test", drop_last=False).epoch(0))
-    logits = torch.cat([logits_of(model, x) for x, _ in parts])
+    logits = torch.cat([batched_logits(model, x, 512).cpu() for x, _ in parts])
     labels = torch.cat([y for _, y in parts])
     summary: dict[str, Any] = {"num_test": len(labels)}
     if logits.shape[1] > 1:
@@ -132,7 +122,7 @@ def summarise(
     summary["auroc"] = {}
     for name, x in ood_sets.items():
         metrics = ood_metrics(
-            scores, torch.logsumexp(logits_of(model, x), dim=1), num_bootstrap=100
+            scores, torch.logsumexp(batched_logits(model, x, 512).cpu(), dim=1), num_bootstrap=100
         )
         low, high = metrics.intervals["auroc"]
         summary["auroc"][name] = {

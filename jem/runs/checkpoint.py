@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import math
 import re
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ import torch
 
 from jem.errors import RunFolderError
 from jem.runs.files import write_atomically
-from jem.training.distributed import ONE_PROCESS, Processes
 
 FORMAT = 1
 _NAME = re.compile(r"(\d+)\.pt")
@@ -69,7 +70,7 @@ class Checkpoints:
         folder: Where they are; None keeps them in memory.
         every: Checkpoints at multiples of this count as made at fixed iterations.
         keep: How many of those are kept.
-        ranks: Processes of the run. In a folder the first alone writes, for all of them.
+        writes: Whether this process writes to the folder: of several, the first alone does.
     """
 
     def __init__(
@@ -77,11 +78,10 @@ class Checkpoints:
         folder: Path | None,
         every: int = 1,
         keep: int = 3,
-        ranks: Processes = ONE_PROCESS,
+        writes: bool = True,
     ) -> None:
         self.folder, self.every, self.keep = folder, every, keep
-        self.ranks = ranks
-        self._writes = folder is None or ranks.first
+        self._writes = folder is None or writes
         self._memory: dict[int, bytes] = {}
 
     def iterations(self) -> list[int]:
@@ -93,9 +93,9 @@ class Checkpoints:
         found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match[1]) for match in found if match)
 
-    def fixed_iterations(self) -> list[int]:
-        """Iterations at multiples of `every` that have a checkpoint, oldest first."""
-        return [n for n in self.iterations() if n % self.every == 0]
+    def fixed_iterations(self, last: float = math.inf) -> list[int]:
+        """Multiples of `every` up to an iteration that have a checkpoint, oldest first."""
+        return [n for n in self.iterations() if n % self.every == 0 and n <= last]
 
     def path(self, iteration: int) -> Path | None:
         """File of the checkpoint of an iteration; None in memory."""
@@ -120,7 +120,7 @@ class Checkpoints:
                 reason = error.strerror or error
                 raise RunFolderError(f"cannot make {path.parent}: {reason}") from error
             write_atomically(path, content)
-        fixed = [n for n in self.fixed_iterations() if n <= iteration]  # newer ones are damaged
+        fixed = self.fixed_iterations(iteration)  # newer ones are damaged
         for other in self.iterations():
             if other not in fixed[-self.keep :] and other < iteration:
                 self.drop(other)
@@ -133,19 +133,18 @@ class Checkpoints:
         else:
             path.unlink(missing_ok=True)
 
-    def roll_back(self, iteration: int, last: int) -> int:
+    def roll_back(self, fixed: Sequence[int], last: int) -> int:
         """Choose where a diverged run goes back to, and drop what was saved after it.
 
         Args:
-            iteration: Where it diverged: newer ones are of a run that was resumed before them,
-                since they were damaged.
+            fixed: `fixed_iterations` up to where it diverged, the same in every process. Newer
+                ones are damaged, and the run was resumed before them.
             last: Iteration that it went back to the time before; -1 if it never did.
 
         Returns:
             The newest fixed iteration; the one before if going back to that one did not help.
         """
-        fixed = [n for n in self.fixed_iterations() if n <= iteration]
-        *older, target = self.ranks.agree(fixed)
+        *older, target = fixed
         if target == last and older:
             target = older[-1]
         for newer in self.iterations() if self._writes else ():

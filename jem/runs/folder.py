@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import filelock
-import torch
 from torch import nn
 
 from jem.errors import RunFolderError
-from jem.model import JEM
 from jem.runs.files import remove_unfinished, write_atomically
-from jem.training.recipe import Recipe
 
 WRITTEN = (
     "metrics.jsonl", "samples.png", "summary.json", "detector.pt", "report.html", "report.json",
@@ -132,30 +127,6 @@ class RunFolder:
         return config
 
 
-def identity(model: JEM, recipe: Recipe, seed: int, metadata: dict[str, Any]) -> dict[str, Any]:
-    """What a run is: network, recipe, seed and versions, in its configuration and checkpoints.
-
-    Args:
-        model: The model.
-        recipe: The recipe, with nothing left open.
-        seed: The run's seed.
-        metadata: `Trainer`'s argument of that name.
-    """
-    from jem import __version__
-
-    return {
-        "network": network_spec(model.network, metadata),
-        "recipe": asdict(recipe),
-        "seed": seed,
-        "versions": {
-            "jem": __version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-        },
-    }
-
-
 def network_spec(network: nn.Module, metadata: dict[str, Any]) -> dict[str, Any] | str | None:
     """How a network can be built again: its spec, the `module:factory` it came from, or None."""
     spec = getattr(network, "spec", None)
@@ -163,25 +134,3 @@ def network_spec(network: nn.Module, metadata: dict[str, Any]) -> dict[str, Any]
         return spec
     named = metadata.get("network")
     return named if isinstance(named, str) else None
-
-
-def refuse_other_settings(state: dict[str, Any], recipe: Recipe, seed: int) -> None:
-    """Hold a run to the settings that it was started with.
-
-    Args:
-        state: A checkpoint.
-        recipe: The recipe to go on with.
-        seed: The seed to go on with.
-
-    Raises:
-        RunFolderError: If they differ from those in the checkpoint; the message names the fields.
-    """
-    now, then = asdict(recipe), state["recipe"]
-    changed = [name for name in now if name not in then or then[name] != now[name]]
-    if state["seed"] != seed:
-        changed.append("seed")
-    if changed:
-        raise RunFolderError(
-            "a run is resumed with the settings it was started with; "
-            f"these differ: {', '.join(changed)}"
-        )

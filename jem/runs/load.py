@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from jem.data.scaling import Scaling
+from jem.devices import choose_device, place
 from jem.errors import InputError, RunFolderError
 from jem.model import JEM
 from jem.networks import network_from_reference, network_from_spec
@@ -15,7 +16,6 @@ from jem.randomness import global_generators_kept
 from jem.runs.checkpoint import Checkpoints
 from jem.runs.folder import RunFolder
 from jem.sampling.settings import SamplerSettings
-from jem.training.setup import choose_device, place
 
 
 def model_settings(model: JEM) -> dict[str, Any]:

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from jem.data.batches import BatchStream
 from jem.data.splits import DataSplits
-from jem.errors import InputError, RunFolderError
+from jem.errors import RunFolderError
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.examples import check_classes, part_of
 from jem.evaluation.ood.detector import OODDetector
-from jem.evaluation.ood.features import FITS, as_batch, features_of_batches, on_model, quiet
+from jem.evaluation.ood.features import FITS, as_batch, features_of_batches
 from jem.evaluation.ood.scores import Option
 from jem.evaluation.ood.threshold import largest_acceptance_rate
-from jem.model import JEM, joint_energy
+from jem.model import JEM, batched_logits, joint_energy
 from jem.runs.checkpoint import FORMAT, deserialise, serialise
 from jem.runs.files import write_atomically
 from jem.runs.load import load
@@ -86,7 +86,7 @@ class Scorer:
             InputError: If the inputs do not fit, or the network or the score gives NaN.
         """
         x = as_batch(x, self.detector.input_shape)
-        logits = _logits(self.model, x, self.detector.batch_size)
+        logits = batched_logits(self.model, x, self.detector.batch_size)
         scores = self.detector.score(x, logits).to(logits.device)
         with torch.inference_mode(False), torch.no_grad():
             scaled = logits if self.temperature is None else self.temperature.transform(logits)
@@ -192,13 +192,13 @@ def fit_scorer(
     if acceptance_rate is None:
         acceptance_rate = largest_acceptance_rate(len(splits.calibration))
     scores = [
-        detector.score(x, _logits(model, x, batch_size))
+        detector.score(x, batched_logits(model, x, batch_size))
         for x, _ in _batches(splits, "calibration", batch_size)
     ]
     detector.input_shape = splits.input_shape
     detector.fit_scores(torch.cat(scores), acceptance_rate)
     validation = _batches(splits, "validation", batch_size)
-    pairs = [(_logits(model, x, batch_size), y) for x, y in validation]
+    pairs = [(batched_logits(model, x, batch_size), y) for x, y in validation]
     logits, labels = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
     temperature = TemperatureScaling().fit(logits, labels) if logits.shape[1] > 1 else None
     return Scorer(detector, temperature)
@@ -236,13 +236,3 @@ def weights_checksum(model: JEM) -> str:
 def _batches(splits: DataSplits, name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     part = part_of(splits, name)
     return BatchStream(part, size, seed=0, name="scorer", drop_last=False).epoch(0)
-
-
-def _logits(model: JEM, x: Tensor, batch_size: int) -> Tensor:
-    with quiet(model):
-        batches = (on_model(model, rows) for rows in torch.split(x, batch_size))
-        logits = torch.cat([model.logits(rows) for rows in batches])
-    if bool(logits.isnan().any()):
-        row = int(logits.isnan().any(dim=1).nonzero()[0])
-        raise InputError(f"the network gives NaN for input {row}")
-    return logits

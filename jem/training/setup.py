@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jem.data.augment import augment
 from jem.data.batches import BatchStream
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
-from jem.model import JEM, check_model, refuse_softmax
+from jem.model import JEM, refuse_softmax
 from jem.objectives.classification import balanced_class_weights
 from jem.randomness import named_generator
 from jem.sampling.base_distributions import (
@@ -265,44 +265,6 @@ def make_negatives(
         bounds=model.bounds() if recipe.clip_to_domain else None,
         generator=generator,
     )
-
-
-def choose_device(name: str) -> torch.device:
-    """Device by name; `"auto"` is the accelerator that torch finds, else the CPU.
-
-    Raises:
-        InputError: If it is unknown or not there.
-    """
-    if name == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None else found
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        if reason.startswith("Expected one of"):  # every kind of device that torch has heard of
-            reason = "expected cpu, cuda, cuda:0, mps or auto"
-        raise InputError(f"device {name!r} cannot be used: {reason}") from error
-    return device
-
-
-def place(model: JEM, device: torch.device) -> JEM:
-    """Move a model to a device, with its convolutions laid out as they are fastest there.
-
-    On CPUs and CUDA the weights of 2-D convolutions, and so the activations between them, get
-    their channels side by side: `docs/benchmarks.md` has what that saves. Values stay the same.
-
-    Raises:
-        InputError: If this is no `JEM`.
-    """
-    check_model(model)
-    model.to(device)
-    if device.type in ("cpu", "cuda"):
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
-    return model
 
 
 def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from jem.errors import RunFolderError
 from jem.model import JEM
 from jem.randomness import named_generator
+from jem.runs.folder import network_spec
 from jem.runs.load import model_settings, restore_settings
 from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.negatives import Negatives
@@ -155,3 +157,49 @@ class RunState:
         if self.guard is not None:
             self.guard.load_state_dict(state["guard"])
         self.position = Progress(**state["progress"])
+
+
+def identity(model: JEM, recipe: Recipe, seed: int, metadata: dict[str, Any]) -> dict[str, Any]:
+    """What a run is: network, recipe, seed and versions, in its configuration and checkpoints.
+
+    Args:
+        model: The model.
+        recipe: The recipe, with nothing left open.
+        seed: The run's seed.
+        metadata: `Trainer`'s argument of that name.
+    """
+    from jem import __version__
+
+    return {
+        "network": network_spec(model.network, metadata),
+        "recipe": asdict(recipe),
+        "seed": seed,
+        "versions": {
+            "jem": __version__,
+            "torch": str(torch.__version__),
+            "python": platform.python_version(),
+            "threads": torch.get_num_threads(),
+        },
+    }
+
+
+def refuse_other_settings(state: dict[str, Any], recipe: Recipe, seed: int) -> None:
+    """Hold a run to the settings that it was started with.
+
+    Args:
+        state: A checkpoint.
+        recipe: The recipe to go on with.
+        seed: The seed to go on with.
+
+    Raises:
+        RunFolderError: If they differ from those in the checkpoint; the message names the fields.
+    """
+    now, then = asdict(recipe), state["recipe"]
+    changed = [name for name in now if name not in then or then[name] != now[name]]
+    if state["seed"] != seed:
+        changed.append("seed")
+    if changed:
+        raise RunFolderError(
+            "a run is resumed with the settings it was started with; "
+            f"these differ: {', '.join(changed)}"
+        )

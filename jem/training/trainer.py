@@ -17,11 +17,12 @@ from torch import Tensor
 
 from jem.data.batches import as_part
 from jem.data.splits import DataPart, LazyPart
+from jem.devices import choose_device, place
 from jem.errors import InputError, RunFolderError, TrainingInterrupted
 from jem.model import JEM
 from jem.randomness import derive_seed
 from jem.runs.checkpoint import Checkpoints
-from jem.runs.folder import RunFolder, identity, refuse_other_settings
+from jem.runs.folder import RunFolder
 from jem.training.distributed import join, one_for_all, restarted
 from jem.training.method import Batch, StepResult
 from jem.training.monitor import RunMonitor, draw_samples, spared
@@ -35,8 +36,8 @@ from jem.training.problem_checks import check_network
 from jem.training.process import isolated_randomness, lowered, stop_signals
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.safeguards import AccuracyGuard, give_up, is_healthy, mask_gradients
-from jem.training.setup import choose_device, place, set_up
-from jem.training.state import RunState
+from jem.training.setup import set_up
+from jem.training.state import RunState, identity, refuse_other_settings
 from jem.training.steps import STEPS, sam_backward
 from jem.training.validation import validate
 
@@ -354,7 +355,7 @@ class Trainer:
         self.checkpoints = Checkpoints(
             None if folder is None else folder.checkpoints,
             self.recipe.checkpoint_every,
-            ranks=self.ranks,
+            writes=self.ranks.first,
         )
         if resume and self.checkpoints.iterations():
             self._restore(self.checkpoints.load_latest()[1])
@@ -453,7 +454,8 @@ class Trainer:
         if recoveries > self.recipe.max_recoveries:
             log.write("gave_up", iteration=diverged.iteration, recoveries=diverged.recoveries)
             raise give_up(self.recipe, diverged.iteration, diverged.recoveries)
-        target = self.checkpoints.roll_back(diverged.iteration, diverged.rolled_back_to)
+        fixed = self.ranks.agree(self.checkpoints.fixed_iterations(diverged.iteration))
+        target = self.checkpoints.roll_back(fixed, diverged.rolled_back_to)
         self._restore(self.checkpoints.load(target))
         self._clean.fill_(True)
         position = self.state.position

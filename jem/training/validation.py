@@ -10,12 +10,11 @@ from torch import Tensor
 
 from jem.data.batches import BatchStream
 from jem.errors import InputError
-from jem.model import JEM, evaluation_mode, joint_energy
+from jem.model import JEM, inference, joint_energy
 from jem.objectives.classification import cross_entropy
 from jem.training.distributed import ONE_PROCESS, Processes
 
 
-@torch.no_grad()
 def validate(
     model: JEM,
     examples: Any,  # noqa: ANN401
@@ -42,7 +41,7 @@ def validate(
         examples, batch_size, seed=0, name="valid", device=device, drop_last=False
     )
     totals = torch.zeros(5, dtype=torch.float64)
-    with evaluation_mode(model):
+    with inference(model):
         for x, labels in itertools.islice(stream.epoch(0), ranks.rank, None, ranks.count):
             logits = model.logits(x)
             _check_labels(labels, logits.shape[1], examples)

@@ -219,11 +219,11 @@ def test_a_damaged_newer_checkpoint_is_neither_gone_back_to_nor_kept_for_an_olde
     for iteration in (0, 10, 20):
         checkpoints.save(iteration, state(float(iteration)))
     damage(checkpoints.path(20), "truncated")  # the run was resumed from 10
-    assert checkpoints.roll_back(15, last=-1) == 10
+    assert checkpoints.roll_back(checkpoints.fixed_iterations(15), last=-1) == 10
     assert checkpoints.iterations() == [10]
     for iteration in (20, 30, 40):
         checkpoints.save(iteration, state())
     damage(checkpoints.path(40), "truncated")
     checkpoints.save(35, state())
     assert checkpoints.iterations() == [30, 35, 40]
-    assert checkpoints.roll_back(36, last=-1) == 30
+    assert checkpoints.roll_back(checkpoints.fixed_iterations(36), last=-1) == 30

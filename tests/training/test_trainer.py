@@ -15,6 +15,7 @@ from torch import nn
 
 import jem
 from jem import networks
+from jem.devices import place
 from jem.errors import (
     InputError,
     RunFolderError,
@@ -28,7 +29,7 @@ from jem.sampling import GaussianBase, UniformBase
 from jem.training.log import read_metrics
 from jem.training.optimisation import learning_rate, make_optimizer
 from jem.training.recipe import RECIPES, Recipe
-from jem.training.setup import domain_of, make_start, place
+from jem.training.setup import domain_of, make_start
 from jem.training.trainer import Trainer
 from jem.training.validation import validate
 

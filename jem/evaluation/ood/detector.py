@@ -19,7 +19,6 @@ from jem.evaluation.ood.features import (
     as_batch,
     features_of_batches,
     fitted,
-    on_model,
 )
 from jem.evaluation.ood.metrics import OODMetrics, ood_metrics
 from jem.evaluation.ood.scores import (
@@ -32,7 +31,7 @@ from jem.evaluation.ood.scores import (
     score_logits,
 )
 from jem.evaluation.ood.threshold import check_acceptance_rate, flagged_rank
-from jem.model import JEM, check_model, refuse_softmax
+from jem.model import JEM, check_model, on_model, refuse_softmax
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,19 +18,12 @@ from torch.nn import functional as F
 from torch.utils.data import Dataset
 
 from jem.errors import InputError
-from jem.model import JEM, evaluation_mode
+from jem.model import JEM, inference, on_model
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
     Labels = Tensor | ArrayLike | None
-
-
-@contextmanager
-def quiet(model: JEM) -> Iterator[None]:
-    """Evaluation mode, no graph, and plain tensors also where inference mode is on."""
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        yield
 
 
 def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tensor:
@@ -84,16 +76,6 @@ def _shared(array: np.ndarray[Any, Any]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(array)
-
-
-def on_model(model: JEM, x: Tensor) -> Tensor:
-    """Copy inputs to where the parameters are, and to their precision.
-
-    Always a copy: a network that works in place must not reach what a person holds.
-    """
-    floats = (p for p in model.parameters() if p.is_floating_point())
-    parameter = next(floats, x)
-    return x.to(parameter.device, parameter.dtype, copy=True)
 
 
 class NeighbourBank(NamedTuple):
@@ -240,7 +222,7 @@ def _features(model: JEM, x: Tensor) -> Tensor:
             "this score needs a network with a method `features(x)`, "
             f"which {type(model.network).__name__} lacks: use a score of the logits"
         )
-    with quiet(model):
+    with inference(model):
         z: Tensor = features(x)
     z = z.flatten(1)
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z

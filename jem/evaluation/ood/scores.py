@@ -23,10 +23,8 @@ from jem.evaluation.ood.features import (
     fitted,
     knn,
     mahalanobis,
-    on_model,
-    quiet,
 )
-from jem.model import JEM, check_model, evaluation_mode
+from jem.model import JEM, check_model, evaluation_mode, inference, on_model
 from jem.sampling.langevin import energy_and_gradient, sgld_chain
 
 if TYPE_CHECKING:
@@ -37,7 +35,7 @@ DEFAULT_MOVE = {"step_size": 0.1, "grad_clamp": None, "max_rms": 0.1}
 
 
 def _class_logits(model: JEM, x: Tensor) -> Tensor:
-    with quiet(model):
+    with inference(model):
         logits = model.logits(x)
     if logits.shape[1] == 1:
         raise InputError(
@@ -63,7 +61,7 @@ def log_density(model: JEM, x: Tensor) -> Tensor:
         Grathwohl et al. (2020), arXiv:1912.03263, section 5.3. Liu et al. (2020),
         arXiv:2010.03759.
     """
-    with quiet(model):
+    with inference(model):
         return model.log_density(x)
 
 
@@ -193,7 +191,7 @@ def energy_change(model: JEM, x: Tensor, *, num_steps: int = 5) -> Tensor:
     if num_steps < 1:
         raise InputError(f"`num_steps` must be at least 1, but got {num_steps}")
     move = DEFAULT_MOVE if model.sampler is None else model.sampler.move
-    with quiet(model):
+    with inference(model):
         moved = sgld_chain(
             x,
             model.energy,

@@ -13,9 +13,9 @@ from jem.errors import InputError
 from jem.evaluation.calibration.report import CalibrationReport, calibration_report
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector
-from jem.evaluation.ood.features import as_batch, on_model, quiet
+from jem.evaluation.ood.features import as_batch
 from jem.evaluation.statistics import wilson_interval
-from jem.model import JEM
+from jem.model import JEM, batched_logits
 from jem.randomness import derive_seed
 
 SEVERITIES = (0, 1, 2, 3, 4, 5)
@@ -110,8 +110,7 @@ def corruption_curves(
 
 def _answers(model: JEM, x: Tensor, detector: OODDetector) -> tuple[Tensor, Tensor]:
     """Logits in double precision (B, K) and scores (B,), on the CPU."""
-    with quiet(model):
-        logits = model.logits(on_model(model, x))
+    logits = batched_logits(model, x, len(x))
     return logits.double().cpu(), detector.score(x, logits).cpu()
 
 
