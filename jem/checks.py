@@ -116,14 +116,14 @@ def check_finite(name: str, x: Tensor) -> None:
         refuse(name, "be finite", f"NaN or infinity in row {row}", "mend that row or leave it out")
 
 
-def check_labels(name: str, labels: Tensor, num_rows: int, num_classes: int) -> None:
+def check_labels(name: str, labels: Tensor, num_rows: int, num_classes: int | None = None) -> None:
     """Check that labels are class indices, one a row.
 
     Args:
         name: What the user calls them.
         labels: Labels, of shape (num_rows,).
         num_rows: Rows that they belong to.
-        num_classes: K; an index lies in 0..K-1.
+        num_classes: K; an index lies in 0..K-1. None where K is not known yet.
 
     Raises:
         InputError: If they are no whole numbers, not one a row, or out of range.
@@ -134,9 +134,11 @@ def check_labels(name: str, labels: Tensor, num_rows: int, num_classes: int) -> 
     if labels.shape != (num_rows,):
         refuse(name, f"have shape ({num_rows},)", tuple(labels.shape))
     if num_rows:
-        low, high = int(labels.min()), int(labels.max())
-        if not 0 <= low <= high < num_classes:
-            refuse(name, f"lie in 0..{num_classes - 1}", f"{low}..{high}")
+        limits = labels.long().aminmax()  # torch finds no minimum among uint16
+        low, high = int(limits.min), int(limits.max)
+        if low < 0 or high >= (num_classes or math.inf):
+            expected = f"lie in 0..{num_classes - 1}" if num_classes else "be at least 0"
+            refuse(name, expected, f"{low}..{high}")
 
 
 def check_probabilities(name: str, probabilities: Tensor) -> None:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 import jem
 from jem.data import DataSplits
-from jem.data.corruptions import letters
+from jem.data.ood_sets import letters
 from jem.model import joint_energy
 from jem.objectives import contrastive_loss
 from jem.sampling import ReplayBuffer, SamplerSettings, UniformBase, langevin_update, sgld_chain

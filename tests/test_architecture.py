@@ -111,7 +111,7 @@ def test_only_plotting_draws(name):
     annotated = part(name) == "evaluation"  # may name the type of a figure that it returns
     drawing = {n for n in imports(name, not annotated) if n.split(".")[0] == "matplotlib"}
     # The letters among the foreign data sets are set in a font that matplotlib brings along.
-    assert drawing <= ({"matplotlib"} if name == "jem.data.corruptions" else set())
+    assert drawing <= ({"matplotlib"} if name == "jem.data.ood_sets" else set())
     if annotated:
         named = {n for n in imports(name) if n.split(".")[0] == "matplotlib"}
         assert named <= {"matplotlib.figure"}

@@ -136,8 +136,7 @@ def _foreign(
 ) -> tuple[str, Tensor]:
     """Name and inputs of a foreign set: made for the data, or loaded."""
     from jem.data import NAMES
-    from jem.data.corruptions import OOD_SETS
-    from jem.data.ood_sets import ROTATIONS, make_ood_set
+    from jem.data.ood_sets import OOD_SETS, ROTATIONS, make_ood_set
 
     if name in (*OOD_SETS, ROTATIONS):
         if own.kind != "image":

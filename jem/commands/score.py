@@ -180,10 +180,10 @@ def _scaling(args: Score, model: JEM, stream: InputStream) -> Callable[[Array], 
 
 def _doubt_units(args: Score, model: JEM, raw: Array) -> None:
     """Say so if the first inputs look as if they were in other units than the training data."""
-    from jem.data.units import doubt_units
+    from jem.data.scaling import unit_warning
 
     assert model.scaling is not None, "asked for only with a scaling"
-    doubt = doubt_units(raw, model.scaling(raw), model.scaling, model.domain)
+    doubt = unit_warning(raw, model.scaling(raw), model.scaling, model.domain)
     if doubt is not None:
         note(f"{args.inputs}: {doubt}")
 

@@ -1,12 +1,10 @@
-"""Real data sets by name, a person's own arrays and files, and foreign inputs to test against."""
+"""Data sets by name, the user's arrays and files, and out-of-distribution sets."""
 
 from jem.data.arrays import from_arrays
-from jem.data.augment import augment
-from jem.data.batches import BatchStream, as_part
-from jem.data.corruptions import CORRUPTIONS, OOD_SETS, corrupt, rotations
-from jem.data.files import load_file
+from jem.data.batches import BatchStream, as_part, augment
+from jem.data.corruptions import CORRUPTIONS, corrupt
 from jem.data.named import NAMES, load
-from jem.data.ood_sets import hold_out, make_ood_set
+from jem.data.ood_sets import OOD_SETS, hold_out, make_ood_set, rotations
 from jem.data.scaling import Scaling
 from jem.data.splits import DataPart, DataSplits, LazyPart, split_indices
 
@@ -25,7 +23,6 @@ __all__ = [
     "from_arrays",
     "hold_out",
     "load",
-    "load_file",
     "make_ood_set",
     "rotations",
     "split_indices",

@@ -1,6 +1,6 @@
-"""Batches in an order that depends on nothing but a seed, a name and two counters."""
+"""What a user trains on, checked once; batches in a repeatable order; random changes to them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
+from jem.checks import check_finite, check_integer, check_labels, refuse
 from jem.data.scaling import as_numeric
 from jem.data.splits import DataPart
-from jem.errors import InputError
 from jem.randomness import named_generator
 
 Examples = Dataset[tuple[Tensor, Tensor]]
@@ -20,7 +20,8 @@ class BatchStream:
     """Shuffled batches, epoch after epoch, that can be taken up again in the middle of one.
 
     The order is a function of (seed, name, epoch) alone, so a run that resumes needs to remember
-    two integers: the epoch and the number of batches it has seen of it.
+    two integers: the epoch and the number of batches it has seen of it. Examples are not checked
+    here: `as_part` and `from_arrays` have.
 
     Args:
         dataset: Examples (x, y). A `DataPart` or `TensorDataset` is moved to `device` once and
@@ -33,6 +34,9 @@ class BatchStream:
             a single smaller batch all the same.
         num_workers: Processes that read examples; ignored for data in memory. Data sets that draw
             random numbers themselves repeat them only with the same number of workers.
+
+    Raises:
+        InputError: If the data set is empty, or the batch size below 1.
 
     Example:
         >>> part = DataPart(torch.zeros(10, 2), torch.zeros(10, dtype=torch.int64))
@@ -52,19 +56,19 @@ class BatchStream:
         drop_last: bool = True,
         num_workers: int = 0,
     ) -> None:
-        if batch_size < 1:
-            raise InputError(f"Expected a batch size of at least 1, got {batch_size}.")
+        check_integer("batch_size", batch_size, 1)
         self.dataset = dataset
         self.size = len(dataset)  # type: ignore[arg-type]
         if self.size < 1:
-            raise InputError("Expected a data set with examples, got an empty one.")
+            refuse("dataset", "hold examples", "an empty one")
         self.batch_size = min(batch_size, self.size)
         self.seed = seed
         self.name = name
         self.device = torch.device(device)
         self.drop_last = drop_last
         self.num_workers = num_workers
-        self._in_memory = _tensors(dataset, self.device)
+        pair = _tensors(dataset)
+        self._in_memory = pair and tuple(tensor.to(self.device) for tensor in pair)
 
     def __len__(self) -> int:
         """Return the number of batches in an epoch."""
@@ -76,30 +80,18 @@ class BatchStream:
 
         Args:
             epoch: Number of the epoch, from 0.
-            start: How many of its first batches to leave out.
+            start: How many of its first batches to leave out, at most `len(self)`.
 
         Returns:
             Iterator over x (B, *shape) and y (B,) on `device`.
         """
-        if not 0 <= start <= len(self):
-            raise InputError(f"Expected a first batch from 0 to {len(self)}, got {start}.")
         generator = named_generator(self.seed, self.name, epoch)
         order = torch.randperm(self.size, generator=generator)
         batches = torch.split(order, self.batch_size)[start : len(self)]
         if self._in_memory is not None:
-            return self._from_memory(batches)
-        return self._from_loader(batches, epoch)
-
-    def _from_memory(self, batches: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-        assert self._in_memory is not None
-        x, y = self._in_memory
-        for batch in batches:
-            indices = batch.to(self.device)
-            yield x[indices], y[indices]
-
-    def _from_loader(
-        self, batches: Sequence[Tensor], epoch: int
-    ) -> Iterator[tuple[Tensor, Tensor]]:
+            x, y = self._in_memory
+            places = (batch.to(self.device) for batch in batches)
+            return ((x[indices], y[indices]) for indices in places)
         loader = DataLoader(
             self.dataset,
             batch_sampler=[batch.tolist() for batch in batches],
@@ -108,25 +100,30 @@ class BatchStream:
             # Without one of its own a loader draws from the global generator.
             generator=named_generator(self.seed, self.name, epoch, "workers"),
         )
-        for x, y in loader:
-            yield (
+        return (
+            (
                 x.to(self.device, non_blocking=True),
                 torch.as_tensor(y).to(self.device, torch.int64, non_blocking=True),
             )
+            for x, y in loader
+        )
 
 
-def _tensors(dataset: Examples, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """Return the tensors of a set in memory, on the device, or None."""
-    if isinstance(dataset, DataPart):
-        return dataset.x.to(device), dataset.y.to(device)
-    if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
-        x, y = dataset.tensors
-        return x.to(device), y.to(device)
+def _tensors(data: object) -> tuple[Tensor, Tensor] | None:
+    """The inputs and labels of a data set that is in memory, or None."""
+    if isinstance(data, DataPart):
+        return data.x, data.y
+    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
+        return data.tensors
     return None
 
 
 def as_part(data: Any) -> Examples:  # noqa: ANN401
-    """Check what a person trains on, and bring it to a data set.
+    """Check what a user trains on, and bring it to a data set: the one check of its values.
+
+    Inputs in memory are scanned for numbers that are not finite, and labels for what is no class
+    index. Of any other data set one example is read here; training checks more of them as it reads
+    them to fit its starting points. Whether the labels fit the network, training tells.
 
     Args:
         data: A pair (x, y) of tensors or arrays, a `DataPart`, or any map-style torch `Dataset` of
@@ -134,92 +131,103 @@ def as_part(data: Any) -> Examples:  # noqa: ANN401
 
     Returns:
         A `DataPart` with x in torch's default float type for pairs and `TensorDataset`s; any other
-        data set as it came, after a look at its first example.
+        data set as it came.
 
     Raises:
         InputError: If something about it cannot be trained on.
     """
-    if isinstance(data, DataPart):
-        return _checked_part(data.x, data.y)
-    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
-        return _checked_part(*data.tensors)
-    if isinstance(data, Dataset):
-        return _checked_dataset(data)
+    pair = _tensors(data)
+    if pair is not None:
+        return _checked_part(*pair)
     if isinstance(data, tuple | list) and len(data) == 2:
         return _checked_part(*(_tensor(value) for value in data))
-    raise InputError(
-        f"Expected a pair (x, y) of tensors or a torch Dataset of (x, y), "
-        f"got {type(data).__name__}."
-    )
+    if not isinstance(data, Dataset):
+        refuse("data", "be a pair (x, y) of tensors or a Dataset of (x, y)", type(data).__name__)
+    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
+        remedy = "its order could not be repeated"
+        refuse("data", "have a length and an index", type(data).__name__, remedy)
+    if len(data) == 0:
+        refuse("data", "hold examples", "an empty data set")
+    _check_example(data[0])
+    return data
 
 
 def _tensor(value: Any) -> Tensor:  # noqa: ANN401
-    if isinstance(value, Tensor):
-        return value
     if isinstance(value, np.ndarray):
         return torch.from_numpy(np.ascontiguousarray(as_numeric(value)))
-    raise InputError(f"Expected x and y to be tensors or arrays, got {type(value).__name__}.")
+    if not isinstance(value, Tensor):
+        refuse("data", "be a pair of tensors or arrays", type(value).__name__)
+    return value
 
 
 def _checked_part(x: Tensor, y: Tensor) -> DataPart:
     if x.ndim < 2 or len(x) == 0:
-        raise InputError(f"Expected x of shape (N, ...) with N > 0, got {tuple(x.shape)}.")
-    _check_inputs(x)
-    if y.ndim != 1 or len(y) != len(x):
-        raise InputError(
-            f"Expected y with one class index for each of the {len(x)} inputs, shape ({len(x)},), "
-            f"got {tuple(y.shape)}."
-        )
-    _check_indices(y)
+        refuse("x", "have shape (N, ...) with N > 0", tuple(x.shape))
+    if not x.is_floating_point():
+        remedy = "scale it to [-1, 1], for example with jem.data.from_arrays"
+        refuse("x", "be float", x.dtype, remedy)
+    check_finite("x", x)
+    check_labels("y", y, len(x))
     return DataPart(x.detach().to(torch.get_default_dtype()), y.long())
 
 
-def _check_inputs(x: Tensor) -> None:
-    if not x.is_floating_point():
-        raise InputError(
-            f"Expected x as float, got {x.dtype}: scale it to [-1, 1], for example with "
-            f"jem.data.from_arrays."
-        )
-    if not bool(torch.isfinite(x).all()):
-        first = int((~torch.isfinite(x)).flatten(1).any(1).nonzero()[0])
-        raise InputError(f"Expected finite x, got nan or infinity in example {first}.")
-
-
-def _check_indices(y: Tensor) -> None:
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise InputError(
-            f"Expected y as class indices of type int64, got {y.dtype}: use y.long()."
-        )
-    lowest = int(y.long().min())  # torch finds none among uint16
-    if lowest < 0:
-        raise InputError(f"Expected class indices from 0 up in y, got {lowest}.")
-
-
-def _checked_dataset(dataset: Examples) -> Examples:
-    """Check the size and the first example of a data set that is not in memory."""
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise InputError(
-            f"Expected a data set with a length and an index, got {type(dataset).__name__}: "
-            f"its order could not be repeated."
-        )
-    if len(dataset) == 0:
-        raise InputError("Expected a data set with examples, got an empty one.")
-    example = dataset[0]
+def _check_example(example: Any) -> None:  # noqa: ANN401
+    """Check one example of a data set that is not in memory."""
     if not isinstance(example, tuple | list) or len(example) != 2:
-        raise InputError(
-            f"Expected a data set of pairs (x, y), got {type(example).__name__} as first example."
-        )
+        refuse("data", "give pairs (x, y)", type(example).__name__)
     x, y = example
     if not isinstance(x, Tensor):
-        raise InputError(
-            f"Expected x as a float tensor, got {type(x).__name__}: give the data set a transform "
-            f"that makes tensors in [-1, 1]."
+        remedy = "give the data set a transform that makes tensors in [-1, 1]"
+        refuse("x", "be a float tensor", type(x).__name__, remedy)
+    if not isinstance(y, int | float | Tensor | np.integer | np.ndarray):
+        refuse("y", "be a class index", type(y).__name__)
+    _checked_part(x[None], torch.as_tensor(y)[None])
+
+
+def augment(
+    x: Tensor, *, shift: int, flip: bool, noise_std: float, generator: torch.Generator
+) -> Tensor:
+    """Shift, mirror and blur with noise, each example on its own.
+
+    Args:
+        x: Inputs, shape (B, C, H, W) where `shift` or `flip` are used, else any.
+        shift: Largest shift in pixels, up or down and left or right; edge pixels are repeated.
+        flip: Whether to mirror each image left to right with probability 1/2.
+        noise_std: Standard deviation of Gaussian noise, in the units of `x`. The result is not
+            clipped.
+        generator: Source of the draws. On a device other than that of `x` it gives the same
+            changes, more slowly.
+
+    Returns:
+        New inputs, shape and dtype of `x`; `x` itself when there is nothing to do.
+
+    Raises:
+        InputError: If inputs to shift or flip are no images.
+    """
+    if shift > 0 or flip:
+        if x.ndim != 4:
+            remedy = "set shift to 0 and flip to false for other inputs"
+            refuse("x", "have shape (B, C, H, W) to shift or flip", tuple(x.shape), remedy)
+        x = _shift_and_flip(x, shift, flip, generator)
+    if noise_std > 0:
+        noise = torch.randn(x.shape, generator=generator, device=generator.device, dtype=x.dtype)
+        x = x + noise_std * noise.to(x.device)
+    return x
+
+
+def _shift_and_flip(x: Tensor, shift: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Pick for every pixel of the result the row and column that it comes from."""
+    batch, channels, height, width = x.shape
+
+    def draw(low: int, high: int) -> Tensor:
+        values = torch.randint(
+            low, high + 1, (batch, 1), generator=generator, device=generator.device
         )
-    if not isinstance(y, int | Tensor | np.integer | np.ndarray | float):
-        raise InputError(f"Expected y to be a class index, got {type(y).__name__}.")
-    label = torch.as_tensor(y)
-    if label.ndim != 0:
-        raise InputError(f"Expected y to be one class index, got shape {tuple(label.shape)}.")
-    _check_inputs(x.unsqueeze(0))
-    _check_indices(label)
-    return dataset
+        return values.to(x.device)
+
+    rows = (torch.arange(height, device=x.device) + draw(-shift, shift)).clamp(0, height - 1)
+    columns = (torch.arange(width, device=x.device) + draw(-shift, shift)).clamp(0, width - 1)
+    if flip:
+        columns = torch.where(draw(0, 1) == 1, columns.flip(1), columns)
+    x = x.gather(2, rows[:, None, :, None].expand(batch, channels, height, width))
+    return x.gather(3, columns[:, None, None, :].expand(batch, channels, height, width))

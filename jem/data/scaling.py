@@ -1,15 +1,15 @@
-"""What a person has -> what the network takes: one affine map, kept with the model."""
+"""What a user has -> what the network takes: one affine map, kept with the model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jem.errors import InputError
+from jem.checks import refuse
 
 Layout = Literal["channels_first", "channels_last", "table"]
 
@@ -68,6 +68,9 @@ class Scaling:
     def __call__(self, raw: npt.ArrayLike | Tensor) -> Tensor:
         """Turn raw inputs into network inputs.
 
+        Values are not checked: readers of files, `from_arrays` and the scores do. A number that is
+        not finite stays so, and one too large for 32 bits becomes infinite.
+
         Args:
             raw: A batch or a single input; array, list or tensor; numbers of any type. Grey images
                 may come with or without their channel axis.
@@ -76,20 +79,12 @@ class Scaling:
             Shape (N, *input_shape), float32, on the device of `raw`. A single input gives N = 1.
 
         Raises:
-            InputError: If the shape does not fit, or a value is missing, infinite or no number.
+            InputError: If the shape does not fit, or a value is no real number.
         """
-        x = self._arrange(_numbers(raw))
+        x = self._arrange(_as_tensor(raw))
         # Columns such as time stamps lose their differences in float32: centre in float64.
         x = x.double() if self.layout == "table" else x.float()
-        x = ((x - self.shift.to(x.device)) / self.scale.to(x.device)).float()
-        finite = torch.isfinite(x)
-        if not bool(finite.all()):
-            row, *where = (~finite).nonzero()[0].tolist()
-            raise InputError(
-                f"Expected finite numbers, got nan, infinity or a number too large for 32 bits "
-                f"in input {row}, position {tuple(where)}: remove or fill in such inputs."
-            )
-        return x
+        return ((x - self.shift.to(x.device)) / self.scale.to(x.device)).float()
 
     def invert(self, x: Tensor) -> Tensor:
         """Turn network units back into raw units.
@@ -120,43 +115,63 @@ class Scaling:
 
     def _arrange(self, x: Tensor) -> Tensor:
         """Bring a batch or a single input to (N, *input_shape), judging by its shape."""
-        for shape, channels_last in self._readings():
-            if tuple(x.shape) == shape:
-                x = x.unsqueeze(0)
-            if len(x.shape) > 1 and tuple(x.shape[1:]) == shape and len(x) > 0:
-                return x.movedim(-1, 1) if channels_last else x.reshape(-1, *self.input_shape)
-        accepted = dict.fromkeys(shape for shape, _ in self._readings())
-        expected = " or ".join(str(("N", *shape)).replace("'", "") for shape in accepted)
-        raise InputError(
-            f"Expected inputs of shape {expected}, N > 0 (or one input, without N), "
-            f"got {tuple(x.shape)}."
-        )
-
-    def _readings(self) -> list[tuple[tuple[int, ...], bool]]:
-        """List shapes of one raw input, preferred first, and whether channels are last."""
-        if self.layout == "table":
-            return [(self.input_shape, False)]
-        channels, *plane = self.input_shape
-        readings = [(self.input_shape, False), ((*plane, channels), True)]
-        if self.layout == "channels_last":
-            readings.reverse()
-        return [*readings, (tuple(plane), False)] if channels == 1 else readings
+        channels_last = self.layout == "channels_last"
+        shapes = raw_shapes(self.input_shape, channels_last=channels_last)
+        batches = [x[None] if tuple(x.shape) == shape else x for shape in shapes]
+        fits = [
+            batch.ndim > 1 and tuple(batch.shape[1:]) == shape and len(batch) > 0
+            for batch, shape in zip(batches, shapes, strict=True)
+        ]
+        if not any(fits):
+            refuse_shape("inputs", shapes, tuple(x.shape))
+        place = fits.index(True)
+        if place == 1 - channels_last:
+            return batches[place].movedim(-1, 1)
+        return batches[place].reshape(-1, *self.input_shape)
 
 
-def _numbers(raw: npt.ArrayLike | Tensor) -> Tensor:
+def raw_shapes(
+    input_shape: tuple[int, ...], *, channels_last: bool = False
+) -> list[tuple[int, ...]]:
+    """Shapes that one raw input may have, the likeliest first.
+
+    Args:
+        input_shape: What the network takes for one input: (C, H, W) or (D,).
+        channels_last: Whether (H, W, C) is likelier than (C, H, W).
+
+    Returns:
+        (D,), or images with their channels first, last, or left out where there is one.
+    """
+    if len(input_shape) != 3:
+        return [input_shape]
+    channels, *plane = input_shape
+    shapes = [input_shape, (*plane, channels)]
+    if channels_last:
+        shapes.reverse()
+    return [*shapes, tuple(plane)] if channels == 1 else shapes
+
+
+def refuse_shape(name: str, shapes: Sequence[tuple[int, ...]], got: tuple[int, ...]) -> NoReturn:
+    """Refuse inputs that have none of the shapes of `raw_shapes`.
+
+    Raises:
+        InputError: Always.
+    """
+    expected = " or ".join(str(("N", *shape)).replace("'", "") for shape in dict.fromkeys(shapes))
+    refuse(name, f"have shape {expected} with N > 0", got)
+
+
+def _as_tensor(raw: npt.ArrayLike | Tensor) -> Tensor:
     """Convert to a tensor of real numbers, or say what is wrong."""
-    if not isinstance(raw, Tensor):
-        try:
-            array = np.asarray(raw)
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"Expected inputs that form one array of numbers, got {type(raw).__name__} "
-                f"that does not ({error})."
-            ) from error
-        raw = torch.from_numpy(np.require(as_numeric(array), requirements=["C", "W"]))
-    if raw.is_complex():
-        raise InputError("Expected real numbers, got complex ones.")
-    return raw.detach()
+    if isinstance(raw, Tensor):
+        if raw.is_complex():
+            refuse("inputs", "be real numbers", raw.dtype)
+        return raw.detach()
+    try:
+        array = np.asarray(raw)
+    except (ValueError, TypeError) as error:
+        refuse("inputs", "form one array of numbers", f"{type(raw).__name__} ({error})")
+    return torch.from_numpy(np.require(as_numeric(array), requirements=["C", "W"]))
 
 
 def as_numeric(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -172,10 +187,57 @@ def as_numeric(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         try:
             array = array.astype(np.float64)
         except (ValueError, TypeError) as error:
-            raise InputError(f"Expected numbers as inputs, got others ({error}).") from error
+            refuse("inputs", "be numbers", f"others ({error})")
     if array.dtype.kind not in "biuf":
-        raise InputError(f"Expected real numbers as inputs, got values of type {array.dtype}.")
+        refuse("inputs", "be real numbers", array.dtype)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch does little with these
         return array.astype(np.int64)
     native = array.dtype.newbyteorder("=")
     return array.astype(np.float64 if native == np.longdouble else native, copy=False)
+
+
+FACTOR = 4
+"""Images whose largest absolute value differs from that of training by more are doubted."""
+FEWEST = 10
+"""Inputs that tell of their units together: each of fewer may be dark, or out of distribution."""
+
+
+def unit_warning(
+    raw: npt.NDArray[Any], x: Tensor, scaling: Scaling, domain: tuple[Tensor, Tensor] | None
+) -> str | None:
+    """Say why a batch looks as if it were in other units, such as 0 to 1 for 0 to 255.
+
+    Images are doubted where the largest absolute value of the batch is above 4 times that of the
+    training range, or below a quarter of it. Any of them may be dark: below, it takes 10 images
+    that are not all 0, or fractions of at most 1 where training went to 4 or more. Rows of a table
+    are doubted where there are 10, and in each more than half of the columns lie outside the
+    range of the training data.
+
+    Args:
+        raw: Inputs as they came, shape (N, ...).
+        x: The same in network units, shape (N, *input_shape).
+        scaling: What made them.
+        domain: Bounds of the training data in network units, for tables.
+
+    Returns:
+        One sentence, or None where nothing is suspicious.
+    """
+    if scaling.layout == "table":
+        low, high = (bound.to(x.device) for bound in domain or (x, x))
+        outside = ((x < low) | (x > high)).float().mean(dim=1)
+        if len(x) < FEWEST or float(outside.min()) <= 0.5:
+            return None
+        return (
+            f"all {len(x):,} rows lie outside the range of the training data in more than half of "
+            f"the columns: check the units and the order of the columns"
+        )
+    largest = max(float(raw.max()), -float(raw.min()))
+    usual = float((scaling.shift.abs() + scaling.scale).max())
+    fractions = largest <= 1 <= usual / FACTOR and bool((raw != np.round(raw)).any())
+    dark = 0 < FACTOR * largest < usual and (len(raw) >= FEWEST or fractions)
+    if not dark and largest <= FACTOR * usual:
+        return None
+    return (
+        f"the largest absolute value of the images is {largest:.4g}, and that of the training "
+        f"data {usual:.4g}: check that both are in the same units"
+    )

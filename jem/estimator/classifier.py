@@ -22,8 +22,8 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
 from jem.data.arrays import refuse_missing
+from jem.data.scaling import unit_warning
 from jem.data.splits import DataPart, DataSplits
-from jem.data.units import doubt_units
 from jem.errors import InputError, TrainingInterrupted
 from jem.estimator.data import (
     RawFormat,
@@ -492,7 +492,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raw = rows.reshape(-1, *self._format.shape)
         x = self.model_.preprocess(raw)
         assert self.model_.scaling is not None, "set in fit"
-        doubt = doubt_units(raw, x, self.model_.scaling, self.model_.domain)
+        doubt = unit_warning(raw, x, self.model_.scaling, self.model_.domain)
         if doubt is not None:
             warnings.warn(doubt, stacklevel=4)  # where a method of this class was called
         return x

@@ -25,8 +25,7 @@ import torch
 from torch import Tensor
 
 from jem.data.batches import BatchStream
-from jem.data.corruptions import rotations
-from jem.data.ood_sets import DISTANCES, ROTATIONS
+from jem.data.ood_sets import DISTANCES, ROTATIONS, rotations
 from jem.data.splits import DataSplits
 from jem.errors import InputError
 from jem.evaluation.calibration.report import CalibrationReport, calibration_report

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jem.data.batches import BatchStream
-from jem.data.corruptions import letters, photo_patches, uniform_noise
+from jem.data.ood_sets import letters, photo_patches, uniform_noise
 from jem.data.splits import DataSplits
 from jem.evaluation.calibration.report import calibration_report
 from jem.evaluation.ood.metrics import ood_metrics
@@ -79,7 +79,7 @@ def seen_in_training(name: str, model: JEM, *, trained: bool = True) -> bool:
     """Whether training held inputs of the kind of a made-up foreign set against the data.
 
     Args:
-        name: Of the set; `NOISE`, or a key of `jem.data.corruptions.OOD_SETS`.
+        name: Of the set; `NOISE`, or a key of `jem.data.OOD_SETS`.
         model: The trained model, which remembers where its chains began and whether there were
             outliers.
         trained: Whether there was any update; without one nothing was seen.

@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor
 
-from jem.data.augment import augment
+from jem.data.batches import augment
 from jem.errors import InputError
 from jem.model import JEM, evaluation_mode
 from jem.sampling.langevin import energy_and_gradient

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jem.data.augment import augment
-from jem.data.batches import BatchStream
+from jem.data.batches import BatchStream, augment
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
 from jem.model import JEM, refuse_softmax

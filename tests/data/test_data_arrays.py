@@ -167,7 +167,7 @@ def with_nan(x, place):
         (with_nan(RNG.random((60, 5, 5)), (3, 1, 2)), LABELS, {}, r"row 3, pixel \(1, 2\)"),
         (ROWS[:0], [], {}, r"N > 0, got \(0, 3\)"),
         (ROWS[:, 0], LABELS, {}, r"got \(60,\)"),
-        ([["a", "b"]] * 60, LABELS, {}, "Expected numbers"),
+        ([["a", "b"]] * 60, LABELS, {}, "`inputs` must be numbers"),
         (ROWS, LABELS, {"kind": "image"}, r"shape \(N, H, W\).*got \(60, 3\)"),
         (RNG.random((60, 5, 5)), LABELS, {"kind": "table"}, r"shape \(N, D\)"),
         (RNG.random((60, 3, 5, 3)), LABELS, {}, 'channels="first" or channels="last"'),

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from jem.data import BatchStream, DataPart, as_part
+from jem.data import BatchStream, DataPart, as_part, augment
 from jem.errors import InputError
 
 X, Y = torch.arange(46.0).reshape(23, 2), torch.arange(23)
@@ -98,12 +98,10 @@ def test_global_generator_is_left_alone(dataset):
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_wrong_batch_sizes_and_starts():
-    with pytest.raises(InputError, match="batch size of at least 1, got 0"):
+def test_what_gives_no_batches_is_refused():
+    with pytest.raises(InputError, match="`batch_size` must be a whole number"):
         stream(batch_size=0)
-    with pytest.raises(InputError, match="from 0 to 4, got 5"):
-        stream().epoch(0, start=5)
-    with pytest.raises(InputError, match="empty"):
+    with pytest.raises(InputError, match="`dataset` must hold examples"):
         stream(DataPart(X[:0], Y[:0]))
 
 
@@ -156,33 +154,117 @@ def infinite():
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ((X.byte(), Y), r"float, got torch.uint8: scale it to \[-1, 1\].*from_arrays"),
-        ((infinite(), Y), "nan or infinity in example 4"),
-        ((X, Y.float()), r"torch.float32: use y.long\(\)"),
-        ((X, Y > 3), "torch.bool"),
-        ((X, Y - 1), "from 0 up in y, got -1"),
-        ((X, Y[:9]), r"each of the 23 inputs, shape \(23,\), got \(9,\)"),
-        ((X, Y[:, None]), r"got \(23, 1\)"),
-        ((X[:0], Y[:0]), r"N > 0, got \(0, 2\)"),
-        ((X[:, 0], Y), r"got \(23,\)"),
-        ((X.tolist(), Y), "tensors or arrays, got list"),
-        (DataPart(X.byte(), Y), "torch.uint8"),
-        (TensorDataset(X, Y.float()), "class indices"),
-        (TensorDataset(X), "pairs"),
-        ("digits", r"a pair \(x, y\) .*got str"),
-        ((X, Y, Y), "got tuple"),
-        (Endless(), "length and an index, got Endless"),
-        (OnDisk(size=0), "empty"),
-        (OnDisk(X[0]), r"pairs \(x, y\), got Tensor"),
-        (OnDisk(("image", 0)), "float tensor, got str.*transform"),
-        (OnDisk((X[0].byte(), 0)), "torch.uint8"),
-        (OnDisk((X[0] * torch.nan, 0)), "nan or infinity in example 0"),
-        (OnDisk((X[0], torch.eye(3)[0])), r"one class index, got shape \(3,\)"),
-        (OnDisk((X[0], 0.5)), "class indices"),
-        (OnDisk((X[0], -1)), "got -1"),
-        (OnDisk((X[0], "cat")), "class index"),
+        ((X.byte(), Y), "`x` must be float, got torch.uint8"),
+        ((infinite(), Y), "`x` must be finite, got .* row 4"),
+        ((X, Y.float()), "`y` .*got torch.float32"),
+        ((X, Y > 3), "`y` .*got torch.bool"),
+        ((X, Y - 1), "`y` must be at least 0, got -1"),
+        ((X, Y[:9]), r"`y` must have shape \(23,\), got \(9,\)"),
+        ((X, Y[:, None]), r"`y` .*got \(23, 1\)"),
+        ((X[:0], Y[:0]), r"`x` .*got \(0, 2\)"),
+        ((X[:, 0], Y), r"`x` .*got \(23,\)"),
+        ((X.tolist(), Y), "`data` .*got list"),
+        (DataPart(X.byte(), Y), "`x` .*torch.uint8"),
+        (TensorDataset(X, Y.float()), "`y` must be .*class indices"),
+        (TensorDataset(X), "`data` must give pairs"),
+        ("digits", "`data` .*got str"),
+        ((X, Y, Y), "`data` .*got tuple"),
+        (Endless(), "`data` .*got Endless"),
+        (OnDisk(size=0), "`data` .*empty"),
+        (OnDisk(X[0]), "`data` must give pairs"),
+        (OnDisk(("image", 0)), "`x` must be a float tensor, got str"),
+        (OnDisk((X[0].byte(), 0)), "`x` .*torch.uint8"),
+        (OnDisk((X[0] * torch.nan, 0)), "`x` must be finite"),
+        (OnDisk((X[0], torch.eye(3)[0])), "`y` must be"),
+        (OnDisk((X[0], 0.5)), "`y` .*class indices"),
+        (OnDisk((X[0], -1)), "`y` .*got -1"),
+        (OnDisk((X[0], "cat")), "`y` must be a class index, got str"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(data, message):
     with pytest.raises(InputError, match=message):
         as_part(data)
+
+
+# -- augmentation ---------------------------------------------------------------------------------
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(count=64, size=9):
+    return torch.rand(count, 2, size, size, dtype=torch.float64, generator=generator(1)) * 2 - 1
+
+
+def apply(x, shift=0, flip=False, noise_std=0.0, seed=0):
+    return augment(x, shift=shift, flip=flip, noise_std=noise_std, generator=generator(seed))
+
+
+def test_nothing_to_do_returns_the_input_itself_and_draws_nothing():
+    x, source = images(), generator()
+    before = source.get_state()
+    assert augment(x, shift=0, flip=False, noise_std=0.0, generator=source) is x
+    assert torch.equal(source.get_state(), before)
+
+
+def test_each_image_is_one_of_the_possible_shifts():
+    x = images()
+    padded = torch.nn.functional.pad(x, (2, 2, 2, 2), mode="replicate")
+    windows = torch.stack(
+        [padded[:, :, i : i + 9, j : j + 9] for i in range(5) for j in range(5)], 1
+    )
+    matches = (windows == apply(x, shift=2)[:, None]).flatten(2).all(2)
+    assert matches.sum(1).tolist() == [1] * 64
+    assert matches.any(0).sum() > 15  # shifts vary from image to image
+
+
+def test_flip_mirrors_about_half_of_the_images():
+    x = images(400)
+    out = apply(x, flip=True)
+    kept = (out == x).flatten(1).all(1)
+    mirrored = (out == x.flip(3)).flatten(1).all(1)
+    assert (kept ^ mirrored).all()
+    assert 150 < kept.sum() < 250
+
+
+def test_noise_has_its_standard_deviation_and_is_not_clipped():
+    x = torch.ones(500, 1, 8, 8)
+    noise = apply(x, noise_std=0.1) - x
+    assert noise.std().item() == pytest.approx(0.1, rel=0.02)
+    assert noise.mean().item() == pytest.approx(0, abs=2e-3)
+    assert noise.max() > 0
+
+
+def test_shape_dtype_and_input_are_kept():
+    x = images()
+    copy = x.clone()
+    out = apply(x, shift=3, flip=True, noise_std=0.1)
+    assert out.shape == x.shape
+    assert out.dtype == x.dtype
+    assert torch.equal(x, copy)
+
+
+def test_same_seed_same_result_and_global_generator_untouched():
+    x, before = images(), torch.get_rng_state()
+    options = {"shift": 2, "flip": True, "noise_std": 0.1}
+    assert torch.equal(apply(x, **options), apply(x, **options))
+    assert not torch.equal(apply(x, **options), apply(x, **options, seed=1))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_rows_of_a_table_take_noise_but_no_shift():
+    x = torch.zeros(6, 3)
+    assert apply(x, noise_std=0.1).shape == (6, 3)
+    for options in ({"shift": 1}, {"flip": True}):
+        with pytest.raises(InputError, match=r"`x` .*to shift or flip, got \(6, 3\)"):
+            apply(x, **options)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_equals_cpu_with_a_generator_of_the_cpu():
+    x = images()
+    options = {"shift": 2, "flip": True, "noise_std": 0.1}
+    torch.testing.assert_close(apply(x.cuda(), **options).cpu(), apply(x, **options))
+    source = torch.Generator("cuda").manual_seed(0)
+    assert augment(x.cuda(), generator=source, **options).is_cuda

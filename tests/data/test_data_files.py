@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from jem.data import DataPart, LazyPart, load, load_file
-from jem.data.batches import BatchStream
+from jem.data import BatchStream, DataPart, LazyPart, load
+from jem.data.files import load_file
 from jem.data.image_files import open_image, pixels, upright_size
 from jem.errors import InputError
 

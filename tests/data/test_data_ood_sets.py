@@ -1,7 +1,8 @@
-"""Foreign sets made for a data set: turned images, letters, and classes that were held out."""
+"""OOD sets: noise, photographs, letters, turned images, and classes that were held out."""
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,66 @@ from jem.errors import InputError
 DIGITS = load("digits")
 
 
-def test_every_foreign_set_is_near_or_far():
+@pytest.mark.parametrize("name", OOD_SETS)
+@pytest.mark.parametrize("shape", [(1, 8, 8), (1, 28, 28), (3, 32, 32), (1, 12, 20), (1, 20, 12)])
+def test_ood_sets_have_shape_and_range_and_vary(name, shape):
+    x = OOD_SETS[name](9, shape, seed=0)
+    assert x.shape == (9, *shape)
+    assert x.dtype == torch.float32
+    assert x.min() >= -1
+    assert x.max() <= 1
+    assert len(x.flatten(1).unique(dim=0)) == 9
+
+
+@pytest.mark.parametrize("name", OOD_SETS)
+def test_ood_sets_depend_on_their_seed_alone(name):
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    x = OOD_SETS[name](6, (1, 8, 8), seed=0)
+    assert torch.equal(x, OOD_SETS[name](6, (1, 8, 8), seed=0))
+    assert not torch.equal(x, OOD_SETS[name](6, (1, 8, 8), seed=1))
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
+
+
+def test_photographs_have_contrast_and_neighbours_alike():
+    x = OOD_SETS["photo_patches"](200, (1, 16, 16), seed=0)
+    assert x.flatten(1).std(1).min() > 0.05
+    steps = (x[..., 1:] - x[..., :-1]).abs().mean()
+    shuffled = x.flatten(1)[:, torch.randperm(256, generator=torch.Generator().manual_seed(0))]
+    assert steps < 0.5 * (shuffled[:, 1:] - shuffled[:, :-1]).abs().mean()
+
+
+def test_patches_may_be_larger_than_the_photographs():
+    assert OOD_SETS["photo_patches"](2, (1, 700, 700), seed=0).shape == (2, 1, 700, 700)
+
+
+def test_letters_look_like_digits_in_brightness_and_place():
+    x = OOD_SETS["letters"](300, (1, 8, 8), seed=0)
+    assert abs(x.mean() - DIGITS.test.x[:40].mean()) < 0.25
+    assert abs(x.std() - DIGITS.test.x[:40].std()) < 0.15
+    assert x.amax((2, 3)).min() > 0  # every one is visible
+    mass = (x + 1).sum((0, 1))
+    centre = (
+        (mass * torch.arange(8.0)).sum() / mass.sum(),
+        (mass.T * torch.arange(8.0)).sum() / mass.sum(),
+    )
+    assert all(abs(c - 3.5) < 0.5 for c in centre)
+
+
+def test_letters_keep_the_margin_of_larger_digits():
+    x = OOD_SETS["letters"](200, (1, 28, 28), seed=0)
+    assert (x[..., :2, :] == -1).all()
+    assert (x[..., -2:, :] == -1).all()
+    assert (x[..., 8:20, 8:20] > 0.9).flatten(1).any(1).all()
+
+
+def test_quarter_turns():
+    assert torch.equal(rotations(DIGITS.test.x[:40], 4), DIGITS.test.x[:40])
+    assert torch.equal(rotations(rotations(DIGITS.test.x[:40])), DIGITS.test.x[:40].flip(2, 3))
+    assert rotations(torch.zeros(2, 1, 4, 6)).shape == (2, 1, 6, 4)
+
+
+def test_every_ood_set_is_near_or_far():
     assert set(DISTANCES) == {*OOD_SETS, ROTATIONS, HELD_OUT}
     near = {name for name, distance in DISTANCES.items() if distance == "near"}
     assert near == {"letters", "rotations", "held_out_classes"}
@@ -41,7 +101,7 @@ def test_rotations_are_test_images_turned_by_all_three_angles():
 
 
 def test_held_out_classes_are_nowhere_in_what_is_left():
-    known, ood_sets = hold_out(DIGITS, ["3", "7"])
+    known, unseen = hold_out(DIGITS, ["3", "7"])
     assert known.classes == tuple("01245689")
     assert known.scaling is DIGITS.scaling
     for name in PART_NAMES:
@@ -51,7 +111,7 @@ def test_held_out_classes_are_nowhere_in_what_is_left():
         names = [known.classes[k] for k in after.y]
         assert names == [DIGITS.classes[k] for k in before.y[kept]]
     gone = (DIGITS.test.y == 3) | (DIGITS.test.y == 7)
-    assert ood_sets.equal(DIGITS.test.x[gone])
+    assert unseen.equal(DIGITS.test.x[gone])
 
 
 def test_held_out_classes_of_data_on_disk():
@@ -59,26 +119,36 @@ def test_held_out_classes_of_data_on_disk():
         name: LazyPart(list(getattr(DIGITS, name).x), getattr(DIGITS, name).y, torch.clone)
         for name in PART_NAMES
     }
-    known, ood_sets = hold_out(replace(DIGITS, **lazy), ["0"])
+    known, unseen = hold_out(replace(DIGITS, **lazy), ["0"])
     expected, wanted = hold_out(DIGITS, ["0"])
     assert isinstance(known.train, LazyPart)
-    assert ood_sets.equal(wanted)
+    assert unseen.equal(wanted)
     assert known.validation[:][0].equal(expected.validation.x)
     assert known.validation.y.equal(expected.validation.y)
 
 
+@pytest.mark.parametrize("name", OOD_SETS)
+def test_ood_sets_refuse_what_is_no_image(name):
+    for count, shape, wrong in (
+        (0, (1, 8, 8), "count"),
+        (3, (5,), "shape"),
+        (3, (1, 0, 8), "shape"),
+    ):
+        with pytest.raises(InputError, match=f"`{wrong}` must"):
+            OOD_SETS[name](count, shape, seed=0)
+
+
 def test_mistakes_are_refused():
-    with pytest.raises(InputError, match=r"among uniform_noise.*rotations, got 'fog'"):
+    with pytest.raises(InputError, match="3 channels for photographs"):
+        OOD_SETS["photo_patches"](3, (2, 8, 8), seed=0)
+    with pytest.raises(InputError, match="`name` must be one of .*rotations.*, got 'fog'"):
         make_ood_set("fog", DIGITS, 5, seed=0)
     with pytest.raises(InputError, match="square images to turn"):
         make_ood_set(ROTATIONS, load("iris"), 5, seed=0)
-    with pytest.raises(InputError, match="count of at least 1, got"):
+    with pytest.raises(InputError, match="`count` must"):
         make_ood_set(ROTATIONS, DIGITS, 0, seed=0)
-    with pytest.raises(InputError, match="image shape"):
-        make_ood_set("letters", load("iris"), 5, seed=0)
-    with pytest.raises(InputError, match="got 'ten'"):
-        hold_out(DIGITS, ["1", "ten"])
-    with pytest.raises(InputError, match="got none"):
-        hold_out(DIGITS, [])
-    with pytest.raises(InputError, match="two classes to stay, got 1"):
+    for names in (["1", "ten"], []):
+        with pytest.raises(InputError, match="`names` must be classes among 0, 1"):
+            hold_out(DIGITS, names)
+    with pytest.raises(InputError, match="`names` must leave at least two classes"):
         hold_out(load("iris"), ["setosa", "virginica"])

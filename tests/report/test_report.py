@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 
 import jem
 from jem.data.arrays import from_arrays
-from jem.data.corruptions import gaussian_noise
+from jem.data.ood_sets import gaussian_noise
 from jem.data.splits import DataPart
 from jem.evaluation.chains import VERDICTS
 from jem.networks import mlp, small_cnn

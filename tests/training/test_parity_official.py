@@ -16,7 +16,7 @@ Points that do not apply here, and why:
 17. and 18. SADA-JEM's second pass and its adaptive scale: test_parity_descendants.py.
 21. Calibration bins are tested with the calibration error itself.
 22. The official network carries a head that joint training never uses; ours has none.
-24. Interpolated inputs are not among the foreign sets of `jem.data.corruptions`.
+24. Interpolated inputs are not among the OOD sets of `jem.data.ood_sets`.
 
 The third term of the official objective (weight 0 in its README) and its class-conditional chains,
 which it scores by E(x), have no counterpart: conditional chains are scored by E(x, y) here.
