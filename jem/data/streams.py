@@ -115,8 +115,9 @@ def stream_inputs(
 
 
 def _refuse_not_finite(path: Path, raw: Array, first: int) -> None:
-    if raw.dtype.kind == "f" and not np.isfinite(raw).all():
-        row, *where = (int(i) for i in np.argwhere(~np.isfinite(raw))[0])
+    fits = np.abs(raw) <= np.finfo(np.float32).max if raw.dtype.kind == "f" else np.True_
+    if not fits.all():
+        row, *where = (int(i) for i in np.argwhere(~fits)[0])
         value, place = raw[(row, *where)], ", ".join(map(str, where))
         raise InputError(
             f"Expected finite numbers in {path}, got {value} in row {first + row}, position "

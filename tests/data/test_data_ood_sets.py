@@ -141,7 +141,7 @@ def test_ood_sets_refuse_what_is_no_image(name):
 def test_mistakes_are_refused():
     with pytest.raises(InputError, match="3 channels for photographs"):
         OOD_SETS["photo_patches"](3, (2, 8, 8), seed=0)
-    with pytest.raises(InputError, match="`name` must be one of .*rotations.*, got 'fog'"):
+    with pytest.raises(InputError, match="`name` must be one of"):
         make_ood_set("fog", DIGITS, 5, seed=0)
     with pytest.raises(InputError, match="square images to turn"):
         make_ood_set(ROTATIONS, load("iris"), 5, seed=0)

