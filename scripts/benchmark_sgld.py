@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import jem
 from jem import networks
-from jem.sampling.langevin import sgld_chain
+from jem.sampling.langevin import LangevinStep, sgld_chain
 from jem.training.recipe import RECIPES
 
 STEP_SIZE, NOISE_STD, MOVES = 1.0, 0.01, 5
@@ -87,8 +87,7 @@ def samplers(network: nn.Module, x: Tensor) -> dict[str, Contender]:
     moves: dict[str, Contender] = {
         "bare loop": lambda: bare_loop(network, x),
         "jem": lambda: sgld_chain(
-            x, model.energy, num_steps=MOVES, step_size=STEP_SIZE, noise_std=NOISE_STD,
-            generator=generator,
+            x, model.energy, [LangevinStep(STEP_SIZE, NOISE_STD)] * MOVES, generator=generator
         ),
         "official loop": lambda: official_loop(network, x),
     }  # fmt: skip

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 import jem
 from jem.model import joint_energy
 from jem.objectives import contrastive_loss
-from jem.sampling import ReplayBuffer, langevin_update, sgld_chain
+from jem.sampling import ReplayBuffer, sgld_chain
 from jem.training.steps import input_gradient
 
 
@@ -37,15 +37,15 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
         DataLoader(data.train, batch_size=64, shuffle=True, drop_last=True)
     )
     generator = torch.Generator(fabric.device).manual_seed(seed + fabric.global_rank)
-    move = model.sampler.move | {"bounds": model.bounds(), "generator": generator}
-    buffer = ReplayBuffer.from_start(model.sampler.start, 256, generator=generator)
+    step, source = model.sampler.step, {"bounds": model.bounds(), "generator": generator}
+    buffer = ReplayBuffer.from_init(model.sampler.init, 256, generator=generator)
 
     for _ in range(epochs):
         for x, labels in loader:
             draw = buffer.draw(
-                64, start=model.sampler.start, reinit_prob=0.02, generator=generator
+                64, init=model.sampler.init, reinit_prob=0.02, generator=generator
             )
-            x_negative = sgld_chain(draw.x, model.energy, num_steps=1, **move).requires_grad_()
+            x_negative = sgld_chain(draw.x, model.energy, [step], **source).requires_grad_()
 
             x = x + torch.empty_like(x).normal_(std=0.1, generator=generator)
             logits, logits_negative = module(torch.cat([x, x_negative])).split([len(x), 64])
@@ -59,7 +59,7 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
             average.update_parameters(model)
 
             gradient = input_gradient(x_negative, energy_negative)
-            buffer.commit(draw, langevin_update(x_negative, gradient, **move), moves=2)
+            buffer.commit(draw, step.update(x_negative, gradient, **source), steps=2)
 
     return measure(average.module, data)
 

@@ -22,7 +22,7 @@ from jem.data import DataSplits
 from jem.data.ood_sets import letters
 from jem.model import joint_energy
 from jem.objectives import contrastive_loss
-from jem.sampling import ReplayBuffer, SamplerSettings, UniformBase, langevin_update, sgld_chain
+from jem.sampling import LangevinStep, ReplayBuffer, SamplerSettings, UniformBase, sgld_chain
 from jem.training.steps import input_gradient
 
 
@@ -40,13 +40,9 @@ def make_model(data: DataSplits) -> jem.JEM:
     network = jem.networks.network_for(data.input_shape, num_classes)
     model = jem.JEM(network, domain=data.domain, classes=data.classes, scaling=data.scaling)
     model.sampler = SamplerSettings(
-        start=UniformBase(*data.domain, data.input_shape),
+        init=UniformBase(*data.domain, data.input_shape),
         num_steps=200,
-        step_size=3.0,
-        noise_std=0.01,
-        grad_clamp=None,
-        max_rms=None,
-        conditional=False,
+        step=LangevinStep(step_size=3.0, noise_std=0.01),
         class_frequencies=torch.full((num_classes,), 1 / num_classes),
     )
     return model
@@ -72,16 +68,16 @@ def main(epochs: int = 20, seed: int = 0) -> Result:
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.95))
     loader = DataLoader(data.train, batch_size=64, shuffle=True, drop_last=True)
     generator = torch.Generator().manual_seed(seed)
-    move = model.sampler.move | {"bounds": model.bounds(), "generator": generator}
-    buffer = ReplayBuffer.from_start(model.sampler.start, 256, generator=generator)
+    step, source = model.sampler.step, {"bounds": model.bounds(), "generator": generator}
+    buffer = ReplayBuffer.from_init(model.sampler.init, 256, generator=generator)
 
     for _ in range(epochs):
         for x, labels in loader:
-            # All moves of the chains but the last.
+            # All steps of the chains but the last.
             draw = buffer.draw(
-                64, start=model.sampler.start, reinit_prob=0.02, generator=generator
+                64, init=model.sampler.init, reinit_prob=0.02, generator=generator
             )
-            x_negative = sgld_chain(draw.x, model.energy, num_steps=1, **move).requires_grad_()
+            x_negative = sgld_chain(draw.x, model.energy, [step], **source).requires_grad_()
 
             # Data and chains in one forward: right for networks without batch norm and dropout.
             x = x + torch.empty_like(x).normal_(std=0.1, generator=generator)
@@ -95,9 +91,9 @@ def main(epochs: int = 20, seed: int = 0) -> Result:
             optimizer.step()
             average.update_parameters(model)
 
-            # The last move is free: the backward pass holds its gradient already.
+            # The last step is free: the backward pass holds its gradient already.
             gradient = input_gradient(x_negative, energy_negative)
-            buffer.commit(draw, langevin_update(x_negative, gradient, **move), moves=2)
+            buffer.commit(draw, step.update(x_negative, gradient, **source), steps=2)
 
     return measure(average.module, data)
 

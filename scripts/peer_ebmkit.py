@@ -23,7 +23,7 @@ from torch import Tensor
 
 import jem
 from jem.data import DataSplits
-from jem.sampling import SamplerSettings, UniformBase
+from jem.sampling import LangevinStep, SamplerSettings, UniformBase
 
 MOVE = {"step_size": 10.0, "noise": 0.005, "clamp": 0.01}
 
@@ -72,7 +72,10 @@ def train(model: jem.JEM, splits: DataSplits, seconds: float, seed: int) -> int:
     model.eval()
     num_classes = len(splits.classes)
     model.sampler = SamplerSettings(
-        UniformBase(-1.0, 1.0, splits.input_shape), 200, MOVE["step_size"], MOVE["noise"],
-        MOVE["clamp"], None, True, torch.full((num_classes,), 1 / num_classes),
-    )  # fmt: skip
+        init=UniformBase(-1.0, 1.0, splits.input_shape),
+        num_steps=200,
+        step=LangevinStep(MOVE["step_size"], MOVE["noise"], grad_clamp=MOVE["clamp"]),
+        class_frequencies=torch.full((num_classes,), 1 / num_classes),
+        class_conditional_chains=True,
+    )
     return int(trainer.step_count)

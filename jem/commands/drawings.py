@@ -156,8 +156,8 @@ def made_by(command: str, run: Path, model: JEM, **settings: Any) -> dict[str, A
         "command": f"jem {command}",
         "run": str(run),
         **settings,
-        "step_size": model.sampler.step_size,
-        "noise_std": model.sampler.noise_std,
+        "step_size": model.sampler.step.step_size,
+        "noise_std": model.sampler.step.noise_std,
         "versions": {"jem": __version__, "torch": str(torch.__version__)},
     }
 

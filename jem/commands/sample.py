@@ -43,20 +43,20 @@ class Sample:
     """Picture; the arrays go beside it with the ending .npz, rows of a table with .csv too."""
     seed: int = 0
     """Sample i of a class depends on the seed and its place alone."""
-    start: Literal["fresh", "saved", "gaussian"] = "fresh"
+    init: Literal["fresh", "saved", "gaussian"] = "fresh"
     """Where chains begin: as the recipe says of samples, at chains that training left, or at a
     Gaussian a class fitted to the training data."""
     num_steps: int | None = None
-    """Langevin moves; those of the recipe if left out, and 20 from saved chains."""
+    """Langevin steps; those of the recipe if left out, and 20 from saved chains."""
     guidance: float = 1.0
     """Strength s of the class in E(x) - s log p(y|x): below 1 more varied, above more typical."""
     initial_noise: float | None = None
-    """Noise of the first move, falling to that of the recipe; 0.5 with 100 moves gives more varied
+    """Noise of the first step, falling to that of the recipe; 0.5 with 100 steps gives more varied
     images. That of the recipe throughout if left out."""
     step_decay: float = 1.0
-    """Step size of the last move over that of the first."""
+    """Size of the last step over that of the first."""
     data: str | None = None
-    """Where the data of the run are now, for --start gaussian, if they were moved."""
+    """Where the data of the run are now, for --init gaussian, if they were moved."""
     data_root: Path | None = None
     """Folder of downloaded data sets, for the same."""
     network: str | None = None
@@ -82,14 +82,14 @@ def run(argv: list[str]) -> int:
     doubt_density(args.run)
     names = list(args.labels) or list(model.classes or ())
     labels = class_indices(model, names).repeat_interleave(args.count)
-    start = _start(args, model)
+    init = _init(args, model)
     with moves_shown("drawing", args.quiet) as progress:
         drawn = sample(
             model,
             labels,
             seed=args.seed,
             num_steps=args.num_steps,
-            start=start,
+            init=init,
             guidance=args.guidance,
             initial_noise=args.initial_noise,
             step_decay=args.step_decay,
@@ -115,10 +115,10 @@ def run(argv: list[str]) -> int:
 def _settings(args: Sample, model: JEM) -> dict[str, object]:
     from jem.generation.samples import SAVED_STEPS
 
-    usual = SAVED_STEPS if args.start == "saved" else model.sampler.num_steps
+    usual = SAVED_STEPS if args.init == "saved" else model.sampler.num_steps
     return {
         "seed": args.seed,
-        "start": args.start,
+        "init": args.init,
         "num_steps": usual if args.num_steps is None else args.num_steps,
         "guidance": args.guidance,
         "initial_noise": args.initial_noise,
@@ -126,10 +126,10 @@ def _settings(args: Sample, model: JEM) -> dict[str, object]:
     }
 
 
-def _start(args: Sample, model: JEM) -> BaseDistribution | Tensor | None:
-    if args.start == "saved":
+def _init(args: Sample, model: JEM) -> BaseDistribution | Tensor | None:
+    if args.init == "saved":
         return saved_chains(args.run)
-    return _gaussian(args, model) if args.start == "gaussian" else None
+    return _gaussian(args, model) if args.init == "gaussian" else None
 
 
 def saved_chains(run: Path) -> Tensor:

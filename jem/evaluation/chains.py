@@ -22,7 +22,7 @@ from jem.evaluation.examples import check_inputs, choose_rows
 from jem.generation.chains import chain_of
 from jem.model import JEM, batched_logits, inference, joint_energy, on_model
 from jem.randomness import named_generator
-from jem.sampling.langevin import Bounds, sgld_step
+from jem.sampling.langevin import Bounds, sgld_chain
 
 BATCH_SIZE = 256
 NUM_DIRECTIONS = 16
@@ -111,9 +111,9 @@ def chain_health(
 ) -> ChainHealth:
     """Compare chains with data, and run them on under a frozen model.
 
-    The energy compared is E(x) for both, whatever chains move on. Moves are those of
-    `model.sampler.move`, inside the domain. A run costs num_steps * min(M, max_chains) gradients of
-    the network. Mode, parameters and gradients of the model stay as they are.
+    The energy compared is E(x) for both, whatever chains move on. Steps are those of
+    `model.sampler.step`, inside the domain. A run costs num_steps * min(M, max_chains) gradients
+    of the network. Mode, parameters and gradients of the model stay as they are.
 
     Args:
         model: A model with sampler settings.
@@ -237,16 +237,21 @@ def _run_on(model: JEM, x: Tensor, classes: Tensor | None, num_steps: int, seed:
     project = _projection(x, seed)
     positions = [project(x)]
     energy = _recording_energy(model, classes, marginal)
-    for _ in range(num_steps):
-        x, _ = sgld_step(x, energy, generator=generator, bounds=model.bounds(), **settings.move)
+
+    def record(x: Tensor) -> Tensor:
         positions.append(project(x))
+        return x
+
+    steps = [settings.step] * num_steps
+    bounds = model.bounds()
+    x = sgld_chain(x, energy, steps, generator=generator, bounds=bounds, after_step=record)
     energy(x)
     run = _Run(torch.stack(marginal).cpu().double(), torch.stack(positions), x)
     finite = run.energies.isfinite().all(dim=1) & run.positions.isfinite().flatten(1).all(dim=1)
     if not bool(finite.all()):
         raise InputError(
             f"chains left the finite numbers before move {int((~finite).nonzero()[0])}: "
-            "lower `model.sampler.step_size`, or set `model.domain`"
+            "lower `model.sampler.step.step_size`, or set `model.domain`"
         )
     return run
 

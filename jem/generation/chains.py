@@ -1,28 +1,26 @@
-"""What everything that draws shares: energies with guidance, plans of moves, chains in blocks."""
+"""What everything that draws shares: energies with guidance, plans of steps, chains in blocks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from jem.checks import check_integer, check_number
 from jem.errors import InputError
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.randomness import named_generator
-from jem.sampling.langevin import Bounds, EnergyFunction, energy_and_gradient, langevin_update
+from jem.sampling.langevin import EnergyFunction, LangevinStep
 from jem.sampling.settings import SamplerSettings
 
 BLOCK = 16
 """Chains that share a generator. Blocks always run whole: sample i is the same for any count."""
 
 Progress = Callable[[int, int], None]
-"""Called with moves done and moves in all."""
-
-Moves = Sequence[dict[str, Any]]
-"""Keyword arguments of `langevin_update`, a move each."""
+"""Called with steps done and steps in all."""
 
 
 def chain_of(model: JEM) -> SamplerSettings:
@@ -40,46 +38,41 @@ def chain_of(model: JEM) -> SamplerSettings:
     return model.sampler
 
 
-def plan_moves(
-    chain: SamplerSettings, num_steps: int, initial_noise: float | None, step_decay: float
-) -> Moves:
-    r"""Step size and noise of each move.
+def annealed(
+    step: LangevinStep, num_steps: int, initial_noise: float | None, step_decay: float
+) -> list[LangevinStep]:
+    r"""Steps whose noise and size fall to those of a given step, or below.
 
     .. math:: \eta_t = \eta\, d^{\,t/(T-1)}, \qquad
               \sigma_t = \big(\sigma_0 + (\sigma - \sigma_0)\tfrac{t}{T-1}\big)\, d^{\,t/2(T-1)}
 
-    so that a decreasing step keeps the temperature sigma^2 / (2 eta) that the noise asks for.
+    so that a decreasing step size keeps the temperature sigma^2 / (2 eta) that the noise asks for.
 
     Args:
-        chain: eta, sigma and the rest of a move.
+        step: eta, sigma and the rest of a step.
         num_steps: T >= 0.
         initial_noise: sigma_0 in data units; None is sigma itself.
-        step_decay: d in (0, 1]: step size of the last move over that of the first.
+        step_decay: d in (0, 1]: size of the last step over that of the first.
 
     Returns:
-        T moves.
+        T steps.
 
     Raises:
         InputError: If a value is out of range.
     """
-    if num_steps < 0:
-        raise InputError(f"`num_steps` must be at least 0, but got {num_steps}")
-    if not 0 < step_decay <= 1:
-        raise InputError(f"`step_decay` must lie in (0, 1], but got {step_decay}")
-    if initial_noise is not None and not 0 <= initial_noise < math.inf:
-        raise InputError(f"`initial_noise` must be at least 0, but got {initial_noise}")
-    move = chain.move
+    check_integer("num_steps", num_steps, 0)
+    check_number("step_decay", step_decay, "(0, 1]")
+    check_number("initial_noise", initial_noise, "[0, inf)", optional=True)
     if initial_noise is None and step_decay == 1:
-        return [move] * num_steps
-    eta, sigma = chain.step_size, chain.noise_std
-    first = sigma if initial_noise is None else initial_noise
-    moves = []
+        return [step] * num_steps
+    first = step.noise_std if initial_noise is None else initial_noise
+    steps = []
     for t in range(num_steps):
         done = t / (num_steps - 1) if num_steps > 1 else 1.0
         shrink = step_decay**done
-        noise = (first + (sigma - first) * done) * math.sqrt(shrink)
-        moves.append(move | {"step_size": eta * shrink, "noise_std": noise})
-    return moves
+        noise = (first + (step.noise_std - first) * done) * math.sqrt(shrink)
+        steps.append(replace(step, step_size=step.step_size * shrink, noise_std=noise))
+    return steps
 
 
 def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyFunction:
@@ -115,39 +108,6 @@ def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyF
         return joint_energy(logits) + guidance * joint_energy(logits.log_softmax(dim=1), labels)
 
     return energy
-
-
-def run_chains(
-    x: Tensor,
-    energy_fn: EnergyFunction,
-    moves: Moves,
-    *,
-    generator: torch.Generator,
-    bounds: Bounds | None,
-    constrain: Callable[[Tensor], Tensor] | None = None,
-    on_move: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """Make every chain follow a plan of moves.
-
-    Args:
-        x: Starting positions, shape (B, *shape).
-        energy_fn: Maps (B, *shape) to energies (B,), row by row.
-        moves: The plan.
-        generator: Source of the noise.
-        bounds: Positions are clipped to them after each move.
-        constrain: Applied after each move and its clipping.
-        on_move: Called after each move.
-
-    Returns:
-        Final positions, detached.
-    """
-    for move in moves:
-        _, grad = energy_and_gradient(x, energy_fn)
-        x = langevin_update(x, grad, generator=generator, bounds=bounds, **move)
-        if constrain is not None:
-            x = constrain(x)
-        on_move()
-    return x
 
 
 def blocks_of(count: int) -> Iterator[slice]:
@@ -195,15 +155,19 @@ def run_blocks(
     return torch.cat(blocks)
 
 
-def move_counter(total: int, progress: Progress | None) -> Callable[[], None]:
-    """A function to call after each move, which tells `progress` how many there have been."""
+def counted(total: int, progress: Progress | None) -> Callable[[Tensor], Tensor]:
+    """A function to call after each step, which tells `progress` how many there have been.
+
+    It returns what it is given, as `sgld_chain` asks of what it calls after a step.
+    """
     done = 0
 
-    def count() -> None:
+    def count(x: Tensor) -> Tensor:
         nonlocal done
         done += 1
         if progress is not None:
             progress(done, total)
+        return x
 
     return count
 

@@ -18,7 +18,7 @@ from jem.generation.chains import (
     blocks_of,
     checked_inputs,
     checked_labels,
-    move_counter,
+    counted,
     padded,
     refuse_not_finite,
 )
@@ -106,7 +106,7 @@ def counterfactual(
         most = _most_energy(data, max_energy, quantile)
         allowed = _allowed(model, x, target)
         starts = 1 if data is None else 2
-        on_round = move_counter(num_rounds * starts * -(-len(x) // BLOCK), progress)
+        on_round = counted(num_rounds * starts * -(-len(x) // BLOCK), progress)
         parts = []
         for rows in blocks_of(len(x)):
             origin = padded(x, rows, model.device).float()
@@ -199,7 +199,10 @@ def _onto_boundaries(directions: Tensor, far: Tensor, active: Tensor) -> Tensor:
 
 
 def _search(
-    goal: _Goal, data: tuple[Tensor, Tensor] | None, rounds: int, on_round: Callable[[], None]
+    goal: _Goal,
+    data: tuple[Tensor, Tensor] | None,
+    rounds: int,
+    on_round: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """The nearest point found from any start, shape (B, *shape)."""
     ends = [_from(goal, goal.correct(goal.origin, REACH_STEPS), rounds, on_round)]
@@ -213,7 +216,7 @@ def _search(
     return best
 
 
-def _from(goal: _Goal, x: Tensor, rounds: int, on_round: Callable[[], None]) -> Tensor:
+def _from(goal: _Goal, x: Tensor, rounds: int, on_round: Callable[[Tensor], Tensor]) -> Tensor:
     """Shorten the way from the origin to points that satisfy the conditions, in bounds."""
     x = clip_to_bounds(x, goal.bounds)
     pull = torch.where(goal.holds(x), 0.5, 0.0)
@@ -225,7 +228,7 @@ def _from(goal: _Goal, x: Tensor, rounds: int, on_round: Callable[[], None]) -> 
             better = goal.holds(tried) & shorter
             x = torch.where(per_row(better, x), tried, x)
             pull = torch.where(better, (1.3 * pull).clamp_max(0.5), 0.5 * pull)
-        on_round()
+        on_round(x)
     return x
 
 

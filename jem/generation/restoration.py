@@ -12,25 +12,24 @@ from jem.errors import InputError
 from jem.generation.chains import (
     BLOCK,
     Progress,
+    annealed,
     chain_of,
     checked_inputs,
     checked_labels,
+    counted,
     guided_energy,
-    move_counter,
     padded,
-    plan_moves,
     refuse_not_finite,
     run_blocks,
-    run_chains,
 )
 from jem.model import JEM
 from jem.sampling.base_distributions import GaussianBase
 from jem.sampling.conditional import complete_from
-from jem.sampling.langevin import clip_to_bounds, per_row
+from jem.sampling.langevin import cap_rms, clip_to_bounds, sgld_chain
 from jem.sampling.settings import SamplerSettings
 
 INITIAL_NOISE = 0.5
-"""Noise of the first move of a completion that begins at noise, in data units: a quarter of the
+"""Noise of the first step of a completion that begins at noise, in data units: a quarter of the
 width of an image."""
 
 DENOISING_STEPS = 20
@@ -54,9 +53,9 @@ def inpaint(
 ) -> Tensor:
     r"""Complete inputs: keep what is known to the bit, and draw the rest given it.
 
-    Chains begin from `x` with the model's start in the unknown places (class Gaussians are drawn
-    from given the known ones), move on E(x), or on E_s(x, y) of the class you name, and are put
-    back to `x` in the known places after each move. The result is one likely completion, drawn far
+    Chains begin at `x` with the model's base distribution in the unknown places (class Gaussians
+    are drawn given the known places), move on E(x), or on E_s(x, y) of the class you name, and are
+    put back to `x` in the known places after each step. The result is one likely completion, drawn far
     below temperature 1; the mean over several seeds errs less in each component, and looks like no
     input.
 
@@ -68,12 +67,12 @@ def inpaint(
             where there are B channels too is refused: it could be a mask an image or a channel.
         labels: Class of each input, shape (B,), if known.
         seed: Completion i depends on the seed, i and input i alone, not on how many there are.
-        num_steps: Langevin moves; None takes the model's.
+        num_steps: Langevin steps; None takes the model's.
         guidance: See `sample`; without labels of no effect.
         initial_noise: See `sample`; None takes 0.5, or the noise of training throughout where
             chains begin at class Gaussians, which is near enough.
         step_decay: See `sample`.
-        progress: Called after each move with moves done and moves in all.
+        progress: Called after each step with steps done and steps in all.
 
     Returns:
         Completed inputs, shape, dtype and device of `x`.
@@ -87,24 +86,23 @@ def inpaint(
     known = _checked_mask(known, x)
     if not bool(x[known].isfinite().all()):
         raise InputError("known values of `x` must be finite; mark others as unknown in `known`")
-    steps = chain.num_steps if num_steps is None else num_steps
     noise = usual_noise(chain) if initial_noise is None else initial_noise
-    moves = plan_moves(chain, steps, noise, step_decay)
+    count = chain.num_steps if num_steps is None else num_steps
+    steps = annealed(chain.step, count, noise, step_decay)
     classes = _checked_classes(model, labels, len(x))
-    on_move = move_counter(len(moves) * -(-len(x) // BLOCK), progress)
+    on_step = counted(len(steps) * -(-len(x) // BLOCK), progress)
 
     def run(rows: slice, generator: torch.Generator) -> Tensor:
         given, kept = (padded(part, rows, model.device) for part in (x, known))
         y = None if classes is None else padded(classes, rows, model.device)
         given = given.float()
-        return run_chains(
-            complete_from(chain.start, given, kept, y, generator=generator),
+        return sgld_chain(
+            complete_from(chain.init, given, kept, y, generator=generator),
             guided_energy(model, y, guidance),
-            moves,
+            steps,
             generator=generator,
             bounds=model.bounds(),
-            constrain=lambda moved: torch.where(kept, given, moved),
-            on_move=on_move,
+            after_step=lambda moved: on_step(torch.where(kept, given, moved)),
         )
 
     drawn = run_blocks(model, len(x), run, seed=seed, name="inpaint")
@@ -112,8 +110,8 @@ def inpaint(
 
 
 def usual_noise(chain: SamplerSettings) -> float:
-    """Noise of the first move of a completion, where none is asked for; in data units."""
-    return chain.noise_std if isinstance(chain.start, GaussianBase) else INITIAL_NOISE
+    """Noise of the first step of a completion, where none is asked for; in data units."""
+    return chain.step.noise_std if isinstance(chain.init, GaussianBase) else INITIAL_NOISE
 
 
 def denoise(
@@ -143,9 +141,9 @@ def denoise(
         noise_std: Standard deviation of the noise, in data units; 0 only clips.
         labels: Class of each input, shape (B,), if known.
         seed: Result i depends on the seed, i and input i alone, not on how many there are.
-        num_steps: Langevin moves.
+        num_steps: Langevin steps.
         guidance: See `sample`; without labels of no effect.
-        progress: Called after each move with moves done and moves in all.
+        progress: Called after each step with steps done and steps in all.
 
     Returns:
         Cleaned inputs, shape, dtype and device of `x`.
@@ -161,32 +159,24 @@ def denoise(
     refuse_not_finite(x)
     if not 0 <= noise_std < math.inf:
         raise InputError(f"`noise_std` must be at least 0, but got {noise_std}")
-    moves = plan_moves(chain, num_steps, None, 1.0)
+    steps = annealed(chain.step, num_steps, None, 1.0)
     classes = _checked_classes(model, labels, len(x))
-    on_move = move_counter(len(moves) * -(-len(x) // BLOCK), progress)
+    on_step = counted(len(steps) * -(-len(x) // BLOCK), progress)
 
     def run(rows: slice, generator: torch.Generator) -> Tensor:
         y = None if classes is None else padded(classes, rows, model.device)
         noisy = clip_to_bounds(padded(x, rows, model.device).float(), model.bounds())
-        return run_chains(
+        return sgld_chain(
             noisy,
             guided_energy(model, y, guidance),
-            moves,
+            steps,
             generator=generator,
             bounds=model.bounds(),
             # The ball's centre lies in the domain, so the way back to it does too.
-            constrain=lambda moved: _into_ball(moved, noisy, REACH * noise_std),
-            on_move=on_move,
+            after_step=lambda x: on_step(noisy + cap_rms(x - noisy, REACH * noise_std)),
         )
 
     return run_blocks(model, len(x), run, seed=seed, name="denoise").to(x)
-
-
-def _into_ball(x: Tensor, centre: Tensor, radius: float) -> Tensor:
-    """Shorten the way from the centre to a root mean square of at most `radius`."""
-    way = x - centre
-    rms = way.flatten(1).square().mean(dim=1).sqrt()
-    return centre + way * per_row((radius / rms.clamp_min(1e-30)).clamp_max(1.0), x)
 
 
 def _checked_mask(known: Tensor, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Draw new inputs of the classes a person names, from fresh starts or from saved chains."""
+"""Draw new inputs of the classes you name, from fresh chains or from saved chains."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from jem.errors import InputError
 from jem.generation.chains import (
     BLOCK,
     Progress,
+    annealed,
     chain_of,
     checked_inputs,
     checked_labels,
+    counted,
     guided_energy,
-    move_counter,
-    plan_moves,
     run_blocks,
-    run_chains,
 )
 from jem.model import JEM, evaluation_mode
 from jem.randomness import named_generator
 from jem.sampling.base_distributions import BaseDistribution
+from jem.sampling.langevin import sgld_chain
 from jem.sampling.settings import SamplerSettings
 
 SAVED_STEPS = 20
-"""Moves of a saved chain. It has moved through all of training; many more on a model that no
+"""Steps of a saved chain. It has moved through all of training; many more on a model that no
 longer changes take it to the nearest mode, where chains of a class look alike."""
 
 
 class DealtChains:
-    """A start that deals saved chains: the j-th of a class begins from the j-th chain of it.
+    """Saved chains, dealt out: the j-th of a class begins from the j-th chain of it.
 
     A chain is of the class that the model gives it; the order within a class is drawn once. Where
     a class has dealt all its chains it begins again, and a class that has none deals from all.
@@ -44,10 +44,10 @@ class DealtChains:
     """
 
     def __init__(self, model: JEM, chains: Tensor, seed: int) -> None:
-        chains = checked_inputs(model, chains, "start")
+        chains = checked_inputs(model, chains, "init")
         chains = chains[chains.flatten(1).isfinite().all(dim=1)]
         if not len(chains):
-            raise InputError("`start` must hold a finite chain, but none of them is finite")
+            raise InputError("`init` must hold a finite chain, but none of them is finite")
         order = torch.randperm(len(chains), generator=named_generator(seed, "saved chains"))
         self.chains = chains[order.to(chains.device)].to(model.device).float()
         with torch.no_grad(), evaluation_mode(model):
@@ -78,7 +78,7 @@ def sample(
     count: int | None = None,
     seed: int = 0,
     num_steps: int | None = None,
-    start: BaseDistribution | Tensor | np.ndarray | None = None,
+    init: BaseDistribution | Tensor | np.ndarray | None = None,
     guidance: float = 1.0,
     initial_noise: float | None = None,
     step_decay: float = 1.0,
@@ -89,7 +89,7 @@ def sample(
     Chains move on E_s(x, y) = E(x) - s log p(y|x) of their class, where s is the guidance: s = 1
     is the joint energy E(x, y) = -f(x)[y]. They are short and far below temperature 1: samples of
     what the model holds likely, not exact samples of its density. With the settings of training
-    many moves end in few modes; noise that begins high and falls (simulated annealing) spreads
+    many steps end in few modes; noise that begins high and falls (simulated annealing) spreads
     them over more.
 
     Args:
@@ -98,18 +98,18 @@ def sample(
             training data.
         count: Number of samples where `labels` is None; 16 by default. With labels, B counts.
         seed: Sample i depends on the seed, i and its label alone, not on how many are drawn.
-        num_steps: Langevin moves; None takes the model's, and 20 from saved chains.
-        start: Where chains begin. None is the start of the model; a `jem.sampling` start, such as
+        num_steps: Langevin steps; None takes the model's, and 20 from saved chains.
+        init: Where chains begin. None takes what the model keeps; a base distribution, such as
             a `GaussianBase` fitted to data, replaces it; a tensor or array (M, *shape) is
             saved chains, of which the j-th sample of a class takes the j-th that the model gives
             to that class, in an order drawn once (sample i then also depends on how many before
             it are of its class).
         guidance: s >= 0; below 1 more varied, above 1 more typical of the class.
-        initial_noise: Noise of the first move, in data units, falling evenly to that of training
+        initial_noise: Noise of the first step, in data units, falling evenly to that of training
             at the last; None keeps that of training throughout.
-        step_decay: Step size of the last move over that of the first, in (0, 1]; for more steps
+        step_decay: Step size of the last step over that of the first, in (0, 1]; for more steps
             that settle. The noise falls with its square root, so the temperature stays.
-        progress: Called after each move with moves done and moves in all.
+        progress: Called after each step with steps done and steps in all.
 
     Returns:
         Samples, shape (B, *input_shape), in the network's units, on the model's device.
@@ -126,32 +126,34 @@ def sample(
     total = (16 if count is None else count) if wanted is None else len(wanted)
     if total < 1:
         raise InputError(f"`count` must be at least 1, but got {total}")
-    if isinstance(start, np.ndarray):
-        start = torch.as_tensor(start)
-    if not (start is None or isinstance(start, Tensor) or hasattr(start, "sample")):
-        came = repr(start) if isinstance(start, str) else type(start).__name__
+    if isinstance(init, np.ndarray):
+        init = torch.as_tensor(init)
+    if not (init is None or isinstance(init, Tensor) or hasattr(init, "sample")):
+        came = repr(init) if isinstance(init, str) else type(init).__name__
         raise InputError(
-            f"`start` must be a start or saved chains, but got {came}: for class Gaussians, "
+            f"`init` must be a base distribution or saved chains, got {came}: for class Gaussians, "
             "`jem.sampling.GaussianBase.fit(x, y, num_classes)`"
         )
-    saved = isinstance(start, Tensor)
-    steps = (SAVED_STEPS if saved else chain.num_steps) if num_steps is None else num_steps
-    moves = plan_moves(chain, steps, initial_noise, step_decay)
-    begin: BaseDistribution | DealtChains = chain.start if start is None else start  # type: ignore[assignment]
-    if isinstance(start, Tensor):
-        begin = DealtChains(model, start, seed)
-    on_move = move_counter(len(moves) * -(-total // BLOCK), progress)
+    begin: BaseDistribution | DealtChains
+    if isinstance(init, Tensor):
+        begin, usual = DealtChains(model, init, seed), SAVED_STEPS
+    else:
+        begin = chain.init if init is None else init
+        usual = chain.num_steps
+    num_steps = usual if num_steps is None else num_steps
+    steps = annealed(chain.step, num_steps, initial_noise, step_decay)
+    on_step = counted(len(steps) * -(-total // BLOCK), progress)
 
     def run(rows: slice, generator: torch.Generator) -> Tensor:
         drawn = _classes(chain, None if wanted is None else wanted[rows], generator)
         x = begin.sample(BLOCK, drawn, generator=generator)
-        return run_chains(
+        return sgld_chain(
             x,
             guided_energy(model, drawn, guidance),
-            moves,
+            steps,
             generator=generator,
             bounds=model.bounds(),
-            on_move=on_move,
+            after_step=on_step,
         )
 
     return run_blocks(model, total, run, seed=seed, name="sample")

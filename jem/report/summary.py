@@ -87,11 +87,11 @@ def seen_in_training(name: str, model: JEM, *, trained: bool = True) -> bool:
     if model.sampler is None or not trained:
         return False
     name = name.replace("_", " ")  # as reports show it
-    if model.sampler.outliers:
+    if model.sampler.trained_on_outliers:
         return name in LIKE_OUTLIERS
-    noise = model.sampler.noise_starts
+    noise = model.sampler.trained_on_noise
     if noise is None:
-        noise = not isinstance(model.sampler.start, GaussianBase)
+        noise = not isinstance(model.sampler.init, GaussianBase)
     return noise and name in LIKE_STARTS
 
 

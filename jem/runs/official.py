@@ -21,6 +21,7 @@ from jem.model import JEM
 from jem.networks import wide_resnet
 from jem.randomness import global_generators_kept
 from jem.sampling.base_distributions import UniformBase
+from jem.sampling.langevin import LangevinStep
 from jem.sampling.settings import SamplerSettings
 
 Head = Literal["class_output", "energy_output"]
@@ -260,15 +261,11 @@ def _names(classes: Sequence[str] | None, num_classes: int) -> Sequence[str]:
 
 
 def _official_chain(shape: tuple[int, ...], num_classes: int) -> SamplerSettings:
-    """The sampler of the official code: the README's 20 moves of step 1 and noise 0.01."""
+    """The sampler of the official code: the README's 20 steps of size 1 and noise 0.01."""
     return SamplerSettings(
-        start=UniformBase(-1.0, 1.0, shape),
+        init=UniformBase(-1.0, 1.0, shape),
         num_steps=20,
-        step_size=1.0,
-        noise_std=0.01,
-        grad_clamp=None,
-        max_rms=None,
-        conditional=False,
+        step=LangevinStep(step_size=1.0, noise_std=0.01),
         class_frequencies=torch.full((num_classes,), 1 / num_classes),
     )
 

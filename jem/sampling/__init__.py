@@ -1,4 +1,4 @@
-"""Langevin chains: moves, where they begin, and the buffer in which they persist."""
+"""Langevin chains: their steps, where they begin, and the buffer in which they persist."""
 
 from jem.sampling.base_distributions import (
     BaseDistribution,
@@ -8,8 +8,9 @@ from jem.sampling.base_distributions import (
     UniformBase,
     base_from_state,
 )
-from jem.sampling.buffer import Draw, ReplayBuffer, slots_by_class
+from jem.sampling.buffer import Draw, PersistentChains, ReplayBuffer, slots_by_class
 from jem.sampling.langevin import (
+    LangevinStep,
     SGLDInfo,
     blur,
     clip_to_bounds,
@@ -26,8 +27,10 @@ __all__ = [
     "ContrastBase",
     "Draw",
     "GaussianBase",
+    "LangevinStep",
     "MixtureBase",
     "Outliers",
+    "PersistentChains",
     "ReplayBuffer",
     "SGLDInfo",
     "SamplerSettings",

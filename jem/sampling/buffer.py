@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from jem.errors import InputError
 from jem.sampling.base_distributions import BaseDistribution
-from jem.sampling.langevin import per_row
+from jem.sampling.langevin import Bounds, EnergyFunction, LangevinStep, per_row, sgld_chain
 
 
 class Draw(NamedTuple):
@@ -18,7 +19,7 @@ class Draw(NamedTuple):
     indices: Tensor  # (B,) slots
     x: Tensor  # (B, *shape) positions, restarted ones among them
     labels: Tensor | None  # (B,) class of each chain; None for marginal chains
-    ages: Tensor  # (B,) Langevin moves since the chain began
+    ages: Tensor  # (B,) Langevin steps since the chain began
 
 
 def slots_by_class(capacity: int, frequencies: Tensor) -> Tensor:
@@ -64,10 +65,10 @@ class ReplayBuffer:
     Example:
         >>> g = torch.Generator().manual_seed(0)
         >>> from jem.sampling.base_distributions import UniformBase
-        >>> start = UniformBase(-1.0, 1.0, (2,))
-        >>> buffer = ReplayBuffer.from_start(start, 8, generator=g)
-        >>> draw = buffer.draw(4, start=start, reinit_prob=0.1, generator=g)
-        >>> buffer.commit(draw, draw.x + 0.1, moves=1)
+        >>> init = UniformBase(-1.0, 1.0, (2,))
+        >>> buffer = ReplayBuffer.from_init(init, 8, generator=g)
+        >>> draw = buffer.draw(4, init=init, reinit_prob=0.1, generator=g)
+        >>> buffer.commit(draw, draw.x + 0.1, steps=1)
     """
 
     def __init__(self, chains: Tensor, labels: Tensor | None = None) -> None:
@@ -82,9 +83,9 @@ class ReplayBuffer:
         self.ages = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
 
     @classmethod
-    def from_start(
+    def from_init(
         cls,
-        start: BaseDistribution,
+        init: BaseDistribution,
         capacity: int,
         *,
         generator: torch.Generator,
@@ -93,7 +94,7 @@ class ReplayBuffer:
         """Fill a buffer with fresh chains.
 
         Args:
-            start: Where they begin.
+            init: What they are drawn from.
             capacity: Number of slots.
             generator: Source of randomness; the buffer lives on its device.
             class_frequencies: Class probabilities, shape (K,), for conditional chains; None for
@@ -105,7 +106,7 @@ class ReplayBuffer:
         labels = None
         if class_frequencies is not None:
             labels = slots_by_class(capacity, class_frequencies.cpu()).to(generator.device)
-        return cls(start.sample(capacity, labels, generator=generator), labels)
+        return cls(init.sample(capacity, labels, generator=generator), labels)
 
     def __len__(self) -> int:
         """Number of slots."""
@@ -115,7 +116,7 @@ class ReplayBuffer:
         self,
         count: int,
         *,
-        start: BaseDistribution,
+        init: BaseDistribution,
         reinit_prob: float,
         generator: torch.Generator,
         replacement: bool = False,
@@ -124,7 +125,7 @@ class ReplayBuffer:
 
         Args:
             count: Number of chains B.
-            start: Where restarted chains begin.
+            init: What restarted chains are drawn from.
             reinit_prob: Probability that a chain is restarted, in [0, 1].
             generator: Source of randomness, on the buffer's device.
             replacement: Draw slots with replacement, as the official JEM code does. Of two copies
@@ -148,20 +149,20 @@ class ReplayBuffer:
             indices = torch.randperm(len(self), generator=generator, device=device)[:count]
         x, ages = self.chains[indices], self.ages[indices]
         labels = None if self.labels is None else self.labels[indices]
-        fresh = start.sample(count, labels, generator=generator)
+        fresh = init.sample(count, labels, generator=generator)
         restart = torch.rand(count, generator=generator, device=device) < reinit_prob
         restart |= ~x.flatten(1).isfinite().all(dim=1)
         # `where`, not an arithmetic mask: 0 * NaN is NaN, and the dead chain would live on.
         x = torch.where(per_row(restart, x), fresh, x)
         return Draw(indices, x, labels, torch.where(restart, 0, ages))
 
-    def commit(self, draw: Draw, x: Tensor, *, moves: int) -> None:
+    def commit(self, draw: Draw, x: Tensor, *, steps: int) -> None:
         """Put moved chains back into their slots.
 
         Args:
             draw: What `draw` returned.
             x: Their new positions, shape (B, *shape).
-            moves: Langevin moves that they made, added to their ages.
+            steps: Langevin steps that they made, added to their ages.
         """
         # Of copies of one chain all write what the last holds: which write wins is left open.
         order = torch.arange(len(draw.indices), device=self.ages.device)
@@ -169,7 +170,7 @@ class ReplayBuffer:
         last.scatter_reduce_(0, draw.indices, order, "amax")
         kept = last[draw.indices]
         self.chains[draw.indices] = x.detach()[kept].to(self.chains.dtype)
-        self.ages[draw.indices] = draw.ages[kept] + moves
+        self.ages[draw.indices] = draw.ages[kept] + steps
 
     def state_dict(self) -> dict[str, Any]:
         """Positions, classes and ages."""
@@ -181,3 +182,51 @@ class ReplayBuffer:
         self.chains = state["chains"].to(device, copy=True)
         self.labels = None if state["labels"] is None else state["labels"].to(device, copy=True)
         self.ages = state["ages"].to(device, copy=True)
+
+
+@dataclass
+class PersistentChains:
+    """The negatives of training: a buffer of chains, where they begin again, and how they step.
+
+    Attributes:
+        buffer: The chains.
+        init: What restarted chains are drawn from.
+        count: Chains drawn in each iteration, M.
+        reinit_prob: Probability that a drawn chain is restarted.
+        replacement: Draw slots with replacement.
+        step: The Langevin step.
+        bounds: Where chains stay, or None.
+        generator: Source of all their randomness, on the buffer's device.
+
+    References:
+        Tieleman (2008), ICML, for chains that persist between updates.
+    """
+
+    buffer: ReplayBuffer
+    init: BaseDistribution
+    count: int
+    reinit_prob: float
+    replacement: bool
+    step: LangevinStep
+    bounds: Bounds | None
+    generator: torch.Generator
+
+    def draw(self) -> Draw:
+        """Take `count` chains from the buffer; in full precision, as chains are."""
+        with torch.autocast(self.generator.device.type, enabled=False):
+            return self.buffer.draw(
+                self.count,
+                init=self.init,
+                reinit_prob=self.reinit_prob,
+                generator=self.generator,
+                replacement=self.replacement,
+            )
+
+    def run(self, x: Tensor, energy_fn: EnergyFunction, num_steps: int) -> Tensor:
+        """Move chains (M, *shape) by Langevin steps on an energy (M, *shape) -> (M,)."""
+        steps = [self.step] * num_steps
+        return sgld_chain(x, energy_fn, steps, generator=self.generator, bounds=self.bounds)
+
+    def update(self, x: Tensor, grad: Tensor) -> Tensor:
+        """Move chains once with a known gradient of their energies; both (M, *shape)."""
+        return self.step.update(x, grad, generator=self.generator, bounds=self.bounds)

@@ -1,9 +1,10 @@
-"""Stochastic gradient Langevin dynamics: one move, one step, one chain, on any energy function."""
+"""Langevin dynamics on any energy function: one step, and chains of steps."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ Bounds = tuple[Tensor | float, Tensor | float]
 
 
 class SGLDInfo(NamedTuple):
-    """What a step saw before it moved."""
+    """What `sgld_step` saw before it moved the chains."""
 
     energy: Tensor  # (B,) E(x) before the step, nats
     grad_norm: Tensor  # (B,) Euclidean norm of dE/dx before the step
@@ -34,16 +35,14 @@ def clip_to_bounds(x: Tensor, bounds: Bounds | None) -> Tensor:
         return x
     low, high = bounds
     if isinstance(low, Tensor) or isinstance(high, Tensor):
-        return torch.minimum(
-            torch.maximum(x, torch.as_tensor(low).to(x)), torch.as_tensor(high).to(x)
-        )
+        return x.clamp(torch.as_tensor(low).to(x), torch.as_tensor(high).to(x))
     return x.clamp(low, high)
 
 
 def blur(x: Tensor) -> Tensor:
     """Average neighbouring pixels with the weights 1, 2, 1 along both sides of an image.
 
-    A symmetric map whose eigenvalues lie in (0, 1); beyond the border there is zero.
+    A symmetric map whose eigenvalues lie in (0, 1); pixels beyond the border count as zero.
 
     Args:
         x: Images, shape (B, C, H, W).
@@ -52,6 +51,101 @@ def blur(x: Tensor) -> Tensor:
     x = (columns[..., :-2] + 2 * columns[..., 1:-1] + columns[..., 2:]) / 4
     rows = F.pad(x, (0, 0, 1, 1))
     return (rows[..., :-2, :] + 2 * rows[..., 1:-1, :] + rows[..., 2:, :]) / 4
+
+
+@dataclass(frozen=True)
+class LangevinStep:
+    r"""The settings of one Langevin step, and the formula that moves chains by it.
+
+    .. math:: x' = \mathrm{clip}\big(x - \eta P\,\mathrm{clamp}(\nabla_x E(x)) +
+    \sigma P^{1/2} \varepsilon\big),
+              \qquad \varepsilon \sim N(0, I), \quad P = (1 - s) I + s B^2
+
+    with B the `blur` of an image, and P = I for s = 0. With sigma = sqrt(2 eta), no clamp, no cap
+    and no bounds this is the unadjusted Langevin algorithm for exp(-E). Other pairs sample at
+    another temperature: the usual JEM setting (1, 0.01) has 5e-5, which is close to gradient
+    descent and gives no exact sample.
+
+    Blurring makes it cheap to change a whole region and dear to change single pixels: chains are
+    slow to enter the checkerboards that a strided network mistakes for data. It is a
+    preconditioner: it changes how fast a chain explores each direction, not what the chain
+    converges to.
+
+    Attributes:
+        step_size: eta > 0, multiplies the gradient. The paper's alpha is 2 * eta.
+        noise_std: sigma >= 0, in data units; 0 draws no noise: gradient descent.
+        grad_clamp: Clamp each component of the gradient to [-c, c] first (the proximal step of
+            JEM++), or None.
+        max_rms: Cap on the root mean square of each row's change without the noise, in data
+            units, or None; the direction is kept.
+        gradient_blur: s in [0, 1), for images (B, C, H, W).
+
+    References:
+        Welling and Teh (2011), ICML. Grathwohl et al. (2020), arXiv:1912.03263, equation 3.
+        Girolami and Calderhead (2011), JRSS B 73, on preconditioned Langevin steps.
+
+    Example:
+        >>> LangevinStep(step_size=0.5, noise_std=1.0).temperature
+        1.0
+    """
+
+    step_size: float
+    noise_std: float
+    grad_clamp: float | None = None
+    max_rms: float | None = None
+    gradient_blur: float = 0.0
+
+    @property
+    def temperature(self) -> float:
+        """Temperature sigma^2 / (2 eta) of the density exp(-E / temperature) that chains explore.
+
+        It holds for small steps without clamp, cap and bounds.
+        """
+        return self.noise_std**2 / (2 * self.step_size)
+
+    def update(
+        self,
+        x: Tensor,
+        grad: Tensor,
+        *,
+        generator: torch.Generator,
+        bounds: Bounds | None = None,
+    ) -> Tensor:
+        """Move chains once, given the gradient of their energies.
+
+        Args:
+            x: Chain positions, shape (B, ...).
+            grad: dE/dx, same shape.
+            generator: Source of the noise, on the device of `x`. The noise is drawn after the
+                gradient was computed, also where the bounds then cut it off.
+            bounds: (low, high), numbers or tensors that broadcast to one input; the new position
+                is clipped to them.
+
+        Returns:
+            New positions, shape and dtype of `x`, detached.
+        """
+        blurred = self.gradient_blur
+        if self.grad_clamp is not None:
+            grad = grad.clamp(-self.grad_clamp, self.grad_clamp)
+        if blurred:
+            grad = (1 - blurred) * grad + blurred * blur(blur(grad))
+        drift = self.step_size * grad
+        if self.max_rms is not None:
+            drift = cap_rms(drift, self.max_rms)
+        moved = x.detach() - drift
+        if self.noise_std:
+            noise = torch.empty_like(moved).normal_(generator=generator)
+            if blurred:  # noise of covariance P: the covariances of independent parts add up
+                smooth = blur(torch.empty_like(moved).normal_(generator=generator))
+                noise = math.sqrt(1 - blurred) * noise + math.sqrt(blurred) * smooth
+            moved = moved.add_(noise, alpha=self.noise_std)
+        return clip_to_bounds(moved, bounds)
+
+
+def cap_rms(x: Tensor, largest: float) -> Tensor:
+    """Shorten rows (B, ...) whose root mean square is above `largest`; directions are kept."""
+    rms = x.flatten(1).square().mean(dim=1).sqrt()
+    return x * per_row((largest / rms.clamp_min(1e-30)).clamp_max(1.0), x)
 
 
 def langevin_update(
@@ -66,58 +160,25 @@ def langevin_update(
     max_rms: float | None = None,
     gradient_blur: float = 0.0,
 ) -> Tensor:
-    r"""Move chains once, given the gradient of their energies.
-
-    .. math:: x' = \mathrm{clip}\big(x - \eta P\,\mathrm{clamp}(\nabla_x E(x)) +
-    \sigma P^{1/2} \varepsilon\big),
-              \qquad \varepsilon \sim N(0, I), \quad P = (1 - s) I + s B^2
-
-    with B the `blur` of an image, P = I for s = 0. Smoothing makes a move of a whole region cheap
-    and one of single pixels dear: chains are slow to enter the checkerboards that a strided
-    network mistakes for data. It is a preconditioner: it changes how fast which direction is
-    explored, not what a Langevin chain converges to.
-
-    The noise is drawn after the gradient (twice with smoothing, for P^1/2), also where the bounds
-    then cut it off. With sigma = sqrt(2 eta), no clamp and no bounds this is the unadjusted
-    Langevin algorithm for exp(-E).
+    """Move chains once, given the gradient of their energies: `LangevinStep` as a function.
 
     Args:
         x: Chain positions, shape (B, ...).
         grad: dE/dx, same shape.
-        step_size: eta, multiplies the gradient. The paper's alpha is 2 * eta.
-        noise_std: sigma >= 0, in data units; 0 draws no noise.
+        step_size: See `LangevinStep`.
+        noise_std: See `LangevinStep`.
         generator: Source of the noise, on the device of `x`.
         bounds: (low, high), numbers or tensors that broadcast to one input; the new position is
             clipped to them.
-        grad_clamp: Clamp each component of the gradient to [-c, c] first (the proximal move of
-            JEM++).
-        max_rms: Cap on the root mean square of a row's deterministic move, in data units;
-            direction is kept.
-        gradient_blur: s in [0, 1), for images (B, C, H, W).
+        grad_clamp: See `LangevinStep`.
+        max_rms: See `LangevinStep`.
+        gradient_blur: See `LangevinStep`.
 
     Returns:
         New positions, shape and dtype of `x`, detached.
-
-    References:
-        Welling and Teh (2011), ICML. Grathwohl et al. (2020), arXiv:1912.03263, equation 3.
-        Girolami and Calderhead (2011), JRSS B 73, on preconditioned Langevin moves.
     """
-    if grad_clamp is not None:
-        grad = grad.clamp(-grad_clamp, grad_clamp)
-    if gradient_blur:
-        grad = (1 - gradient_blur) * grad + gradient_blur * blur(blur(grad))
-    move = step_size * grad
-    if max_rms is not None:
-        rms = move.flatten(1).square().mean(dim=1).sqrt()
-        move = move * per_row((max_rms / rms.clamp_min(1e-30)).clamp_max(1.0), x)
-    moved = x.detach() - move
-    if noise_std:
-        noise = torch.empty_like(moved).normal_(generator=generator)
-        if gradient_blur:  # the covariances of the two parts add up to P
-            smooth = blur(torch.empty_like(moved).normal_(generator=generator))
-            noise = math.sqrt(1 - gradient_blur) * noise + math.sqrt(gradient_blur) * smooth
-        moved = moved.add_(noise, alpha=noise_std)
-    return clip_to_bounds(moved, bounds)
+    step = LangevinStep(step_size, noise_std, grad_clamp, max_rms, gradient_blur)
+    return step.update(x, grad, generator=generator, bounds=bounds)
 
 
 def energy_and_gradient(x: Tensor, energy_fn: EnergyFunction) -> tuple[Tensor, Tensor]:
@@ -142,7 +203,7 @@ def energy_and_gradient(x: Tensor, energy_fn: EnergyFunction) -> tuple[Tensor, T
         if energy.shape != x.shape[:1]:
             raise InputError(
                 f"an energy function must return shape {tuple(x.shape[:1])} "
-                f"for a batch of {len(x)}, but returned {tuple(energy.shape)}"
+                f"for a batch of {len(x)}, got {tuple(energy.shape)}"
             )
         (grad,) = torch.autograd.grad(energy.sum(), leaf)
     return energy.detach(), grad
@@ -164,20 +225,19 @@ def sgld_step(
 
     .. math:: x' = x - \eta \nabla_x E(x) + \sigma \varepsilon, \qquad \varepsilon \sim N(0, I)
 
-    Any pair but sigma = sqrt(2 eta) samples at temperature sigma^2 / (2 eta): the usual JEM
-    setting (1, 0.01) is 5e-5, close to gradient descent, and gives no exact sample. Chains do not
-    interact, no parameter receives a gradient, and `x` is neither changed nor kept in the graph.
+    Chains do not interact, no parameter receives a gradient, and `x` is neither changed nor kept
+    in the graph.
 
     Args:
         x: Chain positions, shape (B, ...), in data units.
         energy_fn: Maps (B, ...) to energies (B,), row by row. Use a model in evaluation mode.
-        step_size: eta > 0, multiplies the gradient. The paper's alpha is 2 * eta.
-        noise_std: sigma >= 0, in data units. 0 gives plain gradient descent.
+        step_size: See `LangevinStep`.
+        noise_std: See `LangevinStep`.
         generator: Source of the noise, on the device of `x`.
         bounds: See `langevin_update`.
-        grad_clamp: See `langevin_update`.
-        max_rms: See `langevin_update`.
-        gradient_blur: See `langevin_update`.
+        grad_clamp: See `LangevinStep`.
+        max_rms: See `LangevinStep`.
+        gradient_blur: See `LangevinStep`.
 
     Returns:
         New positions, shape and dtype of `x`, and the energy and gradient norm *before* the step.
@@ -198,61 +258,48 @@ def sgld_step(
         (tensor([[0.9000, 0.9000]]), tensor([1.]))
     """
     energy, grad = energy_and_gradient(x, energy_fn)
-    moved = langevin_update(
-        x,
-        grad,
-        step_size=step_size,
-        noise_std=noise_std,
-        generator=generator,
-        bounds=bounds,
-        grad_clamp=grad_clamp,
-        max_rms=max_rms,
-        gradient_blur=gradient_blur,
-    )
+    step = LangevinStep(step_size, noise_std, grad_clamp, max_rms, gradient_blur)
+    moved = step.update(x, grad, generator=generator, bounds=bounds)
     return moved, SGLDInfo(energy, grad.flatten(1).norm(dim=1))
 
 
 def sgld_chain(
     x: Tensor,
     energy_fn: EnergyFunction,
+    steps: Iterable[LangevinStep],
     *,
-    num_steps: int,
-    step_size: float,
-    noise_std: float,
     generator: torch.Generator,
     bounds: Bounds | None = None,
-    grad_clamp: float | None = None,
-    max_rms: float | None = None,
-    gradient_blur: float = 0.0,
+    after_step: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Run every chain for a number of Langevin steps.
+    """Run every chain through Langevin steps: the one loop that all chains of this package take.
 
     Args:
         x: Starting positions, shape (B, ...).
-        energy_fn: Maps (B, ...) to energies (B,), row by row.
-        num_steps: Steps >= 0; 0 returns `x`.
-        step_size: See `sgld_step`.
-        noise_std: See `sgld_step`.
-        generator: See `sgld_step`.
+        energy_fn: Maps (B, ...) to energies (B,), row by row. Use a model in evaluation mode.
+        steps: The steps in order: `[step] * 20` for twenty equal ones, or ones that anneal. None
+            at all return `x`.
+        generator: Source of the noise, on the device of `x`.
         bounds: See `langevin_update`.
-        grad_clamp: See `langevin_update`.
-        max_rms: See `langevin_update`.
-        gradient_blur: See `langevin_update`.
+        after_step: Called with the positions after each step, clipped already; the chains go on
+            from the positions that it returns.
 
     Returns:
         Final positions, shape and dtype of `x`, detached.
+
+    Example:
+        >>> step = LangevinStep(step_size=0.1, noise_std=0.0)
+        >>> sgld_chain(
+        ...     torch.ones(1, 2),
+        ...     lambda x: x.square().sum(1) / 2,
+        ...     [step] * 2,
+        ...     generator=torch.Generator(),
+        ... )
+        tensor([[0.8100, 0.8100]])
     """
-    for _ in range(num_steps):
+    for step in steps:
         _, grad = energy_and_gradient(x, energy_fn)
-        x = langevin_update(
-            x,
-            grad,
-            step_size=step_size,
-            noise_std=noise_std,
-            generator=generator,
-            bounds=bounds,
-            grad_clamp=grad_clamp,
-            max_rms=max_rms,
-            gradient_blur=gradient_blur,
-        )
+        x = step.update(x, grad, generator=generator, bounds=bounds)
+        if after_step is not None:
+            x = after_step(x)
     return x

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from torch import Tensor
 
 from jem.sampling.base_distributions import BaseDistribution, base_from_state
+from jem.sampling.langevin import LangevinStep
 
 
 @dataclass(frozen=True)
@@ -15,48 +16,43 @@ class SamplerSettings:
     """How chains of a trained model begin and move.
 
     Attributes:
-        start: Where fresh ones begin.
-        num_steps: Langevin moves of a fresh chain.
-        step_size: eta of `langevin_update`.
-        noise_std: sigma of `langevin_update`, in data units.
-        grad_clamp: Clamp on each component of the gradient, or None.
-        max_rms: Cap on the root mean square of a move, or None.
-        conditional: Chains move on E(x, y) of their class, not on E(x).
+        init: What fresh chains are drawn from.
+        num_steps: Langevin steps of a fresh chain.
+        step: The Langevin step.
         class_frequencies: Probabilities of the K classes in the training data, shape (K,).
-        gradient_blur: Share of the blurred gradient in a move.
-        outliers: Whether training contrasted the data with made-up outliers, too.
-        noise_starts: Whether chains of training began at noise; None where they began at `start`.
+        class_conditional_chains: Whether chains of training moved on E(x, y) of a class each, not
+            on E(x).
+        trained_on_outliers: Whether training contrasted the data with made-up outliers, too.
+        trained_on_noise: Whether chains of training began at noise; None where they began at
+            `init`.
+
+    Example:
+        >>> from jem.sampling import UniformBase
+        >>> settings = SamplerSettings(
+        ...     init=UniformBase(-1.0, 1.0, (2,)),
+        ...     num_steps=20,
+        ...     step=LangevinStep(step_size=1.0, noise_std=0.01),
+        ...     class_frequencies=torch.tensor([0.5, 0.5]),
+        ... )
+        >>> round(settings.step.temperature, 7)
+        5e-05
     """
 
-    start: BaseDistribution
+    init: BaseDistribution
     num_steps: int
-    step_size: float
-    noise_std: float
-    grad_clamp: float | None
-    max_rms: float | None
-    conditional: bool
+    step: LangevinStep
     class_frequencies: Tensor
-    gradient_blur: float = 0.0
-    outliers: bool = False
-    noise_starts: bool | None = None
-
-    @property
-    def move(self) -> dict[str, Any]:
-        """The keyword arguments of `langevin_update` that describe a move."""
-        return {
-            "step_size": self.step_size,
-            "noise_std": self.noise_std,
-            "grad_clamp": self.grad_clamp,
-            "max_rms": self.max_rms,
-            "gradient_blur": self.gradient_blur,
-        }
+    class_conditional_chains: bool = False
+    trained_on_outliers: bool = False
+    trained_on_noise: bool | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "start"}
-        return plain | {"start": self.start.state_dict()}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return values | {"init": self.init.state_dict(), "step": asdict(self.step)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> SamplerSettings:
         """Make settings again from `state_dict`."""
-        return cls(**{**state, "start": base_from_state(state["start"])})
+        init, step = base_from_state(state["init"]), LangevinStep(**state["step"])
+        return cls(**{**state, "init": init, "step": step})

@@ -11,8 +11,7 @@ from torch import Tensor
 from jem.model import JEM
 from jem.objectives.classification import cross_entropy
 from jem.objectives.contrastive import ContrastiveTerms, contrastive_loss
-from jem.sampling.buffer import Draw
-from jem.sampling.negatives import Negatives
+from jem.sampling.buffer import Draw, PersistentChains
 from jem.training.clock import PhaseClock
 from jem.training.distributed import Processes
 from jem.training.recipe import Recipe
@@ -54,7 +53,7 @@ class StepContext:
     """
 
     recipe: Recipe
-    negatives: Negatives | None = None
+    negatives: PersistentChains | None = None
     class_weight: Tensor | None = None
     clock: PhaseClock = field(default_factory=PhaseClock)
     ranks: Processes = field(default_factory=Processes)

@@ -22,8 +22,8 @@ from jem.sampling.base_distributions import (
     MixtureBase,
     UniformBase,
 )
-from jem.sampling.buffer import ReplayBuffer
-from jem.sampling.negatives import Negatives
+from jem.sampling.buffer import PersistentChains, ReplayBuffer
+from jem.sampling.langevin import LangevinStep
 from jem.sampling.outliers import Outliers
 from jem.sampling.settings import SamplerSettings
 from jem.training.distributed import Processes
@@ -211,7 +211,7 @@ def make_negatives(
     ranks: Processes,
     *,
     generator: torch.Generator,
-) -> Negatives:
+) -> PersistentChains:
     """Chains of a run; their settings are left in the model, for sampling from it.
 
     Args:
@@ -232,35 +232,37 @@ def make_negatives(
     assert recipe.reinit_prob is not None, "settled"
     labels = labels if num_classes > 1 else torch.zeros_like(labels)
     frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
-    start = fresh = make_start(recipe.start, model.domain, x, labels, num_classes)
+    init = fresh = make_start(recipe.start, model.domain, x, labels, num_classes)
     if recipe.sample_init != recipe.start:
         fresh = make_start(recipe.sample_init, model.domain, x, labels, num_classes)
     model.sampler = SamplerSettings(
-        start=fresh,
+        init=fresh,
         num_steps=recipe.sample_steps,
-        step_size=recipe.step_size,
-        noise_std=recipe.noise_std,
-        grad_clamp=recipe.grad_clamp,
-        max_rms=recipe.max_rms,
-        conditional=recipe.conditional,
+        step=LangevinStep(
+            recipe.step_size,
+            recipe.noise_std,
+            recipe.grad_clamp,
+            recipe.max_rms,
+            recipe.gradient_blur or 0.0,
+        ),
         class_frequencies=frequencies,
-        gradient_blur=recipe.gradient_blur or 0.0,
-        outliers=bool(recipe.outlier_count),
-        noise_starts=recipe.start != "gaussian",
+        class_conditional_chains=recipe.conditional,
+        trained_on_outliers=bool(recipe.outlier_count),
+        trained_on_noise=recipe.start != "gaussian",
     )
-    buffer = ReplayBuffer.from_start(
-        start,
+    buffer = ReplayBuffer.from_init(
+        init,
         ranks.share(recipe.buffer_size, "buffer_size"),
         generator=generator,
         class_frequencies=frequencies if recipe.conditional else None,
     )
-    return Negatives(
+    return PersistentChains(
         buffer=buffer,
-        start=start,
+        init=init,
         count=ranks.share(recipe.num_chains, "num_chains"),
         reinit_prob=recipe.reinit_prob,
         replacement=recipe.replacement,
-        move=model.sampler.move,
+        step=model.sampler.step,
         bounds=model.bounds() if recipe.clip_to_domain else None,
         generator=generator,
     )

@@ -14,8 +14,7 @@ from jem.model import JEM
 from jem.randomness import named_generator
 from jem.runs.folder import network_spec
 from jem.runs.load import model_settings, restore_settings
-from jem.sampling.buffer import ReplayBuffer
-from jem.sampling.negatives import Negatives
+from jem.sampling.buffer import PersistentChains, ReplayBuffer
 from jem.training.distributed import Processes
 from jem.training.optimisation import make_optimizer, moving_average
 from jem.training.recipe import Recipe
@@ -60,7 +59,7 @@ class RunState:
         self,
         model: JEM,
         recipe: Recipe,
-        negatives: Negatives | None,
+        negatives: PersistentChains | None,
         seed: int,
         ranks: Processes,
     ) -> None:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from jem import networks
 from jem.model import JEM, evaluation_mode, joint_energy
+from jem.sampling.buffer import PersistentChains
 from jem.sampling.langevin import per_row
-from jem.sampling.negatives import Negatives
 from jem.training.method import Batch, Forward, Logits, ProposedChains, StepContext, StepResult
 from jem.training.recipe import Recipe
 
@@ -282,7 +282,7 @@ def depends_on_mode(network: nn.Module) -> bool:
     return not all(harmless(module) for module in network.modules())
 
 
-def _required(method: StepContext) -> Negatives:
+def _required(method: StepContext) -> PersistentChains:
     if method.negatives is None:
         raise RuntimeError(f"step {method.recipe.step!r} needs chains, and the method has none")
     return method.negatives

@@ -282,7 +282,7 @@ class Trainer:
         self.state.optimizer.step()
         self.state.update_average()
         if moved is not None and self.state.negatives is not None:
-            self.state.negatives.buffer.commit(moved.draw, moved.x, moves=moved.moves)
+            self.state.negatives.buffer.commit(moved.draw, moved.x, steps=moved.moves)
 
     def _require_clean(self) -> None:
         if not self._clean:

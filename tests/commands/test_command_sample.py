@@ -77,12 +77,12 @@ def test_picture_arrays_and_how_they_were_made(trained, tmp_path, capsys):
     assert made["command"] == "jem sample"
     assert made["run"] == str(trained)
     assert made["versions"] == {"jem": jem.__version__, "torch": torch.__version__}
-    settings = ("seed", "start", "num_steps", "guidance", "initial_noise", "step_decay")
+    settings = ("seed", "init", "num_steps", "guidance", "initial_noise", "step_decay")
     assert [made[name] for name in settings] == [5, "fresh", 4, 2.0, 0.5, 1.0]
     model = jem.load(trained)
     assert (made["step_size"], made["noise_std"]) == (
-        model.sampler.step_size,
-        model.sampler.noise_std,
+        model.sampler.step.step_size,
+        model.sampler.step.noise_std,
     )
     drawn = jem.sample(model, [3, 3, 7, 7], seed=5, guidance=2.0, num_steps=4, initial_noise=0.5)
     assert np.array_equal(found["x"], model.scaling.invert(drawn).numpy())
@@ -100,19 +100,19 @@ def test_defaults_are_those_of_the_library(trained, tmp_path):
 def test_saved_chains_are_those_of_the_newest_checkpoint(trained, tmp_path):
     chains = saved_chains(trained)
     assert chains.shape == (32, 1, 8, 8)
-    words = ("--start", "saved", "--count", 1, "--num-steps", 0, "--out", tmp_path / "s.png")
+    words = ("--init", "saved", "--count", 1, "--num-steps", 0, "--out", tmp_path / "s.png")
     assert run("sample", trained, *words) == 0
     drawn = torch.from_numpy(arrays(tmp_path / "s.npz")["x"])
     raw = jem.load(trained).scaling.invert(chains)
     away = (drawn[:, None] - raw[None]).abs().flatten(2).amax(dim=2)
     assert away.min(dim=1).values.max() < 1e-4
     assert len(set(away.argmin(dim=1).tolist())) > 5
-    assert run("sample", trained, "--start", "saved", "--count", 1, "--out", tmp_path / "t") == 0
+    assert run("sample", trained, "--init", "saved", "--count", 1, "--out", tmp_path / "t") == 0
     assert json.loads(str(arrays(tmp_path / "t.npz")["metadata"]))["num_steps"] == 20
 
 
 def test_gaussian_starts_look_like_the_data(trained, tmp_path):
-    words = ("--start", "gaussian", "--num-steps", 0, "--count", 20, "--labels", 0)
+    words = ("--init", "gaussian", "--num-steps", 0, "--count", 20, "--labels", 0)
     assert run("sample", trained, *words, "--out", tmp_path / "g.npz") == 0
     drawn = arrays(tmp_path / "g.npz")["x"].mean(axis=0)[0]
     splits = jem.data.load("digits", seed=0)
@@ -122,7 +122,7 @@ def test_gaussian_starts_look_like_the_data(trained, tmp_path):
 
 
 def test_gaussian_starts_need_the_data_of_the_run(trained, tmp_path, capsys):
-    words = ("sample", trained, "--start", "gaussian", "--data", "wine")
+    words = ("sample", trained, "--init", "gaussian", "--data", "wine")
     message = refused(capsys, tmp_path / "new" / "s.png", *words)
     assert "no folder" in message
     (tmp_path / "new").mkdir()
@@ -154,7 +154,7 @@ def test_a_plain_classifier_draws_nothing(tmp_path, capsys):
     out = tmp_path / "new" / "s.png"
     out.parent.mkdir()
     assert "no sampler settings" in refused(capsys, out, "sample", folder)
-    assert "no sampler settings" in refused(capsys, out, "sample", folder, "--start", "saved")
+    assert "no sampler settings" in refused(capsys, out, "sample", folder, "--init", "saved")
 
 
 def test_a_write_that_fails_leaves_what_was_there(trained, tmp_path, capsys, monkeypatch):

@@ -19,6 +19,7 @@ from jem.evaluation.chains import (
 from jem.model import JEM
 from jem.networks import mlp
 from jem.sampling.base_distributions import UniformBase
+from jem.sampling.langevin import LangevinStep
 from jem.sampling.settings import SamplerSettings
 
 
@@ -49,9 +50,9 @@ def model_of(*energies, step_size=0.1, temperature=1.0, domain=None):
 
 
 def settings(num_classes=1, step_size=0.1, noise_std=0.1):
-    start = UniformBase(-1.0, 1.0, (2,))
+    init = UniformBase(-1.0, 1.0, (2,))
     frequencies = torch.full((num_classes,), 1 / num_classes)
-    return SamplerSettings(start, 10, step_size, noise_std, None, None, False, frequencies)
+    return SamplerSettings(init, 10, LangevinStep(step_size, noise_std), frequencies)
 
 
 def normal(num, seed=0, shift=0.0, scale=1.0):

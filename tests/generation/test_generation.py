@@ -9,22 +9,25 @@ import jem
 from jem import JEM
 from jem.errors import InputError
 from jem.generation import BLOCK
-from jem.generation.chains import guided_energy, plan_moves
+from jem.generation.chains import annealed, guided_energy
 from jem.networks import mlp
 from jem.randomness import named_generator
-from jem.sampling import GaussianBase, MixtureBase, SamplerSettings, UniformBase
+from jem.sampling import GaussianBase, LangevinStep, MixtureBase, SamplerSettings, UniformBase
 from jem.sampling.langevin import sgld_chain
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
 
-def settings(start=None, frequencies=(0.5, 0.3, 0.2), **changes):
+def settings(init=None, frequencies=(0.5, 0.3, 0.2), **changes):
     chain = SamplerSettings(
-        UniformBase(-1.0, 1.0, (2,)) if start is None else start,
-        num_steps=5, step_size=0.1, noise_std=0.05, grad_clamp=None, max_rms=None,
-        conditional=True, class_frequencies=torch.tensor(frequencies),
-    )  # fmt: skip
-    return replace(chain, **changes)
+        UniformBase(-1.0, 1.0, (2,)) if init is None else init,
+        num_steps=5,
+        step=LangevinStep(step_size=0.1, noise_std=0.05),
+        class_frequencies=torch.tensor(frequencies),
+        class_conditional_chains=True,
+    )
+    num_steps = changes.pop("num_steps", 5)
+    return replace(chain, num_steps=num_steps, step=replace(chain.step, **changes))
 
 
 @pytest.fixture
@@ -172,10 +175,14 @@ def test_labels_are_checked(model, labels, message):
 def test_count_steps_and_model_are_checked(model):
     with pytest.raises(InputError, match="`count` must be at least 1, but got 0"):
         jem.sample(model, count=0)
-    with pytest.raises(InputError, match="`num_steps` must be at least 0, but got -1"):
+    with pytest.raises(
+        InputError, match="`num_steps` must be a whole number of at least 0, got -1"
+    ):
         jem.sample(model, num_steps=-1)
-    with pytest.raises(InputError, match="must be a start or saved chains, but got list"):
-        jem.sample(model, start=[[0.0, 0.0]])
+    with pytest.raises(
+        InputError, match="must be a base distribution or saved chains, but got list"
+    ):
+        jem.sample(model, init=[[0.0, 0.0]])
     with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Identity: wrap it"):
         jem.sample(nn.Identity())
     model.sampler = None
@@ -191,10 +198,10 @@ def test_default_samples_are_plain_chains_on_the_joint_energy(model):
     generator = named_generator(7, "sample", 0)
     frequencies = model.sampler.class_frequencies
     torch.multinomial(frequencies, BLOCK, replacement=True, generator=generator)
-    x = model.sampler.start.sample(BLOCK, labels, generator=generator)
+    x = model.sampler.init.sample(BLOCK, labels, generator=generator)
     x = sgld_chain(
-        x, lambda x: model.energy(x, labels), num_steps=5, generator=generator, bounds=(-1.0, 1.0),
-        step_size=0.1, noise_std=0.05,
+        x, lambda x: model.energy(x, labels), [LangevinStep(0.1, 0.05)] * 5, generator=generator,
+        bounds=(-1.0, 1.0),
     )  # fmt: skip
     assert torch.equal(jem.sample(model, labels, seed=7), x)
     assert torch.equal(jem.sample(model, labels, seed=7, guidance=1.0, step_decay=1.0), x)
@@ -234,24 +241,23 @@ def test_more_guidance_makes_samples_surer_of_their_class():
 
 
 def test_moves_without_a_schedule_are_those_of_training():
-    assert plan_moves(settings(), 3, None, 1.0) == [settings().move] * 3
-    assert plan_moves(settings(), 0, 0.5, 0.5) == []
+    assert annealed(settings().step, 3, None, 1.0) == [settings().step] * 3
+    assert annealed(settings().step, 0, 0.5, 0.5) == []
 
 
 def test_noise_falls_evenly_to_that_of_training():
-    moves = plan_moves(settings(noise_std=0.1), 5, 0.5, 1.0)
-    assert [move["noise_std"] for move in moves] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
-    assert {move["step_size"] for move in moves} == {0.1}
-    (only,) = plan_moves(settings(noise_std=0.1), 1, 0.5, 0.5)
-    assert (only["noise_std"], only["step_size"]) == (pytest.approx(0.1 * 0.5**0.5), 0.05)
+    steps = annealed(LangevinStep(0.1, 0.1), 5, 0.5, 1.0)
+    assert [step.noise_std for step in steps] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
+    assert {step.step_size for step in steps} == {0.1}
+    (only,) = annealed(LangevinStep(0.1, 0.1), 1, 0.5, 0.5)
+    assert (only.noise_std, only.step_size) == (pytest.approx(0.1 * 0.5**0.5), 0.05)
 
 
 def test_a_decreasing_step_keeps_the_temperature():
-    moves = plan_moves(settings(step_size=0.4, noise_std=0.2, grad_clamp=1.0), 3, None, 0.25)
-    assert [move["step_size"] for move in moves] == pytest.approx([0.4, 0.2, 0.1])
-    temperatures = [move["noise_std"] ** 2 / (2 * move["step_size"]) for move in moves]
-    assert temperatures == pytest.approx([0.05] * 3)
-    assert all(move["grad_clamp"] == 1.0 for move in moves)
+    steps = annealed(LangevinStep(0.4, 0.2, grad_clamp=1.0), 3, None, 0.25)
+    assert [step.step_size for step in steps] == pytest.approx([0.4, 0.2, 0.1])
+    assert [step.temperature for step in steps] == pytest.approx([0.05] * 3)
+    assert all(step.grad_clamp == 1.0 for step in steps)
 
 
 def test_noise_that_begins_high_leaves_the_start_behind():
@@ -266,7 +272,7 @@ def test_noise_that_begins_high_leaves_the_start_behind():
 
 def test_a_start_can_be_given(model):
     start = UniformBase(0.25, 0.5, (2,))
-    x = jem.sample(model, [0, 1, 2], start=start, num_steps=0)
+    x = jem.sample(model, [0, 1, 2], init=start, num_steps=0)
     assert x.min() >= 0.25
     assert x.max() <= 0.5
 
@@ -285,7 +291,7 @@ def saved():
 
 
 def test_saved_chains_are_dealt_by_class_and_only_then_again(wells):
-    x = jem.sample(wells, [0, 0, 0, 2, 2, 0, 2], start=saved(), num_steps=0)
+    x = jem.sample(wells, [0, 0, 0, 2, 2, 0, 2], init=saved(), num_steps=0)
     assert (x[[0, 1, 2, 5]] < 0).all()
     assert (x[[3, 4, 6]] > 0).all()
     assert len(x[:3].unique(dim=0)) == 3
@@ -297,32 +303,32 @@ def test_saved_chains_are_dealt_by_class_and_only_then_again(wells):
 def test_classes_without_a_saved_chain_take_any_in_turn():
     model = JEM(Wells([-1.0, 0.0, 1.0, 9.0]), input_shape=(2,), domain=(-2.0, 2.0))
     model.sampler = settings(frequencies=(0.25,) * 4)
-    x = jem.sample(model, [1, 3, 1, 3, 1], start=saved(), num_steps=0)
+    x = jem.sample(model, [1, 3, 1, 3, 1], init=saved(), num_steps=0)
     assert torch.equal(x.sort(dim=0).values, saved()[[0, 1, 2, 4, 5]].sort(dim=0).values)
 
 
 def test_saved_chains_move_twenty_times_and_the_count_does_not_matter(wells):
     labels = torch.arange(2 * BLOCK + 3) % 3
-    many = jem.sample(wells, labels, start=saved(), seed=2)
-    assert torch.equal(many, jem.sample(wells, labels, start=saved(), seed=2, num_steps=20))
+    many = jem.sample(wells, labels, init=saved(), seed=2)
+    assert torch.equal(many, jem.sample(wells, labels, init=saved(), seed=2, num_steps=20))
     for count in (1, BLOCK + 1):
-        few = jem.sample(wells, labels[:count], start=saved(), seed=2)
+        few = jem.sample(wells, labels[:count], init=saved(), seed=2)
         torch.testing.assert_close(few, many[:count], rtol=0, atol=1e-6)
     array = saved().double().numpy()
-    assert torch.equal(jem.sample(wells, labels, start=array, seed=2), many)
-    drawn = jem.sample(wells, count=4, start=saved())
+    assert torch.equal(jem.sample(wells, labels, init=array, seed=2), many)
+    drawn = jem.sample(wells, count=4, init=saved())
     assert drawn.shape == (4, 2)
 
 
 def test_saved_chains_that_do_not_fit_are_refused(wells):
     for chains, message in [
-        (torch.zeros(3, 5), r"`start` must be of shape \(B, 2\), B >= 1, but got \(3, 5\)"),
-        (torch.zeros(0, 2), "`start` must be of shape"),
+        (torch.zeros(3, 5), r"`init` must be of shape \(B, 2\), B >= 1, but got \(3, 5\)"),
+        (torch.zeros(0, 2), "`init` must be of shape"),
         (torch.full((2, 2), torch.nan), "none of them is finite"),
-        (torch.zeros(2, 2, dtype=torch.int64), "`start` must be a tensor of floats"),
+        (torch.zeros(2, 2, dtype=torch.int64), "`init` must be a tensor of floats"),
     ]:
         with pytest.raises(InputError, match=message):
-            jem.sample(wells, [0], start=chains)
+            jem.sample(wells, [0], init=chains)
 
 
 def test_progress_counts_the_moves_of_all_blocks(model):

@@ -8,17 +8,16 @@ import jem
 from jem import JEM
 from jem.errors import InputError
 from jem.generation import BLOCK
-from jem.sampling import SamplerSettings, UniformBase
+from jem.sampling import LangevinStep, SamplerSettings, UniformBase
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
 
 def settings(shape=(2,), num_classes=3, **changes):
-    return SamplerSettings(**{
-        "start": UniformBase(-1.0, 1.0, shape), "num_steps": 30, "step_size": 0.2,
-        "noise_std": 0.01, "grad_clamp": None, "max_rms": None, "conditional": True,
-        "class_frequencies": torch.full((num_classes,), 1 / num_classes), **changes,
-    })  # fmt: skip
+    init, num_steps = UniformBase(-1.0, 1.0, shape), changes.pop("num_steps", 30)
+    step = LangevinStep(**({"step_size": 0.2, "noise_std": 0.01} | changes))
+    frequencies = torch.full((num_classes,), 1 / num_classes)
+    return SamplerSettings(init, num_steps, step, frequencies, class_conditional_chains=True)
 
 
 class Alike(nn.Module):
@@ -192,7 +191,7 @@ def test_other_arguments_of_a_completion_are_checked(model):
     for words, message in [
         ({"labels": [0]}, "`labels` must be 3, one an input, but got 1"),
         ({"labels": [0, 1, 3]}, r"`labels` must lie in 0\.\.2"),
-        ({"num_steps": -1}, "`num_steps` must be at least 0"),
+        ({"num_steps": -1}, "`num_steps` must be"),
         ({"initial_noise": -1.0}, "`initial_noise` must be at least 0"),
         ({"labels": [0, 1, 2], "guidance": -1.0}, "`guidance` must be at least 0"),
     ]:

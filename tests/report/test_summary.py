@@ -16,16 +16,16 @@ from jem.report.summary import (
     seen_in_training,
     summarise,
 )
-from jem.sampling import GaussianBase, SamplerSettings, UniformBase
+from jem.sampling import GaussianBase, LangevinStep, SamplerSettings, UniformBase
 
 SHAPE = (1, 8, 8)
 
 
-def model_with(start, outliers=False, noise_starts=None):
+def model_with(init, outliers=False, noise=None):
     model = JEM(networks.mlp(SHAPE, 2, width=4, depth=1))
     frequencies = torch.full((2,), 0.5)
-    chain = SamplerSettings(start, 3, 1.0, 0.01, None, None, False, frequencies)
-    model.sampler = replace(chain, outliers=outliers, noise_starts=noise_starts)
+    settings = SamplerSettings(init, 3, LangevinStep(1.0, 0.01), frequencies)
+    model.sampler = replace(settings, trained_on_outliers=outliers, trained_on_noise=noise)
     return model
 
 
@@ -35,7 +35,7 @@ GAUSSIAN = GaussianBase.fit(torch.randn(20, *SHAPE), torch.arange(20) % 2, 2)
 
 
 @pytest.mark.parametrize(
-    ("start", "outliers", "noise_starts", "seen"),
+    ("init", "outliers", "noise", "seen"),
     [
         (UNIFORM, False, None, {NOISE, "uniform_noise"}),
         (UNIFORM, False, False, set()),
@@ -44,8 +44,8 @@ GAUSSIAN = GaussianBase.fit(torch.randn(20, *SHAPE), torch.arange(20) % 2, 2)
         (GAUSSIAN, True, False, {*OUTLIERS, NOISE, SHUFFLED, "letters"}),
     ],
 )
-def test_kinds_that_training_held_against_the_data_are_seen(start, outliers, noise_starts, seen):
-    model = model_with(start, outliers, noise_starts)
+def test_kinds_that_training_held_against_the_data_are_seen(init, outliers, noise, seen):
+    model = model_with(init, outliers, noise)
     made = [NOISE, "uniform_noise", "gaussian_noise", "constant_images", SHUFFLED, BEYOND]
     kinds = [*made, "letters", "my.npz"]
     assert {kind for kind in kinds if seen_in_training(kind, model)} == seen
@@ -89,7 +89,7 @@ def test_a_single_column_cannot_be_shuffled():
 def test_a_network_as_given_has_seen_nothing():
     splits = table(2)
     model = JEM(networks.mlp((2,), 2, width=4, depth=1))
-    model.sampler = replace(model_with(GAUSSIAN).sampler, start=UniformBase(-1.0, 1.0, (2,)))
+    model.sampler = replace(model_with(GAUSSIAN).sampler, init=UniformBase(-1.0, 1.0, (2,)))
     ood_sets = make_ood_sets(splits)
     seen = [
         [row["seen"] for row in summarise(model, splits, ood_sets, trained=t)["auroc"].values()]

@@ -16,7 +16,7 @@ from jem.networks import mlp
 from jem.runs.checkpoint import Checkpoints
 from jem.runs.folder import RunFolder
 from jem.runs.load import build_network, model_settings, restore_settings
-from jem.sampling import SamplerSettings, UniformBase
+from jem.sampling import LangevinStep, SamplerSettings, UniformBase
 
 
 def trained(network):
@@ -28,12 +28,9 @@ def trained(network):
     model.sampler = SamplerSettings(
         UniformBase(-1.0, 1.0, (2,)),
         3,
-        0.1,
-        0.01,
-        None,
-        None,
-        True,
+        LangevinStep(0.1, 0.01),
         torch.tensor([0.5, 0.3, 0.2]),
+        class_conditional_chains=True,
     )
     return model
 
@@ -160,7 +157,7 @@ def test_settings_go_to_another_model(model, point_network):
     other = JEM(copy.deepcopy(point_network))
     restore_settings(other, model_settings(model))
     assert other.classes == model.classes
-    assert other.sampler.move == model.sampler.move
+    assert other.sampler.step == model.sampler.step
     assert torch.equal(other.scaling.shift, model.scaling.shift)
 
 

@@ -11,6 +11,7 @@ from jem.errors import InputError
 from jem.sampling import (
     ContrastBase,
     GaussianBase,
+    LangevinStep,
     MixtureBase,
     SamplerSettings,
     UniformBase,
@@ -82,23 +83,19 @@ def test_samples_have_their_shape_and_a_density(name):
 
 def test_settings_of_a_model_go_through_a_file_too():
     settings = SamplerSettings(
-        starts()["nested"], 7, 0.1, 0.01, None, 0.5, True, torch.tensor([0.25, 0.75]), 0.8, True
-    )
+        starts()["nested"], 7, LangevinStep(0.1, 0.01, None, 0.5, 0.8),
+        torch.tensor([0.25, 0.75]), class_conditional_chains=True, trained_on_outliers=True,
+    )  # fmt: skip
     file = io.BytesIO()
     torch.save(settings.state_dict(), file)
     file.seek(0)
     again = SamplerSettings.from_state(torch.load(file, weights_only=True))
-    assert again.move == settings.move
-    assert again.move == {
-        "step_size": 0.1, "noise_std": 0.01, "grad_clamp": None, "max_rms": 0.5, "gradient_blur": 0.8
-    }  # fmt: skip
-    assert (again.num_steps, again.conditional, again.outliers) == (7, True, True)
-    older = settings.state_dict()
-    del older["gradient_blur"], older["outliers"]  # as runs of before they existed hold it
-    assert not SamplerSettings.from_state(older).gradient_blur
+    assert again.step == settings.step
+    assert (again.num_steps, again.class_conditional_chains) == (7, True)
+    assert (again.trained_on_outliers, again.trained_on_noise) == (True, None)
     assert torch.equal(again.class_frequencies, settings.class_frequencies)
-    x = settings.start.sample(4, generator=fresh())
-    assert torch.equal(again.start.sample(4, generator=fresh()), x)
+    x = settings.init.sample(4, generator=fresh())
+    assert torch.equal(again.init.sample(4, generator=fresh()), x)
 
 
 def test_an_unknown_kind_is_refused():

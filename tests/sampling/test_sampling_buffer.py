@@ -5,8 +5,14 @@ import pytest
 import torch
 
 from jem.errors import InputError
-from jem.sampling import ReplayBuffer, UniformBase, sgld_chain, slots_by_class
-from jem.sampling.negatives import Negatives
+from jem.sampling import (
+    LangevinStep,
+    PersistentChains,
+    ReplayBuffer,
+    UniformBase,
+    sgld_chain,
+    slots_by_class,
+)
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -18,7 +24,7 @@ def fresh(seed=0):
 
 
 def buffer_of(capacity, frequencies=None):
-    return ReplayBuffer.from_start(OLD, capacity, generator=fresh(), class_frequencies=frequencies)
+    return ReplayBuffer.from_init(OLD, capacity, generator=fresh(), class_frequencies=frequencies)
 
 
 # -- drawing
@@ -27,9 +33,9 @@ def buffer_of(capacity, frequencies=None):
 def test_a_draw_without_replacement_has_no_slot_twice_and_reaches_all():
     buffer = buffer_of(20)
     for seed in range(20):
-        draw = buffer.draw(15, start=NEW, reinit_prob=0.0, generator=fresh(seed))
+        draw = buffer.draw(15, init=NEW, reinit_prob=0.0, generator=fresh(seed))
         assert len(draw.indices.unique()) == 15
-    everything = buffer.draw(20, start=NEW, reinit_prob=0.0, generator=fresh())
+    everything = buffer.draw(20, init=NEW, reinit_prob=0.0, generator=fresh())
     assert everything.indices.sort().values.tolist() == list(range(20))
 
 
@@ -37,25 +43,25 @@ def test_every_slot_is_drawn_equally_often():
     buffer, counts = buffer_of(10), torch.zeros(10)
     source = fresh()
     for _ in range(2000):
-        counts[buffer.draw(3, start=NEW, reinit_prob=0.0, generator=source).indices] += 1
+        counts[buffer.draw(3, init=NEW, reinit_prob=0.0, generator=source).indices] += 1
     assert (counts - 600).abs().max() < 4.5 * math.sqrt(2000 * 0.3 * 0.7)
 
 
 def test_a_draw_with_replacement_may_have_a_slot_twice_and_exceed_the_buffer():
-    draw = buffer_of(4).draw(50, start=NEW, reinit_prob=0.0, generator=fresh(), replacement=True)
+    draw = buffer_of(4).draw(50, init=NEW, reinit_prob=0.0, generator=fresh(), replacement=True)
     assert draw.x.shape == (50, 2)
     assert set(draw.indices.tolist()) == {0, 1, 2, 3}
 
 
 def test_more_chains_than_slots_are_refused_without_replacement():
     with pytest.raises(InputError, match="cannot draw 5 different chains from a buffer of 4"):
-        buffer_of(4).draw(5, start=NEW, reinit_prob=0.0, generator=fresh())
+        buffer_of(4).draw(5, init=NEW, reinit_prob=0.0, generator=fresh())
 
 
 def test_chains_come_with_the_positions_of_their_slots_and_the_buffer_keeps_them():
     buffer = buffer_of(8)
     before = buffer.chains.clone()
-    draw = buffer.draw(8, start=NEW, reinit_prob=0.0, generator=fresh())
+    draw = buffer.draw(8, init=NEW, reinit_prob=0.0, generator=fresh())
     assert torch.equal(draw.x, before[draw.indices])
     draw.x.add_(1.0)
     assert torch.equal(buffer.chains, before)
@@ -64,7 +70,7 @@ def test_chains_come_with_the_positions_of_their_slots_and_the_buffer_keeps_them
 def test_chains_restart_at_the_rate_asked_for():
     buffer, source, restarts = buffer_of(100), fresh(), 0
     for _ in range(200):
-        draw = buffer.draw(50, start=NEW, reinit_prob=0.05, generator=source)
+        draw = buffer.draw(50, init=NEW, reinit_prob=0.05, generator=source)
         fresh_rows = (draw.x > 0).all(dim=1)
         assert torch.equal(fresh_rows, (draw.x > 0).any(dim=1))  # whole chains, not components
         restarts += int(fresh_rows.sum())
@@ -73,7 +79,7 @@ def test_chains_restart_at_the_rate_asked_for():
 
 @pytest.mark.parametrize(("probability", "share"), [(0.0, 0.0), (1.0, 1.0)])
 def test_none_or_all_chains_restart_at_the_ends(probability, share):
-    draw = buffer_of(50).draw(50, start=NEW, reinit_prob=probability, generator=fresh())
+    draw = buffer_of(50).draw(50, init=NEW, reinit_prob=probability, generator=fresh())
     assert (draw.x > 0).all(dim=1).double().mean() == share
 
 
@@ -82,20 +88,20 @@ def test_a_chain_that_is_not_finite_is_evicted(bad):
     buffer = buffer_of(6)
     buffer.chains[3, 1] = bad
     buffer.ages[:] = 9
-    draw = buffer.draw(6, start=NEW, reinit_prob=0.0, generator=fresh())
+    draw = buffer.draw(6, init=NEW, reinit_prob=0.0, generator=fresh())
     dead = draw.indices == 3
     assert draw.x.isfinite().all()
     assert (draw.x[dead] > 0).all()
     assert (draw.x[~dead] < 0).all()
     assert draw.ages[dead].tolist() == [0]
     assert draw.ages[~dead].tolist() == [9] * 5
-    buffer.commit(draw, draw.x, moves=1)
+    buffer.commit(draw, draw.x, steps=1)
     assert buffer.chains.isfinite().all()
 
 
 def test_same_generator_state_same_draw():
     first, second = (
-        buffer_of(30).draw(10, start=NEW, reinit_prob=0.3, generator=fresh(7)) for _ in range(2)
+        buffer_of(30).draw(10, init=NEW, reinit_prob=0.3, generator=fresh(7)) for _ in range(2)
     )
     assert torch.equal(first.indices, second.indices)
     assert torch.equal(first.x, second.x)
@@ -107,9 +113,9 @@ def test_same_generator_state_same_draw():
 def test_commit_puts_chains_back_into_their_own_slots():
     buffer = buffer_of(10)
     before = buffer.chains.clone()
-    draw = buffer.draw(4, start=NEW, reinit_prob=0.0, generator=fresh())
+    draw = buffer.draw(4, init=NEW, reinit_prob=0.0, generator=fresh())
     moved = (draw.x + 1.0).requires_grad_()
-    buffer.commit(draw, moved, moves=1)
+    buffer.commit(draw, moved, steps=1)
     others = torch.ones(10, dtype=torch.bool)
     others[draw.indices] = False
     assert torch.equal(buffer.chains[draw.indices], moved)
@@ -121,9 +127,9 @@ def test_of_copies_of_a_chain_the_last_stays_in_position_and_age():
     """Large enough for torch to write in parallel, where nothing else says which write wins."""
     buffer = ReplayBuffer(torch.zeros(4, 20_000))
     wide = UniformBase(5.0, 6.0, (20_000,))
-    draw = buffer.draw(64, start=wide, reinit_prob=0.0, generator=fresh(), replacement=True)
+    draw = buffer.draw(64, init=wide, reinit_prob=0.0, generator=fresh(), replacement=True)
     draw = draw._replace(ages=torch.arange(64))
-    buffer.commit(draw, torch.arange(64.0)[:, None].expand(64, 20_000), moves=1)
+    buffer.commit(draw, torch.arange(64.0)[:, None].expand(64, 20_000), steps=1)
     last = [max(i for i, slot in enumerate(draw.indices.tolist()) if slot == k) for k in range(4)]
     assert torch.equal(buffer.chains, torch.tensor(last).float()[:, None].expand(4, 20_000))
     assert buffer.ages.tolist() == [age + 1 for age in last]
@@ -132,18 +138,18 @@ def test_of_copies_of_a_chain_the_last_stays_in_position_and_age():
 def test_ages_count_the_moves_since_the_chain_began():
     buffer = buffer_of(3)
     for _ in range(2):
-        draw = buffer.draw(3, start=NEW, reinit_prob=0.0, generator=fresh())
-        buffer.commit(draw, draw.x, moves=5)
+        draw = buffer.draw(3, init=NEW, reinit_prob=0.0, generator=fresh())
+        buffer.commit(draw, draw.x, steps=5)
     assert buffer.ages.tolist() == [10, 10, 10]
-    draw = buffer.draw(3, start=NEW, reinit_prob=1.0, generator=fresh())
-    buffer.commit(draw, draw.x, moves=2)
+    draw = buffer.draw(3, init=NEW, reinit_prob=1.0, generator=fresh())
+    buffer.commit(draw, draw.x, steps=2)
     assert buffer.ages.tolist() == [2, 2, 2]
 
 
 def test_a_draw_that_is_not_committed_changes_nothing():
     buffer = buffer_of(5)
     before = {k: v.clone() for k, v in buffer.state_dict().items() if v is not None}
-    buffer.draw(5, start=NEW, reinit_prob=1.0, generator=fresh())
+    buffer.draw(5, init=NEW, reinit_prob=1.0, generator=fresh())
     assert torch.equal(buffer.chains, before["chains"])
     assert torch.equal(buffer.ages, before["ages"])
 
@@ -152,9 +158,9 @@ def test_a_chain_keeps_its_class_whatever_happens():
     buffer, source = buffer_of(12, torch.tensor([0.5, 0.25, 0.25])), fresh()
     labels = buffer.labels.clone()
     for _ in range(30):
-        draw = buffer.draw(5, start=NEW, reinit_prob=0.5, generator=source)
+        draw = buffer.draw(5, init=NEW, reinit_prob=0.5, generator=source)
         assert torch.equal(draw.labels, labels[draw.indices])
-        buffer.commit(draw, draw.x * math.nan, moves=1)
+        buffer.commit(draw, draw.x * math.nan, steps=1)
     assert torch.equal(buffer.labels, labels)
 
 
@@ -163,12 +169,12 @@ def test_conditional_chains_start_in_their_class():
         def sample(self, count, labels=None, *, generator):
             return labels[:, None].float().expand(count, 2)
 
-    buffer = ReplayBuffer.from_start(
+    buffer = ReplayBuffer.from_init(
         ByClass(), 9, generator=fresh(), class_frequencies=torch.tensor([1 / 3, 2 / 3])
     )
     assert torch.equal(buffer.chains[:, 0], buffer.labels.float())
     buffer.chains.fill_(7.0)
-    draw = buffer.draw(9, start=ByClass(), reinit_prob=1.0, generator=fresh())
+    draw = buffer.draw(9, init=ByClass(), reinit_prob=1.0, generator=fresh())
     assert torch.equal(draw.x[:, 0], draw.labels.float())
 
 
@@ -239,17 +245,15 @@ def test_too_few_slots_for_the_classes_are_refused():
 
 
 def test_negatives_draw_and_move_with_their_own_generator_and_settings(quadratic):
-    move = {"step_size": 0.1, "noise_std": 0.2, "grad_clamp": None, "max_rms": None}
-    negatives = Negatives(buffer_of(10), NEW, 4, 0.0, False, move, (-0.9, 0.9), fresh(3))
+    step, bounds = LangevinStep(0.1, 0.2), (-0.9, 0.9)
+    negatives = PersistentChains(buffer_of(10), NEW, 4, 0.0, False, step, bounds, fresh(3))
     draw = negatives.draw()
     assert draw.x.shape == (4, 2)
     source = fresh(3)
     source.set_state(negatives.generator.get_state())
     moved = negatives.run(draw.x, quadratic, 2)
-    expected = sgld_chain(
-        draw.x, quadratic, num_steps=2, generator=source, bounds=(-0.9, 0.9), **move
-    )
+    expected = sgld_chain(draw.x, quadratic, [step] * 2, generator=source, bounds=bounds)
     assert torch.equal(moved, expected)
     assert moved.abs().max() <= 0.9
-    one = sgld_chain(moved, quadratic, num_steps=1, generator=source, bounds=(-0.9, 0.9), **move)
+    one = sgld_chain(moved, quadratic, [step], generator=source, bounds=bounds)
     assert torch.equal(negatives.update(moved, moved), one)  # the gradient of |x|^2 / 2 is x

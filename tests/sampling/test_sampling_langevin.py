@@ -10,6 +10,7 @@ from jem.errors import InputError
 from jem.sampling import (
     ContrastBase,
     GaussianBase,
+    LangevinStep,
     MixtureBase,
     ReplayBuffer,
     UniformBase,
@@ -159,8 +160,8 @@ def test_smoothing_does_not_change_what_a_chain_converges_to():
         return (precision * x.flatten(1).square()).sum(dim=1) / 2
 
     x = sgld_chain(
-        torch.zeros(20_000, 1, 2, 2, dtype=torch.float64), energy, num_steps=400, step_size=0.02,
-        noise_std=math.sqrt(0.04), generator=fresh(), gradient_blur=0.8,
+        torch.zeros(20_000, 1, 2, 2, dtype=torch.float64), energy,
+        [LangevinStep(0.02, math.sqrt(0.04), gradient_blur=0.8)] * 400, generator=fresh(),
     )  # fmt: skip
     covariance = x.flatten(1).T @ x.flatten(1) / len(x)
     torch.testing.assert_close(covariance, torch.diag(1 / precision), rtol=0, atol=0.05)
@@ -182,7 +183,7 @@ def test_an_energy_that_is_not_one_number_a_row_is_refused(energy):
 
 
 def test_one_row_with_an_energy_of_shape_1_1_is_refused_too():
-    with pytest.raises(InputError, match=r"but returned \(1, 1\)"):
+    with pytest.raises(InputError, match=r"got \(1, 1\)"):
         energy_and_gradient(normal(1, 2), lambda x: x[:, :1])
 
 
@@ -209,11 +210,11 @@ def test_x_is_neither_changed_nor_kept_in_the_graph(quadratic, generator):
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_steps_work_in_any_gradient_mode_and_give_the_same(point_model, context):
     x = torch.zeros(4, 2)
-    move = {"num_steps": 3, "step_size": 0.1, "noise_std": 0.1}
-    expected = sgld_chain(x, point_model.energy, generator=fresh(), **move)
+    steps = [LangevinStep(0.1, 0.1)] * 3
+    expected = sgld_chain(x, point_model.energy, steps, generator=fresh())
     with context():
         start = torch.zeros(4, 2)  # an inference tensor in inference mode
-        moved = sgld_chain(start, point_model.energy, generator=fresh(), **move)
+        moved = sgld_chain(start, point_model.energy, steps, generator=fresh())
     assert torch.equal(moved, expected)
 
 
@@ -222,9 +223,8 @@ def test_parameters_keep_the_gradients_and_flags_they_had(point_model, generator
     first.grad = torch.full_like(first, 7.0)
     first.requires_grad_(False)
     sgld_chain(
-        torch.zeros(4, 2), point_model.energy,
-        num_steps=2, step_size=0.1, noise_std=0.1, generator=generator,
-    )  # fmt: skip
+        torch.zeros(4, 2), point_model.energy, [LangevinStep(0.1, 0.1)] * 2, generator=generator
+    )
     assert torch.equal(first.grad, torch.full_like(first, 7.0))
     assert all(p.grad is None for p in others)
     assert [p.requires_grad for p in (first, *others)] == [False] + [True] * len(others)
@@ -243,19 +243,44 @@ def test_step_reports_energy_and_gradient_norm_before_the_move(quadratic, genera
 
 def test_a_chain_is_its_steps_one_after_the_other(skewed):
     x, source = normal(5, 3), fresh()
-    move = {"step_size": 0.1, "noise_std": 0.2, "bounds": (-2.0, 2.0), "grad_clamp": 1.5}
-    chain = sgld_chain(x, skewed, num_steps=4, generator=fresh(), max_rms=0.08, **move)
-    for _ in range(4):
-        x, _ = sgld_step(x, skewed, generator=source, max_rms=0.08, **move)
+    values = {"step_size": 0.1, "noise_std": 0.2, "grad_clamp": 1.5, "max_rms": 0.08}
+    bounds, seen = (-2.0, 2.0), []
+
+    def record(moved):
+        seen.append(moved)
+        return moved
+
+    chain = sgld_chain(
+        x, skewed, [LangevinStep(**values)] * 4, generator=fresh(), bounds=bounds,
+        after_step=record,
+    )  # fmt: skip
+    for position in seen:
+        x, _ = sgld_step(x, skewed, generator=source, bounds=bounds, **values)
+        assert torch.equal(position, x)
+    assert len(seen) == 4
     assert torch.equal(chain, x)
+
+
+def test_chains_go_on_from_where_they_are_put_after_a_step(quadratic, generator):
+    steps = [LangevinStep(0.5, 0.0), LangevinStep(0.25, 0.0)]
+    x = sgld_chain(
+        normal(2, 2), quadratic, steps, generator=generator, after_step=lambda x: 0 * x + 4
+    )
+    assert torch.equal(x, torch.full_like(x, 4.0))
+    halved = sgld_chain(
+        normal(2, 2), quadratic, steps, generator=generator, after_step=lambda x: x / 2
+    )
+    torch.testing.assert_close(halved, normal(2, 2) * (0.5 / 2) * (0.75 / 2))
+
+
+def test_temperature_is_sigma2_over_2_eta():
+    assert LangevinStep(step_size=0.1, noise_std=0.05).temperature == pytest.approx(0.0125)
+    assert LangevinStep(step_size=2.0, noise_std=2.0).temperature == 1.0
 
 
 def test_a_chain_of_no_steps_stays(quadratic, generator):
     x = normal(2, 2)
-    moved = sgld_chain(
-        x, quadratic, num_steps=0, step_size=1.0, noise_std=1.0, generator=generator
-    )
-    assert torch.equal(moved, x)
+    assert torch.equal(sgld_chain(x, quadratic, [], generator=generator), x)
 
 
 def test_one_chain_moves_like_the_first_of_many_under_the_same_noise(skewed):
@@ -268,9 +293,7 @@ def test_one_chain_moves_like_the_first_of_many_under_the_same_noise(skewed):
 
 def run(energy, eta, sigma, steps, count, dim=1):
     x = torch.zeros(count, dim, dtype=torch.float64)
-    return sgld_chain(
-        x, energy, num_steps=steps, step_size=eta, noise_std=sigma, generator=fresh()
-    )
+    return sgld_chain(x, energy, [LangevinStep(eta, sigma)] * steps, generator=fresh())
 
 
 def test_stationary_variance_of_the_unadjusted_algorithm(quadratic):
@@ -283,7 +306,7 @@ def test_stationary_variance_of_the_unadjusted_algorithm(quadratic):
 def test_other_pairs_sample_at_temperature_sigma2_over_2_eta(quadratic):
     eta, sigma = 0.1, 0.05
     x = run(quadratic, eta, sigma, steps=100, count=20_000)
-    temperature = sigma**2 / (2 * eta)
+    temperature = LangevinStep(eta, sigma).temperature
     assert x.var() == pytest.approx(temperature / (1 - eta / 2), rel=0.04)
 
 
@@ -328,7 +351,7 @@ def test_the_proximal_move_is_the_inner_loop_of_jem_plus_plus():
 @pytest.mark.parametrize(
     "function",
     [
-        langevin_update, sgld_step, sgld_chain, ReplayBuffer.from_start, ReplayBuffer.draw,
+        langevin_update, sgld_step, sgld_chain, ReplayBuffer.from_init, ReplayBuffer.draw,
         UniformBase.sample, ContrastBase.sample, GaussianBase.sample, MixtureBase.sample,
     ],
 )  # fmt: skip

@@ -156,11 +156,11 @@ def test_the_recipe_is_the_official_loop(name):
     assert result.iterations == 2 * epochs == len(trainer.steps)
     assert result.recoveries == 0
 
-    start = trainer.method.negatives.start
+    init = trainer.method.negatives.init
     generator = named_generator(5, "chains", 0)
     official = official_class(
-        twin, start.sample(10_000, generator=generator),
-        lambda count, g: start.sample(count, generator=g), generator,
+        twin, init.sample(10_000, generator=generator),
+        lambda count, g: init.sample(count, generator=g), generator,
         iterations_per_epoch=2, lr=0.1, warmup_iters=4, weight_decay=weight_decay,
         decay_epochs=[d * epochs // published for d in decays],
     )  # fmt: skip

@@ -36,8 +36,15 @@ from jem.evaluation.ood.scores import SCORES
 from jem.model import joint_energy
 from jem.objectives import contrastive_loss
 from jem.randomness import named_generator
-from jem.sampling import ReplayBuffer, UniformBase, langevin_update, sgld_chain, slots_by_class
-from jem.sampling.negatives import Negatives
+from jem.sampling import (
+    LangevinStep,
+    PersistentChains,
+    ReplayBuffer,
+    UniformBase,
+    langevin_update,
+    sgld_chain,
+    slots_by_class,
+)
 from jem.training.optimisation import clip_gradients, learning_rate
 from jem.training.recipe import RECIPES, Recipe
 from jem.training.setup import domain_of
@@ -180,14 +187,14 @@ def images(count, seed=1):
 
 
 def make_negatives(capacity=6, count=4, *, conditional=False, seed=3, **move):
-    move = {"step_size": 0.5, "noise_std": 0.01, "grad_clamp": None, "max_rms": None} | move
+    step = LangevinStep(**({"step_size": 0.5, "noise_std": 0.01} | move))
     generator = torch.Generator().manual_seed(seed)
-    start = UniformBase(-1.0, 1.0, SHAPE)
+    init = UniformBase(-1.0, 1.0, SHAPE)
     frequencies = torch.full((NUM_CLASSES,), 1 / NUM_CLASSES) if conditional else None
-    buffer = ReplayBuffer.from_start(
-        start, capacity, generator=generator, class_frequencies=frequencies
+    buffer = ReplayBuffer.from_init(
+        init, capacity, generator=generator, class_frequencies=frequencies
     )
-    return Negatives(buffer, start, count, 0.05, False, move, None, generator)
+    return PersistentChains(buffer, init, count, 0.05, False, step, None, generator)
 
 
 def recipe_for(step, **changes):
@@ -287,7 +294,7 @@ def test_1_a_move_ascends_f_with_one_draw_of_noise_after_the_gradient():
         return -(x @ weight - x.square().sum(1) / 2)
 
     x = torch.zeros(3, 2)
-    moved = sgld_chain(x, energy, num_steps=3, step_size=0.1, noise_std=0.01, generator=generator)
+    moved = sgld_chain(x, energy, [LangevinStep(0.1, 0.01)] * 3, generator=generator)
     for state in seen:
         assert torch.equal(state, twin.get_state())  # only earlier moves have drawn
         x = x + 0.1 * (weight - x) + 0.01 * torch.randn(3, 2, generator=twin)
@@ -362,7 +369,7 @@ def test_7_moved_chains_overwrite_their_slots_and_no_others():
     before = negatives.buffer.chains.clone()
     draw = negatives.draw()
     assert len(draw.indices.unique()) == 4
-    negatives.buffer.commit(draw, draw.x + 1, moves=2)
+    negatives.buffer.commit(draw, draw.x + 1, steps=2)
     others = torch.ones(6, dtype=torch.bool)
     others[draw.indices] = False
     assert torch.equal(negatives.buffer.chains[draw.indices], draw.x + 1)
@@ -371,7 +378,7 @@ def test_7_moved_chains_overwrite_their_slots_and_no_others():
 
     twice = draw._replace(indices=torch.tensor([1, 1, 4, 5]))
     ends = torch.arange(4.0).view(4, 1, 1, 1).expand(4, *SHAPE)
-    negatives.buffer.commit(twice, ends, moves=1)
+    negatives.buffer.commit(twice, ends, steps=1)
     assert negatives.buffer.chains[1].unique().item() in (0.0, 1.0)
     assert negatives.buffer.chains[[4, 5], 0, 0, 0].tolist() == [2.0, 3.0]
 
@@ -388,7 +395,7 @@ def test_8_a_dead_chain_is_evicted(bad):
     assert draw.ages[row] == 0
     healthy = draw.indices != 2
     assert torch.equal(draw.x[healthy], negatives.buffer.chains[draw.indices[healthy]])
-    negatives.buffer.commit(draw, draw.x, moves=1)
+    negatives.buffer.commit(draw, draw.x, steps=1)
     assert bool(negatives.buffer.chains.isfinite().all())
 
 
@@ -398,7 +405,7 @@ def test_9_one_draw_takes_slots_then_a_full_batch_of_noise_then_the_mask(reinit_
     generator, twin = (torch.Generator().manual_seed(11) for _ in range(2))
     buffer = ReplayBuffer(torch.randn(50, *SHAPE))
     draw = buffer.draw(
-        20, start=UniformBase(-1.0, 1.0, SHAPE), reinit_prob=reinit_prob, generator=generator,
+        20, init=UniformBase(-1.0, 1.0, SHAPE), reinit_prob=reinit_prob, generator=generator,
         replacement=True,
     )  # fmt: skip
     slots, x = official_sample_q(None, buffer.chains, 20, twin, n_steps=0, reinit_freq=reinit_prob)
@@ -420,7 +427,7 @@ def test_11_conditional_slots_belong_to_one_class_for_good():
     for _ in range(5):
         draw = negatives.draw()
         assert torch.equal(draw.labels, wanted[draw.indices])
-        negatives.buffer.commit(draw, draw.x, moves=1)
+        negatives.buffer.commit(draw, draw.x, steps=1)
         assert torch.equal(negatives.buffer.labels, wanted)
     assert make_negatives().draw().labels is None  # marginal chains belong to none
     # Unlike the official buffer, ours need not divide by the number of classes.
@@ -506,22 +513,21 @@ def test_14_the_inner_loop_of_jempp_is_one_proximal_move(in_steps, pyld_lr):
         p.data *= 4  # so that the clamp of the gradient acts
     x = torch.rand(8, *SHAPE) * 2 - 1
     looped = official_pyld(net[0], net[1:], x, in_steps=in_steps, pyld_lr=pyld_lr)
+    step = LangevinStep(in_steps * pyld_lr, 0.0, grad_clamp=1.0)
     model = jem.JEM(net)
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(model.energy(leaf).sum(), leaf)
     assert 0 < (grad.abs() > 1).double().mean() < 1
     moved = sgld_chain(
-        x, model.energy, num_steps=1, step_size=in_steps * pyld_lr, noise_std=0.0,
-        generator=torch.Generator(), grad_clamp=1.0, bounds=(-1.0, 1.0),
-    )  # fmt: skip
+        x, model.energy, [step], generator=torch.Generator(), bounds=(-1.0, 1.0)
+    )
     close(moved, looped)
 
     outside = x + 2.5  # the equivalence ends outside the box
     looped = official_pyld(net[0], net[1:], outside, in_steps=in_steps, pyld_lr=pyld_lr)
     moved = sgld_chain(
-        outside, model.energy, num_steps=1, step_size=in_steps * pyld_lr, noise_std=0.0,
-        generator=torch.Generator(), grad_clamp=1.0, bounds=(-1.0, 1.0),
-    )  # fmt: skip
+        outside, model.energy, [step], generator=torch.Generator(), bounds=(-1.0, 1.0)
+    )
     assert not torch.allclose(moved, looped)
 
 
@@ -710,9 +716,8 @@ def test_25_step_sizes_belong_to_a_scale_of_the_inputs():
     def run(start, energy, step_size, noise_std):
         generator = torch.Generator().manual_seed(4)
         return sgld_chain(
-            start, energy, num_steps=5, step_size=step_size, noise_std=noise_std,
-            generator=generator,
-        )  # fmt: skip
+            start, energy, [LangevinStep(step_size, noise_std)] * 5, generator=generator
+        )
 
     def energy(x):
         return -official_f(net, x)

@@ -19,7 +19,8 @@ import jem
 from jem import networks
 from jem.model import JEM
 from jem.sampling import GaussianBase, MixtureBase, ReplayBuffer, UniformBase
-from jem.sampling.negatives import Negatives
+from jem.sampling.buffer import PersistentChains
+from jem.sampling.langevin import LangevinStep
 from jem.training.recipe import Recipe
 from jem.training.steps import (
     STEPS,
@@ -84,15 +85,15 @@ def make_batch(streams="shared", count=6, other=5, num_classes=NUM_CLASSES):
 
 def make_negatives(recipe, num_classes=NUM_CLASSES, seed=31):
     generator = torch.Generator().manual_seed(seed)
-    start = UniformBase(-1.0, 1.0, SHAPE)
+    init = UniformBase(-1.0, 1.0, SHAPE)
     frequencies = torch.full((num_classes,), 1 / num_classes) if recipe.conditional else None
-    buffer = ReplayBuffer.from_start(
-        start, recipe.buffer_size, generator=generator, class_frequencies=frequencies
+    buffer = ReplayBuffer.from_init(
+        init, recipe.buffer_size, generator=generator, class_frequencies=frequencies
     )
     fields = ("step_size", "noise_std", "grad_clamp", "max_rms")
-    return Negatives(
-        buffer, start, recipe.num_chains, recipe.reinit_prob, recipe.replacement,
-        {name: getattr(recipe, name) for name in fields},
+    return PersistentChains(
+        buffer, init, recipe.num_chains, recipe.reinit_prob, recipe.replacement,
+        LangevinStep(**{name: getattr(recipe, name) for name in fields}),
         (-1.0, 1.0) if recipe.clip_to_domain else None, generator,
     )  # fmt: skip
 
@@ -119,20 +120,20 @@ def energy_by_hand(logits, labels=None):
 
 
 def move_by_hand(x, grad, negatives, generator):
-    move = negatives.move
-    if move["grad_clamp"] is not None:
-        grad = torch.minimum(grad, torch.tensor(move["grad_clamp"]))
-        grad = torch.maximum(grad, torch.tensor(-move["grad_clamp"]))
-    change = -move["step_size"] * grad
-    if move["max_rms"] is not None:
+    step = negatives.step
+    if step.grad_clamp is not None:
+        grad = torch.minimum(grad, torch.tensor(step.grad_clamp))
+        grad = torch.maximum(grad, torch.tensor(-step.grad_clamp))
+    change = -step.step_size * grad
+    if step.max_rms is not None:
         rows = []
         for row in change:
             rms = (row**2).mean() ** 0.5
-            rows.append(row * (move["max_rms"] / rms) if rms > move["max_rms"] else row)
+            rows.append(row * (step.max_rms / rms) if rms > step.max_rms else row)
         change = torch.stack(rows)
     x = x + change
-    if move["noise_std"]:
-        x = x + move["noise_std"] * torch.randn(x.shape, generator=generator)
+    if step.noise_std:
+        x = x + step.noise_std * torch.randn(x.shape, generator=generator)
     return x if negatives.bounds is None else x.clamp(*negatives.bounds)
 
 
@@ -672,10 +673,10 @@ def test_plain_step_is_a_usual_training_step(kind):
 
 
 def negatives_at(x, **move):
-    move = {"step_size": 0.5, "noise_std": 0.0, "grad_clamp": None, "max_rms": None} | move
+    step = LangevinStep(**({"step_size": 0.5, "noise_std": 0.0} | move))
     shape = tuple(x.shape[1:])
-    return Negatives(
-        ReplayBuffer(x.clone()), UniformBase(-1.0, 1.0, shape), len(x), 0.0, False, move, None,
+    return PersistentChains(
+        ReplayBuffer(x.clone()), UniformBase(-1.0, 1.0, shape), len(x), 0.0, False, step, None,
         torch.Generator().manual_seed(1),
     )  # fmt: skip
 
@@ -849,10 +850,10 @@ def test_one_class_trains(step):
 def test_restarted_chains_of_any_start_take_part(step, conditional):
     x, labels = inputs(30, 5), torch.arange(30) % NUM_CLASSES
     gaussian = GaussianBase.fit(x, labels, NUM_CLASSES, rank=2)
-    start = MixtureBase([UniformBase(-1.0, 1.0, SHAPE), gaussian], [1.0, 1.0])
+    init = MixtureBase([UniformBase(-1.0, 1.0, SHAPE), gaussian], [1.0, 1.0])
     recipe = make_recipe(step, conditional=conditional, reinit_prob=1.0)
     negatives = make_negatives(recipe)
-    negatives.start = start
+    negatives.init = init
     outcome = STEPS[step](
         JEM(NETWORKS["plain"]()), make_batch(), StepContext(recipe, negatives), 1.0, 0
     )
@@ -875,9 +876,9 @@ def test_chains_follow_from_one_iteration_to_the_next(step, conditional):
     for _ in range(3):
         network.zero_grad()
         outcome = STEPS[step](JEM(network), batch, ours, 1.0, 0)
-        ours.negatives.buffer.commit(outcome.moved.draw, outcome.moved.x, moves=2)
+        ours.negatives.buffer.commit(outcome.moved.draw, outcome.moved.x, steps=2)
         expected = reference_step(JEM(twin), batch, theirs, 1.0, 0, fused=step == "fused")
-        theirs.negatives.buffer.commit(expected.draw, expected.x, moves=2)
+        theirs.negatives.buffer.commit(expected.draw, expected.x, steps=2)
         with torch.no_grad():
             for p in network.parameters():
                 p -= 0.1 * p.grad

@@ -732,9 +732,9 @@ def test_fresh_samples_begin_elsewhere_than_chains_of_training(train):
         recipe = replace(SMALL, epochs=1, start=start, sample_init=sample_init)
         trainer = Trainer(model, recipe, device="cpu")
         trainer.fit(train)
-        assert type(trainer.state.negatives.start) is kinds[start]
-        assert type(model.sampler.start) is kinds[sample_init]
-        assert model.sampler.noise_starts is (start == "uniform")
+        assert type(trainer.state.negatives.init) is kinds[start]
+        assert type(model.sampler.init) is kinds[sample_init]
+        assert model.sampler.trained_on_noise is (start == "uniform")
 
 
 @pytest.mark.parametrize("kind", ["uniform", "contrast", "gaussian", "mixed"])

@@ -8,6 +8,7 @@ they found it: mode, flags and gradients.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from inspect import signature
 from typing import TYPE_CHECKING, Any
@@ -25,13 +26,13 @@ from jem.evaluation.ood.features import (
     mahalanobis,
 )
 from jem.model import JEM, check_model, evaluation_mode, inference, on_model
-from jem.sampling.langevin import energy_and_gradient, sgld_chain
+from jem.sampling.langevin import LangevinStep, energy_and_gradient, sgld_chain
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-# Moves of `energy_change` for a model that keeps no chain settings: inputs on the scale of one.
-DEFAULT_MOVE = {"step_size": 0.1, "grad_clamp": None, "max_rms": 0.1}
+# The step of `energy_change` for a model without sampler settings: inputs on the scale of one.
+DEFAULT_STEP = LangevinStep(step_size=0.1, noise_std=0.0, max_rms=0.1)
 
 
 def _class_logits(model: JEM, x: Tensor) -> Tensor:
@@ -174,8 +175,8 @@ def energy_change(model: JEM, x: Tensor, *, num_steps: int = 5) -> Tensor:
 
     .. math:: s(x) = E(x_T) - E(x), \qquad x_{t+1} = x_t - \eta \nabla_x E(x_t)
 
-    The moves are those of `model.sampler` (step size, clamp, cap) inside `model.domain`; without
-    chain settings eta is 0.1 and a move's root mean square is capped at 0.1.
+    The steps are those of `model.sampler` (step size, clamp, cap) inside `model.domain`; without
+    sampler settings eta is 0.1 and the root mean square of a step is capped at 0.1.
 
     Args:
         model: The model; K = 1 too.
@@ -190,15 +191,14 @@ def energy_change(model: JEM, x: Tensor, *, num_steps: int = 5) -> Tensor:
     """
     if num_steps < 1:
         raise InputError(f"`num_steps` must be at least 1, but got {num_steps}")
-    move = DEFAULT_MOVE if model.sampler is None else model.sampler.move
+    step = DEFAULT_STEP if model.sampler is None else replace(model.sampler.step, noise_std=0.0)
     with inference(model):
         moved = sgld_chain(
             x,
             model.energy,
-            num_steps=num_steps,
+            [step] * num_steps,
             generator=torch.Generator(x.device),
             bounds=model.bounds(x.device),
-            **{**move, "noise_std": 0.0},
         )
         return model.energy(moved) - model.energy(x)
 

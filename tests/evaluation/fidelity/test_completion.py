@@ -14,7 +14,7 @@ from jem.errors import InputError
 from jem.evaluation.fidelity.completion import completion_accuracy, upper_half
 from jem.evaluation.statistics import wilson_interval
 from jem.randomness import derive_seed
-from jem.sampling import SamplerSettings, UniformBase
+from jem.sampling import LangevinStep, SamplerSettings, UniformBase
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -38,9 +38,8 @@ class Bars(nn.Module):
 def model():
     model = JEM(Bars(), input_shape=SHAPE, domain=(-1.0, 1.0))
     model.sampler = SamplerSettings(
-        UniformBase(-1.0, 1.0, SHAPE), num_steps=30, step_size=0.05, noise_std=0.01,
-        grad_clamp=None, max_rms=None, conditional=True,
-        class_frequencies=torch.tensor([0.5, 0.5]),
+        UniformBase(-1.0, 1.0, SHAPE), num_steps=30, step=LangevinStep(0.05, 0.01),
+        class_conditional_chains=True, class_frequencies=torch.tensor([0.5, 0.5]),
     )  # fmt: skip
     return model
 
