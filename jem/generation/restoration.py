@@ -54,10 +54,10 @@ def inpaint(
     r"""Complete inputs: keep what is known to the bit, and draw the rest given it.
 
     Chains begin at `x` with the model's base distribution in the unknown places (class Gaussians
-    are drawn given the known places), move on E(x), or on E_s(x, y) of the class you name, and are
-    put back to `x` in the known places after each step. The result is one likely completion, drawn far
-    below temperature 1; the mean over several seeds errs less in each component, and looks like no
-    input.
+    are drawn given the known places). They move on E(x), or on E_s(x, y) of the class you name,
+    and are put back to `x` in the known places after each step. The result is one likely
+    completion, drawn far below temperature 1; the mean over several seeds errs less in each
+    component, and looks like no input.
 
     Args:
         model: A model trained with a generative recipe, or with `chain` and `domain` set.

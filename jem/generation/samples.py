@@ -131,8 +131,8 @@ def sample(
     if not (init is None or isinstance(init, Tensor) or hasattr(init, "sample")):
         came = repr(init) if isinstance(init, str) else type(init).__name__
         raise InputError(
-            f"`init` must be a base distribution or saved chains, got {came}: for class Gaussians, "
-            "`jem.sampling.GaussianBase.fit(x, y, num_classes)`"
+            f"`init` must be a base distribution or saved chains, got {came}: for class "
+            "Gaussians, `jem.sampling.GaussianBase.fit(x, y, num_classes)`"
         )
     begin: BaseDistribution | DealtChains
     if isinstance(init, Tensor):

@@ -180,7 +180,7 @@ def test_count_steps_and_model_are_checked(model):
     ):
         jem.sample(model, num_steps=-1)
     with pytest.raises(
-        InputError, match="must be a base distribution or saved chains, but got list"
+        InputError, match="must be a base distribution or saved chains, got list"
     ):
         jem.sample(model, init=[[0.0, 0.0]])
     with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Identity: wrap it"):
