@@ -181,8 +181,8 @@ class JEM(nn.Module):
     Args:
         network: Maps (B, *shape) to logits (B, K). Rows must not interact in evaluation mode.
             Training puts all of it in training mode: statistics of batch normalisation move also
-            where parameters are frozen. The recipe's `evaluation_mode` keeps them (`finetune` has
-            it).
+            where parameters are frozen. The recipe's `freeze_norm_and_dropout` keeps them, as
+            `finetune` does.
         input_shape: Shape of one input without the batch axis; set by training if left out.
         classes: Names of the K classes, in the order of the logits; set by training if left out.
         domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to

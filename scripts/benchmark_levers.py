@@ -58,7 +58,7 @@ LEVERS = {
     "bfloat16": Lever(changes=LOWERED),
     "bfloat16, channels apart": Lever(changes=LOWERED, network=channels_apart),
     ONE_MORE: Lever(),
-    "separate passes": Lever(changes={"step": "classic"}),
+    "separate passes": Lever(changes={"fused": False}),
     "no outliers": Lever(changes={"outlier_count": 0}),
     "half the chains": Lever(changes={"num_chains": 32}),
     "plain": Lever("plain"),

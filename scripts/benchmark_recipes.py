@@ -84,8 +84,7 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     if name in args.learning_rates:
         recipe = replace(recipe, learning_rate=args.learning_rates[name])
     if args.flip:
-        separate = recipe.streams == "separate"
-        recipe = replace(recipe, flip=True, density_augment_flip=separate)
+        recipe = replace(recipe, augment_flip=True)
     torch.manual_seed(derive_seed(seed, "network") % 2**32)
     num_classes = len(splits.classes)
     network = networks.network_for(splits.input_shape, num_classes, head=recipe.head)

@@ -54,7 +54,7 @@ def unseen(index: int, recipe_name: str, args: Benchmark) -> dict[str, float]:
     data, ood_sets = hold_out(data, [data.classes[index]])
     recipe = replace(RECIPES[recipe_name], epochs=args.epochs)
     if args.flip:
-        recipe = replace(recipe, flip=True, density_augment_flip=recipe.streams == "separate")
+        recipe = replace(recipe, augment_flip=True)
     network = networks.make_network(
         None, data.input_shape, len(data.classes), recipe.head, seed=index
     )

@@ -21,7 +21,7 @@ TINY = replace(
     jem.RECIPES["fast"], epochs=1, batch_size=16, num_chains=12, buffer_size=24, num_steps=3,
     sample_steps=3, generative_weight=0.3, learning_rate=1e-3, step_size=1.0, warmup=0.0,
 )  # fmt: skip
-PLAIN = replace(TINY, step="plain", head="joint")
+PLAIN = replace(TINY, objective="none", head="joint")
 SCORES_OF_ANY_NETWORK = sorted(set(SCORES) - set(FITS))
 
 
@@ -157,11 +157,11 @@ def test_chains_are_only_shown_to_the_network_inside_its_domain():
     assert all(low >= 0 and high <= 1 for low, high in network.seen)
 
 
-@pytest.mark.parametrize("step", ["fused", "classic"])
-def test_running_statistics_are_those_of_the_data_alone(step):
+@pytest.mark.parametrize("fused", [True, False])
+def test_running_statistics_are_those_of_the_data_alone(fused):
     """One update from the same weights and data: chains leave no trace in any layer."""
     statistics = []
-    for recipe in (replace(TINY, step=step), PLAIN):
+    for recipe in (replace(TINY, fused=fused), PLAIN):
         model = jem.JEM(seeded(small_with_batch_norm), domain=(0.0, 1.0))
         x, y = examples(16)
         trainer = jem.Trainer(model, recipe, device="cpu")

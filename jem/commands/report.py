@@ -205,12 +205,12 @@ def _facts(
     recipe, network = config["recipe"], config.get("network")
     named = network.get("name") if isinstance(network, dict) else network
     parameters = sum(p.numel() for p in model.parameters())
-    kind = {"plain": "plain classifier", "classic": "hybrid classifier", "fused": "hybrid"}
+    kind = "plain classifier" if recipe["objective"] == "none" else "hybrid classifier"
     network_words = f"the network {named or 'of its owner'} ({parameters:,} parameters)"
     as_given = config.get("as_given") or ("" if progress["iteration"] else "0 updates were made")
     if not as_given:
         sentence = (
-            f"A {kind.get(recipe['step'], recipe['step'])} with {network_words}, trained on "
+            f"A {kind} with {network_words}, trained on "
             f"{len(splits.train):,} inputs of {splits.name} in {len(splits.classes)} classes: "
             f"{progress['iteration']:,} updates in {progress['seconds']:.0f} seconds, seed "
             f"{config['seed']}."

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from jem.training.trainer import FitResult
 
 SHARED_WITH_CONTROL = (
-    "epochs", "batch_size", "precision", "label_smoothing", "class_weight", "shift", "flip",
-    "augment_noise", "log_every",
+    "epochs", "batch_size", "precision", "label_smoothing", "class_weight", "augment_shift",
+    "augment_flip", "augment_noise", "log_every",
 )  # fmt: skip
 """Recipe fields that the control takes from the hybrid: both see the same data equally often, and
 compute alike."""

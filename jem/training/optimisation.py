@@ -13,6 +13,9 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from jem.training.recipe import Recipe
 
+MOMENTUM = 0.9
+"""Of SGD, and beta1 of Adam."""
+
 
 def learning_rate(recipe: Recipe, iteration: int, total: int) -> float:
     """Learning rate of an iteration: linear warm-up from zero, then the recipe's schedule.
@@ -65,9 +68,9 @@ def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """Optimiser of a recipe over all parameters of a model."""
     rate, decay = _peak(recipe), recipe.weight_decay
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(model.parameters(), rate, recipe.momentum, weight_decay=decay)
+        return torch.optim.SGD(model.parameters(), rate, MOMENTUM, weight_decay=decay)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam
-    return kind(model.parameters(), rate, betas=(recipe.momentum, 0.999), weight_decay=decay)
+    return kind(model.parameters(), rate, betas=(MOMENTUM, 0.999), weight_decay=decay)
 
 
 def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:

@@ -67,7 +67,7 @@ def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
 
 def check_batch_size(model: JEM, recipe: Recipe, size: int, x: Tensor) -> None:
     """Refuse batches of one example, shape (1, *shape), where training mode cannot take them."""
-    if size > 1 or recipe.evaluation_mode:
+    if size > 1 or recipe.freeze_norm_and_dropout:
         return
     try:
         with torch.no_grad():
@@ -75,7 +75,7 @@ def check_batch_size(model: JEM, recipe: Recipe, size: int, x: Tensor) -> None:
     except ValueError as error:
         raise InputError(
             "the network cannot be trained on one example at a time, as batch normalisation "
-            "cannot: set the recipe's `batch_size` to 2 or more, or its `evaluation_mode` "
+            "cannot: set the recipe's `batch_size` to 2 or more, or its `freeze_norm_and_dropout` "
             f"({str(error).splitlines()[0]})"
         ) from error
 
@@ -84,15 +84,15 @@ def check_images(recipe: Recipe, x: Tensor) -> None:
     """Refuse what is for images alone, before anything is written."""
     augment(
         x,
-        shift=max(recipe.shift, recipe.density_augment_shift),
-        flip=recipe.flip or recipe.density_augment_flip,
+        shift=recipe.augment_shift,
+        flip=recipe.augment_flip,
         noise_std=0.0,
         generator=torch.Generator(x.device),
     )
     if recipe.gradient_blur and recipe.generative and x.ndim != 4:
         raise InputError(
-            f"recipe field `gradient_blur` is for images of shape (C, H, W), but inputs are of shape "
-            f"{tuple(x.shape[1:])}: set it to 0"
+            f"recipe field `gradient_blur` is for images of shape (C, H, W), but inputs are "
+            f"of shape {tuple(x.shape[1:])}: set it to 0"
         )
 
 

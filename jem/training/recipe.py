@@ -1,4 +1,7 @@
-"""Recipes: every setting of a training run in one frozen dataclass, and the named ones."""
+"""Recipes: every setting of a training run in one frozen dataclass, and the named ones.
+
+`GROUPS` says which fields belong together.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "step_size": 0.05,
         "noise_std": 0.1,
         "gradient_blur": 0.0,
-        "start": "mixed",
+        "init": "mixed",
         "buffer_size": 256,
         "reinit_prob": 0.1,
         "sample_steps": 20,
@@ -35,7 +38,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "step_size": 3.0,
         "noise_std": 0.01,
         "gradient_blur": 0.0,
-        "start": "uniform",
+        "init": "uniform",
         "buffer_size": 256,
         "reinit_prob": 0.02,
         "sample_steps": 10,
@@ -49,7 +52,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "step_size": 1.0,
         "noise_std": 0.01,
         "gradient_blur": 0.8,
-        "start": "gaussian",
+        "init": "gaussian",
         "buffer_size": 128,
         "reinit_prob": 0.01,
         "sample_steps": 100,
@@ -61,6 +64,33 @@ DEFAULTS["large colour image"] = DEFAULTS["large image"] | {"sample_steps": 200}
 tables and points, large images have at least 16 pixels a side, colour is several channels."""
 
 
+GROUPS: dict[str, tuple[str, ...]] = {
+    "run": (
+        "objective", "fused", "epochs", "batch_size", "precision", "head", "label_smoothing",
+        "class_weight", "log_every",
+    ),
+    "optimiser": (
+        "optimizer", "learning_rate", "weight_decay", "schedule", "decay_at", "decay_factor",
+        "warmup", "max_grad_norm", "adaptive_sam_rho", "ema_decay", "freeze_norm_and_dropout",
+    ),
+    "density": (
+        "generative_weight", "generative_ramp", "energy_l2", "mean_energy_l2", "gap_limit",
+        "outlier_count", "outlier_weight", "outlier_margin",
+    ),
+    "sampler": (
+        "num_chains", "num_steps", "step_size", "noise_std", "langevin_grad_clamp", "max_rms",
+        "gradient_blur", "clip_to_domain", "class_conditional_chains", "init", "buffer_size",
+        "reinit_prob", "replacement", "sample_init", "sample_steps",
+    ),
+    "augmentation": (
+        "augment_shift", "augment_flip", "augment_noise", "separate_density_batches",
+        "density_batch_size", "augment_density",
+    ),
+    "safety": ("accuracy_margin", "max_energy_gap", "checkpoint_every"),
+}  # fmt: skip
+"""Fields of a recipe by what they are about, in the order in which they are shown."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained. Derive your own with `dataclasses.replace(recipe, epochs=5)`.
@@ -69,8 +99,11 @@ class Recipe:
         InputError: If a value is out of its range; the message names the field.
     """
 
-    step: Literal["plain", "classic", "fused"] = "fused"
-    """Kind of training step: cross-entropy only, JEM with separate passes, or the fused one."""
+    objective: Literal["none", "contrastive"] = "contrastive"
+    """What is minimised beside the cross-entropy: nothing, or the contrast of data with chains."""
+    fused: bool = True
+    """Train and move the chains with one backward pass, which makes the last Langevin step free;
+    otherwise in separate passes. Objectives without chains do not look at it."""
     epochs: int | None = None
     """Passes over the training data; None gives about 1,500 updates, in 8 to 100 epochs; 0 leaves
     the network as given, and only keeps it with what scores and reports need."""
@@ -88,8 +121,6 @@ class Recipe:
     """Optimiser of the parameters."""
     learning_rate: float | None = None
     """Peak learning rate; None takes 1e-3 for large images, else 2e-3."""
-    momentum: float = 0.9
-    """Momentum of SGD, and beta1 of Adam."""
     weight_decay: float = 0.0
     """Weight decay, as the optimiser defines it."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
@@ -105,12 +136,12 @@ class Recipe:
     adaptive_sam_rho: float | None = None
     """Radius rho of adaptive sharpness-aware minimisation: an update takes the gradient where the
     loss is worst nearby, and two passes. None takes it where the parameters are."""
-    average: float = 0.99
+    ema_decay: float = 0.99
     """Decay of the average of the weights that training returns; 0 returns the last weights."""
 
     label_smoothing: float = 0.003
     """Share of the target that is spread over all classes."""
-    evaluation_mode: bool = False
+    freeze_norm_and_dropout: bool = False
     """Train in evaluation mode, statistics of batch normalisation fixed and no dropout: for a
     trained network, which then learns as it predicts."""
     class_weight: Literal["none", "balanced"] = "none"
@@ -138,7 +169,7 @@ class Recipe:
     tables, points), 3 for small images, 1 for large ones."""
     noise_std: float | None = None
     """sigma of the noise of a move, in data units; None takes 0.1 for vectors, else 0.01."""
-    grad_clamp: float | None = None
+    langevin_grad_clamp: float | None = None
     """Clamp each component of a chain's gradient to this size (JEM++ takes 1); None leaves it."""
     max_rms: float | None = None
     """Cap on the root mean square of one move, in data units; None leaves it."""
@@ -147,9 +178,9 @@ class Recipe:
     None takes 0.8 for large images, else 0."""
     clip_to_domain: bool = True
     """Keep chains inside the domain of the data."""
-    conditional: bool = False
+    class_conditional_chains: bool = False
     """Chains belong to a class and move on E(x, y); otherwise they move on E(x)."""
-    start: Literal["uniform", "contrast", "gaussian", "mixed"] | None = None
+    init: Literal["uniform", "contrast", "gaussian", "mixed"] | None = None
     """Where chains of training begin: uniform noise, noise of random contrast, class Gaussians, or
     a third of each (mixed); None takes mixed for vectors, uniform noise for small images, class
     Gaussians for large ones."""
@@ -162,7 +193,7 @@ class Recipe:
     replacement: bool = False
     """Draw chains with replacement, as the official JEM code does."""
     sample_init: Literal["uniform", "contrast", "gaussian", "mixed"] = "gaussian"
-    """Where fresh chains begin when the trained model is sampled, as `start`."""
+    """Where fresh chains begin when the trained model is sampled, as `init`."""
     sample_steps: int | None = None
     """Moves of such a chain; None takes 20 for vectors, 10 for small images, 100 for large
     ones, 200 for those in colour."""
@@ -174,23 +205,19 @@ class Recipe:
     outlier_margin: float = 10.0
     """How far above the data in energy outliers no longer count, in nats."""
 
-    streams: Literal["shared", "separate"] = "shared"
-    """One batch for both halves of the objective, or another one for the density."""
+    separate_density_batches: bool = False
+    """Draw other batches for the density; otherwise it sees those of the classifier."""
     density_batch_size: int | None = None
-    """Examples an update of the separate generative stream; None takes `batch_size`."""
-    shift: int = 0
+    """Examples an update of the separate density batches; None takes `batch_size`."""
+    augment_shift: int = 0
     """Random shift of images by up to this many pixels."""
-    flip: bool = False
+    augment_flip: bool = False
     """Random horizontal flip of images."""
     augment_noise: float | None = None
     """Standard deviation of Gaussian noise added to inputs, in data units: a texture that chains
     cannot make, which a large network tells them by. None takes 0.1 for small images, else 0."""
-    density_augment_shift: int = 0
-    """As `shift`, for the separate generative stream."""
-    density_augment_flip: bool = False
-    """As `flip`, for the separate generative stream."""
-    density_augment_noise: float = 0.0
-    """As `augment_noise`, for the separate generative stream."""
+    augment_density: bool = True
+    """Change separate density batches at random too; otherwise they stay as they are."""
 
     accuracy_margin: float | None = None
     """For a trained classifier: largest loss of validation accuracy, against that before training,
@@ -201,8 +228,6 @@ class Recipe:
     """Gap between the energies of chains and data, in nats, beyond which a run has diverged."""
     checkpoint_every: int = 250
     """Iterations between checkpoints, which are also what a diverged run goes back to."""
-    max_recoveries: int = 5
-    """Recoveries from divergence before giving up."""
     log_every: int = 20
     """Iterations between lines of `metrics.jsonl`."""
 
@@ -215,7 +240,7 @@ class Recipe:
     @property
     def generative(self) -> bool:
         """Whether the recipe trains the density at all."""
-        return self.step != "plain"
+        return self.objective != "none"
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Epochs of a run whose epochs have so many updates."""
@@ -251,10 +276,10 @@ def kind_of(input_shape: Sequence[int]) -> str:
 
 
 _PUBLISHED = Recipe(
-    step="classic",
+    fused=False,
     head="joint",
     schedule="step",
-    average=0.0,
+    ema_decay=0.0,
     label_smoothing=0.0,
     generative_weight=1.0,
     energy_l2=0.0,
@@ -264,27 +289,26 @@ _PUBLISHED = Recipe(
     buffer_size=10_000,
     reinit_prob=0.05,
     replacement=True,
-    streams="separate",
+    separate_density_batches=True,
     augment_noise=0.03,
-    density_augment_noise=0.03,
     max_energy_gap=1e8,
 )
 """What the published methods have in common."""
 
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(),
-    "plain": Recipe(step="plain", head="joint"),
+    "plain": Recipe(objective="none", fused=False, head="joint"),
     "finetune": Recipe(
         head="joint",
         learning_rate=3e-4,
         warmup=0.1,
-        average=0.95,
-        evaluation_mode=True,
+        ema_decay=0.95,
+        freeze_norm_and_dropout=True,
         energy_l2=0.0,
         gap_limit=2.0,
         num_chains=32,
         num_steps=1,
-        start="gaussian",
+        init="gaussian",
         outlier_count=32,
     ),
     "jem": replace(
@@ -294,7 +318,7 @@ RECIPES: dict[str, Recipe] = {
         num_steps=20,
         noise_std=0.01,
         clip_to_domain=False,
-        start="uniform",
+        init="uniform",
         sample_init="uniform",
         sample_steps=200,
     ),
@@ -308,8 +332,8 @@ RECIPES: dict[str, Recipe] = {
         warmup=0.0095,
         num_steps=10,
         noise_std=0.0,
-        grad_clamp=1.0,
-        start="gaussian",
+        langevin_grad_clamp=1.0,
+        init="gaussian",
         sample_steps=50,
     ),
     "sada_jem": replace(
@@ -324,12 +348,12 @@ RECIPES: dict[str, Recipe] = {
         adaptive_sam_rho=2.0,
         num_steps=5,
         noise_std=0.0,
-        grad_clamp=1.0,
-        start="gaussian",
+        langevin_grad_clamp=1.0,
+        init="gaussian",
         sample_steps=30,
         density_batch_size=64,
         augment_noise=0.0,
-        density_augment_noise=0.0,
+        augment_density=False,
         max_energy_gap=1e5,
     ),
 }
@@ -347,9 +371,9 @@ RECIPES: dict[str, Recipe] = {
   sharpness-aware minimisation; a generative stream that is never augmented.
 
 The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,
-so that they scale with it. Augmentation belongs to the data, so `shift` and `flip` are left to
-you. Chains move in evaluation mode, and class Gaussians are of low rank. How many moves a sample
-makes was chosen on validation digits (`docs/log.md`).
+so that they scale with it. Augmentation belongs to the data, so `augment_shift` and
+`augment_flip` are left to you. Chains move in evaluation mode, and class Gaussians are of low
+rank. How many moves a sample makes was chosen on validation digits (`docs/log.md`).
 """
 
 
@@ -370,9 +394,7 @@ def recipe_from(name_or_recipe: str | Recipe, changes: dict[str, Any] | None = N
     recipe = name_or_recipe
     if isinstance(recipe, str):
         if recipe not in RECIPES:
-            raise InputError(
-                f"unknown recipe {recipe!r}: expected one of {', '.join(sorted(RECIPES))}"
-            )
+            raise InputError(f"unknown recipe {recipe!r}: expected one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
     if not isinstance(recipe, Recipe):
         raise InputError(f"expected a recipe or its name, but got {type(recipe).__name__}")

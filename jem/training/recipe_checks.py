@@ -20,8 +20,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "at least 0": (
         lambda value: value >= 0,
         (
-            "weight_decay", "energy_l2", "mean_energy_l2", "shift",
-            "density_augment_shift", "density_augment_noise", "max_recoveries",
+            "weight_decay", "energy_l2", "mean_energy_l2", "augment_shift",
             "outlier_margin", "outlier_weight",
         ),
     ),
@@ -36,8 +35,8 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
     "above 0, or None": (
         lambda value: value is None or value > 0,
         (
-            "learning_rate", "max_grad_norm", "grad_clamp", "max_rms", "gap_limit", "adaptive_sam_rho",
-            "step_size",
+            "learning_rate", "max_grad_norm", "langevin_grad_clamp", "max_rms", "gap_limit",
+            "adaptive_sam_rho", "step_size",
         ),
     ),
     "in [0, 1), or None": (lambda value: value is None or 0 <= value < 1, ("gradient_blur",)),
@@ -55,7 +54,7 @@ _RANGES: dict[str, tuple[Callable[[Any], bool], tuple[str, ...]]] = {
         lambda value: value is None or 0 <= value <= 1,
         ("reinit_prob",),
     ),
-    "in [0, 1)": (lambda value: 0 <= value < 1, ("average", "label_smoothing", "momentum")),
+    "in [0, 1)": (lambda value: 0 <= value < 1, ("ema_decay", "label_smoothing")),
 }  # fmt: skip
 """What a field must be, in words; how that is checked; which fields it is said of."""
 
@@ -86,22 +85,16 @@ def check_fields(recipe: Recipe) -> None:
 
 
 def _check_half_that_is_missing(recipe: Recipe) -> None:
-    changed = [name for name in _OF_A_SEPARATE_STREAM if getattr(recipe, name)]
-    if changed and recipe.streams == "shared":
+    if recipe.density_batch_size is not None and not recipe.separate_density_batches:
         raise InputError(
-            f"recipe field `{changed[0]}` needs `streams` = 'separate'; with 'shared' the density "
-            "sees what the classifier sees"
+            "recipe field `density_batch_size` needs `separate_density_batches`; without them the "
+            "density sees what the classifier sees"
         )
     if recipe.accuracy_margin is not None and not recipe.generative:
         raise InputError(
-            "recipe field `accuracy_margin` bounds what the density may cost, and `step` = "
-            "'plain' trains none; leave it out"
+            "recipe field `accuracy_margin` bounds what the density may cost, and `objective` = "
+            "'none' trains none; leave it out"
         )
-
-
-_OF_A_SEPARATE_STREAM = (
-    "density_augment_shift", "density_augment_flip", "density_augment_noise", "density_batch_size"
-)  # fmt: skip
 
 
 def _is_a(kind: Any, value: Any) -> bool:  # noqa: ANN401

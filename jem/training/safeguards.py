@@ -11,6 +11,9 @@ from jem.errors import TrainingDivergedError
 from jem.training.method import StepResult
 from jem.training.recipe import Recipe
 
+MAX_RECOVERIES = 5
+"""Recoveries from divergence before a run gives up."""
+
 
 def is_healthy(outcome: StepResult, grad_norm: Tensor, max_energy_gap: float) -> Tensor:
     """Whether a step may be applied: everything finite, and data and chains not torn apart.
@@ -18,7 +21,8 @@ def is_healthy(outcome: StepResult, grad_norm: Tensor, max_energy_gap: float) ->
     Args:
         outcome: What the step computed.
         grad_norm: Norm of the parameters' gradient, a scalar; infinite or NaN if any component is.
-        max_energy_gap: Largest difference allowed between the mean energies of chains and data, in nats.
+        max_energy_gap: Largest difference allowed between the mean energies of chains and data, in
+            nats.
 
     Returns:
         A boolean scalar, on the device: reading it is what synchronises.

@@ -79,28 +79,26 @@ class Batches:
         for x, labels in self.labelled.epoch(epoch, start):
             x_data = None if other is None else part(next(other)[0])
             x, labels = part(x), part(labels)
-            x = augment(
-                x,
-                shift=recipe.shift,
-                flip=recipe.flip,
-                noise_std=recipe.augment_noise or 0.0,
-                generator=generator,
-            )
+            x = _augmented(recipe, x, generator)
             if x_data is None:
                 x_data = x
-            else:
-                x_data = augment(
-                    x_data,
-                    shift=recipe.density_augment_shift,
-                    flip=recipe.density_augment_flip,
-                    noise_std=recipe.density_augment_noise,
-                    generator=generator,
-                )
+            elif recipe.augment_density:
+                x_data = _augmented(recipe, x_data, generator)
             outliers = None
             if self.outliers is not None:
                 count = self.ranks.share(recipe.outlier_count or 0, "outlier_count")
                 outliers = self.outliers.draw(count, x_data, generator=generator)
             yield Batch(x, labels, x_data, outliers)
+
+
+def _augmented(recipe: Recipe, x: Tensor, generator: torch.Generator) -> Tensor:
+    return augment(
+        x,
+        shift=recipe.augment_shift,
+        flip=recipe.augment_flip,
+        noise_std=recipe.augment_noise or 0.0,
+        generator=generator,
+    )
 
 
 def _endless(stream: BatchStream, seen: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -160,7 +158,7 @@ def set_up(
     labelled = stream("labelled", recipe.batch_size)
     recipe = _settled(recipe, x.shape[1:], len(labelled), ranks)
     generative = None
-    if recipe.streams == "separate":
+    if recipe.separate_density_batches:
         generative = stream("generative", recipe.density_batch_size or recipe.batch_size)
     check_batch_size(model, recipe, labelled.batch_size, x[:1])
     class_weight = None
@@ -198,7 +196,7 @@ def make_outliers(
         return None
     assert model.domain is not None, "set before outliers are made"
     known = labels if num_classes > 1 else torch.zeros_like(labels)
-    gaussians = recipe.start != "gaussian"
+    gaussians = recipe.init != "gaussian"
     return Outliers(*model.domain, x, known, num_classes, gaussians=gaussians)
 
 
@@ -224,7 +222,7 @@ def make_negatives(
         generator: Source of all randomness of the chains, on the model's device.
     """
     assert model.domain is not None, "set before chains are made"
-    assert recipe.start is not None, "settled"
+    assert recipe.init is not None, "settled"
     assert recipe.step_size is not None, "settled"
     assert recipe.noise_std is not None, "settled"
     assert recipe.sample_steps is not None, "settled"
@@ -232,8 +230,8 @@ def make_negatives(
     assert recipe.reinit_prob is not None, "settled"
     labels = labels if num_classes > 1 else torch.zeros_like(labels)
     frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
-    init = fresh = make_start(recipe.start, model.domain, x, labels, num_classes)
-    if recipe.sample_init != recipe.start:
+    init = fresh = make_start(recipe.init, model.domain, x, labels, num_classes)
+    if recipe.sample_init != recipe.init:
         fresh = make_start(recipe.sample_init, model.domain, x, labels, num_classes)
     model.sampler = SamplerSettings(
         init=fresh,
@@ -241,20 +239,20 @@ def make_negatives(
         step=LangevinStep(
             recipe.step_size,
             recipe.noise_std,
-            recipe.grad_clamp,
+            recipe.langevin_grad_clamp,
             recipe.max_rms,
             recipe.gradient_blur or 0.0,
         ),
         class_frequencies=frequencies,
-        class_conditional_chains=recipe.conditional,
+        class_conditional_chains=recipe.class_conditional_chains,
         trained_on_outliers=bool(recipe.outlier_count),
-        trained_on_noise=recipe.start != "gaussian",
+        trained_on_noise=recipe.init != "gaussian",
     )
     buffer = ReplayBuffer.from_init(
         init,
         ranks.share(recipe.buffer_size, "buffer_size"),
         generator=generator,
-        class_frequencies=frequencies if recipe.conditional else None,
+        class_frequencies=frequencies if recipe.class_conditional_chains else None,
     )
     return PersistentChains(
         buffer=buffer,
@@ -294,7 +292,7 @@ def make_start(
     """Start of a recipe, fitted to training data where it needs any.
 
     Args:
-        kind: `Recipe.start` or `Recipe.sample_init`.
+        kind: `Recipe.init` or `Recipe.sample_init`.
         domain: Bounds of the inputs.
         x: Training inputs, shape (N, *shape).
         labels: Class indices, shape (N,).

@@ -66,7 +66,7 @@ class RunState:
         self.model, self.negatives, self.device = model, negatives, model.device
         self.ranks = ranks
         self.optimizer = make_optimizer(recipe, model)
-        average = moving_average(recipe.average, lambda: int(self._average.n_averaged))
+        average = moving_average(recipe.ema_decay, lambda: int(self._average.n_averaged))
         self._average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.guard: AccuracyGuard | None = None
         self.augmentation = named_generator(ranks.seed(seed), "augmentation", device=self.device)

@@ -121,6 +121,13 @@ def fused_step(
 STEPS = {"plain": plain_step, "classic": classic_step, "fused": fused_step}
 
 
+def step_of(recipe: Recipe) -> str:
+    """Kind of step of a recipe, a key of `STEPS`."""
+    if not recipe.generative:
+        return "plain"
+    return "fused" if recipe.fused else "classic"
+
+
 def objective(
     model: JEM,
     batch: Batch,
@@ -185,7 +192,7 @@ def sam_backward(
 
 def forward_of(recipe: Recipe) -> Forward:
     """The forward passes of a kind of step: one for all rows where it can be, or one each."""
-    return joint_forward if recipe.step == "fused" else separate_forward
+    return joint_forward if step_of(recipe) == "fused" else separate_forward
 
 
 def separate_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits:
@@ -284,5 +291,7 @@ def depends_on_mode(network: nn.Module) -> bool:
 
 def _required(method: StepContext) -> PersistentChains:
     if method.negatives is None:
-        raise RuntimeError(f"step {method.recipe.step!r} needs chains, and the method has none")
+        raise RuntimeError(
+            f"step {step_of(method.recipe)!r} needs chains, and the method has none"
+        )
     return method.negatives

@@ -35,10 +35,16 @@ from jem.training.optimisation import (
 from jem.training.problem_checks import check_network
 from jem.training.process import isolated_randomness, lowered, stop_signals
 from jem.training.recipe import Recipe, recipe_from
-from jem.training.safeguards import AccuracyGuard, give_up, is_healthy, mask_gradients
+from jem.training.safeguards import (
+    MAX_RECOVERIES,
+    AccuracyGuard,
+    give_up,
+    is_healthy,
+    mask_gradients,
+)
 from jem.training.setup import set_up
 from jem.training.state import RunState, identity, refuse_other_settings
-from jem.training.steps import STEPS, sam_backward
+from jem.training.steps import STEPS, sam_backward, step_of
 from jem.training.validation import validate
 
 FLAG_EVERY = 50
@@ -175,7 +181,7 @@ class Trainer:
             self._guard_accuracy(valid)
             self._begin(resume)
             self._stop = stack.enter_context(stop_signals())
-            stack.enter_context(self.watch.shown(self.total_iterations, self.recipe.step))
+            stack.enter_context(self.watch.shown(self.total_iterations, "training"))
             epochs = self._run(valid, on_epoch)
             self._finish()
         position, why = self.state.position, self._why_as_given()
@@ -214,7 +220,7 @@ class Trainer:
             epoch: Which one, from 0: it decides the order of the examples.
             start: Batches of it that were already seen.
         """
-        self.model.train(not self.recipe.evaluation_mode)
+        self.model.train(not self.recipe.freeze_norm_and_dropout)
         self.method.clock.enter("data")
         for batch in self.batches.epoch(epoch, start, generator=self.state.augmentation):
             self.train_step(batch)
@@ -245,7 +251,7 @@ class Trainer:
 
         self.ranks.copy_buffers(self.model)
         self.state.optimizer.zero_grad(set_to_none=True)
-        step = STEPS[recipe.step]
+        step = STEPS[step_of(recipe)]
         with lowered(recipe.precision, self.device):
             outcome = step(self.model, batch, self.method, weight, position.recoveries)
             if recipe.adaptive_sam_rho is not None:
@@ -451,7 +457,7 @@ class Trainer:
         diverged, log = self.state.position, self.watch.log
         self._tick()
         recoveries = diverged.recoveries + 1
-        if recoveries > self.recipe.max_recoveries:
+        if recoveries > MAX_RECOVERIES:
             log.write("gave_up", iteration=diverged.iteration, recoveries=diverged.recoveries)
             raise give_up(self.recipe, diverged.iteration, diverged.recoveries)
         fixed = self.ranks.agree(self.checkpoints.fixed_iterations(diverged.iteration))
@@ -467,7 +473,7 @@ class Trainer:
         log.write("recovery", iteration=diverged.iteration, back_to=target, recoveries=recoveries)
         self.watch.display.message(
             f"diverged at iteration {diverged.iteration}: back to {target}, learning rate times "
-            f"{0.5**recoveries:g} (recovery {recoveries} of at most {self.recipe.max_recoveries})"
+            f"{0.5**recoveries:g} (recovery {recoveries} of at most {MAX_RECOVERIES})"
         )
         self._snapshot()  # over the one gone back to: a run killed now resumes after the recovery
 
@@ -494,7 +500,7 @@ class Trainer:
         """
         with isolated_randomness(self.device), torch.enable_grad():
             self._prepare(as_part(train), RunMonitor(None, progress=False))
-            self.model.train(not self.recipe.evaluation_mode)
+            self.model.train(not self.recipe.freeze_norm_and_dropout)
             times = []
             batches = self.batches.epoch(0, 0, generator=self.state.augmentation)
             start = time.perf_counter()

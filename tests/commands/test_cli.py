@@ -87,7 +87,7 @@ def test_train_makes_a_run_that_explains_itself(quick_run):
         for figure in row["auroc"].values():
             assert figure["low"] <= figure["value"] <= figure["high"]
     control = json.loads((quick_run / "control" / "config.json").read_text())
-    assert control["recipe"]["step"] == "plain"
+    assert control["recipe"]["objective"] == "none"
     assert control["recipe"]["epochs"] == 1
 
 
@@ -108,15 +108,28 @@ def test_config_of_a_run_makes_the_same_run_again(quick_run, tmp_path):
 
 def test_precedence_is_recipe_then_config_then_flag(tmp_path, capsys):
     config = tmp_path / "c.json"
-    config.write_text(json.dumps({"learning_rate": 0.5, "momentum": 0.25, "seed": 7}))
-    words = ("train", "--recipe", "jem", "--config", config, "--momentum", "0.125", "--dry-run")
+    config.write_text(json.dumps({"learning_rate": 0.5, "weight_decay": 0.25, "seed": 7}))
+    words = (
+        "train",
+        "--recipe",
+        "jem",
+        "--config",
+        config,
+        "--weight-decay",
+        "0.125",
+        "--dry-run",
+    )
     assert run(*words, "--num-steps=3", "--buffer-size", 64) == 0
     shown = capsys.readouterr().out
     resolved = json.loads(shown[: shown.index("\n}") + 2])
     assert resolved["seed"] == 7
     recipe = resolved["recipe"]
-    assert (recipe["learning_rate"], recipe["momentum"], recipe["num_steps"]) == (0.5, 0.125, 3)
-    assert recipe["start"] == RECIPES["jem"].start
+    assert (recipe["learning_rate"], recipe["weight_decay"], recipe["num_steps"]) == (
+        0.5,
+        0.125,
+        3,
+    )
+    assert recipe["init"] == RECIPES["jem"].init
     assert recipe["replacement"] is True
 
 
@@ -252,7 +265,8 @@ def test_every_recipe_field_is_a_flag():
 def test_control_shares_the_data_and_nothing_generative():
     shared = {
         "epochs": 3, "batch_size": 7, "precision": "bfloat16", "label_smoothing": 0.2,
-        "class_weight": "balanced", "shift": 2, "flip": True, "augment_noise": 0.4,
+        "class_weight": "balanced", "augment_shift": 2, "augment_flip": True,
+        "augment_noise": 0.4,
     }  # fmt: skip
     control = control_recipe(Recipe(learning_rate=0.7, generative_weight=9.0, **shared))
     assert control == replace(RECIPES["plain"], **shared)

@@ -273,7 +273,7 @@ def test_a_given_network_is_trained_on_from_the_weights_it_has(iris):
 
 def test_early_stopping_takes_the_best_epoch(iris):
     # Rising rates: the last epochs are worse than the best one.
-    recipe = replace(RECIPES["fast"], learning_rate=0.1, warmup=1.0, average=0.0)
+    recipe = replace(RECIPES["fast"], learning_rate=0.1, warmup=1.0, ema_decay=0.0)
     settings = {"recipe": recipe, "early_stopping": True, "n_iter_no_change": 6}
     classifier = quick(epochs=300, **settings).fit(*iris)
     nll = [metrics["valid_nll"] for metrics in classifier.history_]

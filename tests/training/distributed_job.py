@@ -20,14 +20,16 @@ QUIET = {"noise_std": 0.0, "reinit_prob": 0.0, "augment_noise": 0.0, "clip_to_do
 
 EQUAL = {
     "fused": replace(
-        SMALL, **QUIET, epochs=2, mean_energy_l2=0.1, gap_limit=2.0, energy_l2=0.05, max_grad_norm=1.0,
-        class_weight="balanced", step_size=0.5,
+        SMALL, **QUIET, epochs=2, mean_energy_l2=0.1, gap_limit=2.0, energy_l2=0.05,
+        max_grad_norm=1.0, class_weight="balanced", step_size=0.5,
     ),
     "classic": replace(
-        SMALL, **QUIET, epochs=2, step="classic", optimizer="sgd", learning_rate=0.05,
-        adaptive_sam_rho=0.5, streams="separate", density_batch_size=8, step_size=0.5,
+        SMALL, **QUIET, epochs=2, fused=False, optimizer="sgd", learning_rate=0.05,
+        adaptive_sam_rho=0.5, separate_density_batches=True, density_batch_size=8, step_size=0.5,
     ),
-    "plain": replace(SMALL, step="plain", epochs=2, class_weight="balanced", augment_noise=0.0),
+    "plain": replace(
+        SMALL, objective="none", epochs=2, class_weight="balanced", augment_noise=0.0
+    ),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from jem.training.log import read_metrics
 from jem.training.safeguards import AccuracyGuard
 from jem.training.trainer import Trainer
 
-MARGIN = replace(SMALL, accuracy_margin=0.02, average=0.9)
+MARGIN = replace(SMALL, accuracy_margin=0.02, ema_decay=0.9)
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_accuracy_is_kept_where_training_alone_would_lose_it():
     """A classifier trained first; then a density whose weight is far too large for it."""
     train, valid = blobs(), blobs(seed=1)
     model = model_of()
-    plain = replace(SMALL, step="plain", epochs=40, learning_rate=5e-3)
+    plain = replace(SMALL, objective="none", epochs=40, learning_rate=5e-3)
     Trainer(model, plain, device="cpu").fit(train)
     before = float((model(valid[0]).argmax(1) == valid[1]).float().mean())
     assert before > 0.97

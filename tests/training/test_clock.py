@@ -49,12 +49,15 @@ def test_ticks_count_all_time_and_leave_the_phases_alone(now):
     assert clock.lap()["seconds_chains"] == 2
 
 
-@pytest.mark.parametrize("step", ["fused", "classic", "plain"])
+KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
+
+
+@pytest.mark.parametrize("step", list(KINDS))
 def test_records_of_a_run_say_where_all_its_time_went(tmp_path, monkeypatch, step):
     """By a clock that goes on by 1 each time it is read: no machine is too busy for it."""
     readings = SimpleNamespace(perf_counter=count().__next__)
     monkeypatch.setattr(module, "time", readings)
-    recipe = replace(SMALL, step=step, log_every=5, num_steps=4)
+    recipe = replace(SMALL, **KINDS[step], log_every=5, num_steps=4)
     run = tmp_path / "run"
     Trainer(model_of(), recipe, run_dir=run, device="cpu").fit(blobs(), blobs(seed=1))
     records = read_metrics(run / "metrics.jsonl", "step")

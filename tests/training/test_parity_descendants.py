@@ -179,24 +179,31 @@ def test_the_recipe_is_the_official_loop(name):
 def test_the_recipe_has_the_published_settings(name):
     recipe = RECIPES[name]
     _, weight_decay, epochs, decays = OFFICIAL[name]
-    assert (recipe.step, recipe.head, recipe.start) == ("classic", "joint", "gaussian")
-    assert (recipe.step_size, recipe.noise_std, recipe.grad_clamp) == (1.0, 0.0, 1.0)
-    assert (recipe.max_rms, recipe.clip_to_domain, recipe.conditional) == (None, True, False)
+    assert (recipe.fused, recipe.head, recipe.init) == (False, "joint", "gaussian")
+    assert (recipe.step_size, recipe.noise_std, recipe.langevin_grad_clamp) == (1.0, 0.0, 1.0)
+    assert (recipe.max_rms, recipe.clip_to_domain, recipe.class_conditional_chains) == (
+        None,
+        True,
+        False,
+    )
     assert recipe.num_steps == {"jem_pp": 10, "sada_jem": 5}[name]
     assert (recipe.buffer_size, recipe.reinit_prob, recipe.replacement) == (10_000, 0.05, True)
     assert (recipe.generative_weight, recipe.generative_ramp) == (1.0, 0.0)
     assert (recipe.energy_l2, recipe.mean_energy_l2, recipe.gap_limit) == (0.0, 0.0, None)
-    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("sgd", 0.1, 0.9)
-    assert (recipe.weight_decay, recipe.max_grad_norm, recipe.average) == (weight_decay, None, 0.0)
+    assert (recipe.optimizer, recipe.learning_rate) == ("sgd", 0.1)
+    assert (recipe.weight_decay, recipe.max_grad_norm, recipe.ema_decay) == (
+        weight_decay,
+        None,
+        0.0,
+    )
     assert (recipe.schedule, recipe.decay_factor) == ("step", 0.2)
     assert recipe.decay_at == pytest.approx([d / epochs for d in decays], abs=1e-3)
     assert recipe.adaptive_sam_rho == {"jem_pp": None, "sada_jem": 2.0}[name]
     sizes = (recipe.batch_size, recipe.density_batch_size, recipe.num_chains)
     assert sizes == {"jem_pp": (64, None, 64), "sada_jem": (128, 64, 64)}[name]
     noise = {"jem_pp": 0.03, "sada_jem": 0.0}[name]
-    assert (recipe.streams, recipe.augment_noise, recipe.density_augment_noise) == (
-        "separate", noise, noise
-    )  # fmt: skip
+    assert (recipe.separate_density_batches, recipe.augment_noise) == (True, noise)
+    assert recipe.augment_density == (name == "jem_pp")
     assert recipe.label_smoothing == 0.0
     total = epochs * {"jem_pp": 703, "sada_jem": 390}[name]
     assert round(recipe.warmup * total) == pytest.approx(1000, rel=0.01)
@@ -266,6 +273,9 @@ def test_18_the_ascent_of_a_zero_or_poisoned_gradient_leaves_the_parameters():
         assert torch.equal(layer.weight.detach(), before)
 
 
+KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
+
+
 def norm_net(momentum=0.9):
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=momentum), nn.SiLU(),
@@ -278,7 +288,7 @@ def norm_net(momentum=0.9):
 def test_17_the_second_pass_leaves_running_statistics_and_their_count(step, momentum):
     """Point 17: momentum 0 keeps the mean, but the official code still counts the batch."""
     recipe = replace(
-        RECIPES["sada_jem"], step=step, epochs=1, batch_size=16, num_chains=4, num_steps=1,
+        RECIPES["sada_jem"], **KINDS[step], epochs=1, batch_size=16, num_chains=4, num_steps=1,
         density_batch_size=None,
     )  # fmt: skip
     nets = {}
@@ -297,8 +307,8 @@ def test_17_the_second_pass_leaves_running_statistics_and_their_count(step, mome
 def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(step):
     """Its gradient is that of the written-out loss at w + e; chains keep the first pass's move."""
     recipe = replace(
-        RECIPES["sada_jem"], step=step, num_chains=4, num_steps=2, batch_size=8, noise_std=0.01,
-        density_batch_size=None, learning_rate=0.1,
+        RECIPES["sada_jem"], **KINDS[step], num_chains=4, num_steps=2, batch_size=8,
+        noise_std=0.01, density_batch_size=None, learning_rate=0.1,
     )  # fmt: skip
     outcomes, nets = {}, {}
     for passes in (1, 2):

@@ -197,9 +197,12 @@ def make_negatives(capacity=6, count=4, *, conditional=False, seed=3, **move):
     return PersistentChains(buffer, init, count, 0.05, False, step, None, generator)
 
 
+KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
+
+
 def recipe_for(step, **changes):
     plain = {"energy_l2": 0.0, "generative_weight": 1.0, "num_steps": 2}
-    return Recipe(step=step, **({"label_smoothing": 0.0} | plain | changes))
+    return Recipe(**KINDS[step], **({"label_smoothing": 0.0} | plain | changes))
 
 
 def one_step(step, model, batch, negatives, **changes):
@@ -263,21 +266,22 @@ def test_the_jem_recipe_is_the_official_loop(capacity, replacement, weight):
 
 def test_the_jem_recipe_has_the_settings_of_the_official_readme():
     recipe = RECIPES["jem"]
-    assert (recipe.step, recipe.head, recipe.start) == ("classic", "joint", "uniform")
+    assert (recipe.fused, recipe.head, recipe.init) == (False, "joint", "uniform")
     assert (recipe.num_steps, recipe.step_size, recipe.noise_std) == (20, 1.0, 0.01)
     assert (recipe.buffer_size, recipe.reinit_prob, recipe.replacement) == (10_000, 0.05, True)
-    assert (recipe.grad_clamp, recipe.max_rms, recipe.clip_to_domain) == (None, None, False)
+    assert (recipe.langevin_grad_clamp, recipe.max_rms, recipe.clip_to_domain) == (
+        None,
+        None,
+        False,
+    )
     assert (recipe.generative_weight, recipe.generative_ramp) == (1.0, 0.0)
     assert (recipe.energy_l2, recipe.mean_energy_l2, recipe.gap_limit) == (0.0, 0.0, None)
-    assert (recipe.optimizer, recipe.learning_rate, recipe.momentum) == ("adam", 1e-4, 0.9)
+    assert (recipe.optimizer, recipe.learning_rate) == ("adam", 1e-4)
     assert (recipe.weight_decay, recipe.max_grad_norm, recipe.label_smoothing) == (0.0, None, 0.0)
     assert (recipe.batch_size, recipe.num_chains) == (64, 64)
-    assert (recipe.streams, recipe.augment_noise, recipe.density_augment_noise) == (
-        "separate",
-        0.03,
-        0.03,
-    )
-    assert not recipe.conditional
+    assert (recipe.separate_density_batches, recipe.augment_noise) == (True, 0.03)
+    assert recipe.augment_density
+    assert not recipe.class_conditional_chains
 
 
 # -- 1, 2, 5, 6: the sampler and the loss ---------------------------------------------------------
@@ -648,7 +652,7 @@ def test_19_a_nan_ends_in_an_error_and_never_in_the_parameters(step):
     x, y = images(16)
     x[3, 0, 0, 0] = 0.5
     recipe = Recipe(
-        step=step, epochs=2, batch_size=8, num_chains=4, max_recoveries=2, warmup=0.0,
+        **KINDS[step], epochs=2, batch_size=8, num_chains=4, max_recoveries=2, warmup=0.0,
         augment_noise=0.0,
     )  # fmt: skip
     trainer = jem.Trainer(jem.JEM(Poisoned()), recipe, device="cpu")

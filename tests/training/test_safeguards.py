@@ -88,7 +88,7 @@ def test_giving_up_names_where_how_often_and_what_to_try():
 
 
 def test_a_plain_recipe_gets_no_advice_about_chains():
-    message = str(give_up(Recipe(step="plain"), 1, 0))
+    message = str(give_up(Recipe(objective="none"), 1, 0))
     assert "--learning-rate" in message
     assert "--max-grad-norm 1" in message
     assert "--num-steps" not in message

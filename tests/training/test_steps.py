@@ -32,6 +32,7 @@ from jem.training.steps import (
     input_gradient,
     joint_forward,
     plain_step,
+    step_of,
 )
 
 SHAPE, NUM_CLASSES = (2, 4, 4), 3
@@ -86,16 +87,21 @@ def make_batch(streams="shared", count=6, other=5, num_classes=NUM_CLASSES):
 def make_negatives(recipe, num_classes=NUM_CLASSES, seed=31):
     generator = torch.Generator().manual_seed(seed)
     init = UniformBase(-1.0, 1.0, SHAPE)
-    frequencies = torch.full((num_classes,), 1 / num_classes) if recipe.conditional else None
+    frequencies = torch.full((num_classes,), 1 / num_classes) if recipe.class_conditional_chains else None
     buffer = ReplayBuffer.from_init(
         init, recipe.buffer_size, generator=generator, class_frequencies=frequencies
     )
-    fields = ("step_size", "noise_std", "grad_clamp", "max_rms")
+    step = LangevinStep(
+        recipe.step_size, recipe.noise_std, recipe.langevin_grad_clamp, recipe.max_rms
+    )
     return PersistentChains(
         buffer, init, recipe.num_chains, recipe.reinit_prob, recipe.replacement,
-        LangevinStep(**{name: getattr(recipe, name) for name in fields}),
+        step,
         (-1.0, 1.0) if recipe.clip_to_domain else None, generator,
     )  # fmt: skip
+
+
+KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
 
 
 def make_recipe(step="fused", **changes):
@@ -107,7 +113,7 @@ def make_recipe(step="fused", **changes):
         "clip_to_domain": False,
         "step_size": 2.0,
     }
-    return Recipe(step=step, **({"label_smoothing": 0.0} | small | changes))
+    return Recipe(**KINDS[step], **({"label_smoothing": 0.0} | small | changes))
 
 
 # -- the reference --------------------------------------------------------------------------------
@@ -239,7 +245,7 @@ def check_step(
     num_classes=NUM_CLASSES,
 ):
     """Run a step and its reference on equal networks, chains and generators; compare all."""
-    step, twin = STEPS[recipe.step], copy.deepcopy(network)
+    step, twin = STEPS[step_of(recipe)], copy.deepcopy(network)
     model = JEM(network)
     method, other = (
         StepContext(recipe, make_negatives(recipe, num_classes), class_weight) for _ in range(2)
@@ -253,7 +259,7 @@ def check_step(
     consumed = torch.get_rng_state()
     torch.manual_seed(GLOBAL_SEED)
     theirs = reference_step(
-        JEM(twin), batch, other, weight, extra_steps, fused=recipe.step == "fused"
+        JEM(twin), batch, other, weight, extra_steps, fused=step_of(recipe) == "fused"
     )
 
     assert torch.equal(torch.get_rng_state(), consumed)  # dropout drew the same masks, once
@@ -290,7 +296,7 @@ ANY_NETWORK = pytest.mark.parametrize("kind", list(NETWORKS))
 @pytest.mark.parametrize("streams", ["shared", "separate"])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_outliers_enter_the_loss_and_leave_chains_alone(step, kind, streams, conditional):
-    recipe = make_recipe(step, conditional=conditional, outlier_margin=0.5)
+    recipe = make_recipe(step, class_conditional_chains=conditional, outlier_margin=0.5)
     batch, network = make_batch(streams), NETWORKS[kind]()
     without = check_step(recipe, copy.deepcopy(network), batch, weight=0.4)
     with_them = check_step(recipe, network, batch._replace(outliers=inputs(3, 23)), weight=0.4)
@@ -305,7 +311,7 @@ def test_outliers_enter_the_loss_and_leave_chains_alone(step, kind, streams, con
 @pytest.mark.parametrize("streams", ["shared", "separate"])
 @pytest.mark.parametrize("conditional", [False, True])
 def test_steps_equal_the_reference_for_every_kind_of_network(step, kind, streams, conditional):
-    recipe = make_recipe(step, conditional=conditional, energy_l2=0.05)
+    recipe = make_recipe(step, class_conditional_chains=conditional, energy_l2=0.05)
     check_step(recipe, NETWORKS[kind](), make_batch(streams), weight=0.7)
 
 
@@ -325,10 +331,10 @@ PENALTIES = {
     "all": {"energy_l2": 0.2, "mean_energy_l2": 0.1, "gap_limit": 2.0, "label_smoothing": 0.1},
 }
 MOVES = {
-    "clamped": {"grad_clamp": 0.02},
+    "clamped": {"langevin_grad_clamp": 0.02},
     "capped": {"max_rms": 0.01},
     "clipped": {"clip_to_domain": True, "step_size": 30.0},
-    "all": {"grad_clamp": 0.02, "max_rms": 0.03, "clip_to_domain": True},
+    "all": {"langevin_grad_clamp": 0.02, "max_rms": 0.03, "clip_to_domain": True},
     "no noise": {"noise_std": 0.0},
 }
 
@@ -337,7 +343,7 @@ MOVES = {
 @pytest.mark.parametrize("changes", PENALTIES.values(), ids=PENALTIES)
 @pytest.mark.parametrize("conditional", [False, True])
 def test_steps_equal_the_reference_under_every_penalty(step, changes, conditional):
-    recipe = make_recipe(step, conditional=conditional, **changes)
+    recipe = make_recipe(step, class_conditional_chains=conditional, **changes)
     check_step(recipe, NETWORKS["plain"](), make_batch(), weight=0.7)
 
 
@@ -406,10 +412,10 @@ FLAGS = st.fixed_dictionaries(
         "num_chains": st.integers(1, 8),
         "step_size": st.floats(0.1, 5.0),
         "noise_std": st.sampled_from([0.0, 0.1]),
-        "grad_clamp": st.sampled_from([None, 0.05]),
+        "langevin_grad_clamp": st.sampled_from([None, 0.05]),
         "max_rms": st.sampled_from([None, 0.05]),
         "clip_to_domain": st.booleans(),
-        "conditional": st.booleans(),
+        "class_conditional_chains": st.booleans(),
         "replacement": st.booleans(),
         "reinit_prob": st.sampled_from([0.0, 0.5, 1.0]),
         "energy_l2": st.sampled_from([0.0, 0.03, 1.0]),
@@ -645,7 +651,7 @@ def test_plain_step_is_cross_entropy_by_hand():
     model = linear_model([[1.0, 0.0], [0.0, 1.0]])
     x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
     outcome = plain_step(
-        model, Batch(x, y, x), StepContext(Recipe(step="plain", label_smoothing=0.0)), 123.0, 4
+        model, Batch(x, y, x), StepContext(Recipe(objective="none", label_smoothing=0.0)), 123.0, 4
     )
     p = torch.tensor([[0.5, 0.5], [1 / (1 + torch.e**-2), 1 / (1 + torch.e**2)]])
     close(outcome.loss.detach(), -(p[0, 0].log() + p[1, 1].log()) / 2)
@@ -796,7 +802,7 @@ def test_cross_entropy_has_no_gradient_through_a_factored_density(step):
 @pytest.mark.parametrize("step", list(STEPS))
 def test_one_class_has_no_cross_entropy(step, conditional, head):
     network = convolutional(num_classes=1, head=head)
-    recipe = make_recipe(step, conditional=conditional)
+    recipe = make_recipe(step, class_conditional_chains=conditional)
     batch = make_batch(num_classes=1)
     negatives = make_negatives(recipe, num_classes=1)
     outcome = STEPS[step](JEM(network), batch, StepContext(recipe, negatives), 1.0, 0)
@@ -825,8 +831,8 @@ def test_one_class_trains(step):
     torch.manual_seed(0)
     x = torch.randn(256, 2) * 0.1 + torch.tensor([0.8, -0.8])
     recipe = Recipe(
-        step=step, epochs=15, batch_size=32, num_chains=32, learning_rate=3e-3, step_size=0.1,
-        noise_std=0.05, generative_weight=1.0, average=0.0,
+        **KINDS[step], epochs=15, batch_size=32, num_chains=32, learning_rate=3e-3, step_size=0.1,
+        noise_std=0.05, generative_weight=1.0, ema_decay=0.0,
     )  # fmt: skip
     model = JEM(networks.mlp((2,), 1, width=16, depth=1), domain=(-1.5, 1.5))
     first = [p.detach().clone() for p in model.parameters()]
@@ -851,7 +857,7 @@ def test_restarted_chains_of_any_start_take_part(step, conditional):
     x, labels = inputs(30, 5), torch.arange(30) % NUM_CLASSES
     gaussian = GaussianBase.fit(x, labels, NUM_CLASSES, rank=2)
     init = MixtureBase([UniformBase(-1.0, 1.0, SHAPE), gaussian], [1.0, 1.0])
-    recipe = make_recipe(step, conditional=conditional, reinit_prob=1.0)
+    recipe = make_recipe(step, class_conditional_chains=conditional, reinit_prob=1.0)
     negatives = make_negatives(recipe)
     negatives.init = init
     outcome = STEPS[step](
@@ -870,7 +876,7 @@ def test_chains_follow_from_one_iteration_to_the_next(step, conditional):
     """Three iterations with commits and updates of the parameters stay on the reference."""
     network = NETWORKS["plain"]()
     twin = copy.deepcopy(network)
-    recipe = make_recipe(step, conditional=conditional, num_steps=2, energy_l2=0.03)
+    recipe = make_recipe(step, class_conditional_chains=conditional, num_steps=2, energy_l2=0.03)
     ours, theirs = (StepContext(recipe, make_negatives(recipe)) for _ in range(2))
     batch = make_batch()
     for _ in range(3):

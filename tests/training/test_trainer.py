@@ -129,13 +129,13 @@ class CrashError(Exception):
     "change",
     [
         {},
-        {"conditional": True, "head": "joint"},
-        {"streams": "separate", "augment_noise": 0.1, "density_augment_noise": 0.05},
-        {"step": "classic", "replacement": True, "optimizer": "sgd", "start": "mixed"},
-        {"step": "plain"},
-        {"adaptive_sam_rho": 0.5, "streams": "separate", "density_batch_size": 11},
+        {"class_conditional_chains": True, "head": "joint"},
+        {"separate_density_batches": True, "augment_noise": 0.1},
+        {"fused": False, "replacement": True, "optimizer": "sgd", "init": "mixed"},
+        {"objective": "none"},
+        {"adaptive_sam_rho": 0.5, "separate_density_batches": True, "density_batch_size": 11},
         {"outlier_count": 7},
-        {"outlier_count": 7, "streams": "separate", "adaptive_sam_rho": 0.5},
+        {"outlier_count": 7, "separate_density_batches": True, "adaptive_sam_rho": 0.5},
     ],
 )
 def test_resumed_run_ends_in_the_same_bits(tmp_path, train, epochs_done, change):
@@ -203,7 +203,7 @@ def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     settled = {
-        "augment_noise": 0.0, "start": "mixed", "step_size": 0.05, "noise_std": 0.1,
+        "augment_noise": 0.0, "init": "mixed", "step_size": 0.05, "noise_std": 0.1,
         "gradient_blur": 0.0, "outlier_count": 0, "sample_steps": 20, "reinit_prob": 0.1,
         "num_steps": 2,
     }  # fmt: skip
@@ -221,7 +221,7 @@ def test_run_folder_explains_itself(tmp_path, train):
 
 UNSTABLE = replace(
     SMALL, num_steps=1, energy_l2=0.0, generative_weight=1.0, head="joint", epochs=25,
-    schedule="constant", step_size=1.0, learning_rate=0.2, max_energy_gap=50.0, max_recoveries=8,
+    schedule="constant", step_size=1.0, learning_rate=0.2, max_energy_gap=50.0,
     warmup=0.0, checkpoint_every=30,
 )  # fmt: skip
 """A real divergence: no regulariser, one move an iteration, and a learning rate far too large."""
@@ -289,8 +289,8 @@ def test_diverged_run_that_was_cut_resumes_to_the_same_bits(tmp_path, train):
 
 
 def test_after_too_many_recoveries_the_error_names_knobs(train):
-    hopeless = replace(UNSTABLE, learning_rate=1e6, max_recoveries=2)
-    with pytest.raises(TrainingDivergedError, match=r"after 2 recoveries; try .*--learning-rate"):
+    hopeless = replace(UNSTABLE, learning_rate=1e6)
+    with pytest.raises(TrainingDivergedError, match=r"after 5 recoveries; try .*--learning-rate"):
         Trainer(model_of(), hopeless, device="cpu").fit(train)
 
 
@@ -518,7 +518,7 @@ def test_one_example_at_a_time_is_refused_where_the_network_cannot_take_it(name)
 
     with pytest.raises(InputError, match=r"one example at a time.*set the recipe's `batch_size`"):
         train(network())
-    train(network(), evaluation_mode=True)
+    train(network(), freeze_norm_and_dropout=True)
     train(nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 2)))
 
 
@@ -590,14 +590,14 @@ def test_class_weights_shift_the_decision(train):
     probability = {}
     for kind in ("none", "balanced"):
         model = model_of()
-        recipe = replace(SMALL, step="plain", epochs=60, learning_rate=5e-3, class_weight=kind)
+        recipe = replace(SMALL, objective="none", epochs=60, learning_rate=5e-3, class_weight=kind)
         Trainer(model, recipe, device="cpu").fit(few)
         probability[kind] = float(model.predict_proba(middle)[0, 1])
     assert probability["balanced"] > probability["none"] + 0.1
 
 
 def test_average_is_what_validation_and_the_model_end_with(train):
-    recipe = replace(SMALL, average=0.9)
+    recipe = replace(SMALL, ema_decay=0.9)
     trainer = Trainer(model_of(), recipe, device="cpu")
     raw = []
     step = trainer.train_step
@@ -641,13 +641,11 @@ def test_learning_rate_schedules():
     [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)],
 )
 def test_make_optimizer(name, kind):
-    optimizer = make_optimizer(
-        Recipe(learning_rate=1e-3, optimizer=name, momentum=0.7), torch.nn.Linear(1, 1)
-    )
+    optimizer = make_optimizer(Recipe(learning_rate=1e-3, optimizer=name), torch.nn.Linear(1, 1))
     assert type(optimizer) is kind
     (group,) = optimizer.param_groups
     assert group["lr"] == 1e-3
-    assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.7
+    assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.9
 
 
 def test_domain_of_images_and_tables():
@@ -677,15 +675,15 @@ def test_convolutions_are_laid_out_for_speed_and_mean_the_same(tmp_path):
     assert torch.equal(model(x), loaded(x))
 
 
-@pytest.mark.parametrize("step", ["plain", "classic", "fused"])
-def test_lowered_precision_is_that_of_the_body_alone_and_learns_as_well(step, train):
+@pytest.mark.parametrize("changes", [{"objective": "none"}, {"fused": False}, {}])
+def test_lowered_precision_is_that_of_the_body_alone_and_learns_as_well(changes, train):
     model = model_of()
     seen = set()
     body = model.network.body[1]
     body.register_forward_hook(
         lambda _, inputs, output: seen.add((torch.is_grad_enabled(), output.dtype))
     )
-    recipe = replace(SMALL, epochs=20, learning_rate=5e-3, step=step, precision="bfloat16")
+    recipe = replace(SMALL, epochs=20, learning_rate=5e-3, **changes, precision="bfloat16")
     trainer = Trainer(model, recipe, device="cpu")
     result = trainer.fit(train, blobs(seed=1))
     assert {dtype for learns, dtype in seen if learns} == {torch.bfloat16}
@@ -693,7 +691,7 @@ def test_lowered_precision_is_that_of_the_body_alone_and_learns_as_well(step, tr
     assert not torch.is_autocast_enabled("cpu")
     assert result.epochs[-1]["valid_accuracy"] > 0.97
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    if step != "plain":
+    if trainer.recipe.generative:
         assert trainer.state.negatives.buffer.chains.dtype == torch.float32
         assert jem.sample(model, [0, 1]).dtype == torch.float32
 
@@ -719,7 +717,7 @@ def test_a_trained_network_learns_in_evaluation_mode(train):
     seen, mean = set(), network[1].running_mean.clone()
     network[2].register_forward_hook(lambda module, *_: seen.add(module.training))
     before = network[0].weight.detach().clone()
-    Trainer(model, replace(SMALL, evaluation_mode=True), device="cpu").fit(train)
+    Trainer(model, replace(SMALL, freeze_norm_and_dropout=True), device="cpu").fit(train)
     assert seen == {False}
     assert torch.equal(network[1].running_mean, mean)
     assert not torch.equal(network[0].weight, before)
@@ -729,7 +727,7 @@ def test_fresh_samples_begin_elsewhere_than_chains_of_training(train):
     kinds = {"uniform": UniformBase, "gaussian": GaussianBase}
     for start, sample_init in (("uniform", "gaussian"), ("gaussian", "uniform")):
         model = model_of()
-        recipe = replace(SMALL, epochs=1, start=start, sample_init=sample_init)
+        recipe = replace(SMALL, epochs=1, init=start, sample_init=sample_init)
         trainer = Trainer(model, recipe, device="cpu")
         trainer.fit(train)
         assert type(trainer.state.negatives.init) is kinds[start]

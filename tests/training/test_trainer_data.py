@@ -75,8 +75,8 @@ def test_a_class_that_is_rare_in_a_data_set_is_counted_through_all_of_it(monkeyp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"flip": True}, "`x` must have shape"),
-        ({"shift": 2}, "`x` must have shape"),
+        ({"augment_flip": True}, "`x` must have shape"),
+        ({"augment_shift": 2}, "`x` must have shape"),
         ({"gradient_blur": 0.8}, "`gradient_blur` is for images"),
     ],
 )
@@ -136,11 +136,13 @@ def test_one_output_is_a_density_and_no_classifier(classes, labels):
     Trainer(JEM(body), replace(SMALL, epochs=1), device="cpu").fit((x, torch.full_like(y, 3)))
 
 
-@pytest.mark.parametrize("step", ["fused", "plain"])
+@pytest.mark.parametrize("objective", ["contrastive", "none"])
 @pytest.mark.parametrize("last", [nn.LogSoftmax(dim=1), nn.Softmax(dim=1)])
-def test_a_network_that_ends_in_a_softmax_is_refused(last, step):
+def test_a_network_that_ends_in_a_softmax_is_refused(last, objective):
     trainer = Trainer(
-        JEM(nn.Sequential(nn.Linear(2, 2), last)), replace(SMALL, step=step), device="cpu"
+        JEM(nn.Sequential(nn.Linear(2, 2), last)),
+        replace(SMALL, objective=objective),
+        device="cpu",
     )
     with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
         trainer.fit(blobs())
@@ -235,7 +237,7 @@ class InPlace(nn.Linear):
 def test_a_network_that_chains_cannot_move_by_is_refused(network, tmp_path):
     with pytest.raises(InputError, match="has no gradient with respect to the inputs"):
         Trainer(JEM(network(2, 2)), SMALL, run_dir=tmp_path / "run", device="cpu").fit(blobs())
-    plain = replace(SMALL, step="plain", epochs=1)
+    plain = replace(SMALL, objective="none", epochs=1)
     if network is Blind:  # a classifier it may be
         assert Trainer(JEM(network(2, 2)), plain, device="cpu").fit(blobs()).iterations == 6
 
