@@ -42,9 +42,7 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
 
     for _ in range(epochs):
         for x, labels in loader:
-            draw = buffer.draw(
-                64, init=model.sampler.init, reinit_prob=0.02, generator=generator
-            )
+            draw = buffer.draw(64, init=model.sampler.init, reinit_prob=0.02, generator=generator)
             x_negative = sgld_chain(draw.x, model.energy, [step], **source).requires_grad_()
 
             x = x + torch.empty_like(x).normal_(std=0.1, generator=generator)

@@ -74,9 +74,7 @@ def main(epochs: int = 20, seed: int = 0) -> Result:
     for _ in range(epochs):
         for x, labels in loader:
             # All steps of the chains but the last.
-            draw = buffer.draw(
-                64, init=model.sampler.init, reinit_prob=0.02, generator=generator
-            )
+            draw = buffer.draw(64, init=model.sampler.init, reinit_prob=0.02, generator=generator)
             x_negative = sgld_chain(draw.x, model.energy, [step], **source).requires_grad_()
 
             # Data and chains in one forward: right for networks without batch norm and dropout.

@@ -179,9 +179,7 @@ def test_count_steps_and_model_are_checked(model):
         InputError, match="`num_steps` must be a whole number of at least 0, got -1"
     ):
         jem.sample(model, num_steps=-1)
-    with pytest.raises(
-        InputError, match="must be a base distribution or saved chains, got list"
-    ):
+    with pytest.raises(InputError, match="must be a base distribution or saved chains, got list"):
         jem.sample(model, init=[[0.0, 0.0]])
     with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Identity: wrap it"):
         jem.sample(nn.Identity())

@@ -522,9 +522,7 @@ def test_14_the_inner_loop_of_jempp_is_one_proximal_move(in_steps, pyld_lr):
     leaf = x.clone().requires_grad_()
     (grad,) = torch.autograd.grad(model.energy(leaf).sum(), leaf)
     assert 0 < (grad.abs() > 1).double().mean() < 1
-    moved = sgld_chain(
-        x, model.energy, [step], generator=torch.Generator(), bounds=(-1.0, 1.0)
-    )
+    moved = sgld_chain(x, model.energy, [step], generator=torch.Generator(), bounds=(-1.0, 1.0))
     close(moved, looped)
 
     outside = x + 2.5  # the equivalence ends outside the box

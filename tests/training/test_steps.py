@@ -87,7 +87,9 @@ def make_batch(streams="shared", count=6, other=5, num_classes=NUM_CLASSES):
 def make_negatives(recipe, num_classes=NUM_CLASSES, seed=31):
     generator = torch.Generator().manual_seed(seed)
     init = UniformBase(-1.0, 1.0, SHAPE)
-    frequencies = torch.full((num_classes,), 1 / num_classes) if recipe.class_conditional_chains else None
+    frequencies = (
+        torch.full((num_classes,), 1 / num_classes) if recipe.class_conditional_chains else None
+    )
     buffer = ReplayBuffer.from_init(
         init, recipe.buffer_size, generator=generator, class_frequencies=frequencies
     )
