@@ -23,10 +23,12 @@ MAY_IMPORT = {
     "sampling": set(),
     "objectives": {"model", "sampling"},
     "plotting": {"runs"},
+    "devices": {"model"},
     "model": {"data", "sampling"},
-    "runs": {"data", "model", "networks", "sampling"},
+    "runs": {"data", "devices", "model", "networks", "sampling"},
     "training": {
-        "data", "generation", "model", "networks", "objectives", "plotting", "runs", "sampling"
+        "data", "devices", "generation", "model", "networks", "objectives", "plotting", "runs",
+        "sampling",
     },
     "generation": {"data", "model", "sampling"},
     "evaluation": {"data", "generation", "model", "networks", "plotting", "sampling"},
@@ -117,7 +119,7 @@ def test_sampling_knows_nothing_but_torch():
 def test_only_plotting_draws(name):
     drawing = {n for n in imports(name) if n.split(".")[0] == "matplotlib"}
     # The letters among the OOD sets are set in a font that matplotlib brings along.
-    assert drawing <= ({"matplotlib"} if name == "jem.data.corruptions" else set())
+    assert drawing <= ({"matplotlib"} if name == "jem.data.ood_sets" else set())
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if part(name) not in TOP])
