@@ -1,4 +1,4 @@
-"""Holds the one-way order of imports, file by file: every file can be read without those above it."""
+"""Holds the one-way order of imports: every file can be read without those above it."""
 
 import ast
 from graphlib import CycleError, TopologicalSorter
@@ -38,8 +38,8 @@ MAY_IMPORT = {
         "serving",
     },
     "estimator": {
-        "data", "evaluation", "generation", "model", "networks", "objectives", "report", "sampling",
-        "serving", "training",
+        "data", "evaluation", "generation", "model", "networks", "objectives", "report",
+        "sampling", "serving", "training",
     },
 }  # fmt: skip
 TOP = {"", "__main__", "cli", "commands"}
