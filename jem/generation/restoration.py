@@ -24,7 +24,6 @@ from jem.generation.chains import (
 )
 from jem.model import JEM
 from jem.sampling.base_distributions import GaussianBase
-from jem.sampling.conditional import complete_from
 from jem.sampling.langevin import cap_rms, clip_to_bounds, sgld_chain
 from jem.sampling.settings import SamplerSettings
 
@@ -97,7 +96,7 @@ def inpaint(
         y = None if classes is None else padded(classes, rows, model.device)
         given = given.float()
         return sgld_chain(
-            complete_from(chain.init, given, kept, y, generator=generator),
+            chain.init.complete(given, kept, y, generator=generator),
             guided_energy(model, y, guidance),
             steps,
             generator=generator,

@@ -6,7 +6,6 @@ from jem.sampling.base_distributions import (
     GaussianBase,
     MixtureBase,
     UniformBase,
-    base_from_state,
 )
 from jem.sampling.buffer import Draw, PersistentChains, ReplayBuffer, slots_by_class
 from jem.sampling.langevin import (
@@ -20,7 +19,8 @@ from jem.sampling.langevin import (
     sgld_step,
 )
 from jem.sampling.outliers import Outliers
-from jem.sampling.settings import SamplerSettings
+from jem.sampling.random_fields import SmoothNoiseBase
+from jem.sampling.settings import SamplerSettings, base_from_state
 
 __all__ = [
     "BaseDistribution",
@@ -34,6 +34,7 @@ __all__ = [
     "ReplayBuffer",
     "SGLDInfo",
     "SamplerSettings",
+    "SmoothNoiseBase",
     "UniformBase",
     "base_from_state",
     "blur",

@@ -1,70 +1,109 @@
-"""Where chains begin: each start draws points and knows its own log-density.
+"""Base distributions: what chains begin from. Each one draws points and knows its log-density.
 
-A start with a `log_prob` also serves as the noise of noise contrastive estimation and as the base
-of annealed importance sampling. Starts are plain objects; `state_dict` and `base_from_state`
-carry them through a checkpoint.
+Since they have a `log_prob`, they also serve as the noise of noise contrastive estimation and as
+the base of annealed importance sampling.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import LowRankMultivariateNormal
 
-from jem.errors import InputError
-from jem.sampling.langevin import clip_to_bounds, per_row
-from jem.sampling.random_fields import SmoothNoiseBase
+from jem.checks import refuse
+from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
 
 
-class BaseDistribution(Protocol):
-    """A distribution over inputs that chains can begin from."""
+class BaseDistribution(nn.Module):
+    """A distribution over inputs that chains can begin from.
+
+    It is a module with buffers and no parameters. Draws lie on the generator's device; `to` puts
+    the buffers there once, which saves copying them in each draw.
+
+    Attributes:
+        kind: Its name in saved settings.
+        arguments: Names of the constructor's arguments, all of them attributes too.
+    """
+
+    kind: ClassVar[str]
+    arguments: ClassVar[tuple[str, ...]]
 
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
-        """Draw `count` points, shape (count, *shape).
+        """Draw points, shape (count, *shape), on the generator's device.
 
-        Starts that know classes draw for `labels`, shape (count,); the others do not look at them.
+        Args:
+            count: How many.
+            labels: The class of each point, shape (count,), for distributions that know classes;
+                the others ignore it. None draws classes at their frequencies.
+            generator: Source of all randomness.
         """
-        ...
+        raise NotImplementedError
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Normalised log-density of points (B, *shape), in nats, shape (B,)."""
-        ...
+        """Normalised log-density of points (B, *shape), in nats, shape (B,).
 
-    def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values from which `base_from_state` makes this start again."""
-        ...
+        Args:
+            x: The points.
+            labels: Their classes, shape (B,), for the density given the class; None sums the
+                classes out.
+        """
+        raise NotImplementedError
+
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Keep what is known of each input, and draw the rest.
+
+        Args:
+            x: Inputs, shape (B, *shape). Values in unknown places are ignored.
+            known: Booleans, shape of `x`.
+            labels: Classes, shape (B,), or None.
+            generator: Source of all randomness, on the device of `x`.
+
+        Returns:
+            Shape, dtype and device of `x`.
+        """
+        return torch.where(known, x, self.sample(len(x), labels, generator=generator).to(x))
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and plain values from which `base_from_state` makes an equal distribution."""
+        return {"kind": self.kind, **{name: getattr(self, name) for name in self.arguments}}
 
 
-class _Box:
-    """Bounds expanded to one input's shape, shared by the starts that live in the domain's box."""
+class _Box(BaseDistribution):
+    """Bounds expanded to the shape of one input, for the distributions that fill a box."""
 
-    kind = ""
+    arguments = ("low", "high")
+    low: Tensor
+    high: Tensor
 
-    def __init__(self, low: Tensor | float, high: Tensor | float, shape: Sequence[int]) -> None:
-        self.shape = tuple(shape)
-        self.low = torch.as_tensor(low, dtype=torch.float32).expand(self.shape).clone()
-        self.high = torch.as_tensor(high, dtype=torch.float32).expand(self.shape).clone()
+    def __init__(
+        self, low: Tensor | float, high: Tensor | float, shape: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        for name, bound in (("low", low), ("high", high)):
+            bound = torch.as_tensor(bound, dtype=torch.float32)
+            expanded = bound if shape is None else bound.expand(tuple(shape))
+            self.register_buffer(name, expanded.clone())
         if not bool((self.low < self.high).all()):
-            raise InputError("a start needs `low` below `high` for every component")
+            refuse("low", "lie below `high` in every component", f"{low} and {high}")
 
-    def state_dict(self) -> dict[str, Any]:
-        """The bounds and the kind."""
-        return {"kind": self.kind, "low": self.low, "high": self.high}
-
-    def _unit_noise(self, count: int, generator: torch.Generator) -> Tensor:
-        noise = torch.empty(count, *self.shape, device=generator.device)
-        return noise.uniform_(-1.0, 1.0, generator=generator)
-
-    def _offset(self, x: Tensor) -> Tensor:
-        """Map the box to [-1, 1] in every component."""
-        low, high = self.low.to(x), self.high.to(x)
-        return (2 * x - low - high) / (high - low)
+    def _noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Uniform noise in [-1, 1], shape (count, *shape), and both bounds beside it."""
+        noise = torch.empty(count, *self.low.shape, device=generator.device)
+        noise.uniform_(-1.0, 1.0, generator=generator)
+        return noise, self.low.to(noise), self.high.to(noise)
 
     def _log_volume(self) -> float:
         return float((self.high - self.low).double().log().sum())
@@ -76,7 +115,7 @@ class UniformBase(_Box):
     Args:
         low: Lower bound, a number or a tensor that broadcasts to `shape`.
         high: Upper bound, likewise.
-        shape: Shape of one input.
+        shape: Shape of one input; that of the bounds if left out.
     """
 
     kind = "uniform"
@@ -84,9 +123,8 @@ class UniformBase(_Box):
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
-        """Draw (count, *shape) uniformly; labels are not looked at."""
-        noise = self._unit_noise(count, generator)
-        low, high = self.low.to(noise), self.high.to(noise)
+        """Draw (count, *shape); see `BaseDistribution.sample`."""
+        noise, low, high = self._noise(count, generator)
         return low + (noise + 1) / 2 * (high - low)
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -100,66 +138,49 @@ class UniformBase(_Box):
 class ContrastBase(_Box):
     r"""Uniform noise whose contrast is itself random: from nearly flat to full.
 
-    .. math:: x = m + s\,h\,u, \qquad s \sim U(s_{\min}, 1), \; u_i \sim U(-1, 1)
+    .. math:: x = m + s\,h\,u, \qquad s \sim U(0.05, 1), \; u_i \sim U(-1, 1)
 
-    with m the middle and h half the width of the box, s shared by all components of one input.
+    with m the middle and h half the width of the box; all components of one input share s.
 
     Args:
         low: Lower bound, a number or a tensor that broadcasts to `shape`.
         high: Upper bound, likewise.
-        shape: Shape of one input.
-        min_contrast: s_min, in (0, 1).
+        shape: Shape of one input; that of the bounds if left out.
     """
 
     kind = "contrast"
-
-    def __init__(
-        self,
-        low: Tensor | float,
-        high: Tensor | float,
-        shape: Sequence[int],
-        min_contrast: float = 0.05,
-    ) -> None:
-        super().__init__(low, high, shape)
-        if not 0 < min_contrast < 1:
-            raise InputError(f"`min_contrast` must be in (0, 1), but got {min_contrast}")
-        self.min_contrast = min_contrast
-
-    def state_dict(self) -> dict[str, Any]:
-        """The bounds, the kind and the least contrast."""
-        return super().state_dict() | {"min_contrast": self.min_contrast}
+    min_contrast = 0.05
 
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
-        """Draw (count, *shape); labels are not looked at."""
-        noise = self._unit_noise(count, generator)
-        contrast = torch.empty(count, device=noise.device).uniform_(
-            self.min_contrast, 1.0, generator=generator
-        )
-        low, high = self.low.to(noise), self.high.to(noise)
+        """Draw (count, *shape); see `BaseDistribution.sample`."""
+        noise, low, high = self._noise(count, generator)
+        contrast = torch.empty(count, device=noise.device)
+        contrast.uniform_(self.min_contrast, 1.0, generator=generator)
         return (low + high) / 2 + per_row(contrast, noise) * noise * (high - low) / 2
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         r"""Log-density in closed form, shape (B,), nats: the contrast is integrated out.
 
-        With D components, M = max_i |x_i - m_i| / h_i and a = max(M, s_min), the density is
-        the integral of s^-D over [a, 1], over (1 - s_min) times the volume of the box.
+        With D components, M = max_i |x_i - m_i| / h_i and a = max(M, 0.05), the density is the
+        integral of s^-D over [a, 1], over 0.95 times the volume of the box.
         """
-        dim = math.prod(self.shape)
-        largest = self._offset(x).flatten(1).abs().amax(dim=1)
+        low, high = self.low.to(x), self.high.to(x)
+        dim = low.numel()
+        largest = ((2 * x - low - high) / (high - low)).flatten(1).abs().amax(dim=1)
         log_a = largest.clamp_min(self.min_contrast).log()
         if dim == 1:
             log_integral = (-log_a).log()
         else:
-            power = (dim - 1) * log_a  # log of a^(D-1)
+            power = (dim - 1) * log_a  # log of a^(D-1), which itself would underflow
             log_integral = -power + torch.log(-torch.expm1(power)) - math.log(dim - 1)
         constant = math.log(1 - self.min_contrast) + self._log_volume()
         return torch.where(largest < 1, log_integral - constant, -math.inf)
 
 
-class GaussianBase:
-    r"""One Gaussian a class, of low rank plus a diagonal (the informative start of JEM++).
+class GaussianBase(BaseDistribution):
+    r"""One Gaussian for each class, of low rank plus a diagonal (the initialisation of JEM++).
 
     .. math:: x \mid y \sim N(\mu_y, W_y W_y^\top + \mathrm{diag}(d_y))
 
@@ -178,6 +199,11 @@ class GaussianBase:
     """
 
     kind = "gaussian"
+    arguments = ("means", "factors", "variances", "frequencies", "bounds")
+    means: Tensor
+    factors: Tensor
+    variances: Tensor
+    frequencies: Tensor
 
     def __init__(
         self,
@@ -185,12 +211,14 @@ class GaussianBase:
         factors: Tensor,
         variances: Tensor,
         frequencies: Tensor,
-        bounds: tuple[Tensor, Tensor] | None = None,
+        bounds: Bounds | None = None,
     ) -> None:
-        self.means, self.factors, self.variances = means, factors, variances
-        self.frequencies, self.bounds = frequencies, bounds
-        self.shape = tuple(means.shape[1:])
-        self._copies: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
+        super().__init__()
+        self.register_buffer("means", means)
+        self.register_buffer("factors", factors)
+        self.register_buffer("variances", variances)
+        self.register_buffer("frequencies", frequencies)
+        self.bounds = bounds
 
     @classmethod
     def fit(
@@ -200,7 +228,7 @@ class GaussianBase:
         num_classes: int,
         *,
         rank: int = 16,
-        bounds: tuple[Tensor, Tensor] | None = None,
+        bounds: Bounds | None = None,
     ) -> GaussianBase:
         """Estimate the Gaussians from training data.
 
@@ -208,11 +236,11 @@ class GaussianBase:
             x: Training inputs, shape (N, *shape).
             labels: Class indices, shape (N,).
             num_classes: K; a class with fewer than two examples gets the moments of all data.
-            rank: Directions of largest variance kept a class; 0 keeps the diagonal alone.
+            rank: Directions of largest variance kept for each class; 0 keeps the diagonal alone.
             bounds: (low, high) that samples are clipped to, or None.
 
         Returns:
-            The fitted start, on the CPU.
+            The fitted distribution, on the CPU.
         """
         flat, labels = x.detach().flatten(1).cpu().float(), labels.cpu()
         counts = torch.bincount(labels, minlength=num_classes).float()
@@ -224,74 +252,103 @@ class GaussianBase:
         means = means.reshape(num_classes, *x.shape[1:])
         return cls(means, factors, variances, counts / counts.sum(), bounds)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds: no copies on another device, which the reader may not have."""
-        return self.__dict__ | {"_copies": {}}
-
-    def state_dict(self) -> dict[str, Any]:
-        """All moments, the class frequencies and the bounds."""
-        keys = ("kind", "means", "factors", "variances", "frequencies", "bounds")
-        return {key: getattr(self, key) for key in keys}
-
-    def _labels(self, count: int, labels: Tensor | None, generator: torch.Generator) -> Tensor:
-        if labels is not None:
-            return labels
-        frequencies = self.frequencies.to(generator.device)
-        return torch.multinomial(frequencies, count, replacement=True, generator=generator)
-
-    def _moments_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, factors and variances on a device, copied there once."""
-        if device.type == "cpu":
-            return self.means, self.factors, self.variances
-        if device not in self._copies:
-            self._copies[device] = (
-                self.means.to(device), self.factors.to(device), self.variances.to(device)
-            )  # fmt: skip
-        return self._copies[device]
-
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
-        """Draw (count, *shape) for `labels` (count,); None draws classes at their frequencies."""
+        """Draw (count, *shape); see `BaseDistribution.sample`."""
         device = generator.device
-        labels = self._labels(count, labels, generator)
+        if labels is None:
+            weights = self.frequencies.to(device)
+            labels = torch.multinomial(weights, count, replacement=True, generator=generator)
         dim, rank = self.factors.shape[1:]
         z = torch.empty(count, rank, device=device).normal_(generator=generator)
         noise = torch.empty(count, dim, device=device).normal_(generator=generator)
-        means, factors, variances = self._moments_on(device)
-        flat = noise * variances[labels].sqrt()
+        flat = noise * self.variances.to(device)[labels].sqrt()
+        # One small product for each class: W of each chain at once could fill the memory.
         if device.type == "cpu":
-            for k in sorted(set(labels.tolist())):  # a small product a class, not a matrix a chain
+            for k in labels.unique().tolist():
                 rows = labels == k
-                flat[rows] += z[rows] @ factors[k].T
-        else:  # which would wait for the labels to be read
-            for k, factor in enumerate(factors):
+                flat[rows] += z[rows] @ self.factors[k].T
+        else:  # to select rows, an accelerator would have to wait for the labels
+            for k, factor in enumerate(self.factors.to(device)):
                 flat += (z * (labels == k)[:, None]) @ factor.T
-        x = means[labels] + flat.view(count, *self.shape)
-        return clip_to_bounds(x, self.bounds)
+        means = self.means.to(device)[labels]
+        return clip_to_bounds(means + flat.view_as(means), self.bounds)
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Log-density given the class, or of the mixture of classes without labels; (B,), nats."""
-        moments = zip(self.means, self.factors, self.variances, strict=True)
-        given = torch.stack(
-            [
-                _gaussian_log_prob(x.flatten(1), mean.flatten().to(x), w.to(x), d.to(x))
-                for mean, w, d in moments
-            ],
-            dim=1,
+        """Log-density of the unclipped Gaussians; see `BaseDistribution.log_prob`."""
+        factors = self.factors
+        if not factors.shape[2]:  # torch's own takes R >= 1
+            factors = torch.zeros_like(self.variances)[:, :, None]
+        means = self.means.flatten(1)
+        gaussian = LowRankMultivariateNormal(
+            means.to(x), factors.to(x), self.variances.to(x), validate_args=False
         )
+        given: Tensor = gaussian.log_prob(x.flatten(1)[:, None])  # (B, K)
         if labels is not None:
             return given.gather(1, labels[:, None]).squeeze(1)
         return torch.logsumexp(given + self.frequencies.to(x).log(), dim=1)
 
+    def complete(
+        self,
+        x: Tensor,
+        known: Tensor,
+        labels: Tensor | None = None,
+        *,
+        generator: torch.Generator,
+    ) -> Tensor:
+        r"""Keep what is known of each input, and draw the rest given it.
 
-def _gaussian_log_prob(x: Tensor, mean: Tensor, factor: Tensor, variance: Tensor) -> Tensor:
-    """Log-density of rows (N, D) under N(mean, W W^T + diag(d)), W (D, R) with R >= 0."""
-    if not factor.shape[1]:  # torch's own takes R >= 1
-        factor = torch.zeros_like(variance)[:, None]
-    gaussian = LowRankMultivariateNormal(mean, factor, variance, validate_args=False)
-    log_prob: Tensor = gaussian.log_prob(x)
-    return log_prob
+        With K the known and U the unknown components, S = (I + W_K^T diag(d_K)^{-1} W_K)^{-1},
+
+        .. math:: z \mid x_K \sim N\big(S W_K^\top \mathrm{diag}(d_K)^{-1} (x_K - \mu_K),\; S\big),
+                  \qquad x_U = \mu_U + W_U z + \sqrt{d_U}\, \epsilon
+
+        Without labels the class is drawn first, also given what is known. All is computed in
+        double precision on the CPU. See `BaseDistribution.complete` for the arguments.
+        """
+        keep = known.flatten(1).cpu()
+        flat = x.flatten(1).cpu().double().masked_fill(~keep, 0.0)
+
+        def normal(*size: int) -> Tensor:
+            drawn = torch.empty(size, device=generator.device).normal_(generator=generator)
+            return drawn.cpu().double()
+
+        if labels is None:
+            every = torch.arange(len(self.means))
+            evidence = [self._latent(flat, keep, k.expand(len(x)))[2] for k in every]
+            log_weights = torch.stack(evidence, dim=1) + self.frequencies.cpu().double().log()
+            weights = log_weights.softmax(dim=1).float().to(generator.device)
+            labels = torch.multinomial(weights, 1, generator=generator).squeeze(1)
+        labels = labels.cpu()
+        mean, root, _ = self._latent(flat, keep, labels)
+        z = normal(*mean.shape)[:, :, None]
+        z = mean + torch.linalg.solve_triangular(root.mT, z, upper=True).squeeze(2)
+        drawn = torch.einsum("bdr,br->bd", self.factors.cpu().double()[labels], z)
+        drawn = drawn + normal(*flat.shape) * self.variances.cpu().double()[labels].sqrt()
+        drawn = drawn.view(x.shape) + self.means.cpu().double()[labels]
+        return torch.where(known, x, clip_to_bounds(drawn.to(x), self.bounds))
+
+    def _latent(
+        self, flat: Tensor, known: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """What known components say of the latent z of each row, given its class.
+
+        Returns:
+            Mean (B, R), Cholesky factor (B, R, R) of the precision, and the log-density of the
+            known components up to a constant, (B,).
+        """
+        factor, variance = (m.cpu().double()[labels] for m in (self.factors, self.variances))
+        weight = known / variance
+        residual = (flat - self.means.flatten(1).cpu()[labels]) * known
+        precision = (factor * weight[:, :, None]).mT @ factor
+        root = torch.linalg.cholesky(precision + torch.eye(factor.shape[2], dtype=factor.dtype))
+        pull = torch.einsum("bd,bdr->br", residual * weight, factor)
+        mean = torch.cholesky_solve(pull[:, :, None], root).squeeze(2)
+        quadratic = (residual.square() * weight).sum(dim=1) - (pull * mean).sum(dim=1)
+        log_det = 2 * root.diagonal(dim1=1, dim2=2).log().sum(dim=1)
+        log_det = log_det + torch.where(known, variance.log(), 0.0).sum(dim=1)
+        return mean, root, -0.5 * (quadratic + log_det)
 
 
 def _low_rank_moments(
@@ -300,39 +357,40 @@ def _low_rank_moments(
     """Mean (D,), top scaled directions (D, rank) and remaining variances (D,) of rows (N, D)."""
     mean = rows.mean(dim=0)
     centred = (rows - mean) / math.sqrt(max(len(rows) - 1, 1))
-    rank_found = min(rank, min(centred.shape))
+    found = min(rank, *centred.shape)
     factor = torch.zeros(rows.shape[1], rank)
-    if rank_found:
+    if found:
         # The smaller Gram matrix has the same non-zero spectrum as the covariance.
         wide = centred.shape[0] < centred.shape[1]
         gram = centred @ centred.T if wide else centred.T @ centred
         values, vectors = torch.linalg.eigh(gram.double())
-        values, vectors = values[-rank_found:].clamp_min(0), vectors[:, -rank_found:]
+        values, vectors = values[-found:].clamp_min(0), vectors[:, -found:]
         directions = centred.T.double() @ vectors if wide else vectors * values.sqrt()
-        factor[:, :rank_found] = directions.float()
+        factor[:, :found] = directions.float()
     variance = centred.square().sum(dim=0) - factor.square().sum(dim=1)
     return mean, factor, variance.clamp_min(floor)
 
 
-class MixtureBase:
-    """A mixture of starts: each chain begins from one of them, drawn at given weights.
+class MixtureBase(BaseDistribution):
+    """A mixture: each chain begins from one of several distributions, drawn at given weights.
 
     Args:
-        parts: The starts.
+        parts: The distributions.
         weights: Their probabilities; normalised here.
     """
 
     kind = "mixture"
 
     def __init__(self, parts: Sequence[BaseDistribution], weights: Sequence[float]) -> None:
+        super().__init__()
         if len(parts) != len(weights) or not parts or min(weights) <= 0:
-            raise InputError("a mixture of starts needs one weight > 0 for each of its parts")
-        self.parts = list(parts)
+            refuse("weights", "hold one number above 0 for each of the parts", weights)
+        self.parts: Sequence[BaseDistribution] = nn.ModuleList(parts)  # type: ignore[assignment]
         self.weights = [w / sum(weights) for w in weights]
 
-    def state_dict(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """The states of the parts and their weights."""
-        parts = [part.state_dict() for part in self.parts]
+        parts = [part.state() for part in self.parts]
         return {"kind": self.kind, "parts": parts, "weights": self.weights}
 
     def sample(
@@ -349,31 +407,6 @@ class MixtureBase:
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Log-density of the mixture, shape (B,), nats."""
-        given = [
-            part.log_prob(x, labels) + math.log(weight)
-            for part, weight in zip(self.parts, self.weights, strict=True)
-        ]
+        pairs = zip(self.parts, self.weights, strict=True)
+        given = [part.log_prob(x, labels) + math.log(weight) for part, weight in pairs]
         return torch.logsumexp(torch.stack(given), dim=0)
-
-
-def base_from_state(state: dict[str, Any]) -> BaseDistribution:
-    """Make a start again from its `state_dict`.
-
-    Args:
-        state: What `state_dict` of a start returned.
-
-    Returns:
-        An equal start.
-    """
-    arguments = {key: value for key, value in state.items() if key != "kind"}
-    if state["kind"] == "mixture":
-        return MixtureBase([base_from_state(s) for s in state["parts"]], state["weights"])
-    if state["kind"] == "gaussian":
-        return GaussianBase(**arguments)
-    if state["kind"] == "contrast":
-        return ContrastBase(shape=state["low"].shape, **arguments)
-    if state["kind"] == "uniform":
-        return UniformBase(shape=state["low"].shape, **arguments)
-    if state["kind"] == "smooth":
-        return SmoothNoiseBase(**arguments)
-    raise InputError(f"unknown kind of start {state['kind']!r}")

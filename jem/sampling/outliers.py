@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jem.sampling.base_distributions import (
     BaseDistribution,
@@ -18,18 +18,19 @@ from jem.sampling.base_distributions import (
 from jem.sampling.langevin import Bounds, clip_to_bounds
 from jem.sampling.random_fields import SmoothNoiseBase, smooth_fields
 
-BreakUp = Callable[[Tensor, int, torch.Generator], Tensor]
+Kind = Callable[[Tensor, int, torch.Generator], Tensor]
+"""Makes outliers of a batch of data (B, *shape), so many, with a generator."""
 
 PATCHES = 4
 """Patches along each side of an image whose patches are shuffled; more where a side leaves a rest
 that is as large as a patch."""
 
 
-class Outliers:
+class Outliers(nn.Module):
     """Draws made-up outliers, as many of each kind as fit.
 
-    Chains see only where the model already holds inputs likely; simple pictures and broken ones
-    they never reach. Kinds: uniform noise, noise of random contrast, class Gaussians unless chains
+    Chains see only where the model already holds inputs likely; they never reach simple pictures
+    and broken ones. Kinds: uniform noise, noise of random contrast, class Gaussians unless chains
     begin there; for images smooth random fields, images with their patches shuffled, halves of two
     images put together, and blobs and strokes on a flat ground; for tables rows whose every column
     is another row's.
@@ -43,6 +44,8 @@ class Outliers:
         gaussians: Whether class Gaussians are among them.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self,
         low: Tensor,
@@ -53,21 +56,24 @@ class Outliers:
         *,
         gaussians: bool = True,
     ) -> None:
-        shape = tuple(x.shape[1:])
-        self.bounds: Bounds = (low, high)
-        self.starts: list[BaseDistribution] = [
+        super().__init__()
+        shape, self.bounds = tuple(x.shape[1:]), (low, high)
+        bases: list[BaseDistribution] = [
             UniformBase(low, high, shape),
             ContrastBase(low, high, shape),
         ]
         if gaussians:
-            self.starts.append(GaussianBase.fit(x, labels, num_classes, bounds=(low, high)))
-        # A single column has no other to fit to: shuffled it would be data.
-        self.broken: list[BreakUp] = [shuffle_columns] if math.prod(shape) > 1 else []
+            bases.append(GaussianBase.fit(x, labels, num_classes, bounds=self.bounds))
+        broken: list[Kind] = []
         if len(shape) == 3:
-            self.starts.append(SmoothNoiseBase(float(low.min()), float(high.max()), shape))
-            self.broken = [shuffle_patches, join_halves, partial(draw_shapes, bounds=self.bounds)]
+            bases.append(SmoothNoiseBase(float(low.min()), float(high.max()), shape))
+            broken = [shuffle_patches, join_halves, partial(draw_shapes, bounds=self.bounds)]
+        elif math.prod(shape) > 1:  # a single column has no other to fit to: it would be data
+            broken = [shuffle_columns]
         frequencies = torch.bincount(labels, minlength=num_classes).float()
-        self.frequencies = frequencies / frequencies.sum()
+        self.register_buffer("frequencies", frequencies / frequencies.sum())
+        self.bases = nn.ModuleList(bases)  # so that `to` moves them
+        self.kinds: list[Kind] = [partial(self._noise, base) for base in bases] + broken
 
     def draw(self, count: int, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Draw outliers.
@@ -80,24 +86,20 @@ class Outliers:
         Returns:
             Shape (count, *shape).
         """
-        kinds = len(self.starts) + len(self.broken)
-        shares = [len(range(kind, count, kinds)) for kind in range(kinds)]
+        shares = [len(range(kind, count, len(self.kinds))) for kind in range(len(self.kinds))]
         parts = [
-            self._from(start, share, generator)
-            for start, share in zip(self.starts, shares, strict=False)
-            if share
-        ]
-        parts += [
-            break_up(x, share, generator)
-            for break_up, share in zip(self.broken, shares[len(self.starts) :], strict=True)
+            make(x, share, generator)
+            for make, share in zip(self.kinds, shares, strict=True)
             if share
         ]
         return clip_to_bounds(torch.cat(parts).to(x), self.bounds)
 
-    def _from(self, start: BaseDistribution, count: int, generator: torch.Generator) -> Tensor:
+    def _noise(
+        self, base: BaseDistribution, x: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
         weights = self.frequencies.to(generator.device)
         labels = torch.multinomial(weights, count, replacement=True, generator=generator)
-        return start.sample(count, labels, generator=generator)
+        return base.sample(count, labels, generator=generator)
 
 
 def _some(x: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from jem.errors import InputError
-from jem.sampling.langevin import clip_to_bounds
+from jem.checks import refuse
+from jem.sampling.base_distributions import BaseDistribution
+from jem.sampling.langevin import per_row
 
 NUGGET = 1e-3
 """Share of white noise in a field's variance: it keeps the covariance invertible."""
@@ -22,7 +22,7 @@ CONTRASTS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0)
 """Standard deviations of a field, in half-widths; above one the domain cuts it into shapes."""
 
 
-class SmoothNoiseBase:
+class SmoothNoiseBase(BaseDistribution):
     r"""Gaussian random fields of random smoothness, level and contrast, cut off at the domain.
 
     .. math:: x = \mathrm{clip}(m + s\,h\,u), \qquad u \sim N(0, C_\ell)
@@ -30,7 +30,7 @@ class SmoothNoiseBase:
     with h half the width of the domain, C the periodic covariance of a Gaussian kernel of length
     l, and (m, s, l) drawn uniformly from a grid. Long lengths with large contrast give blobs on an
     even ground, short ones give texture, small contrast nearly flat pictures: regions that chains
-    started at uniform noise never visit, and where the density is then left undecided.
+    which began at uniform noise never visit, and where the density is then left undecided.
 
     Samples are clipped to the domain; `log_prob` is that of the unclipped field.
 
@@ -41,44 +41,42 @@ class SmoothNoiseBase:
     """
 
     kind = "smooth"
+    arguments = ("low", "high", "shape")
+    means: Tensor  # (components,) m of each component of the mixture
+    stds: Tensor  # (components,) s h
+    lengths: Tensor  # (components,) row of `spectra`
+    spectra: Tensor  # (kernel lengths, H, W) eigenvalues of C, mean 1 each
 
-    def __init__(self, low: Tensor | float, high: Tensor | float, shape: Sequence[int]) -> None:
+    def __init__(self, low: float, high: float, shape: Sequence[int]) -> None:
+        super().__init__()
         self.low, self.high, self.shape = float(low), float(high), tuple(shape)
         if len(self.shape) != 3:
-            raise InputError(f"smooth noise is for images (C, H, W), but got {self.shape}")
+            refuse("shape", "be that of images (C, H, W)", self.shape)
         if not self.low < self.high:
-            raise InputError("a start needs `low` below `high`")
-        self.lengths = _lengths(min(self.shape[1:]))
-        spectra = [_spectrum(length, *self.shape[1:]) for length in self.lengths]
-        self.spectra = torch.stack(spectra)  # (lengths, H, W), mean 1 each
-
-    def state_dict(self) -> dict[str, Any]:
-        """The bounds, the shape and the kind."""
-        return {"kind": self.kind, "low": self.low, "high": self.high, "shape": self.shape}
-
-    def _grid(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        """Means, standard deviations and index of the length of all mixture components."""
+            refuse("low", "lie below `high`", f"{low} and {high}")
         half = (self.high - self.low) / 2
         means = (self.low + self.high) / 2 + half * torch.tensor(LEVELS)
         stds = half * torch.tensor(CONTRASTS)
-        sizes = (len(means), len(stds), len(self.lengths))
-        rows = torch.cartesian_prod(*(torch.arange(size) for size in sizes)).to(device)
-        return means.to(device)[rows[:, 0]], stds.to(device)[rows[:, 1]], rows[:, 2]
+        lengths = _lengths(min(self.shape[1:]))
+        sizes = (len(means), len(stds), len(lengths))
+        rows = torch.cartesian_prod(*(torch.arange(size) for size in sizes))
+        self.register_buffer("means", means[rows[:, 0]])
+        self.register_buffer("stds", stds[rows[:, 1]])
+        self.register_buffer("lengths", rows[:, 2])
+        spectra = torch.stack([_spectrum(length, *self.shape[1:]) for length in lengths])
+        self.register_buffer("spectra", spectra)
 
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
-        """Draw (count, C, H, W); labels are not looked at."""
-        return clip_to_bounds(self._fields(count, generator), (self.low, self.high))
-
-    def _fields(self, count: int, generator: torch.Generator) -> Tensor:
-        """Fields that the domain has not cut yet."""
+        """Draw (count, C, H, W); see `BaseDistribution.sample`."""
         device = generator.device
-        mean, std, length = self._grid(device)
-        chosen = torch.randint(len(mean), (count,), device=device, generator=generator)
+        chosen = torch.randint(len(self.means), (count,), device=device, generator=generator)
         white = torch.empty(count, *self.shape, device=device).normal_(generator=generator)
-        field = _filtered(white, self.spectra.to(device)[length[chosen]][:, None])
-        return mean[chosen].view(-1, 1, 1, 1) + std[chosen].view(-1, 1, 1, 1) * field
+        spectra = self.spectra.to(device)[self.lengths.to(device)[chosen]]
+        field = per_row(self.stds.to(device)[chosen], white) * _filtered(white, spectra[:, None])
+        level = per_row(self.means.to(device)[chosen], white)
+        return (level + field).clamp(self.low, self.high)
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Log-density of the unclipped fields, shape (B,), nats: the mixture over the grid.
@@ -86,24 +84,20 @@ class SmoothNoiseBase:
         A periodic covariance is diagonal in the Fourier basis, so each component costs one sum
         over frequencies.
         """
-        mean, std, length = self._grid(x.device)
-        dim = math.prod(self.shape)
+        means, stds = self.means.to(x.device, torch.float64), self.stds.to(x.device, torch.float64)
+        length, spectra = self.lengths.to(x.device), self.spectra.to(x.device, torch.float64)
+        channels, height, width = self.shape
         coefficients = torch.fft.fft2(x.double(), norm="ortho")
-        power = coefficients.abs().square()
+        energy = torch.einsum("bchw,lhw->bl", coefficients.abs().square(), 1 / spectra)
         # The mean enters the zero frequency alone.
-        offset = mean.double() * math.sqrt(self.shape[1] * self.shape[2])
-        spectra = self.spectra.to(x.device, torch.float64)
-        energy = torch.einsum("bchw,lhw->bl", power, 1 / spectra)
+        offset = means * math.sqrt(height * width)
         zero = coefficients[..., 0, 0].real  # (B, C)
         shift = (offset.square() - 2 * zero[:, :, None] * offset).sum(dim=1)  # (B, components)
         quadratic = energy[:, length] + shift / spectra[length, 0, 0]
-        log_det = self.shape[0] * spectra.log().sum(dim=(1, 2))[length]
-        scale = std.double()
-        given = -0.5 * (
-            quadratic / scale.square() + log_det + dim * (2 * scale.log() + math.log(2 * math.pi))
-        )
-        log_prob: Tensor = torch.logsumexp(given, dim=1) - math.log(len(mean))
-        return log_prob.to(x.dtype)
+        log_det = channels * spectra.log().sum(dim=(1, 2))[length]
+        scale = x[0].numel() * (2 * stds.log() + math.log(2 * math.pi))
+        given = -0.5 * (quadratic / stds.square() + log_det + scale)
+        return (torch.logsumexp(given, dim=1) - math.log(len(means))).to(x.dtype)
 
 
 def smooth_fields(count: int, height: int, width: int, *, generator: torch.Generator) -> Tensor:

@@ -7,8 +7,22 @@ from typing import Any
 
 from torch import Tensor
 
-from jem.sampling.base_distributions import BaseDistribution, base_from_state
+from jem.checks import check_choice
+from jem.sampling.base_distributions import (
+    BaseDistribution,
+    ContrastBase,
+    GaussianBase,
+    MixtureBase,
+    UniformBase,
+)
 from jem.sampling.langevin import LangevinStep
+from jem.sampling.random_fields import SmoothNoiseBase
+
+KINDS: dict[str, type[BaseDistribution]] = {
+    base.kind: base
+    for base in (UniformBase, ContrastBase, GaussianBase, MixtureBase, SmoothNoiseBase)
+}
+"""Base distributions by their names in saved settings."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +63,23 @@ class SamplerSettings:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return values | {"init": self.init.state_dict(), "step": asdict(self.step)}
+        return values | {"init": self.init.state(), "step": asdict(self.step)}
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> SamplerSettings:
         """Make settings again from `state_dict`."""
         init, step = base_from_state(state["init"]), LangevinStep(**state["step"])
         return cls(**{**state, "init": init, "step": step})
+
+
+def base_from_state(state: dict[str, Any]) -> BaseDistribution:
+    """Make a base distribution again from what its `state` returned.
+
+    Raises:
+        InputError: If the kind is unknown.
+    """
+    check_choice("kind", state["kind"], KINDS)
+    arguments = {name: value for name, value in state.items() if name != "kind"}
+    if "parts" in arguments:  # of a mixture
+        arguments["parts"] = [base_from_state(part) for part in arguments["parts"]]
+    return KINDS[state["kind"]](**arguments)

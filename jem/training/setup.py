@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -197,7 +198,8 @@ def make_outliers(
     assert model.domain is not None, "set before outliers are made"
     known = labels if num_classes > 1 else torch.zeros_like(labels)
     gaussians = recipe.init != "gaussian"
-    return Outliers(*model.domain, x, known, num_classes, gaussians=gaussians)
+    outliers = Outliers(*model.domain, x, known, num_classes, gaussians=gaussians)
+    return outliers.to(model.device)
 
 
 def make_negatives(
@@ -256,7 +258,7 @@ def make_negatives(
     )
     return PersistentChains(
         buffer=buffer,
-        init=init,
+        init=deepcopy(init).to(generator.device),  # the model keeps its own, which stays here
         count=ranks.share(recipe.num_chains, "num_chains"),
         reinit_prob=recipe.reinit_prob,
         replacement=recipe.replacement,
