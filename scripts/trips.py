@@ -2,8 +2,10 @@
 
     python scripts/trips.py
 
-Runs each trip once on tiny data and watches every call of a function of `jem` that is handed the value, or something made of it:
-pictures, arrays and tensors of the data, whatever holds one, and a model. Files are listed in the order of the first visit.
+Runs each trip once on tiny data, and watches every call of a function of `jem` that is handed the
+value or something made of it: pictures, arrays and tensors of the data, what holds one, a model.
+Files are listed in the order of the first visit. The second number counts all files in which
+anything runs meanwhile.
 """
 
 from __future__ import annotations
