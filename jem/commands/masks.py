@@ -1,4 +1,4 @@
-"""Masks as a person names them on the command line: a half, a box, or a file."""
+"""Masks as the user names them on the command line: a half, a box, or a file."""
 
 from __future__ import annotations
 
@@ -38,43 +38,35 @@ def read_mask(text: str, count: int, shape: Sequence[int]) -> Tensor:
     Raises:
         InputError: If it is none of these, does not fit, or marks nothing.
     """
-    box = _BOX.fullmatch(text.replace(" ", ""))
-    if text in HALVES or box is not None:
-        corners = _half(text, shape) if box is None else [int(number) for number in box.groups()]
-        mask = _box(corners, text, shape)
-    else:
+    mask = _box(text, shape)
+    if mask is None:
         mask = _from_file(Path(text).expanduser(), count, tuple(shape))
     if not bool(mask.any()):
         raise InputError(f"--mask {text} marks nothing to draw")
     return mask.expand(count, *shape)
 
 
-def _plane(text: str, shape: Sequence[int]) -> tuple[int, int]:
+def _box(text: str, shape: Sequence[int]) -> Tensor | None:
+    """The mask (*shape) of a half or a box; None where the text is neither."""
+    box = _BOX.fullmatch(text.replace(" ", ""))
+    if box is None and text not in HALVES:
+        return None
     if len(shape) != 3:
         raise InputError(
             f"--mask {text} is for images, but the inputs are rows of {shape[0]} numbers: "
             "give a mask file"
         )
-    return shape[1], shape[2]
-
-
-def _half(name: str, shape: Sequence[int]) -> list[int]:
-    height, width = _plane(name, shape)
-    middle_x, middle_y = width // 2, height // 2
-    return {
-        "lower": [0, middle_y, width, height],
-        "upper": [0, 0, width, middle_y],
-        "left": [0, 0, middle_x, height],
-        "right": [middle_x, 0, width, height],
-    }[name]
-
-
-def _box(corners: Sequence[int], text: str, shape: Sequence[int]) -> Tensor:
-    height, width = _plane(text, shape)
-    x0, y0, x1, y1 = corners
+    _, height, width = shape
+    halves = {
+        "lower": (0, height // 2, width, height),
+        "upper": (0, 0, width, height // 2),
+        "left": (0, 0, width // 2, height),
+        "right": (width // 2, 0, width, height),
+    }
+    x0, y0, x1, y1 = halves[text] if box is None else map(int, box.groups())
     if not (x0 < x1 <= width and y0 < y1 <= height):
         raise InputError(
-            f"--mask {text}: expected x0,y0,x1,y1 with x0 < x1 <= {width} and y0 < y1 <= {height}"
+            f"--mask {text} must be x0,y0,x1,y1 with x0 < x1 <= {width} and y0 < y1 <= {height}"
         )
     mask = torch.zeros(tuple(shape), dtype=torch.bool)
     mask[:, y0:y1, x0:x1] = True
@@ -87,7 +79,11 @@ def _from_file(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
             f"--mask: expected {', '.join(HALVES)}, a box x0,y0,x1,y1 or a file, "
             f"but there is no file {path}"
         )
-    values = _image(path) if path.suffix.lower() in IMAGE_SUFFIXES else _array(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        with open_image(path) as image:
+            values = pixels(path, image, "L", ground="black") >= 128
+    else:
+        values = _array(path)
     views = _views(count, shape)
     if values.shape not in views:
         expected = " or ".join(str(view) for view in views)
@@ -100,18 +96,13 @@ def _views(count: int, shape: tuple[int, ...]) -> dict[tuple[int, ...], tuple[in
     views = {shape: (1, *shape), (count, *shape): (count, *shape)}
     if len(shape) == 3:  # one plane for all channels
         plane = shape[1:]
-        if count == shape[0] > 1:  # a plane for each channel, or for each input: nobody knows
+        if count == shape[0] > 1:  # (count, H, W) could mean a plane a channel or one an input
             del views[shape]
             views[plane] = (1, 1, *plane)
             return views
         views.setdefault(plane, (1, 1, *plane))
         views.setdefault((count, *plane), (count, 1, *plane))
     return views
-
-
-def _image(path: Path) -> Array:
-    with open_image(path) as image:
-        return pixels(path, image, "L", ground="black") >= 128
 
 
 def _array(path: Path) -> Array:

@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jem.commands.runs import inputs_of, load_model, read_config, splits_of
+from jem.checks import check_number
+from jem.commands.runs import Run, open_run, run_config
 from jem.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from jem.data.splits import DataSplits
-    from jem.model import JEM
     from jem.report.subject import Subject
 
 
@@ -52,7 +52,7 @@ class Report:
     data_root: Path | None = None
     """Folder of downloaded data sets; that of the run, or JEM_DATA, if left out."""
     network: str | None = None
-    """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
+    """`module:factory` of your own network, if the run does not name it."""
     seed: int = 0
     """Decides foreign sets, samples and bootstrap replicates."""
     quiet: bool = False
@@ -79,8 +79,7 @@ def make_report(args: Report) -> dict[str, Any]:
     """
     if args.label_column is not None and not any(n.lower().endswith(".csv") for n in args.ood):
         raise InputError(f"--label-column {args.label_column} is for .csv files given to --ood")
-    if not 0 < args.acceptance_rate < 1:
-        raise InputError(f"--acceptance-rate must lie in (0, 1), but got {args.acceptance_rate:g}")
+    check_number("--acceptance-rate", args.acceptance_rate, "(0, 1)")
     from jem.report.write import SectionDisplay, write_report_on
 
     subject = _subject(args)
@@ -98,47 +97,38 @@ def make_report(args: Report) -> dict[str, Any]:
 
 def _subject(args: Report) -> Subject:
     from jem.report.subject import Subject
-    from jem.runs.checkpoint import Checkpoints
     from jem.runs.folder import RunFolder
     from jem.training.log import read_metrics
 
-    folder, config = RunFolder(args.run), read_config(args.run)
-    model = load_model(args.run, args.network)
-    splits = splits_of(args.run, config, args.data, args.data_root, quiet=args.quiet)
-    if tuple(splits.input_shape) != model.input_shape or splits.classes != model.classes:
-        raise InputError(
-            f"the data {splits.name} do not fit the run: it was trained on inputs of shape "
-            f"{model.input_shape} of {len(model.classes or ())} classes"
-        )
-    _, state = Checkpoints(folder.checkpoints).load_latest()
-    chains = state["chains"] or {}
+    run = open_run(args.run, run_config(args.run), args.network)
+    splits = run.splits(args.data, args.data_root, quiet=args.quiet)
+    control = args.run / "control"
+    try:
+        control_model = open_run(control, run_config(control), args.network).model
+    except RunFolderError:
+        control_model = None
+    chains = run.state["chains"] or {}
     return Subject(
-        model,
+        run.model,
         splits,
-        control=_control(args.run / "control", args.network),
+        control=control_model,
         chains=chains.get("chains"),
         chain_labels=chains.get("labels"),
-        ood_sets=dict(_foreign(name, args, config, model, splits) for name in args.ood),
-        run=_facts(args.run, config, model, splits, state["progress"]),
-        records=read_metrics(folder.metrics),
+        ood_sets=dict(_ood_set(name, args, run, splits) for name in args.ood),
+        run=_facts(run, splits),
+        records=read_metrics(RunFolder(args.run).metrics),
     )
 
 
-def _control(folder: Path, network: str | None) -> JEM | None:
-    try:
-        return load_model(folder, network)
-    except RunFolderError:
-        return None
+def _ood_set(name: str, args: Report, run: Run, own: DataSplits) -> tuple[str, Tensor]:
+    """Name and inputs of an OOD set: made from the data, or read from a data set or a file."""
+    import torch
 
-
-def _foreign(
-    name: str, args: Report, config: dict[str, Any], model: JEM, own: DataSplits
-) -> tuple[str, Tensor]:
-    """Name and inputs of a foreign set: made for the data, or loaded."""
-    from jem.data import NAMES
+    from jem.data import NAMES, load
     from jem.data.ood_sets import OOD_SETS, ROTATIONS, make_ood_set
 
-    if name in (*OOD_SETS, ROTATIONS):
+    made = (*OOD_SETS, ROTATIONS)
+    if name in made:
         if own.kind != "image":
             raise InputError(f"--ood {name}: such sets are made for images, not for {own.name}")
         return name.replace("_", " "), make_ood_set(name, own, NUM_MADE, seed=args.seed)
@@ -146,33 +136,48 @@ def _foreign(
         if not Path(name).expanduser().exists():
             raise InputError(
                 f"--ood {name}: expected a file or folder of inputs, a data set "
-                f"({', '.join(NAMES)}) or a set made of the run's images "
-                f"({', '.join((*OOD_SETS, ROTATIONS))}), found none of that name"
+                f"({', '.join(NAMES)}) or a set made of the run's images ({', '.join(made)}), "
+                "found none of that name"
             )
-        return name, _read(Path(name), args, config, model)
-    return name, _named(name, args.data_root or config.get("data_root"), model)
+        return name, read_ood_inputs(Path(name), run, args.label_column, args.seed)
+    root = args.data_root or run.config.data_root
+    splits = load(name, root=None if root is None else Path(root))
+    if splits.input_shape != run.shape:
+        raise InputError(
+            f"--ood {name}: inputs of shape {splits.input_shape} do not fit the run's {run.shape}"
+        )
+    parts = [part[:MOST_FOREIGN][0] for part in (splits.test, splits.calibration)]
+    x = torch.cat(parts)[:MOST_FOREIGN]
+    if splits.kind == "table":
+        x = run.model.preprocess(splits.scaling.invert(x))
+    return name, x
 
 
-def _read(path: Path, args: Report, config: dict[str, Any], model: JEM) -> Tensor:
-    """Inputs of a file or folder in the network's units: at most `MOST_FOREIGN`, at random."""
+def read_ood_inputs(path: Path, run: Run, label_column: str | None, seed: int) -> Tensor:
+    """Read inputs of a file or folder, at most `MOST_FOREIGN` of them, chosen at random.
+
+    Args:
+        path: A file or folder, as `jem score` takes it.
+        run: The run that they are foreign to.
+        label_column: Column of a .csv file to leave out.
+        seed: Decides which are chosen.
+
+    Returns:
+        Inputs in the network's units, shape (N, *shape).
+    """
     import torch
 
-    from jem.data.scaling import Scaling
     from jem.randomness import named_generator
 
-    shape = model.input_shape or ()
-    stream = inputs_of(
+    path = path.expanduser()
+    stream, scale = run.inputs(
         path,
-        model,
-        config,
         batch_size=256,
-        label_column=args.label_column,
-        skip_damaged=True,
+        label_column=label_column if path.suffix.lower() == ".csv" else None,
+        skip_damaged=path.is_dir(),
     )
-    # White is white, in whatever range the training data were stored.
-    scale = Scaling.of_bytes(shape, "channels_last") if stream.from_images else model.preprocess
-    generator = named_generator(args.seed, "foreign inputs")
-    x, keys = torch.empty(0, *shape), torch.empty(0)
+    generator = named_generator(seed, "foreign inputs")
+    x, keys = torch.empty(0, *run.shape), torch.empty(0)
     for _, raw in stream.batches:
         x = torch.cat([x, scale(raw).cpu()])
         keys = torch.cat([keys, torch.rand(len(raw), generator=generator)])
@@ -181,46 +186,28 @@ def _read(path: Path, args: Report, config: dict[str, Any], model: JEM) -> Tenso
     return x
 
 
-def _named(name: str, root: Path | None, model: JEM) -> Tensor:
-    """Inputs of a data set, as raw data for the model's own scaling."""
-    import torch
-
-    from jem.data import load
-
-    splits = load(name, root=root)
-    if splits.input_shape != model.input_shape:
-        raise InputError(
-            f"--ood {name}: inputs of shape {splits.input_shape} do not fit the run's "
-            f"{model.input_shape}"
-        )
-    parts = [part[:MOST_FOREIGN][0] for part in (splits.test, splits.calibration)]
-    x = torch.cat(parts)[:MOST_FOREIGN]
-    return x if splits.kind == "image" else model.preprocess(splits.scaling.invert(x))
-
-
-def _facts(
-    run: Path, config: dict[str, Any], model: JEM, splits: DataSplits, progress: dict[str, Any]
-) -> dict[str, Any]:
+def _facts(run: Run, splits: DataSplits) -> dict[str, Any]:
     """What was trained, on what, how, and how to do it again."""
-    recipe, network = config["recipe"], config.get("network")
+    config, progress = run.config.values, run.state["progress"]
+    network = config.get("network")
     named = network.get("name") if isinstance(network, dict) else network
-    parameters = sum(p.numel() for p in model.parameters())
-    kind = "plain classifier" if recipe["objective"] == "none" else "hybrid classifier"
-    network_words = f"the network {named or 'of its owner'} ({parameters:,} parameters)"
+    parameters = sum(p.numel() for p in run.model.parameters())
+    with_network = f"with the network {named or 'of its owner'} ({parameters:,} parameters)"
     as_given = config.get("as_given") or ("" if progress["iteration"] else "0 updates were made")
-    if not as_given:
+    classes = f"{len(splits.classes)} classes"
+    if as_given:
         sentence = (
-            f"A {kind} with {network_words}, trained on "
-            f"{len(splits.train):,} inputs of {splits.name} in {len(splits.classes)} classes: "
-            f"{progress['iteration']:,} updates in {progress['seconds']:.0f} seconds, seed "
-            f"{config['seed']}."
+            f"A classifier as given {with_network}, for {splits.name} in {classes}, seed "
+            f"{run.config.seed}: {as_given}."
         )
     else:
+        kind = "hybrid" if run.config.recipe.generative else "plain"
         sentence = (
-            f"A classifier as given with {network_words}, for {splits.name} in "
-            f"{len(splits.classes)} classes, seed {config['seed']}: {as_given}."
+            f"A {kind} classifier {with_network}, trained on {len(splits.train):,} inputs of "
+            f"{splits.name} in {classes}: {progress['iteration']:,} updates in "
+            f"{progress['seconds']:.0f} seconds, seed {run.config.seed}."
         )
-    again = ["jem", "train", "--config", str(run / "config.json"), "--out", "runs/again"]
+    again = ["jem", "train", "--config", str(run.path / "config.json"), "--out", "runs/again"]
     return {
         "sentence": sentence,
         "made": date.today().isoformat(),

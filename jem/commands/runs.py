@@ -1,38 +1,182 @@
-"""What commands that look at a finished run share: its configuration, and the data it names."""
+"""A trained run as commands use it: its settings, model and data, each read once."""
 
 from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jem.commands.config import RunConfig, settings_of
 from jem.errors import InputError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from jem.data.scaling import Scaling
     from jem.data.splits import DataSplits
     from jem.data.streams import InputStream
     from jem.model import JEM
 
 
-def read_config(run: Path) -> dict[str, Any]:
-    """`config.json` of a run.
+@dataclass
+class Run:
+    """A run folder with its model.
+
+    Attributes:
+        path: The folder.
+        config: Its settings.
+        model: The trained model.
+    """
+
+    path: Path
+    config: RunConfig
+    model: JEM
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """The newest whole checkpoint."""
+        from jem.runs.checkpoint import Checkpoints
+        from jem.runs.folder import RunFolder
+
+        return Checkpoints(RunFolder(self.path).checkpoints).load_latest()[1]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return self.model.input_shape or ()
+
+    def raw_units(self, x: Tensor) -> Tensor:
+        """Inputs in the units of the training data, on the CPU."""
+        x = x.cpu()
+        return x if self.model.scaling is None else self.model.scaling.invert(x)
+
+    def class_indices(self, names: Sequence[str]) -> Tensor:
+        """Indices of classes by name.
+
+        Raises:
+            InputError: If the model does not know one of them.
+        """
+        import torch
+
+        classes = self.model.classes or ()
+        if unknown := [name for name in names if name not in classes]:
+            raise InputError(
+                f"unknown class {', '.join(unknown)}: this model knows {', '.join(classes)}"
+            )
+        return torch.tensor([classes.index(name) for name in names])
+
+    def inputs(
+        self,
+        path: Path,
+        *,
+        batch_size: int,
+        label_column: str | None = None,
+        skip_damaged: bool = False,
+    ) -> tuple[InputStream, Scaling]:
+        """Open inputs, and find what brings them to the network's units.
+
+        Args:
+            path: What `jem.data.streams.stream_inputs` takes.
+            batch_size: Inputs a batch.
+            label_column: Column of a `.csv` file to leave out.
+            skip_damaged: Leave out damaged images of a folder.
+
+        Raises:
+            InputError: If an option belongs to another kind of file, or inputs do not fit.
+        """
+        import torch
+
+        from jem.data.files import refuse_unfit
+        from jem.data.scaling import Scaling
+        from jem.data.streams import stream_inputs
+
+        if path.exists():
+            refuse_unfit(path, label_column, None, skip_damaged)
+        columns = self.config.values.get("columns")
+        if columns is None:  # else names decide, and a column of labels need not be there
+            label_column = label_column or self.config.label_column
+        stream = stream_inputs(
+            path,
+            self.shape,
+            batch_size=batch_size,
+            label_column=label_column,
+            columns=columns,
+            resize=self.config.image_size is not None,
+            skip_damaged=skip_damaged,
+        )
+        scaling = self.model.scaling
+        if stream.from_images and scaling is not None:
+            # White is white, in whatever range the training data were stored.
+            return stream, Scaling.of_bytes(self.shape, "channels_last")
+        if stream.from_images:
+            raise InputError(
+                f"{self.path} keeps no scaling, so it takes no images: give an .npy file in the "
+                "network's own units"
+            )
+        if scaling is None:
+            note(f"{self.path} keeps no scaling: inputs must be in the network's own units")
+            layout = "table" if len(self.shape) == 1 else "channels_first"
+            scaling = Scaling(self.shape, torch.tensor(0.0), torch.tensor(1.0), layout)
+        return stream, scaling
+
+    def splits(
+        self, data: str | None = None, data_root: Path | None = None, *, quiet: bool = False
+    ) -> DataSplits:
+        """The data of the run, divided as they were for training.
+
+        Args:
+            data: Where the data are now; where training found them if None.
+            data_root: Folder of downloaded sets; that of the run if None.
+            quiet: Show nothing.
+
+        Raises:
+            InputError: If nobody says where the data are, or they are not those of the run.
+        """
+        config = self.config
+        name = data or config.data
+        if name is None:
+            raise InputError(
+                f"{self.path} does not say what data it was trained on: name them with --data"
+            )
+        path, options = Path(name).expanduser(), {}  # `data` may be another kind of source
+        if path.is_dir():
+            options = {"image_size": config.image_size, "skip_damaged": config.skip_damaged}
+        elif path.suffix.lower() == ".csv":
+            options = {"label_column": config.label_column}
+        root = data_root or config.data_root
+        root = None if root is None else Path(root)
+        splits = load_data(name, quiet=quiet, root=root, seed=config.seed, **options)
+        check_same_data(self.path, config, splits)
+        _check_fit(self.model, splits)
+        return splits
+
+
+def run_config(path: Path) -> RunConfig:
+    """Read the settings of a run: before its model, since outputs are checked against them.
 
     Raises:
         RunFolderError: If the folder holds no run, or the file is damaged.
     """
     from jem.runs.folder import RunFolder
 
-    return RunFolder(run).read_config()
+    return settings_of(RunFolder(path).read_config(), str(path), strict=False)
 
 
-def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") -> JEM:
-    """The model of a run; a network of one's own is looked for where the command runs.
+def open_run(
+    path: Path, config: RunConfig, network: str | None = None, *, device: str = "cpu"
+) -> Run:
+    """Load the model of a run.
 
     Args:
-        run: The run folder.
-        reference: The network, `module:factory`; what the run says of it if None.
+        path: The folder.
+        config: Its settings, as `run_config` read them.
+        network: `module:factory` of a network that the run does not name, looked for where the
+            command runs.
         device: Where to put the model.
 
     Raises:
@@ -43,37 +187,46 @@ def load_model(run: Path, reference: str | None = None, *, device: str = "cpu") 
     from jem.runs.load import load
 
     sys.path.insert(0, str(Path.cwd()))
-    network = None
-    if reference is not None:
-        config = read_config(run)
-        shape, classes = config.get("input_shape"), config.get("classes")
+    built = None
+    if network is not None:
+        shape, classes = config.values.get("input_shape"), config.values.get("classes")
         if not shape or not classes:
-            raise InputError(f"{run} does not say the input shape and classes of its network")
-        network = network_from_reference(reference, shape, len(classes))
-    model = load(run, network, device=device)
-    _doubt_end(run)
-    return model
+            raise InputError(f"{path} does not say the input shape and classes of its network")
+        built = network_from_reference(network, shape, len(classes))
+    run = Run(path, config, load(path, built, device=device))
+    _note_if_unfinished(run)
+    return run
 
 
-def _doubt_end(run: Path) -> None:
-    """Say so if the training of a run was stopped or killed."""
+def _note_if_unfinished(run: Run) -> None:
     from jem.runs.checkpoint import Checkpoints
     from jem.runs.folder import RunFolder
     from jem.training.log import read_metrics
 
-    folder = RunFolder(run)
+    folder = RunFolder(run.path)
     done = Checkpoints(folder.checkpoints).iterations()[-1]
-    total = read_config(run).get("iterations", 0)
-    # A run may also end before its time because it was told to.
+    total = run.config.values.get("iterations", 0)
+    # A run may also end before its time because it was told to: it then logs an end.
     if done < total and not (folder.metrics.exists() and read_metrics(folder.metrics, "end")):
         note(
             f"training was not finished ({done:,} of {total:,} updates): "
-            f"jem train --out {run} --resume goes on"
+            f"jem train --out {run.path} --resume goes on"
         )
 
 
+def note_if_as_given(run: Run) -> None:
+    """Say so if the run trained nothing: its samples are only as good as the network it got."""
+    if why := run.config.values.get("as_given"):
+        note(f"{run.path} trained no density ({why}): its network is the one that it was given")
+
+
+def note(text: str) -> None:
+    """Print a line beside the results, on the standard error stream."""
+    print(f"jem: {text}", file=sys.stderr)
+
+
 def load_data(name: str, *, quiet: bool = False, **options: Any) -> DataSplits:  # noqa: ANN401
-    """`jem.data.load` with a sign of life while the images of a folder are read.
+    """`jem.data.load`, with a sign of life while the images of a folder are read.
 
     Args:
         name: A named set, a file or a folder.
@@ -94,23 +247,12 @@ def load_data(name: str, *, quiet: bool = False, **options: Any) -> DataSplits: 
         return load(name, **options)
 
 
-def note(text: str) -> None:
-    """Say something beside the results, on the standard error stream."""
-    print(f"jem: {text}", file=sys.stderr)
-
-
-def doubt_density(run: Path) -> None:
-    """Say so if the run trained nothing: what is drawn is only as good as what it was given."""
-    if why := read_config(run).get("as_given"):
-        note(f"{run} trained no density ({why}): this is drawn from the network as it was given")
-
-
 def checksum(splits: DataSplits) -> str:
-    """What tells data from others, wherever they lie: labels in order, and the training inputs.
+    """Tell data from others, wherever they lie: labels in order, and the training inputs.
 
-    For the inputs of a table stands the order of rows by each column, which another machine's
-    rounding of mean and deviation does not change; for images that are read when asked for, names
-    and sizes.
+    Of the inputs of a table it takes the order of rows by each column, which the rounding of means
+    and deviations on another machine does not change; of images read when asked for, names and
+    sizes.
     """
     import numpy as np
 
@@ -129,104 +271,29 @@ def checksum(splits: DataSplits) -> str:
     return found.hexdigest()
 
 
-def refuse_other_data(run: Path, config: dict[str, Any], splits: DataSplits) -> None:
-    """Hold a run to the data that it was trained on, which others would divide anew.
+def check_same_data(path: Path, config: RunConfig, splits: DataSplits) -> None:
+    """Check that data are those that a run was trained on: others would be divided differently.
 
     Raises:
-        InputError: If they differ; runs without a checksum, older or begun in Python, take any.
+        InputError: If they differ. A run that was begun in Python keeps no checksum.
     """
-    if config.get("data_checksum") not in (None, checksum(splits)):
+    if config.values.get("data_checksum") not in (None, checksum(splits)):
         raise InputError(
-            f"the data {splits.name} do not fit the run: they are not those that {run} was "
+            f"the data {splits.name} do not fit the run: they are not those that {path} was "
             "trained on, and would be divided in another way; give the old ones, or train anew"
         )
 
 
-def inputs_of(
-    path: Path,
-    model: JEM,
-    config: dict[str, Any],
-    *,
-    batch_size: int,
-    label_column: str | None = None,
-    skip_damaged: bool = False,
-) -> InputStream:
-    """Inputs of a file or folder for a run, read as its own data were.
+def _check_fit(model: JEM, splits: DataSplits) -> None:
+    """Refuse data whose shape, classes or scaling are not those of the model."""
+    import torch
 
-    Args:
-        path: What `jem.data.streams.stream_inputs` takes.
-        model: The model of the run.
-        config: Its configuration.
-        batch_size: Inputs a batch.
-        label_column: Column of a `.csv` file to leave out; that of the run if None.
-        skip_damaged: Leave out damaged images of a folder.
-    """
-    from jem.data.streams import stream_inputs
-
-    columns = config.get("columns")
-    if columns is None:  # else names decide, and a column of labels need not be there
-        label_column = label_column or config.get("label_column")
-    return stream_inputs(
-        path,
-        model.input_shape or (),
-        batch_size=batch_size,
-        label_column=label_column,
-        columns=columns,
-        resize=config.get("image_size") is not None,
-        skip_damaged=skip_damaged,
-    )
-
-
-def splits_of(
-    run: Path,
-    config: dict[str, Any],
-    data: str | None = None,
-    data_root: Path | None = None,
-    *,
-    quiet: bool = False,
-) -> DataSplits:
-    """The data of a run, divided as it was for training.
-
-    Args:
-        run: The run folder, for messages.
-        config: Its configuration.
-        data: Where the data are now; where the run found them if None.
-        data_root: Folder of downloaded sets; that of the run if None.
-        quiet: Show nothing.
-
-    Raises:
-        InputError: If the run does not say where its data are, and nobody else does; or if they
-            are not those that it was trained on.
-    """
-    name = data or config.get("data")
-    if not isinstance(name, str):
-        raise InputError(f"{run} does not say what data it was trained on: name them with --data")
-    root = data_root or config.get("data_root")
-    path, options = Path(name).expanduser(), {}  # what the run was told may be of another source
-    if path.is_dir():
-        options["image_size"] = config.get("image_size")
-        options["skip_damaged"] = bool(config.get("skip_damaged"))
-    elif path.suffix.lower() == ".csv":
-        options["label_column"] = config.get("label_column")
-    root = None if root is None else Path(root)
-    splits = load_data(name, quiet=quiet, root=root, seed=config["seed"], **options)
-    refuse_other_data(run, config, splits)
-    return splits
-
-
-def check_out(out: Path, *read: str | Path | None) -> None:
-    """Refuse what cannot become a file, before the work.
-
-    Args:
-        out: The file to write.
-        read: Files that must not be written over, or what may be none.
-    """
-    if not out.parent.is_dir():
-        raise InputError(f"--out: there is no folder {out.parent}")
-    if out.is_dir():
-        raise InputError(f"--out: expected a file to write, but {out} is a folder")
-    if out.exists() and not out.is_file():  # a device would be replaced by a file
-        raise InputError(f"--out: expected a file to write, but {out} is no ordinary file")
-    for source in (Path(name).expanduser() for name in read if name is not None):
-        if out.exists() and source.exists() and out.samefile(source):
-            raise InputError(f"--out: {out} is read, and would be lost: choose another name")
+    ours, theirs = model.scaling, splits.scaling
+    fits = (model.input_shape, model.classes) == (splits.input_shape, splits.classes)
+    if fits and ours is not None:
+        fits = torch.equal(ours.shift, theirs.shift) and torch.equal(ours.scale, theirs.scale)
+    if not fits:
+        raise InputError(
+            f"{splits.name} is not what the run was trained on: its shape, classes or scaling "
+            "differ; name the data of the run with --data"
+        )

@@ -1,4 +1,4 @@
-"""`jem sample`: draw inputs of the classes a person names."""
+"""`jem sample`: draw inputs of the classes that the user names."""
 
 from __future__ import annotations
 
@@ -8,20 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from jem.commands.drawings import (
-    Outputs,
-    class_indices,
-    made_by,
-    moves_shown,
-    raw_units,
-)
-from jem.commands.runs import doubt_density, load_model, read_config
+from jem.checks import check_integer
+from jem.commands.outputs import Drawing, steps_shown
+from jem.commands.runs import Run, note_if_as_given, open_run, run_config
 from jem.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from jem.model import JEM
     from jem.sampling.base_distributions import BaseDistribution
 
 
@@ -42,10 +36,10 @@ class Sample:
     out: Path = Path("samples.png")
     """Picture; the arrays go beside it with the ending .npz, rows of a table with .csv too."""
     seed: int = 0
-    """Sample i of a class depends on the seed and its place alone."""
+    """Sample i of a class depends on the seed and on i alone."""
     init: Literal["fresh", "saved", "gaussian"] = "fresh"
-    """Where chains begin: as the recipe says of samples, at chains that training left, or at a
-    Gaussian a class fitted to the training data."""
+    """Where chains begin: as the recipe says, at chains that training left, or at Gaussians of the
+    classes, fitted to the training data."""
     num_steps: int | None = None
     """Langevin steps; those of the recipe if left out, and 20 from saved chains."""
     guidance: float = 1.0
@@ -54,13 +48,13 @@ class Sample:
     """Noise of the first step, falling to that of the recipe; 0.5 with 100 steps gives more varied
     images. That of the recipe throughout if left out."""
     step_decay: float = 1.0
-    """Size of the last step over that of the first."""
+    """Step size of the last step over that of the first."""
     data: str | None = None
-    """Where the data of the run are now, for --init gaussian, if they were moved."""
+    """Where the data of the run are now, for `--init gaussian`, if they were moved."""
     data_root: Path | None = None
     """Folder of downloaded data sets, for the same."""
     network: str | None = None
-    """The network of a run on one of your own, `module:factory`, called with (shape, classes)."""
+    """`module:factory` of your own network, if the run does not name it."""
     quiet: bool = False
     """Show no progress."""
 
@@ -70,97 +64,62 @@ def run(argv: list[str]) -> int:
     args: Sample = tyro.cli(Sample, args=argv, prog="jem sample")
     from jem.generation import sample
     from jem.generation.chains import chain_of
+    from jem.generation.samples import SAVED_STEPS
     from jem.plotting import inputs_figure
 
-    if args.count < 1:
-        raise InputError(f"--count must be at least 1, but got {args.count}")
-    config = read_config(args.run)
-    is_table = len(config.get("input_shape") or ()) == 1
-    outputs = Outputs.at(args.out, args.data, config.get("data"), table=is_table)
-    model = load_model(args.run, args.network)
-    chain_of(model)
-    doubt_density(args.run)
-    names = list(args.labels) or list(model.classes or ())
-    labels = class_indices(model, names).repeat_interleave(args.count)
-    init = _init(args, model)
-    with moves_shown("drawing", args.quiet) as progress:
+    check_integer("--count", args.count, 1)
+    config = run_config(args.run)
+    is_table = len(config.values.get("input_shape") or ()) == 1
+    drawing = Drawing.at(args.out, args.data, config.data, table=is_table)
+    trained = open_run(args.run, config, args.network)
+    usual = chain_of(trained.model).num_steps
+    note_if_as_given(trained)
+    names = list(args.labels) or list(trained.model.classes or ())
+    labels = trained.class_indices(names).repeat_interleave(args.count)
+    asked = {
+        name: getattr(args, name) for name in ("seed", "guidance", "initial_noise", "step_decay")
+    }
+    asked["num_steps"] = args.num_steps
+    if args.num_steps is None:
+        asked["num_steps"] = SAVED_STEPS if args.init == "saved" else usual
+    with steps_shown("drawing", args.quiet) as progress:
         drawn = sample(
-            model,
-            labels,
-            seed=args.seed,
-            num_steps=args.num_steps,
-            init=init,
-            guidance=args.guidance,
-            initial_noise=args.initial_noise,
-            step_decay=args.step_decay,
-            progress=progress,
+            trained.model, labels, init=_init(args, trained), progress=progress, **asked
         )
-    raw, of_rows = raw_units(model, drawn), [name for name in names for _ in range(args.count)]
-    outputs.write(
-        inputs_figure(drawn, model.bounds("cpu"), columns=args.count, row_names=names),
-        made_by("sample", args.run, model, **_settings(args, model)),
+    raw, of_rows = trained.raw_units(drawn), [n for n in names for _ in range(args.count)]
+    bounds = trained.model.bounds("cpu")
+    drawing.write(
+        inputs_figure(drawn, bounds, columns=args.count, row_names=names),
+        "sample",
+        trained,
+        {**asked, "init": args.init},
         x=raw.numpy(),
         labels=of_rows,
         seed=args.seed,
     )
-    written = [outputs.picture, outputs.arrays]
+    written = [drawing.picture, drawing.arrays]
     if raw.ndim == 2:
-        columns = config.get("columns") or [f"x{i}" for i in range(raw.shape[1])]
-        outputs.write_table(columns, raw, of_rows)
-        written.append(outputs.table)
+        columns = config.values.get("columns") or [f"x{i}" for i in range(raw.shape[1])]
+        drawing.write_table(columns, raw, of_rows)
+        written.append(drawing.table)
     print(f"{len(drawn)} samples: {', '.join(map(str, written))}")
     return 0
 
 
-def _settings(args: Sample, model: JEM) -> dict[str, object]:
-    from jem.generation.samples import SAVED_STEPS
-
-    usual = SAVED_STEPS if args.init == "saved" else model.sampler.num_steps
-    return {
-        "seed": args.seed,
-        "init": args.init,
-        "num_steps": usual if args.num_steps is None else args.num_steps,
-        "guidance": args.guidance,
-        "initial_noise": args.initial_noise,
-        "step_decay": args.step_decay,
-    }
-
-
-def _init(args: Sample, model: JEM) -> BaseDistribution | Tensor | None:
+def _init(args: Sample, run: Run) -> BaseDistribution | Tensor | None:
+    """Saved chains, or Gaussians of the classes; None for what the model keeps."""
     if args.init == "saved":
-        return saved_chains(args.run)
-    return _gaussian(args, model) if args.init == "gaussian" else None
+        if not run.state["chains"]:
+            raise InputError(
+                f"{run.path} has no saved chains: it was trained without a generative recipe"
+            )
+        chains: Tensor = run.state["chains"]["chains"]
+        return chains
+    if args.init == "gaussian":
+        from jem.sampling.base_distributions import GaussianBase
+        from jem.training.setup import examples_of
 
-
-def saved_chains(run: Path) -> Tensor:
-    """Chains in the newest whole checkpoint of a run.
-
-    Raises:
-        InputError: If the run was trained without chains.
-    """
-    from jem.runs.checkpoint import Checkpoints
-    from jem.runs.folder import RunFolder
-
-    _, state = Checkpoints(RunFolder(run).checkpoints).load_latest()
-    if not state["chains"]:
-        raise InputError(f"{run} has no saved chains: it was trained without a generative recipe")
-    chains: Tensor = state["chains"]["chains"]
-    return chains
-
-
-def _gaussian(args: Sample, model: JEM) -> BaseDistribution:
-    """A Gaussian a class, fitted to the training part of the run's data."""
-    from jem.commands.runs import splits_of
-    from jem.sampling.base_distributions import GaussianBase
-    from jem.training.setup import examples_of
-
-    splits = splits_of(
-        args.run, read_config(args.run), args.data, args.data_root, quiet=args.quiet
-    )
-    if (splits.input_shape, splits.classes) != (model.input_shape, model.classes):
-        raise InputError(
-            f"{splits.name} is not what the run was trained on: its shape or classes differ; "
-            "name the data of the run with --data"
-        )
-    x, y = examples_of(splits.train)
-    return GaussianBase.fit(x, y, len(splits.classes), bounds=model.bounds("cpu"))
+        splits = run.splits(args.data, args.data_root, quiet=args.quiet)
+        x, y = examples_of(splits.train)
+        return GaussianBase.fit(x, y, len(splits.classes), bounds=run.model.bounds("cpu"))
+    return None

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
-from numbers import Real
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -21,9 +20,10 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
+from jem.checks import check_integer, check_number, refuse
 from jem.data.arrays import refuse_missing
 from jem.data.scaling import unit_warning
-from jem.data.splits import DataPart, DataSplits
+from jem.data.splits import DataSplits
 from jem.errors import InputError, TrainingInterrupted
 from jem.estimator.data import (
     RawFormat,
@@ -32,7 +32,6 @@ from jem.estimator.data import (
     flat,
     images_or_none,
     rows_needed,
-    rows_shared,
 )
 from jem.estimator.training import BestEpoch, WeightedTrainer
 from jem.evaluation.ood.detector import OODDetector
@@ -43,16 +42,13 @@ from jem.training.problem_checks import check_network
 from jem.training.recipe import Recipe, recipe_from
 from jem.training.trainer import FitResult
 
-if TYPE_CHECKING:
-    from jem.report.subject import Subject
-
 Array = npt.NDArray[Any]
 
 BATCH_SIZE = 512
 """Inputs computed at once in prediction."""
 BLOCK = 16
-"""Prediction fills batches up to a multiple of this: the product of fewer rows rounds in another
-way, and the bits of a row would depend on how many stand beside it."""
+"""Prediction pads batches to a multiple of this: matrix products of few rows round differently,
+and the last bits of a row would depend on how many rows stand beside it."""
 
 
 class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -61,8 +57,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     `X` is a table (N, D), or images (N, H, W), (N, H, W, C) or (N, C, H, W), of floats or bytes.
     Columns are standardised and images brought to [-1, 1] by the statistics of the training part.
     Inputs that look as if they were in other units get a warning when the classifier is used.
-    Labels may be strings or integers. There is neither `sample_weight` nor `partial_fit`: chains
-    that train the density know of no weights, and follow the model from the beginning on.
+    Labels may be strings or integers. There is no `sample_weight` and no `partial_fit`: the chains
+    that train the density have no weights, and must follow the model from its first update.
 
     Args:
         recipe: Name of a recipe, or a `jem.Recipe`. A search over settings goes over recipes:
@@ -77,8 +73,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             leaves out. The density is that of the data as they are.
         acceptance_rate: Share of in-distribution inputs that `is_ood` accepts.
         calibration_fraction: Share of the data held out from training for the threshold of
-            `is_ood`; 0 holds out none. It grows, up to a quarter, to the number that `acceptance_rate`
-            needs (19 for 0.95); where that is not enough, nothing is held out and `is_ood` raises.
+            `is_ood`; 0 holds out none. It grows, up to a quarter, to what `acceptance_rate`
+            needs (19 for 0.95). Where that is not enough, nothing is held out and `is_ood` raises.
         early_stopping: Stop when the validation NLL has not improved for `n_iter_no_change`
             epochs, and take the best epoch's weights.
         validation_fraction: Share of the data held out for that.
@@ -142,7 +138,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
 
     def __sklearn_tags__(self) -> Tags:
-        """What scikit-learn is told: images are taken too."""
+        """Tell scikit-learn that images are accepted too."""
         tags: Tags = super().__sklearn_tags__()
         tags.input_tags.three_d_array = True
         return tags
@@ -170,8 +166,10 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raw, labels = self._training_arrays(X, y)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._data_hash = content_hash(raw, labels)
-        self._told = {
-            "call": f"{self._line()}.fit(X_train, y_train)",
+        with config_context(print_changed_only=True):
+            call = " ".join(BaseEstimator.__repr__(self, N_CHAR_MAX=sys.maxsize).split())
+        self._metadata = {
+            "call": f"{call}.fit(X_train, y_train)",
             "config": {name: _plain(value) for name, value in self.get_params().items()},
         }
         self._division: dict[str, Any] = {
@@ -194,20 +192,12 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def _check_settings(self) -> None:
-        if not (isinstance(self.acceptance_rate, Real) and 0 < self.acceptance_rate < 1):
-            raise InputError(
-                f"`acceptance_rate` must lie in (0, 1), but got {self.acceptance_rate!r}"
-            )
-        for name in ("calibration_fraction", "validation_fraction"):
-            share = getattr(self, name)
-            if not (isinstance(share, Real) and 0 <= share < 0.5):
-                raise InputError(f"`{name}` must lie in [0, 0.5), but got {share!r}")
-        patient = isinstance(self.n_iter_no_change, Real) and self.n_iter_no_change >= 1
-        if self.early_stopping and not (self.validation_fraction and patient):
-            raise InputError(
-                "early stopping needs `validation_fraction` above 0 and `n_iter_no_change` of at "
-                f"least 1, but got {self.validation_fraction!r} and {self.n_iter_no_change!r}"
-            )
+        check_number("acceptance_rate", self.acceptance_rate, "(0, 1)")
+        check_number("calibration_fraction", self.calibration_fraction, "[0, 0.5)")
+        lowest = "(0" if self.early_stopping else "[0"
+        check_number("validation_fraction", self.validation_fraction, f"{lowest}, 0.5)")
+        if self.early_stopping:
+            check_integer("n_iter_no_change", self.n_iter_no_change, 1)
 
     def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
         """Inputs and class indices; sets `classes_`, and what scikit-learn keeps of inputs."""
@@ -217,10 +207,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(labels)
         self.classes_, indices = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            raise InputError(
-                f"a classifier needs at least two classes, but `y` holds one class only: "
-                f"{self.classes_.tolist()[0]!r}"
-            )
+            only = self.classes_.tolist()[0]
+            raise InputError(f"`y` must hold at least two classes, got one class only: {only!r}")
         return rows if raw is None else raw, indices.astype(np.int64)
 
     def _divide(self, raw: Array, labels: Array) -> DataSplits:
@@ -239,7 +227,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         x, labels = splits.train[:]
         outputs = check_network(model, x[:1], labels)
         if outputs != num_classes:
-            raise InputError(f"`network` must have {num_classes} outputs, but has {outputs}")
+            refuse("network", f"have {num_classes} outputs", outputs)
         return model
 
     def _train(self, model: JEM, splits: DataSplits, recipe: Recipe) -> FitResult:
@@ -269,14 +257,10 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if isinstance(self.class_weight, Mapping):
             unknown = [key for key in self.class_weight if key not in self.classes_]
             if unknown:
-                raise InputError(
-                    f"`class_weight` names {unknown}, but the classes are {list(self.classes_)}"
-                )
+                refuse("class_weight", f"name classes among {self.classes_.tolist()}", unknown)
         weights = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
         if not (np.isfinite(weights) & (weights > 0)).all():
-            raise InputError(
-                f"`class_weight` must hold numbers above 0, but got {self.class_weight}"
-            )
+            refuse("class_weight", "hold numbers above 0", self.class_weight)
         return torch.as_tensor(weights, dtype=torch.float32)
 
     # -- use --------------------------------------------------------------------------------------
@@ -312,13 +296,12 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         logits = self._logits_of(X)
         if self.detector_ is None:
-            needed = rows_needed(
-                self.calibration_fraction, self.acceptance_rate, len(self.classes_)
-            )
+            share, classes = self.acceptance_rate, len(self.classes_)
+            needed = rows_needed(self.calibration_fraction, share, classes)
             raise InputError(
-                f"no inputs were held out for a threshold at acceptance_rate={self.acceptance_rate:g}: fit on "
-                f"{needed:,} inputs or more, a few of each class, with calibration_fraction above "
-                "0, or lower `acceptance_rate`"
+                f"no inputs were held out for a threshold at acceptance_rate={share:g}: fit on "
+                f"{needed:,} inputs or more, a few of each class, with `calibration_fraction` "
+                "above 0, or lower `acceptance_rate`"
             )
         flagged: Array = self.detector_.verdict(-joint_energy(logits)).is_ood.numpy()
         return flagged
@@ -348,10 +331,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if labels is not None:
             wanted = np.asarray(labels)
             if wanted.ndim != 1 or not self._known(wanted):
-                raise InputError(
-                    f"`labels` must be classes among {self.classes_.tolist()}, but got "
-                    f"{wanted.tolist()!r}"
-                )
+                refuse("labels", f"be classes among {self.classes_.tolist()}", wanted.tolist())
             indices = torch.as_tensor(np.searchsorted(self.classes_, wanted))
         x = draw(self.model_, indices, count=count, seed=random_state)
         assert self.model_.scaling is not None, "set in fit"
@@ -392,9 +372,10 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Warns:
             UserWarning: If rows of `X` are rows of `X_train` too.
         """
+        from jem.estimator.report import subject_of
         from jem.report.write import SectionDisplay, write_report_on
 
-        subject = self._subject((X, y), (X_train, y_train), control)
+        subject = subject_of(self, (X, y), (X_train, y_train), control)
         with SectionDisplay(enabled=bool(self.verbose)) as tell:
             return write_report_on(
                 subject,
@@ -404,73 +385,12 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 progress=tell,
             )
 
-    def _subject(
-        self,
-        tested: tuple[npt.ArrayLike, npt.ArrayLike],
-        trained: tuple[npt.ArrayLike, npt.ArrayLike],
-        control: JEMClassifier | None,
-    ) -> Subject:
-        """What a report is of: the parts as `fit` made them, and inputs and labels of the test."""
-        from jem.report.subject import Subject
-
-        (X, y), (X_train, y_train) = tested, trained  # noqa: N806
-        check_is_fitted(self, "model_")
-        check_is_fitted(self, "_division", msg="fitted by an older jem: call `fit` for a report")
-        test = DataPart(self._inputs(X).float(), self._indices("y", y, len(np.asarray(X))))
-        images = images_or_none(X_train)
-        train = np.asarray(X_train) if images is None else self._format.check(images)
-        indices = self._indices("y_train", y_train, len(train)).numpy()
-        train = train.astype(self._format.dtype, copy=False)
-        if content_hash(train, indices) != self._data_hash:
-            raise InputError("`X_train` and `y_train` must be what `fit` was given, in its order")
-        shared = rows_shared(X, train)
-        if shared:
-            warnings.warn(
-                f"{shared:,} of {len(test):,} rows of `X` are rows of `X_train` too: figures on "
-                "what trained flatter; give inputs that `fit` has not seen",
-                stacklevel=3,
-            )
-        if control is not None:
-            check_is_fitted(control, ["model_", "_division"])
-            made_of = self._data_hash, self._division
-            if (control._data_hash, control._division) != made_of:
-                raise InputError(
-                    "`control` must be fitted on the same data with the same `random_state`, and "
-                    f"hold out the same of them, by {self._division}, but got {control._division}"
-                )
-        splits = self._divide(train, indices)
-        if not len(splits.calibration):
-            raise InputError(
-                "a report needs inputs that `fit` held out: fit on more data, with "
-                "calibration_fraction above 0"
-            )
-        validation = splits.validation if len(splits.validation) else splits.calibration
-        return Subject(
-            self.model_,
-            replace(splits, test=test, validation=validation),
-            control=None if control is None else control.model_,
-            run={
-                "sentence": f"{type(self).__name__} trained for {self.n_iter_} epochs on "
-                f"{len(splits.train):,} inputs in {len(self.classes_)} classes.",
-                "as_given": self._as_given,
-                **self._told,
-            },
-            records=[{"kind": "epoch", **record} for record in self.history_],
-        )
-
-    def _line(self) -> str:
-        """The estimator with the parameters that are not as usual, on one line."""
-        with config_context(print_changed_only=True):
-            return " ".join(BaseEstimator.__repr__(self, N_CHAR_MAX=sys.maxsize).split())
-
     def _indices(self, name: str, y: npt.ArrayLike, count: int) -> Tensor:
-        """Class indices (N,) of labels as a person has them."""
+        """Class indices (N,) of labels as the user has them."""
         labels = column_or_1d(y)
         if len(labels) != count or not self._known(labels):
-            raise InputError(
-                f"`{name}` must hold {count} labels among {self.classes_.tolist()}, but got "
-                f"{len(labels)} of {list(dict.fromkeys(labels.tolist()))[:10]}"
-            )
+            got = f"{len(labels)} of {list(dict.fromkeys(labels.tolist()))[:10]}"
+            refuse(name, f"hold {count} labels among {self.classes_.tolist()}", got)
         return torch.as_tensor(np.searchsorted(self.classes_, labels))
 
     def _known(self, labels: Array) -> bool:
@@ -480,11 +400,11 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     # -- helpers ----------------------------------------------------------------------------------
 
     def _logits_of(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
-        """Logits of inputs as a person has them, shape (N, K), in double precision."""
+        """Logits of raw inputs, shape (N, K), in double precision."""
         return self._logits(self._inputs(X))
 
     def _inputs(self, X: npt.ArrayLike) -> Tensor:  # noqa: N803
-        """Inputs as a person has them in the network's units, shape (N, *input_shape)."""
+        """Raw inputs in the network's units, shape (N, *input_shape)."""
         check_is_fitted(self, "model_")
         if len(self._format.shape) > 1:
             X = flat(self._format.check(X))  # noqa: N806
@@ -499,9 +419,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits of network inputs, shape (N, K), in double precision, on the CPU."""
-        model, fill = self.model_, -len(x) % BLOCK
+        fill = -len(x) % BLOCK
         padded = torch.cat([x, x[-1:].expand(fill, *x.shape[1:])])
-        return batched_logits(model, padded, BATCH_SIZE)[: len(x)].cpu().double()
+        return batched_logits(self.model_, padded, BATCH_SIZE)[: len(x)].cpu().double()
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from jem.checks import refuse
 from jem.data.arrays import from_arrays
 from jem.data.scaling import Scaling
 from jem.data.splits import DataSplits
-from jem.errors import InputError
 from jem.evaluation.ood.threshold import flagged_rank, smallest_calibration
 
 Array = npt.NDArray[Any]
@@ -27,7 +27,7 @@ LARGEST_SHARE = 0.25
 
 @dataclass(frozen=True)
 class RawFormat:
-    """How a person holds inputs: what samples are brought back to.
+    """The format of the user's inputs, which samples are brought back to.
 
     Attributes:
         shape: Shape of one input: (D,), (H, W), (H, W, C) or (C, H, W).
@@ -51,15 +51,14 @@ class RawFormat:
         Raises:
             InputError: If they are not of that shape.
         """
-        wanted = ", ".join(str(size) for size in self.shape)
-        expected = f"Expected images of shape (N, {wanted}), as in training"
+        expected = f"be images of shape (N, {', '.join(map(str, self.shape))}), as in training"
         try:
             images = np.asarray(X)
-        except ValueError as error:
-            raise InputError(f"{expected}, got parts of different lengths.") from error
+        except ValueError:
+            refuse("X", expected, "parts of different lengths")
         if images.shape[1:] != self.shape:
-            hint = ": for one image x give x[None]" if images.shape == self.shape else ""
-            raise InputError(f"{expected}, got {images.shape}{hint}.")
+            hint = "for one image x give x[None]" if images.shape == self.shape else ""
+            refuse("X", expected, images.shape, hint)
         return images
 
     def restore(self, x: Tensor, scaling: Scaling) -> Array:
@@ -105,13 +104,12 @@ def rows_shared(X: npt.ArrayLike, X_train: npt.ArrayLike) -> int:  # noqa: N803
         X: Shape (N, ...).
         X_train: Shape (M, ...).
     """
-    seen = set(_row_bytes(X_train))
-    return sum(row in seen for row in _row_bytes(X))
 
+    def rows(x: npt.ArrayLike) -> list[bytes]:
+        return [np.asarray(row, dtype=np.float64).tobytes() for row in np.asarray(x)]
 
-def _row_bytes(X: npt.ArrayLike) -> Iterator[bytes]:  # noqa: N803
-    for row in np.asarray(X):
-        yield np.asarray(row, dtype=np.float64).tobytes()
+    known = set(rows(X_train))
+    return sum(row in known for row in rows(X))
 
 
 def divide(
@@ -128,8 +126,8 @@ def divide(
     """Divide inputs into training, validation and calibration parts, and scale them.
 
     Every part that is not empty holds every class, in proportion. The calibration part grows to
-    what `acceptance_rate` needs, if that is at most a quarter of the data; otherwise it stays empty, so
-    that nothing is lost to a threshold that cannot be set.
+    what `acceptance_rate` needs, if that is at most a quarter of the data. Otherwise it stays
+    empty: inputs that cannot set a threshold are better used in training.
 
     Args:
         X: Inputs, shape (N, *shape).
@@ -150,9 +148,11 @@ def divide(
     total, counts = len(labels), np.bincount(labels)
     num_validation = max(round(validation * total), len(classes)) if validation else 0
     if num_validation and counts.min() < 2:
-        raise InputError(
-            f"Expected at least two examples of every class for early stopping, got one of class "
-            f"'{classes[int(counts.argmin())]}': add examples, or leave the class out."
+        refuse(
+            "y",
+            "hold at least two examples of every class for early stopping",
+            f"one of class '{classes[int(counts.argmin())]}'",
+            "add examples, or leave the class out",
         )
     num_calibration = 0
     if calibration and counts.min() >= 2 + bool(num_validation):
@@ -172,7 +172,7 @@ def divide(
 
 
 def images_or_none(X: npt.ArrayLike) -> Array | None:  # noqa: N803
-    """Inputs of three or four axes as an array; None for tables and what forms no array at all."""
+    """Inputs of three or four axes as an array; None for tables and for ragged lists."""
     try:
         axes = X.ndim if hasattr(X, "ndim") else np.asarray(X).ndim
     except ValueError:  # rows of unequal length: scikit-learn says what is wrong

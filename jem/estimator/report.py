@@ -1,0 +1,82 @@
+"""What a report of an estimator is about: the parts that `fit` made, and test data beside them."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.utils.validation import check_is_fitted
+
+from jem.data.splits import DataPart
+from jem.errors import InputError
+from jem.estimator.data import content_hash, images_or_none, rows_shared
+from jem.report.subject import Subject
+
+if TYPE_CHECKING:
+    from jem.estimator.classifier import JEMClassifier
+
+Pair = tuple[npt.ArrayLike, npt.ArrayLike]
+
+
+def subject_of(
+    classifier: JEMClassifier, tested: Pair, trained: Pair, control: JEMClassifier | None = None
+) -> Subject:
+    """Divide the data of `fit` as it did, and put the test data beside them.
+
+    Args:
+        classifier: The fitted estimator.
+        tested: Inputs and labels of the test part, as in `fit`.
+        trained: The inputs and labels that `fit` was given.
+        control: Another estimator, fitted on the same data and parts, to compare with.
+
+    Returns:
+        What `jem.report` measures.
+
+    Raises:
+        InputError: If data or control are not those of `fit`, or `fit` held no inputs out.
+    """
+    (X, y), (X_train, y_train) = tested, trained  # noqa: N806
+    check_is_fitted(classifier, "model_")
+    test = DataPart(classifier._inputs(X).float(), classifier._indices("y", y, len(np.asarray(X))))
+    images, raw = images_or_none(X_train), classifier._format
+    train = np.asarray(X_train) if images is None else raw.check(images)
+    indices = classifier._indices("y_train", y_train, len(train)).numpy()
+    train = train.astype(raw.dtype, copy=False)
+    if content_hash(train, indices) != classifier._data_hash:
+        raise InputError("`X_train` and `y_train` must be what `fit` was given, in its order")
+    if shared := rows_shared(X, train):
+        warnings.warn(
+            f"{shared:,} of {len(test):,} rows of `X` are rows of `X_train` too, which makes the "
+            "figures look too good: give inputs that `fit` has not seen",
+            stacklevel=3,
+        )
+    if control is not None:
+        check_is_fitted(control, "model_")
+        if (control._data_hash, control._division) != (
+            classifier._data_hash, classifier._division
+        ):  # fmt: skip
+            raise InputError(
+                "`control` must be fitted on the same data, with the same `random_state` and the "
+                f"same shares held out, {classifier._division}, got {control._division}"
+            )
+    splits = classifier._divide(train, indices)
+    if not len(splits.calibration):
+        raise InputError(
+            "a report needs inputs that `fit` held out: fit on more data, with "
+            "`calibration_fraction` above 0"
+        )
+    return Subject(
+        classifier.model_,
+        replace(splits, test=test, validation=splits.validation or splits.calibration),
+        control=None if control is None else control.model_,
+        run={
+            "sentence": f"{type(classifier).__name__} trained for {classifier.n_iter_} epochs on "
+            f"{len(splits.train):,} inputs in {len(classifier.classes_)} classes.",
+            "as_given": classifier._as_given,
+            **classifier._metadata,
+        },
+        records=[{"kind": "epoch", **record} for record in classifier.history_],
+    )
