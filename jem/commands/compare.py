@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from jem.commands.report import Report, make_report
-from jem.commands.runs import check_out, read_config
+from jem.commands.outputs import check_out
+from jem.commands.runs import run_config
 from jem.errors import InputError, RunFolderError
 
 
@@ -34,10 +35,9 @@ def run(argv: list[str]) -> int:
     args = tyro.cli(Compare, args=argv, prog="jem compare")
     if len(args.runs) < 2:
         raise InputError(f"expected at least two runs to compare, but got {len(args.runs)}")
-    args.out = args.out.expanduser()
-    check_out(args.out)
+    out = check_out(args.out)
     for path in args.runs:
-        read_config(path)  # before any is measured
+        run_config(path)  # before any is measured
     from jem.report.page import comparison_rows, render_comparison
     from jem.runs.files import write_atomically
 
@@ -49,8 +49,8 @@ def run(argv: list[str]) -> int:
         table.add_row(escape(label), *(_shown(cell) for cell in cells))
     Console().print(table)
     page = render_comparison(reports, title="Runs side by side")
-    write_atomically(args.out, page.encode())
-    print(f"page: {args.out}")
+    write_atomically(out, page.encode())
+    print(f"page: {out}")
     return 0
 
 

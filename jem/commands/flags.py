@@ -1,0 +1,154 @@
+"""The flags of `jem train`: first those that people use most, then the recipe's by group."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+from dataclasses import dataclass, field, fields, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import tyro
+
+from jem.commands.config import RECIPE_FIELDS, RunConfig, read_settings
+from jem.errors import InputError
+from jem.training.recipe import GROUPS, Recipe, recipe_from
+
+
+@dataclass
+class DataFlags:
+    """How data are found and read."""
+
+    data_root: Path | None = None
+    """Folder of downloaded data sets; the environment variable JEM_DATA if left out."""
+    download: bool = False
+    """Download a named data set that is missing."""
+    label_column: str | None = None
+    """Column of a .csv file that holds the labels, if it is not called label, class, target or y.
+    All others must be numbers, none missing."""
+    image_size: int | None = None
+    """Pixels a side that a folder's images are brought to: scaled, and the middle cut out; needed
+    where they are of several sizes."""
+    skip_damaged: bool = False
+    """Leave out images of a folder that cannot be read, and say how many."""
+
+
+@dataclass
+class TrainFlags:
+    """Train a classifier that also scores, rejects and draws inputs.
+
+    The recipe gives every setting; a configuration file changes some of them; flags change any of
+    them.
+    """
+
+    data: str = "digits"
+    """A named data set (see `jem data`), an .npz or .csv file, or a folder of images by class."""
+    recipe: str = "fast"
+    """A named recipe (see `jem recipes`)."""
+    out: Path | None = None
+    """Run folder; the first free of runs/NAME, runs/NAME-2, ... if left out."""
+    epochs: int | None = None
+    network: str | None = None
+    """A network by name and sizes, such as wide_resnet:depth=16,width=4; or one of your own,
+    module:factory, found in the current folder or where Python looks, and called with
+    (shape, num_classes). It takes images (B, C, H, W) in [-1, 1], and rows of tables (B, D)
+    standardised. The one that suits the data if left out."""
+    control: bool = False
+    """Also train a plain classifier on the same data, into OUT/control, to compare with."""
+    seed: int = 0
+    """The one seed of everything random."""
+    device: str = "auto"
+    """cpu, cuda, mps, or auto."""
+    resume: bool = False
+    """Go on with the run in the folder, with the settings that it was started with."""
+    config: Path | None = None
+    """JSON file of settings, such as the config.json of another run."""
+    dry_run: bool = False
+    """Show the resolved configuration, the network, the device and a cost estimate, and stop."""
+    report: bool = True
+    """Measure the run when it has ended: report.html and report.json."""
+    quiet: bool = False
+    """Show no progress."""
+    files: DataFlags = field(default_factory=DataFlags)
+
+
+def parse_train(argv: list[str]) -> tuple[TrainFlags, RunConfig, dict[str, Any]]:
+    """Read the command line: the recipe, changed by the configuration file, changed by flags.
+
+    Args:
+        argv: The arguments of `jem train`.
+
+    Returns:
+        The flags, the settings of the run, and those settings that flags changed.
+
+    Raises:
+        InputError: If recipe or file cannot be used.
+    """
+    if argv and not argv[0].startswith("-"):
+        raise InputError(f"data are named with a flag: jem train --data {argv[0]}")
+    first = argparse.ArgumentParser("jem train", add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe")
+    first.add_argument("--config", type=Path)
+    named, _ = first.parse_known_args(argv)
+    base = RunConfig(data=TrainFlags.data, recipe=recipe_from(named.recipe or TrainFlags.recipe))
+    usual = base if named.config is None else read_settings(named.config.expanduser(), base)
+    written = usual.values.get("recipe", {})
+    whole = isinstance(written, str) or written.keys() >= RECIPE_FIELDS
+    if named.recipe and whole and usual.recipe != base.recipe and "--resume" not in argv:
+        raise InputError(
+            f"--recipe {named.recipe}: {named.config} holds a whole recipe, which would hide it: "
+            "leave out --recipe, or take the recipe out of the file"
+        )
+    default = _flags_for(usual)
+    flags = tyro.cli(
+        type(default),
+        args=argv,
+        prog="jem train",
+        default=default,
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    values = vars(flags) | vars(flags.files)
+    for group in GROUPS:
+        values |= vars(values[group])
+    recipe = Recipe(**{name: values[name] for name in RECIPE_FIELDS})
+    own = {f.name: values[f.name] for f in fields(RunConfig) if f.name in values}
+    root = values["data_root"]
+    config = RunConfig(**own | {"data_root": root and str(root), "recipe": recipe})
+    before = usual.settings()
+    return flags, config, {k: v for k, v in config.settings().items() if v != before[k]}
+
+
+def _flags_for(usual: RunConfig) -> Any:  # noqa: ANN401
+    """`TrainFlags` with the fields of the recipe, all with the settings before flags."""
+    kinds, docs = get_type_hints(Recipe), field_docs(Recipe)
+
+    def flag(name: str) -> tuple[str, Any, Any]:
+        kind = Annotated[kinds[name], tyro.conf.arg(help=docs[name])]
+        return name, kind, field(default=getattr(usual.recipe, name))
+
+    groups = {
+        group: make_dataclass(group, [flag(name) for name in names if name != "epochs"])
+        for group, names in GROUPS.items()
+    }
+    added = [(name, kind, field(default_factory=kind)) for name, kind in groups.items()]
+    every = make_dataclass("Train", [flag("epochs"), *added], bases=(TrainFlags,))
+    every.__doc__ = TrainFlags.__doc__
+    files = DataFlags(
+        data_root=None if usual.data_root is None else Path(usual.data_root),
+        label_column=usual.label_column,
+        image_size=usual.image_size,
+        skip_damaged=usual.skip_damaged,
+    )
+    return every(data=usual.data, seed=usual.seed, network=usual.network, files=files)
+
+
+def field_docs(kind: type) -> dict[str, str]:
+    """Docstrings of the fields of a dataclass: the text below each."""
+    (body,) = ast.parse(inspect.getsource(kind)).body
+    assert isinstance(body, ast.ClassDef)
+    docs = {}
+    for line, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+            docs[ast.unparse(line.target)] = inspect.cleandoc(ast.literal_eval(below.value))
+    return docs
