@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from jem.commands.report import Report, make_report
 from jem.commands.outputs import check_out
+from jem.commands.report import Report, make_report
 from jem.commands.runs import run_config
 from jem.errors import InputError, RunFolderError
 

@@ -124,7 +124,7 @@ def _flags_for(usual: RunConfig) -> Any:  # noqa: ANN401
     kinds, docs = get_type_hints(Recipe), field_docs(Recipe)
 
     def flag(name: str) -> tuple[str, Any, Any]:
-        kind = Annotated[kinds[name], tyro.conf.arg(help=docs[name])]
+        kind = Annotated[kinds[name], tyro.conf.arg(help=docs[name])]  # type: ignore[valid-type]
         return name, kind, field(default=getattr(usual.recipe, name))
 
     groups = {
@@ -150,5 +150,5 @@ def field_docs(kind: type) -> dict[str, str]:
     docs = {}
     for line, below in zip(body.body, body.body[1:], strict=False):
         if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-            docs[ast.unparse(line.target)] = inspect.cleandoc(ast.literal_eval(below.value))
+            docs[ast.unparse(line.target)] = " ".join(ast.literal_eval(below.value).split())
     return docs

@@ -153,6 +153,10 @@ def _complete(args: Inpaint, run: Run, x: Tensor, known: Tensor, labels: Tensor 
     drawn = []
     with steps_shown("completing", args.quiet) as show:
         for j in range(args.count):
+
+            def progress(done: int, total: int, j: int = j) -> None:
+                show(j * total + done, args.count * total)
+
             made = inpaint(
                 run.model,
                 x,
@@ -162,7 +166,7 @@ def _complete(args: Inpaint, run: Run, x: Tensor, known: Tensor, labels: Tensor 
                 num_steps=args.num_steps,
                 guidance=args.guidance,
                 initial_noise=args.initial_noise,
-                progress=lambda done, total, j=j: show(j * total + done, args.count * total),
+                progress=progress,
             )
             drawn.append(made)
     return torch.stack(drawn, dim=1)

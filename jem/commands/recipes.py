@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
-from jem.training.recipe import DEFAULTS, RECIPES, Recipe
+from jem.training.recipe import DEFAULTS, GROUPS, RECIPES
 
 
 @dataclass
@@ -21,9 +21,12 @@ class Recipes:
 def run(argv: list[str]) -> int:
     """Print the table of recipes, and what they leave to the kind of data."""
     tyro.cli(Recipes, args=argv, prog="jem recipes")
-    recipes = Table("field", *RECIPES)
-    for f in fields(Recipe):
-        recipes.add_row(f.name, *(_shown(getattr(recipe, f.name)) for recipe in RECIPES.values()))
+    recipes = Table(Column("field", no_wrap=True), *RECIPES)
+    for group, names in GROUPS.items():
+        recipes.add_section()
+        recipes.add_row(f"[bold]{group}")
+        for name in names:
+            recipes.add_row(name, *(_shown(getattr(recipe, name)) for recipe in RECIPES.values()))
     kinds = Table("for -, by input", *DEFAULTS)
     for name in DEFAULTS["vector"]:
         kinds.add_row(name, *(_shown(values[name]) for values in DEFAULTS.values()))

@@ -120,8 +120,12 @@ class Run:
             )
         if scaling is None:
             note(f"{self.path} keeps no scaling: inputs must be in the network's own units")
-            layout = "table" if len(self.shape) == 1 else "channels_first"
-            scaling = Scaling(self.shape, torch.tensor(0.0), torch.tensor(1.0), layout)
+            scaling = Scaling(
+                self.shape,
+                torch.tensor(0.0),
+                torch.tensor(1.0),
+                "table" if len(self.shape) == 1 else "channels_first",
+            )
         return stream, scaling
 
     def splits(
@@ -143,7 +147,8 @@ class Run:
             raise InputError(
                 f"{self.path} does not say what data it was trained on: name them with --data"
             )
-        path, options = Path(name).expanduser(), {}  # `data` may be another kind of source
+        path = Path(name).expanduser()
+        options: dict[str, Any] = {}  # `data` may be another kind of source than in training
         if path.is_dir():
             options = {"image_size": config.image_size, "skip_damaged": config.skip_damaged}
         elif path.suffix.lower() == ".csv":

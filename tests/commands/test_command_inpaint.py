@@ -233,7 +233,7 @@ def test_transparent_parts_of_a_mask_mark_nothing(tmp_path):
     ("text", "message"),
     [
         ("bottom", "expected lower, upper, left, right, a box x0,y0,x1,y1 or a file"),
-        ("0,0,5,2", "expected x0,y0,x1,y1 with x0 < x1 <= 4 and y0 < y1 <= 5"),
+        ("0,0,5,2", "must be x0,y0,x1,y1 with x0 < x1 <= 4 and y0 < y1 <= 5"),
         ("2,0,2,2", "with x0 < x1"),
         ("1,2,3", "there is no file"),
     ],
@@ -275,9 +275,9 @@ def test_mistakes_get_one_line_and_write_nothing(trained, raw, tmp_path, capsys)
     out.parent.mkdir()
     for words, message in [
         (["--mask", "bottom"], "--mask: expected lower"),
-        (["--count", 0], "--count must be at least 1"),
+        (["--count", 0], "`--count` must be a whole number"),
         (["--labels", "ten"], "unknown class ten"),
-        (["--labels", 1, 2], "expected one class, or one for each of 5 inputs, got 2"),
+        (["--labels", 1, 2], "must name one class, or one for each of 5 inputs, got 2"),
         (["--guidance", -1, "--labels", 1], "`guidance` must be at least 0"),
         (["--initial-noise", -1], "`initial_noise` must be at least 0"),
         (["--num-steps", -1], "`num_steps` must be"),

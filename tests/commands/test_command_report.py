@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from jem.cli import main
-from jem.commands.report import Report, _read, print_answers
-from jem.commands.runs import load_model, splits_of
+from jem.commands.report import print_answers, read_ood_inputs
+from jem.commands.runs import open_run, run_config
 
 QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "2", "--num-chains", "16", "--buffer-size", "32",
@@ -143,15 +143,13 @@ def test_of_many_foreign_inputs_some_are_taken_from_all_over(reported, tmp_path,
     monkeypatch.setattr("jem.commands.report.MOST_FOREIGN", 50)
     x = np.repeat(np.arange(1000.0)[:, None], 13, axis=1)
     np.save(tmp_path / "x.npy", x)
-    config = json.loads((reported / "config.json").read_text())
-    model = load_model(reported)
-    kept = _read(tmp_path / "x.npy", Report(reported), config, model)
-    rows = model.scaling.invert(kept)[:, 0].round().long()
+    trained = open_run(reported, run_config(reported))
+    kept = read_ood_inputs(tmp_path / "x.npy", trained, None, 0)
+    rows = trained.raw_units(kept)[:, 0].round().long()
     assert len(rows.unique()) == 50
     assert rows.min() < 200
     assert rows.max() > 800
-    other = _read(tmp_path / "x.npy", Report(reported, seed=1), config, model)
-    assert not other.equal(kept)
+    assert not read_ood_inputs(tmp_path / "x.npy", trained, None, 1).equal(kept)
 
 
 def test_where_there_is_no_terminal_sections_are_lines(reported, capsys):
@@ -166,7 +164,7 @@ def test_where_there_is_no_terminal_sections_are_lines(reported, capsys):
 
 def test_mistakes_get_one_line(reported, tmp_path, capsys):
     assert "holds no run" in refused(capsys, "report", tmp_path / "nothing")
-    assert "--acceptance-rate must lie in (0, 1)" in refused(
+    assert "`--acceptance-rate` must lie in (0, 1)" in refused(
         capsys, "report", reported, "--acceptance-rate", "1"
     )
     assert "do not fit the run" in refused(capsys, "report", reported, "--quiet", "--data", "iris")
@@ -189,14 +187,6 @@ def test_compare_puts_runs_side_by_side_and_makes_missing_reports(reported, tmp_
     assert "another version" in refused(capsys, "compare", reported, other, "--out", page)
     (other / "report.json").write_text("{")
     assert "cannot read" in refused(capsys, "compare", reported, other, "--out", page)
-
-
-def test_what_a_run_was_told_of_another_source_is_not_asked_of_this_one(tmp_path):
-    told = {"seed": 0, "image_size": 16, "label_column": "species", "skip_damaged": True}
-    assert splits_of(tmp_path, {"data": "wine", **told}).name == "wine"
-    rng = np.random.default_rng(0)
-    np.savez(tmp_path / "a.npz", x=rng.normal(size=(40, 3)), y=np.arange(40) % 2)
-    assert splits_of(tmp_path, {"data": "gone.csv", **told}, str(tmp_path / "a.npz")).name == "a"
 
 
 def test_a_column_of_labels_needs_a_table(reported, capsys):

@@ -12,8 +12,8 @@ from torch import nn
 import jem
 from jem import networks
 from jem.cli import main
-from jem.commands.drawings import moves_shown
-from jem.commands.sample import saved_chains
+from jem.commands.outputs import steps_shown
+from jem.commands.runs import open_run, run_config
 from jem.model import JEM
 from jem.training.recipe import RECIPES
 from jem.training.trainer import Trainer
@@ -98,7 +98,7 @@ def test_defaults_are_those_of_the_library(trained, tmp_path):
 
 
 def test_saved_chains_are_those_of_the_newest_checkpoint(trained, tmp_path):
-    chains = saved_chains(trained)
+    chains = open_run(trained, run_config(trained)).state["chains"]["chains"]
     assert chains.shape == (32, 1, 8, 8)
     words = ("--init", "saved", "--count", 1, "--num-steps", 0, "--out", tmp_path / "s.png")
     assert run("sample", trained, *words) == 0
@@ -135,8 +135,8 @@ def test_mistakes_get_one_line_and_write_nothing(trained, tmp_path, capsys):
     out = tmp_path / "new" / "s.png"
     out.parent.mkdir()
     for words, message in [
-        (["--labels", "ten"], "unknown class ten: this run knows 0, 1"),
-        (["--count", 0], "--count must be at least 1, but got 0"),
+        (["--labels", "ten"], "unknown class ten: this model knows 0, 1"),
+        (["--count", 0], "`--count` must be a whole number"),
         (["--guidance", -1], "`guidance` must be at least 0"),
         (["--num-steps", -1], "`num_steps` must be"),
         (["--initial-noise", -1], "`initial_noise` must be at least 0"),
@@ -173,7 +173,7 @@ def test_a_write_that_fails_leaves_what_was_there(trained, tmp_path, capsys, mon
 
 
 def test_no_bar_where_stderr_is_no_terminal(capsys):
-    with moves_shown("drawing", quiet=False) as progress:
+    with steps_shown("drawing", quiet=False) as progress:
         progress(1, 2)
     assert capsys.readouterr().err == ""
 

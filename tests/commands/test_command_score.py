@@ -159,7 +159,7 @@ def test_table_holds_what_the_scorer_says(digits_run, raw_digits, tmp_path, caps
 
 
 def test_saved_detector_needs_no_data(digits_run, raw_digits, tmp_path, monkeypatch):
-    monkeypatch.setattr(runs, "splits_of", lambda *_: pytest.fail("the data were read"))
+    monkeypatch.setattr(runs.Run, "splits", lambda *_: pytest.fail("the data were read"))
     np.save(tmp_path / "x.npy", raw_digits[:20])
     out, strict = tmp_path / "a.csv", tmp_path / "b.csv"
     assert run("score", digits_run, tmp_path / "x.npy", "--out", out) == 0
@@ -376,14 +376,14 @@ def test_bad_words_are_refused(digits_run, raw_digits, tmp_path, capsys):
         capsys, out, digits_run, x, "--acceptance-rate", 1.5
     )
     assert "needs at least 999" in refused(capsys, out, digits_run, x, "--acceptance-rate", 0.999)
-    assert "at least 1, but got -1" in refused(capsys, out, digits_run, x, "--batch-size", -1)
+    assert "at least 1, got -1" in refused(capsys, out, digits_run, x, "--batch-size", -1)
     assert "device 'tpu'" in refused(capsys, out, digits_run, x, "--device", "tpu")
     assert "'module:factory'" in refused(capsys, out, digits_run, x, "--network", "resnet")
     capsys.readouterr()
     assert run("score", digits_run, x, "--out", tmp_path) == 2
     assert "is a folder" in capsys.readouterr().err
     assert run("score", digits_run, x, "--out", "/dev/null") == 2
-    assert "/dev/null is no ordinary file" in capsys.readouterr().err
+    assert "no ordinary file" in capsys.readouterr().err
     assert "leave out label_column" in refused(capsys, out, digits_run, x, "--label-column", "y")
     assert "leave out skip_damaged" in refused(capsys, out, digits_run, x, "--skip-damaged")
 

@@ -115,7 +115,7 @@ def test_it_draws_the_classes_asked_for(fitted, iris):
     assert (drawn < high + (high - low)).all()
     assert np.array_equal(drawn[:3], fitted.sample([2, 2, 2]))
     assert fitted.sample(count=3).shape == (3, 4)
-    with pytest.raises(InputError, match=r"classes among \[0, 1, 2\], but got \['2'\]"):
+    with pytest.raises(InputError, match=r"classes among \[0, 1, 2\], got \['2'\]"):
         fitted.sample(["2"])
     with pytest.raises(InputError, match="at least 0, but got -1"):
         fitted.sample([2], random_state=-1)
@@ -196,7 +196,7 @@ def test_images_of_another_shape_are_refused():
     for other in (x[0], x.reshape(60, 64), x[:, :4], x[:, None], [[1, 2], [3]]):
         with pytest.raises(InputError, match=r"shape \(N, 8, 8\), as in training"):
             classifier.predict(other)
-    with pytest.raises(InputError, match=r"got \(8, 8\): for one image x give x\[None\]\.$"):
+    with pytest.raises(InputError, match=r"got \(8, 8\): for one image x give x\[None\]$"):
         classifier.predict(x[0])
     with pytest.raises(ValueError, match="dim"):
         quick(epochs=1).fit(x.reshape(60, 64), y).predict(x)
@@ -363,16 +363,22 @@ def test_progress_is_shown_only_when_asked_for(iris, capfd):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_weight": {"a": 2.0}}, r"names \['a'\], but the classes are"),
+        ({"class_weight": {"a": 2.0}}, r"`class_weight` must name classes .*got \['a'\]"),
         ({"class_weight": {0: 0.0}}, "`class_weight` must hold numbers above 0"),
         ({"channels": "middle"}, "channels 'first', 'last' or None, got 'middle'"),
-        ({"acceptance_rate": "x"}, r"`acceptance_rate` must lie in \(0, 1\), but got 'x'"),
-        ({"calibration_fraction": None}, r"lie in \[0, 0.5\), but got None"),
-        ({"early_stopping": True, "n_iter_no_change": None}, "least 1, but got 0.1 and None"),
+        ({"acceptance_rate": "x"}, r"`acceptance_rate` must lie in \(0, 1\), got 'x'"),
+        ({"calibration_fraction": None}, r"lie in \[0, 0.5\), got None"),
+        (
+            {"early_stopping": True, "n_iter_no_change": None},
+            "`n_iter_no_change` must be .* got None",
+        ),
         ({"acceptance_rate": 1.0}, r"`acceptance_rate` must lie in \(0, 1\)"),
         ({"calibration_fraction": 0.7}, r"`calibration_fraction` must lie in \[0, 0.5\)"),
-        ({"early_stopping": True, "validation_fraction": 0}, "`validation_fraction` above 0"),
-        ({"early_stopping": True, "n_iter_no_change": 0}, "`n_iter_no_change` of at least 1"),
+        (
+            {"early_stopping": True, "validation_fraction": 0},
+            r"`validation_fraction` must lie in \(0, 0.5\)",
+        ),
+        ({"early_stopping": True, "n_iter_no_change": 0}, "`n_iter_no_change` must be"),
         ({"recipe": "slow"}, "unknown recipe 'slow'"),
         ({"epochs": 1.5}, "recipe field `epochs`"),
     ],

@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,7 @@ from sklearn.model_selection import train_test_split
 import jem
 from jem import JEMClassifier
 from jem.errors import InputError
+from jem.estimator.report import subject_of
 
 pytestmark = pytest.mark.usefixtures("quick_judge")
 
@@ -153,10 +153,10 @@ def test_what_fit_was_given_is_known_again_however_it_lies_in_memory(layout):
     classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(X, y)
     held_out = X[:20] if layout != "frame" else X.iloc[:20]
     with pytest.warns(UserWarning, match="rows of `X` are rows of `X_train` too"):
-        subject = classifier._subject((held_out, y[:20]), (X, y), None)
+        subject = subject_of(classifier, (held_out, y[:20]), (X, y), None)
     assert len(subject.splits.test) == 20
     with pytest.raises(InputError, match="must be what `fit` was given"):
-        classifier._subject((held_out, y[:20]), (X, y[::-1]), None)
+        subject_of(classifier, (held_out, y[:20]), (X, y[::-1]), None)
 
 
 def test_the_report_accepts_the_share_that_the_estimator_does(parts, tmp_path):
@@ -172,9 +172,9 @@ def test_the_parts_are_those_of_fit_whatever_parameters_say_now(parts):
     x_train, x_test, y_train, y_test = parts
     classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(x_train, y_train)
     asked = (x_test, y_test), (x_train, y_train), None
-    before = classifier._subject(*asked)
+    before = subject_of(classifier, *asked)
     classifier.set_params(calibration_fraction=0.4, acceptance_rate=0.5, early_stopping=True)
-    after = classifier._subject(*asked)
+    after = subject_of(classifier, *asked)
     assert torch.equal(after.splits.calibration.x, before.splits.calibration.x)
     assert after.run == before.run
 
@@ -183,22 +183,14 @@ def test_the_parts_are_those_of_fit_whatever_parameters_say_now(parts):
 def test_a_control_that_trained_on_what_is_held_out_is_refused(fitted, parts, changes):
     x_train, x_test, y_train, y_test = parts
     control = JEMClassifier("plain", epochs=1, random_state=0, **changes).fit(x_train, y_train)
-    with pytest.raises(InputError, match="hold out the same of them"):
+    with pytest.raises(InputError, match="same shares held out"):
         fitted.report(x_test, y_test, x_train, y_train, control=control)
 
 
 def test_labels_in_a_column_are_taken_as_in_fit(fitted, parts):
     x_train, x_test, y_train, y_test = parts
-    subject = fitted._subject((x_test, y_test[:, None]), (x_train, y_train[:, None]), None)
+    subject = subject_of(fitted, (x_test, y_test[:, None]), (x_train, y_train[:, None]), None)
     assert len(subject.splits.test) == len(x_test)
-
-
-def test_what_an_older_version_fitted_gets_no_report(fitted, parts):
-    x_train, x_test, y_train, y_test = parts
-    old = copy(fitted)
-    del old._division
-    with pytest.raises(NotFittedError, match="older jem: call `fit`"):
-        old.report(x_test, y_test, x_train, y_train)
 
 
 def test_a_control_must_be_fitted(fitted, parts, tmp_path):
