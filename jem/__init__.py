@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from jem.runs.load import load
     from jem.serving.export import export_onnx
     from jem.serving.scorer import fit_scorer, load_scorer
-    from jem.training.recipe import RECIPES, Recipe
+    from jem.training.recipe import Recipe
+    from jem.training.recipes import RECIPES
     from jem.training.trainer import Trainer
 
 # Names are imported when they are first asked for: `jem --help` answers without loading torch, and
@@ -35,7 +36,7 @@ _HOME = {
     "JEMClassifier": "jem.estimator.classifier",
     "JemError": "jem.errors",
     "OODDetector": "jem.evaluation.ood.detector",
-    "RECIPES": "jem.training.recipe",
+    "RECIPES": "jem.training.recipes",
     "Recipe": "jem.training.recipe",
     "RunFolderError": "jem.errors",
     "TemperatureScaling": "jem.evaluation.calibration.temperature",

@@ -29,7 +29,7 @@ from jem import networks
 from jem.evaluation.fidelity.completion import CompletionReport, completion_accuracy
 from jem.plotting import inputs_figure, save_figure
 from jem.randomness import derive_seed
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
 

@@ -29,7 +29,8 @@ from jem import networks
 from jem.data import DataPart, DataSplits
 from jem.randomness import derive_seed, named_generator
 from jem.report.summary import make_ood_sets, summarise
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import Recipe
+from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
 

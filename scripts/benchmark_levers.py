@@ -27,7 +27,8 @@ from benchmark_sgld import network_of
 from torch import Tensor, nn
 
 import jem
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import Recipe
+from jem.training.recipes import RECIPES
 
 FEW = 3
 """Updates of a turn, after as many to warm up."""

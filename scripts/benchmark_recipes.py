@@ -35,7 +35,7 @@ from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
 from jem.evaluation.fidelity.reference_classifier import Judge, train_judge
 from jem.randomness import derive_seed
 from jem.report.summary import logits_of, make_ood_sets, summarise
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
 SAMPLES_A_CLASS = 50

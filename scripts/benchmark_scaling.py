@@ -24,7 +24,7 @@ import tyro
 
 import jem
 from jem import networks
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 
 
 @dataclass

@@ -33,7 +33,7 @@ import jem
 from jem import networks
 from jem.cli import main as command
 from jem.serving.scorer import DETECTOR_FILE, fit_scorer
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
 

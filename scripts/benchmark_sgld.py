@@ -29,7 +29,7 @@ from torch import Tensor, nn
 import jem
 from jem import networks
 from jem.sampling.langevin import LangevinStep, sgld_chain
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 
 STEP_SIZE, NOISE_STD, MOVES = 1.0, 0.01, 5
 Contender = Callable[[], object]

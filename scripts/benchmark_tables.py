@@ -41,7 +41,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from jem import JEMClassifier
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 
 Array = npt.NDArray[Any]
 Fold = dict[str, float]

@@ -24,7 +24,7 @@ import tyro
 import jem
 from jem import networks
 from jem.data import hold_out
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
 SCORES = ("log_density", "max_probability")

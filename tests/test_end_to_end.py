@@ -11,7 +11,7 @@ import jem
 from jem import networks
 from jem.randomness import derive_seed
 from jem.report.summary import make_ood_sets, summarise
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
 

@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 import jem
 from jem.errors import JemError
 from jem.networks import mlp, small_cnn, wide_resnet
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 
 SHAPES = ((1,), (2,), (7,), (1, 8, 8), (3, 8, 8), (1, 9, 11), (2, 5, 4), (3, 1, 12))
 

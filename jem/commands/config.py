@@ -9,7 +9,8 @@ from typing import Any
 
 from jem.checks import check_integer, refuse
 from jem.errors import InputError
-from jem.training.recipe import Recipe, recipe_from
+from jem.training.recipe import Recipe
+from jem.training.recipes import recipe_from
 
 FACTS = {
     "input_shape", "classes", "columns", "iterations", "versions", "device", "as_given",

@@ -13,7 +13,8 @@ import tyro
 
 from jem.commands.config import RECIPE_FIELDS, RunConfig, read_settings
 from jem.errors import InputError
-from jem.training.recipe import GROUPS, Recipe, recipe_from
+from jem.training.recipe import GROUPS, Recipe
+from jem.training.recipes import recipe_from
 
 
 @dataclass

@@ -10,7 +10,8 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
-from jem.training.recipe import DEFAULTS, GROUPS, RECIPES
+from jem.training.recipe import DEFAULTS, GROUPS
+from jem.training.recipes import RECIPES
 
 
 @dataclass

@@ -18,7 +18,8 @@ from jem.commands.flags import TrainFlags, parse_train
 from jem.commands.report import Report, make_report, print_answers
 from jem.commands.runs import check_same_data, checksum, load_data, run_config
 from jem.errors import InputError
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import Recipe
+from jem.training.recipes import RECIPES
 
 if TYPE_CHECKING:
     from jem.data.splits import DataSplits

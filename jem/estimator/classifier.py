@@ -39,7 +39,8 @@ from jem.generation import sample as draw
 from jem.model import JEM, batched_logits, joint_energy
 from jem.networks import NetworkFactory, make_network
 from jem.training.problem_checks import check_network
-from jem.training.recipe import Recipe, recipe_from
+from jem.training.recipe import Recipe
+from jem.training.recipes import recipe_from
 from jem.training.trainer import FitResult
 
 Array = npt.NDArray[Any]

@@ -1,16 +1,21 @@
-"""Recipes: every setting of a training run in one frozen dataclass, and the named ones.
+"""The recipe: every setting of a training run in one frozen dataclass.
 
-`GROUPS` says which fields belong together.
+`GROUPS` says which fields belong together, `help_texts` what each field means and what it is where
+it is left open. The named recipes are in `jem.training.recipes`.
 """
 
 from __future__ import annotations
 
+import ast
+import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from dataclasses import dataclass, fields
+from functools import cache
+from itertools import pairwise
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from jem.errors import InputError
-from jem.training.recipe_checks import check_fields
+from jem.checks import check_choice, check_integer, check_number, refuse
 
 LARGE_IMAGE = 16
 """Pixels a side from which on an image has room for texture that its chains must be kept from."""
@@ -18,8 +23,8 @@ LARGE_IMAGE = 16
 DEFAULTS: dict[str, dict[str, Any]] = {
     "vector": {
         "learning_rate": 2e-3,
-        "augment_noise": 0.0,
         "generative_weight": 0.1,
+        "outlier_count": 0,
         "num_steps": 2,
         "step_size": 0.05,
         "noise_std": 0.1,
@@ -28,12 +33,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "buffer_size": 256,
         "reinit_prob": 0.1,
         "sample_steps": 20,
-        "outlier_count": 0,
+        "augment_noise": 0.0,
     },
     "small image": {
         "learning_rate": 2e-3,
-        "augment_noise": 0.1,
         "generative_weight": 0.1,
+        "outlier_count": 0,
         "num_steps": 2,
         "step_size": 3.0,
         "noise_std": 0.01,
@@ -42,12 +47,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "buffer_size": 256,
         "reinit_prob": 0.02,
         "sample_steps": 10,
-        "outlier_count": 0,
+        "augment_noise": 0.1,
     },
     "large image": {
         "learning_rate": 1e-3,
-        "augment_noise": 0.0,
         "generative_weight": 0.05,
+        "outlier_count": 18,
         "num_steps": 1,
         "step_size": 1.0,
         "noise_std": 0.01,
@@ -56,58 +61,36 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "buffer_size": 128,
         "reinit_prob": 0.01,
         "sample_steps": 100,
-        "outlier_count": 18,
+        "augment_noise": 0.0,
     },
 }
 DEFAULTS["large colour image"] = DEFAULTS["large image"] | {"sample_steps": 200}
-"""What a recipe takes for a field that it leaves None, by the kind of input: vectors are rows of
+"""What a field is that a recipe leaves open (None), by the kind of input: vectors are rows of
 tables and points, large images have at least 16 pixels a side, colour is several channels."""
 
-
-GROUPS: dict[str, tuple[str, ...]] = {
-    "run": (
-        "objective", "fused", "epochs", "batch_size", "precision", "head", "label_smoothing",
-        "class_weight", "log_every",
-    ),
-    "optimiser": (
-        "optimizer", "learning_rate", "weight_decay", "schedule", "decay_at", "decay_factor",
-        "warmup", "max_grad_norm", "adaptive_sam_rho", "ema_decay", "freeze_norm_and_dropout",
-    ),
-    "density": (
-        "generative_weight", "generative_ramp", "energy_l2", "mean_energy_l2", "gap_limit",
-        "outlier_count", "outlier_weight", "outlier_margin",
-    ),
-    "sampler": (
-        "num_chains", "num_steps", "step_size", "noise_std", "langevin_grad_clamp", "max_rms",
-        "gradient_blur", "clip_to_domain", "class_conditional_chains", "init", "buffer_size",
-        "reinit_prob", "replacement", "sample_init", "sample_steps",
-    ),
-    "augmentation": (
-        "augment_shift", "augment_flip", "augment_noise", "separate_density_batches",
-        "density_batch_size", "augment_density",
-    ),
-    "safety": ("accuracy_margin", "max_energy_gap", "checkpoint_every"),
-}  # fmt: skip
-"""Fields of a recipe by what they are about, in the order in which they are shown."""
+Init = Literal["uniform", "contrast", "gaussian", "mixed"]
 
 
 @dataclass(frozen=True)
 class Recipe:
     """How a model is trained. Derive your own with `dataclasses.replace(recipe, epochs=5)`.
 
+    A field's type carries the range of its values: an interval, or the least whole number.
+
     Raises:
         InputError: If a value is out of its range; the message names the field.
     """
 
-    objective: Literal["none", "contrastive"] = "contrastive"
-    """What is minimised beside the cross-entropy: nothing, or the contrast of data with chains."""
+    objective: str = "contrastive"
+    """What is minimised beside the cross-entropy, a key of `jem.objectives.OBJECTIVES`: `none`, or
+    `contrastive`, the energy of data against that of chains."""
     fused: bool = True
-    """Train and move the chains with one backward pass, which makes the last Langevin step free;
-    otherwise in separate passes. Objectives without chains do not look at it."""
-    epochs: int | None = None
-    """Passes over the training data; None gives about 1,500 updates, in 8 to 100 epochs; 0 leaves
-    the network as given, and only keeps it with what scores and reports need."""
-    batch_size: int = 64
+    """Train the network and move the chains with one backward pass, which makes the last Langevin
+    step of each update free. Only for objectives that need chains and nothing else."""
+    epochs: Annotated[int | None, 0] = None
+    """Passes over the training data. Left open: about 1,500 updates, in 8 to 100 epochs. With 0 the
+    network stays as given, and is kept with what scores and reports need."""
+    batch_size: Annotated[int, 1] = 64
     """Training examples an update."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the network computes in during training. bfloat16 can halve the time on processors and
@@ -115,127 +98,138 @@ class Recipe:
     heads of `jem.networks` do too; the last layer of your own network should (turn autocast off
     there), or its logits are coarse."""
     head: Literal["joint", "factored"] = "factored"
-    """Head of the network that is built for you; a network of your own keeps its own."""
+    """Head of the network that is built for you; your own network keeps its own."""
+    label_smoothing: Annotated[float, "[0, 1)"] = 0.003
+    """Share of the target that is spread over all classes."""
+    class_weight: Literal["none", "balanced"] = "none"
+    """Weigh the cross-entropy by example (none), or so that every class counts the same."""
+    log_every: Annotated[int, 1] = 20
+    """Updates between lines of `metrics.jsonl`."""
 
+    # -- optimiser
     optimizer: Literal["adam", "adamw", "sgd"] = "adam"
-    """Optimiser of the parameters."""
-    learning_rate: float | None = None
-    """Peak learning rate; None takes 1e-3 for large images, else 2e-3."""
-    weight_decay: float = 0.0
+    """Optimiser of the parameters; its momentum (beta1 of Adam) is 0.9."""
+    learning_rate: Annotated[float | None, "(0, inf)"] = None
+    """Peak learning rate."""
+    weight_decay: Annotated[float, "[0, inf)"] = 0.0
     """Weight decay, as the optimiser defines it."""
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     """After warm-up: cosine to zero, in steps (see the next two), or constant."""
-    decay_at: tuple[float, ...] = (0.8, 0.9)
+    decay_at: Annotated[tuple[float, ...], "[0, 1]"] = (0.8, 0.9)
     """Shares of the run at which the schedule of steps lowers the learning rate."""
-    decay_factor: float = 0.3
-    """What it multiplies the learning rate by there."""
-    warmup: float = 0.02
+    decay_factor: Annotated[float, "(0, 1]"] = 0.3
+    """What the schedule of steps multiplies the learning rate by there."""
+    warmup: Annotated[float, "[0, 1]"] = 0.02
     """Share of the run in which the learning rate rises linearly from zero."""
-    max_grad_norm: float | None = None
-    """Largest norm of the parameters' gradient; None leaves it."""
-    adaptive_sam_rho: float | None = None
+    max_grad_norm: Annotated[float | None, "(0, inf)"] = None
+    """Largest norm of the parameters' gradient; left open, gradients are not clipped."""
+    adaptive_sam_rho: Annotated[float | None, "(0, inf)"] = None
     """Radius rho of adaptive sharpness-aware minimisation: an update takes the gradient where the
-    loss is worst nearby, and two passes. None takes it where the parameters are."""
-    ema_decay: float = 0.99
-    """Decay of the average of the weights that training returns; 0 returns the last weights."""
-
-    label_smoothing: float = 0.003
-    """Share of the target that is spread over all classes."""
+    loss is worst nearby, in two passes. Left open: the gradient at the parameters themselves."""
+    ema_decay: Annotated[float, "[0, 1)"] = 0.99
+    """Decay of the exponential moving average of the weights, which training returns; 0 returns
+    the last weights."""
     freeze_norm_and_dropout: bool = False
-    """Train in evaluation mode, statistics of batch normalisation fixed and no dropout: for a
-    trained network, which then learns as it predicts."""
-    class_weight: Literal["none", "balanced"] = "none"
-    """Weigh classes in the cross-entropy: equally an example, or equally a class."""
+    """Train in evaluation mode, with fixed statistics of batch normalisation and without dropout:
+    for a trained network, which then learns as it predicts."""
 
-    generative_weight: float | None = None
-    """Weight w of E(data) - E(chains) beside cross-entropy; None takes 0.05 for large images (at
-    least 16 pixels a side), else 0.1."""
-    generative_ramp: float = 0.0
-    """Share of the run in which the weight rises linearly from zero."""
-    energy_l2: float = 0.03
+    # -- density
+    generative_weight: Annotated[float | None, "[0, inf)"] = None
+    """Weight w of the objective beside the cross-entropy."""
+    generative_ramp: Annotated[float, "[0, 1]"] = 0.0
+    """Share of the run in which that weight rises linearly from zero."""
+    energy_l2: Annotated[float, "[0, inf)"] = 0.03
     """Penalty c/2 on the square of each energy."""
-    mean_energy_l2: float = 0.0
-    """Penalty on the square of the common level of the energies of data and chains."""
-    gap_limit: float | None = None
-    """Gap in nats at which the contrast is nearly off, so that chains catch up; None never."""
+    mean_energy_l2: Annotated[float, "[0, inf)"] = 0.0
+    """Penalty on the square of the mean energy of data and chains."""
+    gap_limit: Annotated[float | None, "(0, inf)"] = None
+    """Gap between the energies of chains and data, in nats, at which the contrast is nearly turned
+    off, so that chains catch up. Left open: it never is."""
+    outlier_count: Annotated[int | None, 0] = None
+    """Made-up outliers an update (noise of several kinds, broken images), which are pushed
+    `outlier_margin` above the data in energy."""
+    outlier_weight: Annotated[float, "[0, inf)"] = 6.0
+    """Weight of that push, as a multiple of `generative_weight`."""
+    outlier_margin: Annotated[float, "[0, inf)"] = 10.0
+    """How far above the data in energy outliers no longer count, in nats."""
 
-    num_chains: int = 64
-    """Chains moved an iteration, M."""
-    num_steps: int | None = None
-    """Langevin moves a drawn chain makes, K; the fused step takes the last one for free. None
-    takes 1 for large images, else 2."""
-    step_size: float | None = None
-    """eta, multiplies the gradient of the energy in a move; None takes 0.05 for vectors (rows of
-    tables, points), 3 for small images, 1 for large ones."""
-    noise_std: float | None = None
-    """sigma of the noise of a move, in data units; None takes 0.1 for vectors, else 0.01."""
-    langevin_grad_clamp: float | None = None
-    """Clamp each component of a chain's gradient to this size (JEM++ takes 1); None leaves it."""
-    max_rms: float | None = None
-    """Cap on the root mean square of one move, in data units; None leaves it."""
-    gradient_blur: float | None = None
-    """Share of the blurred gradient in a move: chains then move regions rather than single pixels;
-    None takes 0.8 for large images, else 0."""
+    # -- sampler
+    num_chains: Annotated[int, 1] = 64
+    """Chains that make steps in an update, M."""
+    num_steps: Annotated[int | None, 1] = None
+    """Langevin steps of each of these chains in an update, K; a fused update makes the last one
+    for free."""
+    step_size: Annotated[float | None, "(0, inf)"] = None
+    """eta, which multiplies the gradient of the energy in a Langevin step."""
+    noise_std: Annotated[float | None, "[0, inf)"] = None
+    """sigma, the noise of a Langevin step, in data units."""
+    langevin_grad_clamp: Annotated[float | None, "(0, inf)"] = None
+    """Largest size of each component of a chain's gradient (JEM++ takes 1). Left open: no clamp."""
+    max_rms: Annotated[float | None, "(0, inf)"] = None
+    """Largest root mean square of one step, in data units. Left open: no limit."""
+    gradient_blur: Annotated[float | None, "[0, 1)"] = None
+    """Share of the blurred gradient in a step: chains then change regions of an image rather than
+    single pixels."""
     clip_to_domain: bool = True
     """Keep chains inside the domain of the data."""
     class_conditional_chains: bool = False
-    """Chains belong to a class and move on E(x, y); otherwise they move on E(x)."""
-    init: Literal["uniform", "contrast", "gaussian", "mixed"] | None = None
+    """Give each chain a class, and let it move on E(x, y); otherwise chains move on E(x)."""
+    init: Init | None = None
     """Where chains of training begin: uniform noise, noise of random contrast, class Gaussians, or
-    a third of each (mixed); None takes mixed for vectors, uniform noise for small images, class
-    Gaussians for large ones."""
-    buffer_size: int | None = None
-    """Number of persistent chains; None takes 128 for large images, else 256, and never fewer than
-    `num_chains`."""
-    reinit_prob: float | None = None
-    """Probability that a drawn chain starts afresh; None takes 0.1 for vectors, 0.02 for small
-    images, 0.01 for large ones."""
+    a third of each (mixed)."""
+    buffer_size: Annotated[int | None, 1] = None
+    """Number of persistent chains; left open, never fewer than `num_chains`."""
+    reinit_prob: Annotated[float | None, "[0, 1]"] = None
+    """Probability that a drawn chain begins afresh."""
     replacement: bool = False
     """Draw chains with replacement, as the official JEM code does."""
-    sample_init: Literal["uniform", "contrast", "gaussian", "mixed"] = "gaussian"
-    """Where fresh chains begin when the trained model is sampled, as `init`."""
-    sample_steps: int | None = None
-    """Moves of such a chain; None takes 20 for vectors, 10 for small images, 100 for large
-    ones, 200 for those in colour."""
-    outlier_count: int | None = None
-    """Made-up outliers an update (noise of several kinds, broken images), which are pushed
-    `outlier_margin` above the data in energy; None takes 18 for large images, else 0."""
-    outlier_weight: float = 6.0
-    """Weight of that push, as a multiple of `generative_weight`."""
-    outlier_margin: float = 10.0
-    """How far above the data in energy outliers no longer count, in nats."""
+    sample_init: Init = "gaussian"
+    """Where chains begin when the trained model is sampled, as `init`."""
+    sample_steps: Annotated[int | None, 0] = None
+    """Langevin steps of such a chain."""
 
+    # -- augmentation
+    augment_shift: Annotated[int, 0] = 0
+    """Shift images at random by up to this many pixels."""
+    augment_flip: bool = False
+    """Mirror images at random, left to right."""
+    augment_noise: Annotated[float | None, "[0, inf)"] = None
+    """Standard deviation of Gaussian noise added to inputs, in data units: a texture that chains
+    cannot make, by which a large network tells them from data."""
     separate_density_batches: bool = False
     """Draw other batches for the density; otherwise it sees those of the classifier."""
-    density_batch_size: int | None = None
-    """Examples an update of the separate density batches; None takes `batch_size`."""
-    augment_shift: int = 0
-    """Random shift of images by up to this many pixels."""
-    augment_flip: bool = False
-    """Random horizontal flip of images."""
-    augment_noise: float | None = None
-    """Standard deviation of Gaussian noise added to inputs, in data units: a texture that chains
-    cannot make, which a large network tells them by. None takes 0.1 for small images, else 0."""
+    density_batch_size: Annotated[int | None, 1] = None
+    """Examples an update in these; left open, `batch_size`."""
     augment_density: bool = True
-    """Change separate density batches at random too; otherwise they stay as they are."""
+    """Change these at random too; otherwise they stay as they are."""
 
-    accuracy_margin: float | None = None
-    """For a trained classifier: largest loss of validation accuracy, against that before training,
-    that the density may cost. An epoch that ends below it halves `generative_weight` from there
-    on; the result is the last epoch's average within the margin, or the model as given. None does
-    not look."""
-    max_energy_gap: float = 1000.0
+    # -- safety
+    accuracy_margin: Annotated[float | None, "[0, inf)"] = None
+    """For a trained classifier: how much validation accuracy the density may cost, compared with
+    the accuracy before training. An epoch that ends below that halves `generative_weight` from
+    there on; the result is the average of the last epoch within the margin, or the model as given.
+    Left open: accuracy is not looked at."""
+    max_energy_gap: Annotated[float, "(0, inf)"] = 1000.0
     """Gap between the energies of chains and data, in nats, beyond which a run has diverged."""
-    checkpoint_every: int = 250
-    """Iterations between checkpoints, which are also what a diverged run goes back to."""
-    log_every: int = 20
-    """Iterations between lines of `metrics.jsonl`."""
+    checkpoint_every: Annotated[int, 1] = 250
+    """Updates between checkpoints, which are also what a diverged run goes back to."""
 
     def __post_init__(self) -> None:
-        """Check every field."""
+        """Check every field, then what fields ask of each other."""
         if isinstance(self.decay_at, list):  # as JSON has it
             object.__setattr__(self, "decay_at", tuple(self.decay_at))
-        check_fields(self)
+        for name, kind in _kinds().items():
+            _check_field(name, kind, getattr(self, name))
+        check_choice("objective", self.objective, ("none", "contrastive"))
+        size, least = self.buffer_size, self.num_chains
+        if size is not None and self.generative and not self.replacement and size < least:
+            refuse("buffer_size", f"be at least `num_chains` ({least})", size)
+        if self.density_batch_size is not None and not self.separate_density_batches:
+            remedy = "set `separate_density_batches`, or leave it out"
+            refuse("density_batch_size", "be None", self.density_batch_size, remedy)
+        if self.accuracy_margin is not None and not self.generative:
+            remedy = "it limits what the density may cost; leave it out"
+            refuse("accuracy_margin", "be None", self.accuracy_margin, remedy)
 
     @property
     def generative(self) -> bool:
@@ -248,22 +242,77 @@ class Recipe:
             return self.epochs
         return min(100, max(8, round(1500 / steps_per_epoch)))
 
-    def resolved(self, input_shape: Sequence[int], steps_per_epoch: int) -> Recipe:
-        """Settle what is left to the data: number of epochs, and what depends on their kind.
+    def resolved(self, input_shape: Sequence[int], steps_per_epoch: int) -> ResolvedRecipe:
+        """Fill in what is left open: the number of epochs, and what depends on the kind of input.
 
         Args:
             input_shape: Shape of one input.
             steps_per_epoch: Updates of an epoch.
 
         Returns:
-            The recipe with a number in each of these fields: what `config.json` keeps.
+            The recipe with a value in each of these fields: what `config.json` keeps.
         """
-        defaults = DEFAULTS[kind_of(input_shape)] | {"epochs": self.num_epochs(steps_per_epoch)}
-        defaults["buffer_size"] = max(self.num_chains, defaults["buffer_size"])
-        open_fields = {
-            name: value for name, value in defaults.items() if getattr(self, name) is None
-        }
-        return replace(self, **open_fields)
+        values = DEFAULTS[kind_of(input_shape)] | {"epochs": self.num_epochs(steps_per_epoch)}
+        values["buffer_size"] = max(self.num_chains, values["buffer_size"])
+        values |= {name: value for name, value in vars(self).items() if value is not None}
+        return ResolvedRecipe(**values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResolvedRecipe(Recipe):
+    """A recipe with nothing left open that depends on the data. None in a field means "off"."""
+
+    epochs: int
+    learning_rate: float
+    generative_weight: float
+    outlier_count: int
+    num_steps: int
+    step_size: float
+    noise_std: float
+    gradient_blur: float
+    init: Init
+    buffer_size: int
+    reinit_prob: float
+    sample_steps: int
+    augment_noise: float
+
+
+def _grouped() -> dict[str, tuple[str, ...]]:
+    first = {
+        "objective": "run",
+        "optimizer": "optimiser",
+        "generative_weight": "density",
+        "num_chains": "sampler",
+        "augment_shift": "augmentation",
+        "accuracy_margin": "safety",
+    }
+    groups: dict[str, tuple[str, ...]] = {}
+    for f in fields(Recipe):
+        group = first.get(f.name) or next(reversed(groups))
+        groups[group] = (*groups.get(group, ()), f.name)
+    return groups
+
+
+GROUPS = _grouped()
+"""Fields of a recipe by what they are about, in the order in which they are written above."""
+
+
+@cache
+def help_texts() -> dict[str, str]:
+    """What each field means, and what it is for each kind of input where it is left open."""
+    body = ast.parse(inspect.getsource(Recipe)).body[0].body  # type: ignore[attr-defined]
+    texts = {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+    }
+    for name in DEFAULTS["vector"]:
+        kinds: dict[Any, list[str]] = {}
+        for kind, values in DEFAULTS.items():
+            kinds.setdefault(values[name], []).append(kind)
+        shown = (f"{value} ({', '.join(names)})" for value, names in kinds.items())
+        texts[name] += f" Left open, by kind of input: {', '.join(shown)}."
+    return texts
 
 
 def kind_of(input_shape: Sequence[int]) -> str:
@@ -275,131 +324,29 @@ def kind_of(input_shape: Sequence[int]) -> str:
     return "large image" if input_shape[0] == 1 else "large colour image"
 
 
-_PUBLISHED = Recipe(
-    fused=False,
-    head="joint",
-    schedule="step",
-    ema_decay=0.0,
-    label_smoothing=0.0,
-    generative_weight=1.0,
-    energy_l2=0.0,
-    step_size=1.0,
-    gradient_blur=0.0,
-    outlier_count=0,
-    buffer_size=10_000,
-    reinit_prob=0.05,
-    replacement=True,
-    separate_density_batches=True,
-    augment_noise=0.03,
-    max_energy_gap=1e8,
-)
-"""What the published methods have in common."""
-
-RECIPES: dict[str, Recipe] = {
-    "fast": Recipe(),
-    "plain": Recipe(objective="none", fused=False, head="joint"),
-    "finetune": Recipe(
-        head="joint",
-        learning_rate=3e-4,
-        warmup=0.1,
-        ema_decay=0.95,
-        freeze_norm_and_dropout=True,
-        energy_l2=0.0,
-        gap_limit=2.0,
-        num_chains=32,
-        num_steps=1,
-        init="gaussian",
-        outlier_count=32,
-    ),
-    "jem": replace(
-        _PUBLISHED,
-        learning_rate=1e-4,
-        warmup=0.007,
-        num_steps=20,
-        noise_std=0.01,
-        clip_to_domain=False,
-        init="uniform",
-        sample_init="uniform",
-        sample_steps=200,
-    ),
-    "jem_pp": replace(
-        _PUBLISHED,
-        optimizer="sgd",
-        learning_rate=0.1,
-        weight_decay=4e-4,
-        decay_at=(0.333, 0.666, 0.833),
-        decay_factor=0.2,
-        warmup=0.0095,
-        num_steps=10,
-        noise_std=0.0,
-        langevin_grad_clamp=1.0,
-        init="gaussian",
-        sample_steps=50,
-    ),
-    "sada_jem": replace(
-        _PUBLISHED,
-        batch_size=128,
-        optimizer="sgd",
-        learning_rate=0.1,
-        weight_decay=5e-4,
-        decay_at=(0.3, 0.6, 0.9),
-        decay_factor=0.2,
-        warmup=0.0128,
-        adaptive_sam_rho=2.0,
-        num_steps=5,
-        noise_std=0.0,
-        langevin_grad_clamp=1.0,
-        init="gaussian",
-        sample_steps=30,
-        density_batch_size=64,
-        augment_noise=0.0,
-        augment_density=False,
-        max_energy_gap=1e5,
-    ),
-}
-"""Recipes by name.
-
-- `fast`: the fused step.
-- `plain`: cross-entropy alone, the control.
-- `finetune`: for a network that classifies already, in a few epochs: half of the negatives are
-  outliers, which help at once, and no penalty draws its energies, which lie far from 0, there.
-- `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.
-- `jem_pp`: JEM++, Yang and Ji (2021), arXiv:2109.09032: chains begin from class Gaussians, and
-  move without noise by gradients clamped to 1, inside the domain. Their inner loop of 5 moves of
-  0.2 on a fixed gradient of the first layer is one move of 1, so 10 outer loops are 10 moves here.
-- `sada_jem`: SADA-JEM, Yang et al. (2022), arXiv:2209.07959: the same chains, 5 moves; adaptive
-  sharpness-aware minimisation; a generative stream that is never augmented.
-
-The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,
-so that they scale with it. Augmentation belongs to the data, so `augment_shift` and
-`augment_flip` are left to you. Chains move in evaluation mode, and class Gaussians are of low
-rank. How many moves a sample makes was chosen on validation digits (`docs/log.md`).
-"""
+@cache
+def _kinds() -> dict[str, Any]:
+    return get_type_hints(Recipe, include_extras=True)
 
 
-def recipe_from(name_or_recipe: str | Recipe, changes: dict[str, Any] | None = None) -> Recipe:
-    """Take a recipe by name, or as it is, and change some of its fields.
-
-    Args:
-        name_or_recipe: A key of `RECIPES`, or a recipe.
-        changes: Field names and new values.
-
-    Returns:
-        The recipe.
-
-    Raises:
-        InputError: If the name or a field is unknown, or a value is out of range or of the wrong
-            type.
-    """
-    recipe = name_or_recipe
-    if isinstance(recipe, str):
-        if recipe not in RECIPES:
-            raise InputError(f"unknown recipe {recipe!r}: expected one of {', '.join(RECIPES)}")
-        recipe = RECIPES[recipe]
-    if not isinstance(recipe, Recipe):
-        raise InputError(f"expected a recipe or its name, but got {type(recipe).__name__}")
-    known = {f.name for f in fields(Recipe)}
-    for name in changes or {}:
-        if name not in known:
-            raise InputError(f"unknown recipe field {name!r}; `jem recipes` lists them")
-    return replace(recipe, **(changes or {}))
+def _check_field(name: str, kind: Any, value: Any) -> None:  # noqa: ANN401
+    limits: Any = None
+    if get_origin(kind) is Annotated:
+        kind, limits = get_args(kind)
+    if NoneType in get_args(kind):
+        if value is None:
+            return
+        kind = get_args(kind)[0]
+    if get_origin(kind) is Literal:
+        check_choice(name, value, get_args(kind))
+    elif get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            refuse(name, "be a list of numbers", repr(value))
+        for item in value:
+            check_number(name, item, limits)
+    elif kind is int:
+        check_integer(name, value, limits)
+    elif kind is float:
+        check_number(name, value, limits)
+    elif not isinstance(value, kind):
+        refuse(name, "be true or false" if kind is bool else "be text", repr(value))

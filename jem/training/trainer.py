@@ -34,7 +34,8 @@ from jem.training.optimisation import (
 )
 from jem.training.problem_checks import check_network
 from jem.training.process import isolated_randomness, lowered, stop_signals
-from jem.training.recipe import Recipe, recipe_from
+from jem.training.recipe import Recipe
+from jem.training.recipes import recipe_from
 from jem.training.safeguards import (
     MAX_RECOVERIES,
     AccuracyGuard,

@@ -19,7 +19,8 @@ from PIL import Image
 import jem
 from jem.cli import COMMANDS, main
 from jem.commands.train import control_recipe, default_folder
-from jem.training.recipe import DEFAULTS, RECIPES, Recipe
+from jem.training.recipe import DEFAULTS, Recipe
+from jem.training.recipes import RECIPES
 
 QUICK = [
     "--quiet", "--device", "cpu", "--epochs", "1", "--num-chains", "16", "--buffer-size", "16",

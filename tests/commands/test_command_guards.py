@@ -17,7 +17,7 @@ from jem.commands.runs import check_same_data, checksum
 from jem.commands.train import default_folder
 from jem.data.files import load_file
 from jem.errors import InputError, RunFolderError
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 
 WITHOUT = ["--quiet", "--device", "cpu", "--no-report"]
 QUICK = [

@@ -14,7 +14,7 @@ from jem.cli import main
 from jem.commands.masks import read_mask
 from jem.errors import InputError
 from jem.model import JEM
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
 QUICK = replace(

@@ -15,7 +15,7 @@ from jem.cli import main
 from jem.commands.outputs import steps_shown
 from jem.commands.runs import open_run, run_config
 from jem.model import JEM
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
 QUICK = replace(

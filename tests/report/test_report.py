@@ -21,7 +21,7 @@ from jem.report.page import comparison_rows, render, render_comparison
 from jem.report.samples import AFFORDABLE, _by_class, _labels, affordable, judge_of
 from jem.report.subject import Subject
 from jem.report.verdicts import verdicts
-from jem.training.recipe import recipe_from
+from jem.training.recipes import recipe_from
 
 RUN = {
     "sentence": "A test & nothing <else>.",

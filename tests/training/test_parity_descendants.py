@@ -31,7 +31,7 @@ from jem.model import JEM
 from jem.randomness import named_generator
 from jem.training.monitor import RunMonitor
 from jem.training.optimisation import learning_rate, sam_perturbation
-from jem.training.recipe import RECIPES
+from jem.training.recipes import RECIPES
 from jem.training.steps import STEPS, Batch, StepContext, sam_backward
 from jem.training.trainer import Trainer
 

@@ -46,7 +46,8 @@ from jem.sampling import (
     slots_by_class,
 )
 from jem.training.optimisation import clip_gradients, learning_rate
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import Recipe
+from jem.training.recipes import RECIPES
 from jem.training.setup import domain_of
 from jem.training.steps import STEPS, Batch, StepContext
 from jem.training.validation import validate

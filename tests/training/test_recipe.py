@@ -5,7 +5,8 @@ from dataclasses import FrozenInstanceError, asdict, fields, replace
 import pytest
 
 from jem.errors import InputError
-from jem.training.recipe import DEFAULTS, GROUPS, RECIPES, Recipe, recipe_from
+from jem.training.recipe import DEFAULTS, GROUPS, Recipe, help_texts
+from jem.training.recipes import RECIPES, recipe_from
 
 NAMES = [field.name for field in fields(Recipe)]
 
@@ -61,6 +62,15 @@ def test_every_field_is_in_one_group():
     assert sorted(name for group in GROUPS.values() for name in group) == sorted(NAMES)
 
 
+def test_every_field_says_what_it_is_and_what_it_is_for_each_kind_of_input():
+    texts = help_texts()
+    assert set(texts) == set(NAMES)
+    for kind, values in DEFAULTS.items():
+        assert all(
+            f"{value}" in texts[name] and kind in texts[name] for name, value in values.items()
+        )
+
+
 def test_only_plain_trains_no_density():
     assert {name for name, recipe in RECIPES.items() if not recipe.generative} == {"plain"}
 
@@ -114,8 +124,8 @@ def test_a_recipe_is_taken_by_name_or_as_it_is():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("quick", None, "fast, plain, finetune, jem, jem_pp, sada_jem"),
-        ("fast", {"epoch": 3}, "'epoch'"),
+        ("quick", None, "'fast', 'plain', 'finetune', 'jem', 'jem_pp', 'sada_jem'"),
+        ("fast", {"epoch": 3}, "`epoch`"),
         ("fast", {"objective": "bogus"}, "`objective`"),
         ({"epochs": 3}, None, "dict"),
     ],

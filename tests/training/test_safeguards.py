@@ -8,7 +8,8 @@ from torch import nn
 from jem.errors import JemError, TrainingDivergedError
 from jem.objectives import contrastive_loss
 from jem.sampling.buffer import Draw
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import Recipe
+from jem.training.recipes import RECIPES
 from jem.training.safeguards import give_up, is_healthy, mask_gradients
 from jem.training.steps import ProposedChains, StepResult
 

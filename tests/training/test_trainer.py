@@ -28,7 +28,8 @@ from jem.runs.checkpoint import Checkpoints
 from jem.sampling import GaussianBase, UniformBase
 from jem.training.log import read_metrics
 from jem.training.optimisation import learning_rate, make_optimizer
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import Recipe
+from jem.training.recipes import RECIPES
 from jem.training.setup import domain_of, make_start
 from jem.training.trainer import Trainer
 from jem.training.validation import validate

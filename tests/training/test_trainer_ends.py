@@ -14,7 +14,8 @@ from jem import networks
 from jem.errors import TrainingInterrupted
 from jem.model import JEM
 from jem.training.log import read_metrics
-from jem.training.recipe import RECIPES, Recipe, recipe_from
+from jem.training.recipe import Recipe
+from jem.training.recipes import RECIPES, recipe_from
 from jem.training.trainer import Trainer
 
 

@@ -1,0 +1,136 @@
+"""The named recipes, and a recipe by name with changes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from jem.checks import check_choice, refuse
+from jem.training.recipe import Recipe
+
+_PUBLISHED = Recipe(
+    fused=False,
+    head="joint",
+    schedule="step",
+    ema_decay=0.0,
+    label_smoothing=0.0,
+    generative_weight=1.0,
+    energy_l2=0.0,
+    step_size=1.0,
+    gradient_blur=0.0,
+    outlier_count=0,
+    buffer_size=10_000,
+    reinit_prob=0.05,
+    replacement=True,
+    separate_density_batches=True,
+    augment_noise=0.03,
+    max_energy_gap=1e8,
+)
+"""What the published methods have in common."""
+
+RECIPES: dict[str, Recipe] = {
+    "fast": Recipe(),
+    "plain": Recipe(objective="none", fused=False, head="joint"),
+    "finetune": Recipe(
+        head="joint",
+        learning_rate=3e-4,
+        warmup=0.1,
+        ema_decay=0.95,
+        freeze_norm_and_dropout=True,
+        energy_l2=0.0,
+        gap_limit=2.0,
+        num_chains=32,
+        num_steps=1,
+        init="gaussian",
+        outlier_count=32,
+    ),
+    "jem": replace(
+        _PUBLISHED,
+        learning_rate=1e-4,
+        warmup=0.007,
+        num_steps=20,
+        noise_std=0.01,
+        clip_to_domain=False,
+        init="uniform",
+        sample_init="uniform",
+        sample_steps=200,
+    ),
+    "jem_pp": replace(
+        _PUBLISHED,
+        optimizer="sgd",
+        learning_rate=0.1,
+        weight_decay=4e-4,
+        decay_at=(0.333, 0.666, 0.833),
+        decay_factor=0.2,
+        warmup=0.0095,
+        num_steps=10,
+        noise_std=0.0,
+        langevin_grad_clamp=1.0,
+        init="gaussian",
+        sample_steps=50,
+    ),
+    "sada_jem": replace(
+        _PUBLISHED,
+        batch_size=128,
+        optimizer="sgd",
+        learning_rate=0.1,
+        weight_decay=5e-4,
+        decay_at=(0.3, 0.6, 0.9),
+        decay_factor=0.2,
+        warmup=0.0128,
+        adaptive_sam_rho=2.0,
+        num_steps=5,
+        noise_std=0.0,
+        langevin_grad_clamp=1.0,
+        init="gaussian",
+        sample_steps=30,
+        density_batch_size=64,
+        augment_noise=0.0,
+        augment_density=False,
+        max_energy_gap=1e5,
+    ),
+}
+"""Recipes by name.
+
+- `fast`: the fused update.
+- `plain`: cross-entropy alone, to compare with.
+- `finetune`: for a network that classifies already, in a few epochs. Half of the negatives are
+  outliers, which help at once. No penalty pulls its energies to 0, as they lie far from it.
+- `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.
+- `jem_pp`: JEM++, Yang and Ji (2021), arXiv:2109.09032. Chains begin at class Gaussians and make
+  steps without noise, by gradients clamped to 1, inside the domain. The paper's inner loop makes 5
+  steps of 0.2 on a fixed gradient of the first layer, which is one step of 1; so its 10 outer loops
+  are 10 steps here.
+- `sada_jem`: SADA-JEM, Yang et al. (2022), arXiv:2209.07959. The same chains with 5 steps, adaptive
+  sharpness-aware minimisation, and batches of the density that are never augmented.
+
+The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,
+so that they scale with it. Augmentation belongs to the data, so `augment_shift` and `augment_flip`
+are left to you. Chains make steps in evaluation mode, and class Gaussians are of low rank. How many
+steps a sample makes was chosen on validation digits (`docs/log.md`).
+"""
+
+
+def recipe_from(name_or_recipe: str | Recipe, changes: dict[str, Any] | None = None) -> Recipe:
+    """Take a recipe by name, or as it is, and change some of its fields.
+
+    Args:
+        name_or_recipe: A key of `RECIPES`, or a recipe.
+        changes: Field names and new values.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        InputError: If the name or a field is unknown, or a value is out of range or of the wrong
+            type.
+    """
+    recipe, changes = name_or_recipe, changes or {}
+    if isinstance(recipe, str):
+        check_choice("recipe", recipe, RECIPES)
+        recipe = RECIPES[recipe]
+    if not isinstance(recipe, Recipe):
+        refuse("recipe", "be a recipe or its name", type(recipe).__name__)
+    for name in changes.keys() - vars(recipe):
+        refuse("recipe", "have known fields", f"`{name}`", "`jem recipes` lists them")
+    return replace(recipe, **changes)
