@@ -88,8 +88,8 @@ class Recipe:
     """Train the network and move the chains with one backward pass, which makes the last Langevin
     step of each update free. Only for objectives that need chains and nothing else."""
     epochs: Annotated[int | None, 0] = None
-    """Passes over the training data. Left open: about 1,500 updates, in 8 to 100 epochs. With 0 the
-    network stays as given, and is kept with what scores and reports need."""
+    """Passes over the training data. Left open: about 1,500 updates, in 8 to 100 epochs. With 0
+    the network stays as given, and is kept with what scores and reports need."""
     batch_size: Annotated[int, 1] = 64
     """Training examples an update."""
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -164,7 +164,8 @@ class Recipe:
     noise_std: Annotated[float | None, "[0, inf)"] = None
     """sigma, the noise of a Langevin step, in data units."""
     langevin_grad_clamp: Annotated[float | None, "(0, inf)"] = None
-    """Largest size of each component of a chain's gradient (JEM++ takes 1). Left open: no clamp."""
+    """Largest size of each component of a chain's gradient (JEM++ takes 1). Left open: no
+    clamp."""
     max_rms: Annotated[float | None, "(0, inf)"] = None
     """Largest root mean square of one step, in data units. Left open: no limit."""
     gradient_blur: Annotated[float | None, "[0, 1)"] = None
@@ -339,14 +340,12 @@ def _check_field(name: str, kind: Any, value: Any) -> None:  # noqa: ANN401
         kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         check_choice(name, value, get_args(kind))
-    elif get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            refuse(name, "be a list of numbers", repr(value))
+    elif get_origin(kind) is tuple and isinstance(value, tuple):
         for item in value:
             check_number(name, item, limits)
     elif kind is int:
         check_integer(name, value, limits)
     elif kind is float:
         check_number(name, value, limits)
-    elif not isinstance(value, kind):
-        refuse(name, "be true or false" if kind is bool else "be text", repr(value))
+    elif not isinstance(value, get_origin(kind) or kind):
+        refuse(name, "be " + {bool: "true or false", str: "text"}.get(kind, "a list"), repr(value))

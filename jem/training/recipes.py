@@ -98,16 +98,16 @@ RECIPES: dict[str, Recipe] = {
   outliers, which help at once. No penalty pulls its energies to 0, as they lie far from it.
 - `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.
 - `jem_pp`: JEM++, Yang and Ji (2021), arXiv:2109.09032. Chains begin at class Gaussians and make
-  steps without noise, by gradients clamped to 1, inside the domain. The paper's inner loop makes 5
-  steps of 0.2 on a fixed gradient of the first layer, which is one step of 1; so its 10 outer loops
-  are 10 steps here.
-- `sada_jem`: SADA-JEM, Yang et al. (2022), arXiv:2209.07959. The same chains with 5 steps, adaptive
-  sharpness-aware minimisation, and batches of the density that are never augmented.
+  steps without noise, by gradients clamped to 1, inside the domain. The paper's inner loop makes
+  5 steps of 0.2 on a fixed gradient of the first layer, which is one step of 1; so its 10 outer
+  loops are 10 steps here.
+- `sada_jem`: SADA-JEM, Yang et al. (2022), arXiv:2209.07959. The same chains with 5 steps,
+  adaptive sharpness-aware minimisation, and batches of the density that are never augmented.
 
 The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,
 so that they scale with it. Augmentation belongs to the data, so `augment_shift` and `augment_flip`
-are left to you. Chains make steps in evaluation mode, and class Gaussians are of low rank. How many
-steps a sample makes was chosen on validation digits (`docs/log.md`).
+are left to you. Chains make steps in evaluation mode, and class Gaussians are of low rank. How
+many steps a sample makes was chosen on validation digits (`docs/log.md`).
 """
 
 

@@ -353,7 +353,7 @@ def test_what_is_missing_is_named(capsys, command):
 
 def test_unknown_data_recipe_network_and_command(capsys):
     assert "Did you mean digits?" in refused(capsys, "train", "--data", "digit")
-    assert "unknown recipe 'fasst'" in refused(capsys, "train", "--recipe", "fasst")
+    assert "got 'fasst'" in refused(capsys, "train", "--recipe", "fasst")
     assert "module:factory" in refused(capsys, "train", "--network", "resnet")
     assert "no_such_module" in refused(capsys, "train", "--network", "no_such_module:f")
     assert "unknown command 'tarin'" in refused(capsys, "tarin")

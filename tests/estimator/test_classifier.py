@@ -380,7 +380,7 @@ def test_progress_is_shown_only_when_asked_for(iris, capfd):
         ),
         ({"early_stopping": True, "n_iter_no_change": 0}, "`n_iter_no_change` must be"),
         ({"recipe": "slow"}, "unknown recipe 'slow'"),
-        ({"epochs": 1.5}, "recipe field `epochs`"),
+        ({"epochs": 1.5}, "`epochs`"),
     ],
 )
 def test_wrong_settings_are_named(iris, changes, message):
