@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import inspect
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
@@ -13,7 +11,7 @@ import tyro
 
 from jem.commands.config import RECIPE_FIELDS, RunConfig, read_settings
 from jem.errors import InputError
-from jem.training.recipe import GROUPS, Recipe
+from jem.training.recipe import GROUPS, Recipe, help_texts
 from jem.training.recipes import recipe_from
 
 
@@ -122,7 +120,7 @@ def parse_train(argv: list[str]) -> tuple[TrainFlags, RunConfig, dict[str, Any]]
 
 def _flags_for(usual: RunConfig) -> Any:  # noqa: ANN401
     """`TrainFlags` with the fields of the recipe, all with the settings before flags."""
-    kinds, docs = get_type_hints(Recipe), field_docs(Recipe)
+    kinds, docs = get_type_hints(Recipe), help_texts()
 
     def flag(name: str) -> tuple[str, Any, Any]:
         kind = Annotated[kinds[name], tyro.conf.arg(help=docs[name])]  # type: ignore[valid-type]
@@ -142,14 +140,3 @@ def _flags_for(usual: RunConfig) -> Any:  # noqa: ANN401
         skip_damaged=usual.skip_damaged,
     )
     return every(data=usual.data, seed=usual.seed, network=usual.network, files=files)
-
-
-def field_docs(kind: type) -> dict[str, str]:
-    """Docstrings of the fields of a dataclass: the text below each."""
-    (body,) = ast.parse(inspect.getsource(kind)).body
-    assert isinstance(body, ast.ClassDef)
-    docs = {}
-    for line, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-            docs[ast.unparse(line.target)] = " ".join(ast.literal_eval(below.value).split())
-    return docs
