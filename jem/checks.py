@@ -8,14 +8,19 @@ from __future__ import annotations
 import math
 import operator
 import re
+import warnings
 from collections.abc import Callable, Collection
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from jem.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 _LIMITS: dict[str, Callable[[float, float], bool]] = {
     "[": operator.ge,
@@ -155,3 +160,62 @@ def check_probabilities(name: str, probabilities: Tensor) -> None:
     if low < 0 or off > 1e-3:
         got = f"a row that misses 1 by {off:.3g}" if low >= 0 else f"the number {low:.3g}"
         refuse(name, "hold probabilities, rows that sum to 1", got, "apply a softmax to logits")
+
+
+def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
+    """Read numbers as a tensor without a graph, on the same memory where torch can share it.
+
+    Args:
+        name: What the user calls them.
+        values: Tensor, array or list; an array may lie in a file larger than memory.
+
+    Raises:
+        InputError: If they are anything else, or no numbers.
+    """
+    if isinstance(values, Tensor):
+        return values.detach()
+    try:
+        if isinstance(values, Dataset):  # which numpy would read pair by pair
+            raise TypeError
+        array = np.asarray(values)
+        if not array.dtype.isnative or min(array.strides, default=0) < 0:  # torch cannot share it
+            array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
+        with warnings.catch_warnings():  # nothing here writes to it
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(array)
+    except (TypeError, ValueError, RuntimeError):
+        refuse(
+            name,
+            "be a tensor, or an array or list of numbers",
+            type(values).__name__,
+            "pass numbers alone, such as data.calibration.x",
+        )
+
+
+def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tensor:
+    """Read a batch or a single input as a tensor of shape (B, *shape); it stays where it is.
+
+    Args:
+        x: Tensor, array or list of floating point numbers, in the network's units.
+        input_shape: Shape of one input; None takes a vector as one input, all else as a batch.
+
+    Returns:
+        A tensor; one input gives B = 1.
+
+    Raises:
+        InputError: If these are no floating point numbers, or the shape does not fit.
+    """
+    x = as_tensor("x", x)
+    if not x.is_floating_point():
+        refuse(
+            "x",
+            "hold floats in the network's units",
+            x.dtype,
+            "`model.preprocess` makes them from raw data",
+        )
+    if x.ndim == 1 if input_shape is None else tuple(x.shape) == input_shape:
+        x = x[None]
+    if x.ndim < 2 or (input_shape is not None and tuple(x.shape[1:]) != input_shape):
+        sizes = "..." if input_shape is None else ", ".join(map(str, input_shape))
+        refuse("x", f"have shape (B, {sizes})", tuple(x.shape))
+    return x

@@ -17,7 +17,7 @@ from torch import Tensor
 from jem.errors import InputError
 from jem.evaluation.autocorrelation import FEWEST_MOVES, Mixing, mixing
 from jem.evaluation.calibration.predictions import check_labels
-from jem.evaluation.estimates import Estimate, mean_estimate, normal_estimate, plain
+from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate, plain
 from jem.evaluation.examples import check_inputs, choose_rows
 from jem.generation.chains import chain_of
 from jem.model import JEM, batched_logits, inference, joint_energy, on_model

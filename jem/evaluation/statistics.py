@@ -1,20 +1,27 @@
-"""How sure a figure measured on a finite sample is."""
+"""How sure a figure measured on a finite sample is: intervals, and figures that carry theirs."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-
-from jem.errors import InputError
+from scipy.optimize import brentq
+from torch import Tensor
 
 FloatArray = npt.NDArray[np.float64]
-BLOCK_ENTRIES = 2_000_000  # of resampling counts held at once
-BISECTIONS = 50  # leave the end of an interval uncertain by 1e-15
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+BLOCK_ENTRIES = 2_000_000
+"""Entries of a block of resampling counts: 16 MB."""
+
+CONFIDENCE = 0.95
+"""Level of every interval of an `Estimate`."""
 
 
 class Interval(NamedTuple):
@@ -24,17 +31,27 @@ class Interval(NamedTuple):
     high: float
 
 
-def check_confidence(confidence: float) -> None:
-    """Refuse a level that is none.
+class Estimate(NamedTuple):
+    """A figure measured on a finite sample; NaN where it cannot be measured."""
 
-    Args:
-        confidence: Level of an interval.
+    value: float
+    std_error: float  # one standard error, in the unit of the figure
+    low: float  # lower end of the 95 % interval
+    high: float  # upper end
 
-    Raises:
-        InputError: If it does not lie in (0, 1).
+
+UNKNOWN = Estimate(math.nan, math.nan, math.nan, math.nan)
+"""What stands where there is nothing to measure."""
+
+
+def normal_quantile(confidence: float) -> float:
+    """z, such that a standard normal lies in [-z, z] with this probability.
+
+    Example:
+        >>> round(normal_quantile(0.95), 3)
+        1.96
     """
-    if not 0 < confidence < 1:
-        raise InputError(f"`confidence` must lie in (0, 1), but got {confidence}")
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 def wilson_interval(
@@ -45,15 +62,12 @@ def wilson_interval(
     .. math:: \frac{h + z^2/2 \pm z \sqrt{h (n - h) / n + z^2 / 4}}{n + z^2}
 
     Args:
-        hits: h, any shape.
+        hits: h, any shape, between 0 and n.
         counts: n, of the same shape; 0 gives [0, 1].
         confidence: Level in (0, 1); z is the normal quantile at (1 + level) / 2.
 
     Returns:
         Lower and upper end, in [0, 1].
-
-    Raises:
-        InputError: If hits do not lie between 0 and n, or the level is out of range.
 
     References:
         Wilson (1927), JASA 22. Brown, Cai and DasGupta (2001), Statistical Science 16.
@@ -63,11 +77,8 @@ def wilson_interval(
         >>> low.round(3), high
         (array([0.722]), array([1.]))
     """
-    check_confidence(confidence)
     hit, count = np.asarray(hits, dtype=np.float64), np.asarray(counts, dtype=np.float64)
-    if not bool(((hit >= 0) & (hit <= count)).all()):
-        raise InputError("`hits` must lie between 0 and `counts`")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    z = normal_quantile(confidence)
     middle = hit + z**2 / 2
     spread = z * np.sqrt(hit * (count - hit) / np.maximum(count, 1) + z**2 / 4)
     low, high = (middle - spread) / (count + z**2), (middle + spread) / (count + z**2)
@@ -81,20 +92,17 @@ def paired_interval(gained: int, lost: int, count: int, confidence: float) -> In
 
     .. math:: |g - l - n d| \le z \sqrt{n \, (2 q_d + d (1 - d))}
 
-    where q_d is the share lost, by maximum likelihood under that d. Where no input tells the two
-    apart it is no point, but reaches z^2 / (n + z^2) to both sides.
+    where q_d is the share lost, by maximum likelihood under that d. Where the two agree on every
+    input the interval is no point, but reaches z^2 / (n + z^2) to both sides.
 
     Args:
-        gained: g, inputs on which the first alone is right.
-        lost: l, inputs on which the second alone is right.
+        gained: g, inputs on which only the first is right.
+        lost: l, inputs on which only the second is right.
         count: n >= 1, inputs in all.
         confidence: Level in (0, 1); z is the normal quantile at (1 + level) / 2.
 
     Returns:
         Lower and upper end, in [-1, 1].
-
-    Raises:
-        InputError: If there is no input, these are no counts of n, or the level is out of range.
 
     References:
         Tango (1998), Statistics in Medicine 17.
@@ -104,35 +112,22 @@ def paired_interval(gained: int, lost: int, count: int, confidence: float) -> In
         >>> round(low, 3), round(high, 3)
         (-0.037, 0.037)
     """
-    check_confidence(confidence)
-    if min(gained, lost) < 0 or count < max(1, gained + lost):
-        raise InputError(
-            f"expected counts that sum to at most n >= 1, but got {gained} and {lost} of {count}"
-        )
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    first, second = gained / count, lost / count
-    error = z / math.sqrt(count)
-    low, high = _lowest_difference(first, second, error), _lowest_difference(second, first, error)
-    return Interval(low, -high)
+    z = normal_quantile(confidence)
 
+    def lowest(gained: float, lost: float) -> float:
+        def excess(d: float) -> float:
+            half = gained + lost - (2 - gained + lost) * d
+            share_lost = (half + math.sqrt(max(0.0, half**2 + 8 * lost * d * (1 - d)))) / 4
+            variance = max(0.0, 2 * share_lost + d * (1 - d))
+            return gained - lost - d - z * math.sqrt(variance / count)
 
-def _lowest_difference(gained: float, lost: float, error: float) -> float:
-    """The lowest difference of shares that is plausible, by bisection below the one found."""
-    low, high = -1.0, gained - lost
-    for _ in range(BISECTIONS):
-        d = (low + high) / 2
-        half = gained + lost - (2 - gained + lost) * d
-        share_lost = (half + math.sqrt(max(0.0, half**2 + 8 * lost * d * (1 - d)))) / 4
-        variance = max(0.0, 2 * share_lost + d * (1 - d))
-        if gained - lost - d > error * math.sqrt(variance):
-            low = d
-        else:
-            high = d
-    return low
+        return float(brentq(excess, -1.0, gained - lost, xtol=1e-14)) if lost < 1 else -1.0
+
+    return Interval(lowest(gained / count, lost / count), -lowest(lost / count, gained / count))
 
 
 def rows_by_block(num_rows: int, row_size: int) -> Iterator[int]:
-    """Split many rows into blocks of at most two million entries, a row at least.
+    """Split many rows into blocks of at most two million entries, at least one row each.
 
     Args:
         num_rows: Rows in all.
@@ -187,17 +182,14 @@ def percentile_interval(replicates: FloatArray, confidence: float) -> Interval:
         >>> percentile_interval(np.arange(101.0), 0.5)
         Interval(low=25.0, high=75.0)
     """
-    check_confidence(confidence)
     low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(low), float(high))
 
 
-def error_interval(
-    estimate: float, replicates: FloatArray, confidence: float, largest: float = math.inf
-) -> Interval:
-    r"""Bootstrap interval of an error >= 0 that sampling noise, and resampling again, inflates.
+def error_interval(estimate: float, replicates: FloatArray, confidence: float) -> Interval:
+    r"""Bootstrap interval of an error in [0, 1] that noise, and resampling again, inflates.
 
-    .. math:: \hat\theta \pm \max(q_{high} - \hat\theta, \hat\theta - q_{low}), \quad \ge 0
+    .. math:: \hat\theta \pm \max(q_{high} - \hat\theta, \hat\theta - q_{low})
 
     with q the ends of the percentile interval: the hull of that interval and of its mirror image,
     which undoes the bias. It holds the estimate, which the percentile interval need not, and leans
@@ -207,18 +199,126 @@ def error_interval(
         estimate: The figure of the sample.
         replicates: That of each replicate, shape (R,).
         confidence: Level in (0, 1) of the percentile interval.
-        largest: What the error cannot exceed; its interval ends there.
 
     Returns:
-        Lower and upper end, in the unit of the figure.
+        Lower and upper end, in [0, 1].
 
     References:
         Davison and Hinkley (1997), Bootstrap Methods and their Application, section 5.2.
 
     Example:
-        >>> error_interval(30.0, np.arange(101.0), 0.5)
-        Interval(low=0.0, high=75.0)
+        >>> error_interval(0.3, np.linspace(0, 1, 101), 0.5)
+        Interval(low=0.0, high=0.75)
     """
     low, high = percentile_interval(replicates, confidence)
     reach = max(high - estimate, estimate - low)
-    return Interval(max(0.0, estimate - reach), min(largest, estimate + reach))
+    return Interval(max(0.0, estimate - reach), min(1.0, estimate + reach))
+
+
+def normal_estimate(value: float, std_error: float) -> Estimate:
+    """Attach the interval of the normal approximation, value -+ 1.96 standard errors.
+
+    Args:
+        value: The figure.
+        std_error: Its standard error.
+
+    Example:
+        >>> round(normal_estimate(2.0, 0.5).low, 3)
+        1.02
+    """
+    reach = normal_quantile(CONFIDENCE) * std_error
+    return Estimate(value, std_error, value - reach, value + reach)
+
+
+def mean_estimate(values: Tensor) -> Estimate:
+    """Mean of independent values, with the standard error s / sqrt(n).
+
+    A single value, or values that are all equal, do not say how much others would vary: error and
+    interval are then NaN, not 0. Shares and their differences have bounds, and so always an
+    interval: see `share_estimate` and `difference_estimate`.
+
+    Args:
+        values: Shape (n,), n >= 1.
+
+    Example:
+        >>> import torch
+        >>> mean_estimate(torch.ones(5))
+        Estimate(value=1.0, std_error=nan, low=nan, high=nan)
+    """
+    values = values.double()
+    varies = bool((values != values[0]).any())
+    error = values.std().item() / math.sqrt(len(values)) if varies else math.nan
+    return normal_estimate(values.mean().item(), error)
+
+
+def share_estimate(hits: Tensor) -> Estimate:
+    """Share of true values among independent ones, with Wilson's interval.
+
+    Args:
+        hits: Booleans, shape (n,), n >= 1.
+
+    Returns:
+        The share; its standard error is sqrt(p (1 - p) / n), its interval never a point.
+
+    Example:
+        >>> import torch
+        >>> share = share_estimate(torch.ones(10, dtype=torch.bool))
+        >>> share.value, round(share.low, 3), share.high
+        (1.0, 0.722, 1.0)
+    """
+    num, count = len(hits), int(hits.sum())
+    low, high = wilson_interval(count, num, CONFIDENCE)
+    share = count / num
+    return Estimate(share, math.sqrt(share * (1 - share) / num), float(low), float(high))
+
+
+def difference_estimate(first: Tensor, second: Tensor) -> Estimate:
+    """Difference of two shares of true values measured on the same inputs.
+
+    Args:
+        first: Booleans, shape (n,), n >= 1.
+        second: Booleans of the same inputs.
+
+    Returns:
+        Share of the first less that of the second, with its standard error, which is 0 where the
+        two agree everywhere, and the interval of `paired_interval`, which is never a point.
+
+    Example:
+        >>> import torch
+        >>> right = torch.ones(100, dtype=torch.bool)
+        >>> same = difference_estimate(right, right)
+        >>> same.value, round(same.low, 3), round(same.high, 3)
+        (0.0, -0.037, 0.037)
+    """
+    num = len(first)
+    gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
+    value = (gained - lost) / num
+    error = math.sqrt(((gained + lost) / num - value**2) / num)
+    return Estimate(value, error, *paired_interval(gained, lost, num, CONFIDENCE))
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value
+    """Turn dataclasses, arrays, named tuples and numbers that are not finite into what JSON holds.
+
+    Args:
+        value: A figure, or a dataclass, tuple, array or dict of such.
+
+    Returns:
+        Dicts, lists, numbers, texts and None; NaN and infinities become None.
+
+    Example:
+        >>> plain({"frechet": UNKNOWN, "counts": (1, 2)})["counts"]
+        [1, 2]
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        names = (field.name for field in dataclasses.fields(value))
+        return {name: plain(getattr(value, name)) for name in names}
+    if hasattr(value, "_asdict") and not isinstance(value, Interval):  # which is a list of two
+        return plain(value._asdict())
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, dict):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

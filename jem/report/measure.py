@@ -30,7 +30,7 @@ from jem.data.splits import DataSplits
 from jem.errors import InputError
 from jem.evaluation.calibration.report import CalibrationReport, calibration_report
 from jem.evaluation.calibration.temperature import TemperatureScaling
-from jem.evaluation.estimates import difference_estimate, share_estimate
+from jem.evaluation.statistics import difference_estimate, share_estimate
 from jem.evaluation.examples import part_of
 from jem.evaluation.ood.detector import OODDetector, ood_metrics
 from jem.evaluation.ood.threshold import largest_acceptance_rate

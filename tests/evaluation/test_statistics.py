@@ -9,7 +9,7 @@ from scipy import stats
 from scipy.special import xlogy
 
 from jem.errors import InputError
-from jem.evaluation.estimates import difference_estimate, mean_estimate, share_estimate
+from jem.evaluation.statistics import difference_estimate, mean_estimate, share_estimate
 from jem.evaluation.statistics import (
     error_interval,
     paired_interval,

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
-from jem.errors import InputError
-from jem.evaluation.calibration.predictions import (
-    BoolArray,
-    FloatArray,
-    Values,
+from jem.checks import (
+    as_tensor,
+    check_choice,
     check_labels,
+    check_number,
     check_probabilities,
+    refuse,
 )
+from jem.errors import InputError
+from jem.evaluation.statistics import BoolArray, FloatArray
 from jem.randomness import check_seed
 
-
-class SetMetrics(NamedTuple):
-    """How prediction sets did on labelled inputs."""
-
-    num_samples: int
-    coverage: float  # share of sets that hold the true class
-    mean_size: float  # classes a set
-    empty_share: float  # share of sets with no class
-    single_share: float  # share of sets with exactly one
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 
 class ConformalSets:
@@ -74,16 +68,14 @@ class ConformalSets:
     def __init__(
         self, method: Literal["lac", "aps"] = "lac", coverage: float = 0.9, seed: int = 0
     ) -> None:
-        if method not in ("lac", "aps"):
-            raise InputError(f'method: expected "lac" or "aps", got {method!r}')
-        if not 0 < coverage < 1:
-            raise InputError(f"coverage: expected a share in (0, 1), got {coverage}")
+        check_choice("method", method, ("lac", "aps"))
+        check_number("coverage", coverage, "(0, 1)")
         check_seed(seed)
         self.method, self.coverage, self.seed = method, coverage, seed
         self.threshold = math.nan
         self._num_classes = 0
 
-    def fit(self, probabilities: Values, labels: Values) -> Self:
+    def fit(self, probabilities: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> Self:
         """Set the threshold by labelled inputs on which nothing else was fitted.
 
         Args:
@@ -97,21 +89,22 @@ class ConformalSets:
             InputError: If the two do not form labelled probabilities, or N is less than
                 coverage / (1 - coverage), so that only the set of all classes would do.
         """
-        checked = check_probabilities(probabilities)
-        classes = check_labels(labels, *checked.shape)
-        rank = _rank(len(classes), self.coverage)
-        if rank > len(classes):
+        checked, true = _read(probabilities), as_tensor("labels", labels).cpu()
+        check_labels("labels", true, *checked.shape)
+        # ceil((n + 1) coverage), not thrown off by rounding such as 100 * 0.07 > 7
+        rank = math.ceil((len(true) + 1) * self.coverage - 1e-9)
+        if rank > len(true):
             least = math.ceil(self.coverage / (1 - self.coverage) - 1e-9)
             raise InputError(
-                f"probabilities: coverage {self.coverage:g} takes at least {least} labelled "
-                f"inputs, got {len(classes)}"
+                f"a coverage of {self.coverage:g} needs at least {least} labelled inputs, "
+                f"got {len(true)}"
             )
-        scores = self._scores(checked, stream=0)[np.arange(len(classes)), classes]
+        scores = self._scores(checked, stream=0)[np.arange(len(true)), true.numpy()]
         self.threshold = float(np.sort(scores)[rank - 1])
         self._num_classes = checked.shape[1]
         return self
 
-    def predict(self, probabilities: Values) -> BoolArray:
+    def predict(self, probabilities: Tensor | ArrayLike) -> BoolArray:
         """The set of each input.
 
         Args:
@@ -124,12 +117,11 @@ class ConformalSets:
             InputError: If these are no probabilities of K classes, or `fit` was not called.
         """
         if self._num_classes == 0:
-            raise InputError("ConformalSets: call fit before predict")
-        checked = check_probabilities(probabilities)
+            raise InputError("the sets have no threshold yet: call `fit` first")
+        checked = _read(probabilities)
         if checked.shape[1] != self._num_classes:
-            raise InputError(
-                f"probabilities: expected {self._num_classes} classes as in fit, "
-                f"got {checked.shape[1]}"
+            refuse(
+                "probabilities", f"have {self._num_classes} columns, as in `fit`", checked.shape
             )
         return self._scores(checked, stream=1) <= self.threshold
 
@@ -146,39 +138,7 @@ class ConformalSets:
         return scores
 
 
-def set_metrics(sets: Tensor | npt.ArrayLike, labels: Values) -> SetMetrics:
-    """Coverage and size of prediction sets.
-
-    Args:
-        sets: Membership, bool, shape (N, K).
-        labels: True class indices, shape (N,).
-
-    Returns:
-        Coverage, mean size, and the shares of sets that are empty or name one class.
-
-    Raises:
-        InputError: If shapes, kinds or ranges are wrong.
-
-    Example:
-        >>> set_metrics([[True, False], [True, True]], [1, 1])
-        SetMetrics(num_samples=2, coverage=0.5, mean_size=1.5, empty_share=0.0, single_share=0.5)
-    """
-    member = np.asarray(sets.cpu() if isinstance(sets, Tensor) else sets)
-    if member.ndim != 2 or member.dtype != np.bool_ or member.size == 0:
-        raise InputError(
-            f"sets: expected bool of shape (N, K), N >= 1, got {member.dtype} {member.shape}"
-        )
-    classes = check_labels(labels, *member.shape)
-    sizes = member.sum(axis=1)
-    return SetMetrics(
-        num_samples=len(member),
-        coverage=float(member[np.arange(len(member)), classes].mean()),
-        mean_size=float(sizes.mean()),
-        empty_share=float((sizes == 0).mean()),
-        single_share=float((sizes == 1).mean()),
-    )
-
-
-def _rank(num_samples: int, coverage: float) -> int:
-    """ceil((n + 1) coverage), not thrown off by rounding such as 100 * 0.07 > 7."""
-    return math.ceil((num_samples + 1) * coverage - 1e-9)
+def _read(probabilities: Tensor | ArrayLike) -> FloatArray:
+    read = as_tensor("probabilities", probabilities).cpu().double()
+    check_probabilities("probabilities", read)
+    return np.asarray(read.numpy())

@@ -2,64 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
-from jem.errors import InputError
-from jem.evaluation.calibration.chance import calibrated_answers, calibrated_class_wise
+from jem.checks import (
+    as_tensor,
+    check_integer,
+    check_labels,
+    check_number,
+    check_probabilities,
+)
 from jem.evaluation.calibration.errors import (
     BinTotals,
     Confidences,
     bin_totals,
     binned_error,
-    brier_parts,
     class_wise_error,
     debiased_rms_error,
     equal_mass_edges,
-    equal_width_edges,
     group_by_confidence,
     maximum_error,
-)
-from jem.evaluation.calibration.predictions import (
-    FloatArray,
-    IntArray,
-    Values,
-    check_labels,
-    check_probabilities,
+    smooth_error,
 )
 from jem.evaluation.calibration.selective import RiskCoverage, augrc, aurc, risk_coverage_curve
-from jem.evaluation.calibration.smooth_error import smooth_error
-from jem.evaluation.estimates import plain
 from jem.evaluation.statistics import (
+    FloatArray,
+    IntArray,
     Interval,
-    check_confidence,
     error_interval,
     percentile_interval,
+    plain,
     resampling_counts,
+    rows_by_block,
     wilson_interval,
 )
 from jem.randomness import check_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).tiny)  # what NLL takes 0 for: 708.4 nats
 
-TOP_LABEL_ERRORS = (
-    "miscalibration",
-    "ece",
-    "ece_equal_mass",
-    "smooth_ece",
-    "debiased_rmsce",
-    "mce",
-)
-CALIBRATION_ERRORS = (*TOP_LABEL_ERRORS, "class_wise_ece")
-INFLATED = {*CALIBRATION_ERRORS, "discrimination"}  # by sampling noise
+CALIBRATION_ERRORS = (
+    "ece", "ece_equal_mass", "class_wise_ece", "smooth_ece", "debiased_rmsce", "mce",
+)  # fmt: skip
+"""Figures that are 0 for a perfectly calibrated classifier, but for the noise of the sample."""
+
 Edges = tuple[FloatArray, FloatArray]  # of bins of equal width, of equal mass
+Figures = dict[str, FloatArray]  # name -> R values
 
 
 class ReliabilityBins(NamedTuple):
@@ -78,7 +73,7 @@ class ReliabilityBins(NamedTuple):
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """Figures of `calibration_report`; lower is better except accuracy and discrimination.
+    """Figures of `calibration_report`; lower is better except for accuracy.
 
     Attributes:
         num_samples: N.
@@ -87,11 +82,6 @@ class CalibrationReport:
         accuracy: Share of inputs whose most probable class is the true one.
         nll: Mean of -log p(y|x), nats.
         brier: Multiclass Brier score, the mean of sum_k (p_k - [y = k])^2, in [0, 2].
-        brier_top_label: Mean of (confidence - correct)^2, in [0, 1];
-            equals miscalibration - discrimination + uncertainty.
-        miscalibration: Part of `brier_top_label` that isotonic recalibration removes.
-        discrimination: Part that confidence, once recalibrated, gains over a constant.
-        uncertainty: accuracy * (1 - accuracy), the score of a constant forecast.
         ece: Expected calibration error of the top label, bins of equal width.
         ece_equal_mass: The same with bins of equal mass.
         class_wise_ece: Mean over classes of the ECE of each class's probability, equal width.
@@ -116,10 +106,6 @@ class CalibrationReport:
     accuracy: float
     nll: float
     brier: float
-    brier_top_label: float
-    miscalibration: float
-    discrimination: float
-    uncertainty: float
     ece: float
     ece_equal_mass: float
     class_wise_ece: float
@@ -161,8 +147,8 @@ class CalibrationReport:
 
 
 def calibration_report(
-    probabilities: Values,
-    labels: Values,
+    probabilities: Tensor | ArrayLike,
+    labels: Tensor | ArrayLike,
     *,
     num_bins: int = 15,
     num_bootstrap: int = 1000,
@@ -182,8 +168,8 @@ def calibration_report(
         num_bootstrap: Bootstrap replicates, each N inputs drawn with replacement, bins of equal
             mass keeping the edges of the sample; and draws for `if_calibrated`. 0 leaves both
             `intervals` and `if_calibrated` empty. Intervals are of percentiles, except Wilson's
-            for the accuracy and `error_interval` for the calibration errors and discrimination;
-            those of errors reach down by `if_calibrated` at least: chance adds no more.
+            for the accuracy and `error_interval` for the calibration errors; the latter reach
+            down by `if_calibrated` at least: chance adds no more.
         confidence: Level of the intervals and of the bands, in (0, 1).
         seed: Decides the replicates.
 
@@ -200,40 +186,40 @@ def calibration_report(
         >>> report.accuracy, round(report.ece, 4), round(report.nll, 4)
         (0.75, 0.3, 0.4004)
     """
-    checked = check_probabilities(probabilities)
-    classes = check_labels(labels, *checked.shape)
-    _check_settings(num_bins, num_bootstrap, confidence, seed)
-    edges = equal_width_edges(num_bins), equal_mass_edges(checked.max(axis=1), num_bins)
-    whole = np.ones((1, len(classes)))
-    groups = _top_label(checked, classes, whole)
-    figures = {
-        name: float(value[0]) for name, value in _figures(checked, classes, whole, edges).items()
-    }
+    stated = as_tensor("probabilities", probabilities).cpu().double()
+    check_probabilities("probabilities", stated)
+    true = as_tensor("labels", labels).cpu()
+    check_labels("labels", true, *stated.shape)
+    check_integer("num_bins", num_bins, 1)
+    check_integer("num_bootstrap", num_bootstrap, 0)
+    check_number("confidence", confidence, "(0, 1)")
+    check_seed(seed)
+    p, y = stated.numpy(), true.long().numpy()
+    # b / B is the float nearest to it; steps of 1 / B would add up their rounding.
+    edges = np.arange(num_bins + 1) / num_bins, equal_mass_edges(p.max(axis=1), num_bins)
+    whole = np.ones((1, len(y)))
+    figures = {name: float(value[0]) for name, value in _figures(p, y, whole, edges).items()}
     replicates = _stack(
-        _figures(checked, classes, weights, edges)
-        for weights in resampling_counts(len(classes), num_bootstrap, seed)
+        _figures(p, y, weights, edges)
+        for weights in resampling_counts(len(y), num_bootstrap, seed)
     )
-    chance = _chance(checked, groups, edges, num_bootstrap, confidence, seed)
+    by_chance = _stack(
+        _errors(p, drawn, whole, edges) for drawn in _calibrated_labels(p, num_bootstrap, seed)
+    )
+    if_calibrated = {name: float(np.quantile(by_chance[name], confidence)) for name in by_chance}
+    groups = _top_label(p, y, whole)
     return CalibrationReport(
-        num_samples=len(classes),
-        num_classes=checked.shape[1],
+        num_samples=len(y),
+        num_classes=p.shape[1],
         num_bins=num_bins,
         **figures,
         confidence=confidence,
         num_bootstrap=num_bootstrap,
-        intervals=_intervals(figures, replicates, chance, confidence, len(classes)),
-        if_calibrated=chance,
+        intervals=_intervals(figures, replicates, if_calibrated, confidence, len(y)),
+        if_calibrated=if_calibrated,
         bins=_reliability_bins(bin_totals(groups, edges[0]), edges[0], confidence),
         risk_coverage=risk_coverage_curve(groups),
     )
-
-
-def _check_settings(num_bins: int, num_bootstrap: int, confidence: float, seed: int) -> None:
-    check_seed(seed)
-    for name, value, least in (("num_bins", num_bins, 1), ("num_bootstrap", num_bootstrap, 0)):
-        if not isinstance(value, Integral) or value < least:
-            raise InputError(f"{name}: expected an integer of at least {least}, got {value}")
-    check_confidence(confidence)
 
 
 def _top_label(probabilities: FloatArray, labels: IntArray, weights: FloatArray) -> Confidences:
@@ -241,61 +227,48 @@ def _top_label(probabilities: FloatArray, labels: IntArray, weights: FloatArray)
     return group_by_confidence(probabilities.max(axis=1), correct, weights)
 
 
-def _figures(
-    probabilities: FloatArray, labels: IntArray, weights: FloatArray, edges: Edges
-) -> dict[str, FloatArray]:
-    """Every figure under each of R weightings."""
-    groups = _top_label(probabilities, labels, weights)
-    true = np.maximum(probabilities[np.arange(len(labels)), labels], SMALLEST_PROBABILITY)
-    squares = ((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2).sum(axis=1)
-    total = weights.sum(axis=1)
+def _figures(p: FloatArray, y: IntArray, weights: FloatArray, edges: Edges) -> Figures:
+    """Every figure under each of R weightings (R, N) of labels (N,)."""
+    groups, total = _top_label(p, y, weights), weights.sum(axis=1)
+    true = np.maximum(p[np.arange(len(y)), y], SMALLEST_PROBABILITY)
+    squares = ((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1)
     return {
         "accuracy": groups.hits.sum(axis=1) / total,
         "nll": weights @ -np.log(true) / total,
         "brier": weights @ squares / total,
-        "class_wise_ece": class_wise_error(probabilities, labels, weights, edges[0]),
         "aurc": aurc(groups),
         "augrc": augrc(groups),
-        **_top_label_figures(groups, edges),
+        **_errors(p, y, weights, edges),
     }
 
 
-def _top_label_figures(groups: Confidences, edges: Edges) -> dict[str, FloatArray]:
-    """The Brier score of the predicted class, its parts, and the other errors of confidence."""
-    brier = brier_parts(groups)
+def _errors(p: FloatArray, y: IntArray, weights: FloatArray, edges: Edges) -> Figures:
+    """The calibration errors for R weightings, or for R sets of labels (R, N) under one."""
+    groups = _top_label(p, y, weights)
     width, mass = (bin_totals(groups, part) for part in edges)
     return {
-        "brier_top_label": brier.score,
-        "miscalibration": brier.miscalibration,
-        "discrimination": brier.discrimination,
-        "uncertainty": brier.uncertainty,
         "ece": binned_error(width),
         "ece_equal_mass": binned_error(mass),
+        "class_wise_ece": class_wise_error(p, y, weights, edges[0]),
         "smooth_ece": smooth_error(groups),
         "debiased_rmsce": debiased_rms_error(mass),
         "mce": maximum_error(width),
     }
 
 
-def _chance(
-    probabilities: FloatArray,
-    groups: Confidences,
-    edges: Edges,
-    num_draws: int,
-    confidence: float,
-    seed: int,
-) -> dict[str, float]:
-    """What each calibration error of a calibrated classifier stays below; empty without draws."""
-    if not num_draws:
-        return {}
-    drawn = _stack(
-        _top_label_figures(block, edges) for block in calibrated_answers(groups, num_draws, seed)
-    )
-    drawn["class_wise_ece"] = calibrated_class_wise(probabilities, edges[0], num_draws, seed)
-    return {name: float(np.quantile(drawn[name], confidence)) for name in CALIBRATION_ERRORS}
+def _calibrated_labels(p: FloatArray, num_draws: int, seed: int) -> Iterator[IntArray]:
+    """Labels drawn from the probabilities themselves, in blocks (rows, N): chance alone."""
+    generator, upper = np.random.default_rng([seed, 1]), np.cumsum(p, axis=1)
+    for rows in rows_by_block(num_draws, len(p)):
+        # Times the sum, which rounding leaves near one: the last class with a chance is the last.
+        ball = generator.random((rows, len(p))) * upper[:, -1]
+        labels = np.zeros(ball.shape, dtype=np.int64)
+        for edge in upper.T:
+            labels += edge <= ball
+        yield labels
 
 
-def _stack(blocks: Iterable[dict[str, FloatArray]]) -> dict[str, FloatArray]:
+def _stack(blocks: Iterable[Figures]) -> Figures:
     """Join the figures of all blocks; no entry without blocks."""
     held = list(blocks)
     names = held[0] if held else ()
@@ -304,25 +277,24 @@ def _stack(blocks: Iterable[dict[str, FloatArray]]) -> dict[str, FloatArray]:
 
 def _intervals(
     figures: dict[str, float],
-    replicates: dict[str, FloatArray],
-    chance: dict[str, float],
+    replicates: Figures,
+    if_calibrated: dict[str, float],
     confidence: float,
     num_samples: int,
 ) -> dict[str, Interval]:
-    """Wilson for accuracy, mirrored for what noise inflates, percentile for the rest."""
-    intervals = {
-        name: error_interval(figures[name], values, confidence, largest=1.0)
-        if name in INFLATED
-        else percentile_interval(values, confidence)
-        for name, values in replicates.items()
-    }
-    for name, level in chance.items():
-        low, high = intervals[name]
-        intervals[name] = Interval(max(0.0, min(low, figures[name] - level)), high)
-    if intervals:
-        hits = round(figures["accuracy"] * num_samples)
-        ends = wilson_interval(hits, num_samples, confidence)
-        intervals["accuracy"] = Interval(float(ends[0]), float(ends[1]))
+    """Wilson's for the accuracy, mirrored for what noise inflates, percentiles for the rest."""
+    intervals = {}
+    for name, values in replicates.items():
+        if name == "accuracy":
+            hits = round(figures[name] * num_samples)
+            low, high = wilson_interval(hits, num_samples, confidence)
+            intervals[name] = Interval(float(low), float(high))
+        elif name in CALIBRATION_ERRORS:
+            found = error_interval(figures[name], values, confidence)
+            unbiased = max(0.0, figures[name] - if_calibrated[name])
+            intervals[name] = Interval(min(found.low, unbiased), found.high)
+        else:
+            intervals[name] = percentile_interval(values, confidence)
     return intervals
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jem.evaluation.calibration.errors import Confidences
-from jem.evaluation.calibration.predictions import FloatArray
+from jem.evaluation.statistics import FloatArray
 
 CURVE_POINTS = 200
 

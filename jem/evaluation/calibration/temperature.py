@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize_scalar
-from scipy.special import logsumexp
 from torch import Tensor
+from torch.nn import functional
 
+from jem.checks import as_tensor, check_finite, check_labels, check_number, refuse
 from jem.errors import InputError
-from jem.evaluation.calibration.predictions import (
-    FloatArray,
-    IntArray,
-    Values,
-    check_labels,
-    check_logits,
-)
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 PRIOR_STD = 0.5  # of log T: 95 % between 0.38 and 2.7, where networks are usually found
@@ -37,9 +34,9 @@ class TemperatureScaling:
     them wrong, asks for T near 0, and the first error on new inputs is then punished without
     bound. With thousands of inputs the prior does not matter.
 
-    Searched in log T within [0.01, 100]; at an end of the range `at_bound` is true. T > 1 makes
-    the classifier less confident, T < 1 more. The class predicted does not change. The
-    calibration errors, which are not what is minimised, may rise.
+    Searched in log T within [0.01, 100]. T > 1 makes the classifier less confident, T < 1 more.
+    The class predicted does not change. The calibration errors, which are not what is minimised,
+    may rise.
 
     T stays 1 unless the N inputs gain more than 1 nat in all, which is what one free parameter is
     expected to lose again on new inputs (Akaike's criterion). Fit on inputs that the network was
@@ -54,8 +51,6 @@ class TemperatureScaling:
     Attributes:
         temperature: T > 0; 1 until fitted.
         improved: Whether T was moved from 1.
-        at_bound: Whether T is an end of the range, as without prior where every input is
-            classified correctly and was worth more than 1 nat.
         nll_before: NLL of the fitted inputs at T = 1, nats; NaN until fitted.
         nll_after: The same at the temperature kept.
 
@@ -72,16 +67,14 @@ class TemperatureScaling:
     """
 
     def __init__(self, prior_std: float = PRIOR_STD) -> None:
-        if not prior_std > 0:
-            raise InputError(f"prior_std: expected a value above 0, got {prior_std}")
+        check_number("prior_std", prior_std, "(0, inf]")
         self.prior_std = float(prior_std)
         self.temperature = 1.0
         self.improved = False
-        self.at_bound = False
         self.nll_before = math.nan
         self.nll_after = math.nan
 
-    def fit(self, logits: Values, labels: Values) -> Self:
+    def fit(self, logits: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> Self:
         """Choose the temperature.
 
         Args:
@@ -94,24 +87,27 @@ class TemperatureScaling:
         Raises:
             InputError: If the two do not form labelled logits.
         """
-        values = check_logits(logits)
-        classes = check_labels(labels, *values.shape)
-        bounds = math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)
+        values, classes = as_tensor("logits", logits), as_tensor("labels", labels).cpu()
+        values = values.cpu().double()
+        if values.ndim != 2 or values.shape[1] < 2 or not len(values):
+            refuse("logits", "have shape (N, K) with N >= 1 and K >= 2", tuple(values.shape))
+        check_finite("logits", values)
+        check_labels("labels", classes, *values.shape)
+        classes, num = classes.long(), len(values)
+
+        def nll(log_temperature: float) -> float:
+            return functional.cross_entropy(values / math.exp(log_temperature), classes).item()
+
         found = minimize_scalar(
-            lambda log_temperature: (
-                _nll(values, classes, math.exp(log_temperature))
-                + (log_temperature / self.prior_std) ** 2 / (2 * len(values))
-            ),
-            bounds=bounds,
+            lambda log_t: nll(log_t) + (log_t / self.prior_std) ** 2 / (2 * num),
+            bounds=(math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)),
             method="bounded",
             options={"xatol": 1e-9},
         )
-        before, best = (_nll(values, classes, t) for t in (1.0, math.exp(found.x)))
-        self.improved = len(values) * (before - best) > 1.0
-        log_temperature = float(found.x) if self.improved else 0.0
-        self.temperature = math.exp(log_temperature)
-        self.at_bound = min(abs(log_temperature - bound) for bound in bounds) < 1e-6
-        self.nll_before, self.nll_after = before, best if self.improved else before
+        self.nll_before, best = nll(0.0), nll(float(found.x))
+        self.improved = num * (self.nll_before - best) > 1.0
+        self.temperature = math.exp(found.x) if self.improved else 1.0
+        self.nll_after = best if self.improved else self.nll_before
         return self
 
     def transform(self, logits: Logits) -> Logits:
@@ -127,7 +123,7 @@ class TemperatureScaling:
             InputError: If no temperature was fitted or loaded.
         """
         if math.isnan(self.nll_before):
-            raise InputError("TemperatureScaling: call fit before transform")
+            raise InputError("there is no temperature yet: call `fit` first")
         values = logits if isinstance(logits, Tensor) else np.asarray(logits)
         return values / self.temperature
 
@@ -135,7 +131,7 @@ class TemperatureScaling:
         """Everything that was fitted, as plain values.
 
         Returns:
-            Temperature, whether it improved or stands at a bound, NLL before and after.
+            Prior, temperature, whether it improved, NLL before and after.
         """
         return dict(vars(self))
 
@@ -146,7 +142,7 @@ class TemperatureScaling:
             state: The dict.
 
         Raises:
-            InputError: If entries are missing or unknown, or the temperature is out of range.
+            InputError: If the temperature is out of range.
 
         Example:
             >>> scaling, copy = TemperatureScaling(), TemperatureScaling()
@@ -154,17 +150,5 @@ class TemperatureScaling:
             >>> copy.temperature == scaling.temperature
             True
         """
-        if set(state) != set(vars(self)):
-            raise InputError(f"temperature: expected entries {sorted(vars(self))}, got {[*state]}")
-        temperature = state["temperature"]
-        if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
-            raise InputError(f"temperature: expected a value in [0.01, 100], got {temperature}")
-        vars(self).update(state)
-
-
-def _nll(logits: FloatArray, labels: IntArray, temperature: float) -> float:
-    scaled = logits / temperature
-    rows = np.arange(len(labels))
-    others = scaled - scaled[rows, labels][:, None]
-    others[rows, labels] = -np.inf
-    return float(np.logaddexp(0.0, logsumexp(others, axis=1)).mean())  # above 0, however small
+        check_number("temperature", state["temperature"], "[0.01, 100]")
+        vars(self).update({name: state[name] for name in vars(self)})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jem.errors import InputError
-from jem.evaluation.estimates import (
+from jem.evaluation.statistics import (
     UNKNOWN,
     Estimate,
     mean_estimate,

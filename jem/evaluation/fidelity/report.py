@@ -18,7 +18,7 @@ from torch import Tensor
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
 from jem.evaluation.calibration.predictions import check_labels
-from jem.evaluation.estimates import UNKNOWN, Estimate, mean_estimate, plain, share_estimate
+from jem.evaluation.statistics import UNKNOWN, Estimate, mean_estimate, plain, share_estimate
 from jem.evaluation.examples import check_inputs, choose_rows, draw_subset
 from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
 from jem.evaluation.fidelity.neighbours import (

@@ -2,14 +2,14 @@
 
 from jem.evaluation.ood.detector import OODDetector, PytorchOODAdapter, Verdict
 from jem.evaluation.ood.metrics import OODMetrics, ood_metrics
-from jem.evaluation.ood.scores import SCORES, score
+from jem.evaluation.ood.scores import SCORES, Score
 
 __all__ = [
     "SCORES",
     "OODDetector",
     "OODMetrics",
     "PytorchOODAdapter",
+    "Score",
     "Verdict",
     "ood_metrics",
-    "score",
 ]

@@ -1,44 +1,29 @@
-"""A detector of foreign inputs with a threshold for use, and the scores and figures it goes with.
-
-Every score is higher for in-distribution inputs.
-"""
+"""A detector of OOD inputs: a score with a threshold that accepts a stated share of the data."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from jem.checks import as_batch, as_tensor, check_choice, check_finite, check_number, refuse
 from jem.errors import InputError
-from jem.evaluation.ood.features import (
-    FITS,
-    Fitted,
-    Reference,
-    as_batch,
-    features_of_batches,
-    fitted,
-)
-from jem.evaluation.ood.metrics import OODMetrics, ood_metrics
-from jem.evaluation.ood.scores import (
-    FROM_LOGITS,
-    OF_DENSITY,
-    SCORES,
-    Option,
-    named,
-    score,
-    score_logits,
-)
-from jem.evaluation.ood.threshold import check_acceptance_rate, flagged_rank
-from jem.model import JEM, check_model, on_model, refuse_softmax
+from jem.evaluation.ood.features import Fit, features_of
+from jem.evaluation.ood.scores import SCORES
+from jem.model import JEM, batched_logits, check_model, inference, on_model, refuse_softmax
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-__all__ = [
-    "SCORES", "OODDetector", "OODMetrics", "PytorchOODAdapter", "Verdict", "ood_metrics", "score",
-]  # fmt: skip
+ROUNDING = 2e-6
+"""Share of a score that one input's may differ by in batches of other sizes: 17 roundings of
+float32."""
+
+Option = int | float | None
+"""Value of an option of a score."""
 
 
 class Verdict(NamedTuple):
@@ -48,9 +33,27 @@ class Verdict(NamedTuple):
     is_ood: Tensor  # booleans, True = out-of-distribution
 
 
-ROUNDING = 2e-6
-"""Share of a score that one input's may differ by in batches of other sizes: 17 roundings of
-float32."""
+def smallest_calibration(acceptance_rate: float) -> int:
+    """How many calibration inputs a threshold needs to accept this share, in (0, 1).
+
+    Example:
+        >>> smallest_calibration(0.95), smallest_calibration(0.99)
+        (19, 99)
+    """
+    # 1 - 0.9 is a little less than a tenth in binary: the slack keeps 1 / (1 - 0.9) at 10.
+    return max(1, math.ceil((1 - 1e-9) / (1 - acceptance_rate)) - 1)
+
+
+def largest_acceptance_rate(num_calibration: int, wanted: float = 0.95) -> float:
+    """The wanted share, or n / (n + 1) where n >= 1 calibration inputs can promise no more.
+
+    Example:
+        >>> largest_acceptance_rate(100), largest_acceptance_rate(9)
+        (0.95, 0.9)
+    """
+    if num_calibration >= smallest_calibration(wanted):
+        return wanted
+    return 1 - 1 / (num_calibration + 1)
 
 
 class OODDetector:
@@ -60,10 +63,11 @@ class OODDetector:
 
     .. math:: p(x) = \frac{1 + \#\{i : s_i \le s(x)\}}{n + 1}
 
-    and flags it as OOD where p(x) <= 1 - accept. For inputs exchangeable with the calibration
-    inputs P(p <= a) <= a, whatever the score: on average over calibration sets at least the share
-    `acceptance_rate` is accepted. For one calibration set that share varies: without ties it follows
-    Beta(n + 1 - r, r), r = floor((1 - accept) (n + 1)). Nothing is promised about OOD inputs.
+    and flags it as OOD where p(x) <= 1 - `acceptance_rate`. For inputs exchangeable with the
+    calibration inputs P(p <= a) <= a, whatever the score: on average over calibration sets at
+    least the share `acceptance_rate` is accepted. For one calibration set that share varies:
+    without ties it follows Beta(n + 1 - r, r), r = floor((1 - acceptance_rate) (n + 1)). Nothing
+    is promised about OOD inputs.
 
     Infinite scores are ordered like numbers, and a tie speaks for the input: where r calibration
     inputs have score -inf, nothing is flagged. Calibration scores are taken as lower by what
@@ -72,15 +76,18 @@ class OODDetector:
 
     Args:
         model: The model.
-        score: A key of `jem.evaluation.ood.detector.SCORES`.
-        reference: (x_train, y_train), needed by `"knn"` and `"mahalanobis"` alone; y_train holds
-            class indices. Features are computed once, at the first use.
+        score: A key of `jem.evaluation.ood.SCORES`.
+        reference: (x_train, y_train), needed by the scores of the features (`"knn"`,
+            `"mahalanobis"`) alone; y_train holds class indices, or is None.
         batch_size: Inputs computed at once.
         options: Passed to the score, such as `k` of `"knn"`; plain values.
 
     Attributes:
         threshold: Inputs scored below it are flagged; None before `fit`.
         acceptance_rate: The share it was set for; None before `fit`.
+
+    Raises:
+        InputError: If the score is unknown, has no such option, or the reference does not fit.
 
     References:
         Vovk, Gammerman and Shafer (2005), Algorithmic Learning in a Random World. Bates et al.
@@ -99,18 +106,50 @@ class OODDetector:
         self,
         model: JEM,
         score: str = "log_density",
-        reference: Reference | None = None,
+        reference: tuple[Tensor | ArrayLike, Tensor | ArrayLike | None] | None = None,
         batch_size: int = 256,
         **options: Option,
     ) -> None:
         check_model(model)
-        named(score)
-        self.model, self.score_name, self.reference = model, score, reference
-        self.batch_size, self.options = batch_size, options
-        self.input_shape = model.input_shape
+        check_choice("score", score, SCORES)
+        for option in options:
+            check_choice(f"option of {score}", option, SCORES[score].options)
+        self.model, self.score_name, self.options = model, score, options
+        self.batch_size, self.input_shape = batch_size, model.input_shape
         self.acceptance_rate: float | None = None
         self.threshold: float | None = None
         self._calibration = torch.empty(0)  # (n,) sorted, double precision, on the CPU
+        self._fit: Fit | None = None  # what a score of the features compares with
+        if reference is not None and SCORES[score].fit is not None:
+            x, y = as_batch(reference[0], self.input_shape), reference[1]
+            labels = torch.zeros(len(x)) if y is None else as_tensor("reference", y)
+            if labels.shape != (len(x),):
+                refuse("reference", f"hold a label for each of {len(x)} inputs", [*labels.shape])
+            self.fit_features(zip(x.split(batch_size), labels.split(batch_size), strict=True))
+
+    def fit_features(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Self:
+        """Fit a score of the features on training data, which need not fit in memory.
+
+        Args:
+            batches: Yields inputs (B, *shape) and class indices (B,).
+
+        Returns:
+            The detector. A score of something else does not look at the data.
+
+        Raises:
+            InputError: If there is no input, or a feature is not finite.
+        """
+        fit = SCORES[self.score_name].fit
+        if fit is None:
+            return self
+        with inference(self.model):
+            pairs = [(features_of(self.model, x), y) for x, y in batches if len(x)]
+            if not pairs:
+                refuse("reference", "hold training inputs", "none")
+            features, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+            check_finite("features of the reference", features)
+            self._fit = fit(features, labels)
+        return self
 
     def fit(self, x_calibration: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
         """Choose the threshold on in-distribution inputs that nothing else has seen.
@@ -130,7 +169,7 @@ class OODDetector:
         """
         x = as_batch(x_calibration, self.model.input_shape)
         _check_units(x, self.model)
-        check_acceptance_rate(len(x), acceptance_rate)  # before the work of scoring
+        _check_acceptance_rate(acceptance_rate, len(x))  # before the work of scoring
         self.check_density(x[:1])
         self.input_shape = tuple(x.shape[1:])
         return self.fit_scores(self.score(x), acceptance_rate)
@@ -144,11 +183,11 @@ class OODDetector:
         Raises:
             InputError: If it ends in a softmax, which makes all densities alike.
         """
-        if self.score_name in OF_DENSITY:
+        if SCORES[self.score_name].of_density:
             refuse_softmax(self.model, on_model(self.model, x))
 
     def fit_scores(self, scores: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
-        """Choose the threshold as `fit` does, by scores of calibration inputs that are at hand.
+        """Choose the threshold by scores of calibration inputs: the one place where it is fitted.
 
         Args:
             scores: What `score` gave for inputs that nothing else has seen, shape (n,).
@@ -160,12 +199,12 @@ class OODDetector:
         Raises:
             InputError: If n is too small for that share, or a score is NaN.
         """
-        scores = torch.as_tensor(scores)
+        scores = as_tensor("scores", scores)
         if scores.ndim != 1:
-            raise InputError(f"`scores` must be of shape (n,), but got {tuple(scores.shape)}")
-        check_acceptance_rate(len(scores), acceptance_rate)
-        self._refuse_nan(scores)
-        exact = scores.detach().cpu().double().sort().values
+            refuse("scores", "have shape (n,)", tuple(scores.shape))
+        _check_acceptance_rate(acceptance_rate, len(scores))
+        _check_nan(scores)
+        exact = scores.cpu().double().sort().values
         slack = ROUNDING * exact.abs().clamp(min=1.0)
         self._calibration = torch.where(exact.isfinite(), exact - slack, exact)
         return self.accepting(acceptance_rate)
@@ -182,11 +221,11 @@ class OODDetector:
         Raises:
             InputError: Before `fit`, or if n is too small for that share.
         """
-        if not len(self._calibration):
+        if not self.num_calibration:
             raise InputError(_UNFITTED)
-        check_acceptance_rate(len(self._calibration), acceptance_rate)
+        _check_acceptance_rate(acceptance_rate, self.num_calibration)
+        rank = math.floor((1 - acceptance_rate) * (self.num_calibration + 1) + 1e-9)
         self.acceptance_rate = float(acceptance_rate)
-        rank = flagged_rank(len(self._calibration), acceptance_rate)
         self.threshold = float(self._calibration[rank - 1])
         return self
 
@@ -205,32 +244,46 @@ class OODDetector:
 
         Returns:
             Scores, shape (B,), higher = in-distribution, on the device of `x`; one input gives
-            B = 1.
+            B = 1. Mode, flags and gradients of the model stay as they are.
 
         Raises:
-            InputError: If a score is NaN, or inputs or logits do not fit.
+            InputError: If a score is NaN, inputs or logits do not fit, or the score does not suit
+                the model or lacks its reference.
         """
-        x = as_batch(x, self.input_shape)
+        x, score = as_batch(x, self.input_shape), SCORES[self.score_name]
         if logits is not None and len(logits) != len(x):
+            refuse("logits", f"hold a row for each of the {len(x)} inputs", f"{len(logits)} rows")
+        if not len(x):
+            return x.new_empty(0)
+        with inference(self.model):
+            if score.needs == "logits":
+                if logits is None:
+                    logits = batched_logits(self.model, x, self.batch_size)
+                if logits.shape[1] == 1 and not score.of_density:
+                    raise InputError(
+                        f"the score {self.score_name!r} needs classes, but the model has one "
+                        "output (K = 1): use 'log_density'"
+                    )
+                scores = score.function(logits, **self.options)
+            else:
+                batches = torch.split(x, self.batch_size)
+                scores = torch.cat([self._score_batch(rows) for rows in batches])
+        _check_nan(scores)
+        return scores.to(x.device)
+
+    def _score_batch(self, x: Tensor) -> Tensor:
+        score = SCORES[self.score_name]
+        if score.needs == "input_gradients":
+            return score.function(on_model(self.model, x), self.model, **self.options)
+        if self._fit is None:
             raise InputError(
-                f"`logits` must be those of the {len(x)} inputs, a row each, but got {len(logits)}"
+                f"the score {self.score_name!r} compares with training data: "
+                "pass reference=(x_train, y_train)"
             )
-        if logits is not None and self.score_name in FROM_LOGITS:
-            scores = score_logits(logits, self.score_name, **self.options).to(x.device)
-        else:
-            scores = score(
-                self.model,
-                x,
-                self.score_name,
-                reference=self._fitted_reference() if self.score_name in FITS else None,
-                batch_size=self.batch_size,
-                **self.options,
-            )
-        self._refuse_nan(scores)
-        return scores
+        return score.function(features_of(self.model, x), self._fit, **self.options)
 
     def is_ood(self, x: Tensor | ArrayLike) -> Tensor:
-        """Flag inputs whose p-value is at most 1 - accept.
+        """Flag inputs whose p-value is at most 1 - `acceptance_rate`.
 
         Args:
             x: A batch (B, *shape) or one input, floats in the network's units.
@@ -272,14 +325,14 @@ class OODDetector:
         Raises:
             InputError: Before `fit`, or if a score is NaN.
         """
-        scores = torch.as_tensor(scores)
-        self._refuse_nan(scores)
-        # p <= 1 - accept says that fewer than r calibration scores are at most s, which says that
-        # s is below the r-th of them: no rounding on the way.
-        exact = scores.detach().cpu().double()
+        scores = as_tensor("scores", scores)
+        _check_nan(scores)
+        # p <= 1 - acceptance_rate says that fewer than r calibration scores are at most s, which
+        # says that s is below the r-th of them: no rounding on the way.
+        exact = scores.cpu().double()
         is_ood = exact < self._fitted_threshold()
         not_above = torch.searchsorted(self._calibration, exact, right=True)
-        p_value = (1 + not_above).double() / (len(self._calibration) + 1)
+        p_value = (1 + not_above).double() / (self.num_calibration + 1)
         return Verdict(p_value.to(scores.device), is_ood.to(scores.device))
 
     def _fitted_threshold(self) -> float:
@@ -287,20 +340,8 @@ class OODDetector:
             raise InputError(_UNFITTED)
         return self.threshold
 
-    def _refuse_nan(self, scores: Tensor) -> None:
-        if bool(scores.isnan().any()):
-            row = int(scores.isnan().nonzero()[0])
-            raise InputError(f"the score '{self.score_name}' of input {row} is NaN")
-
-    def _fitted_reference(self) -> Fitted:
-        kind: Any = FITS[self.score_name]
-        fit: Fitted = fitted(self.model, kind, self.reference, self.batch_size)
-        self.reference = fit  # the training data are no longer held
-        return fit
-
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values: everything but the model, which is saved for itself."""
-        fit = self._fitted_reference()._asdict() if self.score_name in FITS else None
+        """Tensors and plain values: everything but the model, which is saved by itself."""
         return {
             "score": self.score_name,
             "options": dict(self.options),
@@ -308,7 +349,7 @@ class OODDetector:
             "input_shape": None if self.input_shape is None else list(self.input_shape),
             "acceptance_rate": self.acceptance_rate,
             "calibration": self._calibration.clone(),
-            "reference": fit,
+            "fit": self._fit,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
@@ -320,17 +361,32 @@ class OODDetector:
         Returns:
             The detector.
         """
-        named(state["score"])
+        check_choice("score", state["score"], SCORES)
         self.score_name, self.options = state["score"], dict(state["options"])
         self.batch_size, shape = int(state["batch_size"]), state["input_shape"]
         self.input_shape = None if shape is None else tuple(shape)
-        reference = state["reference"]
-        self.reference = None if reference is None else FITS[self.score_name](**reference)
         self.acceptance_rate = self.threshold = None
-        self._calibration = state["calibration"].cpu()
-        return (
-            self if state["acceptance_rate"] is None else self.accepting(state["acceptance_rate"])
+        self._calibration, self._fit = state["calibration"].cpu(), state["fit"]
+        rate = state["acceptance_rate"]
+        return self if rate is None else self.accepting(rate)
+
+
+_UNFITTED = "the detector has no threshold yet: call `fit(x_calibration)` first"
+
+
+def _check_acceptance_rate(acceptance_rate: float, num_calibration: int) -> None:
+    check_number("acceptance_rate", acceptance_rate, "(0, 1)")
+    needed = smallest_calibration(acceptance_rate)
+    if num_calibration < needed:
+        raise InputError(
+            f"an acceptance rate of {acceptance_rate:g} needs at least {needed} calibration "
+            f"inputs, got {num_calibration}"
         )
+
+
+def _check_nan(scores: Tensor) -> None:
+    if bool(scores.isnan().any()):
+        refuse("scores", "be numbers", f"NaN for input {int(scores.isnan().nonzero()[0])}")
 
 
 def _check_units(x: Tensor, model: JEM) -> None:
@@ -343,18 +399,14 @@ def _check_units(x: Tensor, model: JEM) -> None:
     if bounds is None:
         return
     low, high = bounds
-    width = high - low
-    far = (x < low - width) | (x > high + width)
+    far = (x < 2 * low - high) | (x > 2 * high - low)
     if far[x != 0].float().mean() > 0.5:  # the ground of a picture is 0 in many units
-        raise InputError(
-            f"calibration inputs must be in-distribution and in the network's units, within "
-            f"[{float(low.min()):.4g}, {float(high.max()):.4g}], but they lie in "
-            f"[{float(x.min()):.4g}, {float(x.max()):.4g}]: `model.preprocess` makes them from "
-            f"raw data"
+        refuse(
+            "x_calibration",
+            f"lie within [{float(low.min()):.4g}, {float(high.max()):.4g}]",
+            f"[{float(x.min()):.4g}, {float(x.max()):.4g}]",
+            "`model.preprocess` brings raw data to the network's units",
         )
-
-
-_UNFITTED = "the detector has no threshold yet: call `fit(x_calibration)` first"
 
 
 class PytorchOODAdapter:
@@ -367,7 +419,7 @@ class PytorchOODAdapter:
         options: Passed to the score.
 
     Example:
-        >>> adapter = PytorchOODAdapter(JEM(torch.nn.Linear(2, 3))).fit([])
+        >>> adapter = PytorchOODAdapter(JEM(torch.nn.Linear(2, 3)), "entropy").fit([])
         >>> adapter.predict(torch.zeros(4, 2)).shape
         torch.Size([4])
     """
@@ -381,27 +433,14 @@ class PytorchOODAdapter:
         """Fit the scores that need training data; the others do not read it.
 
         Args:
-            loader: Yields batches (x, y); inputs with y < 0 are OOD by the package's rule, and
+            loader: Yields batches (x, y); inputs with y < 0 are OOD by that package's rule, and
                 left out.
-
-        Returns:
-            The adapter.
         """
-        if self.detector.score_name in FITS:
-            known = ((x[y >= 0], y[y >= 0]) for x, y in loader)
-            kind = FITS[self.detector.score_name]
-            self.detector.reference = kind.of(*features_of_batches(self.detector.model, known))
+        self.detector.fit_features((x[y >= 0], y[y >= 0]) for x, y in loader)
         return self
 
     def predict(self, x: Tensor) -> Tensor:
-        """Outlier scores.
-
-        Args:
-            x: Inputs, shape (B, *shape), in the network's units.
-
-        Returns:
-            Minus the score, shape (B,); higher = out-of-distribution.
-        """
+        """Minus the scores of inputs (B, *shape) in the network's units, shape (B,)."""
         return -self.detector.score(x)
 
     __call__ = predict

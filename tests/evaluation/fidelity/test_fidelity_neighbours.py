@@ -8,7 +8,7 @@ import torch
 
 from jem.errors import InputError
 from jem.evaluation import statistics as intervals
-from jem.evaluation.estimates import Estimate, mean_estimate, normal_estimate, plain
+from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate, plain
 from jem.evaluation.fidelity.neighbours import (
     diversity,
     mean_pair_distance,
