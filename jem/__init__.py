@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from jem.estimator.classifier import JEMClassifier
     from jem.evaluation.calibration.report import calibration_report
     from jem.evaluation.calibration.temperature import TemperatureScaling
-    from jem.evaluation.ood.detector import OODDetector, ood_metrics
+    from jem.evaluation.ood.detector import OODDetector
+    from jem.evaluation.ood.metrics import ood_metrics
     from jem.generation import counterfactual, denoise, inpaint, sample
     from jem.model import JEM
     from jem.report.write import write_report
@@ -51,7 +52,7 @@ _HOME = {
     "inpaint": "jem.generation",
     "load": "jem.runs.load",
     "load_scorer": "jem.serving.scorer",
-    "ood_metrics": "jem.evaluation.ood.detector",
+    "ood_metrics": "jem.evaluation.ood.metrics",
     "sample": "jem.generation",
     "write_report": "jem.report.write",
 }

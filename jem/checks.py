@@ -192,6 +192,15 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
         )
 
 
+def as_labels(
+    name: str, labels: Tensor | ArrayLike, num_rows: int, num_classes: int | None = None
+) -> Tensor:
+    """Read class indices, one a row, as a tensor on the CPU: see `as_tensor`, `check_labels`."""
+    read = as_tensor(name, labels).cpu()
+    check_labels(name, read, num_rows, num_classes)
+    return read.long()
+
+
 def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tensor:
     """Read a batch or a single input as a tensor of shape (B, *shape); it stays where it is.
 

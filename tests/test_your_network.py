@@ -13,8 +13,7 @@ import torchvision
 from torch import nn
 
 import jem
-from jem.evaluation.ood.detector import SCORES
-from jem.evaluation.ood.features import FITS
+from jem.evaluation.ood import SCORES
 from jem.training.steps import depends_on_mode
 
 TINY = replace(
@@ -22,7 +21,7 @@ TINY = replace(
     sample_steps=3, generative_weight=0.3, learning_rate=1e-3, step_size=1.0, warmup=0.0,
 )  # fmt: skip
 PLAIN = replace(TINY, objective="none", head="joint")
-SCORES_OF_ANY_NETWORK = sorted(set(SCORES) - set(FITS))
+SCORES_OF_ANY_NETWORK = sorted(name for name, score in SCORES.items() if score.needs != "features")
 
 
 def seeded(build):

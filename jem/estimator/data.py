@@ -17,7 +17,7 @@ from jem.checks import refuse
 from jem.data.arrays import from_arrays
 from jem.data.scaling import Scaling
 from jem.data.splits import DataSplits
-from jem.evaluation.ood.threshold import flagged_rank, smallest_calibration
+from jem.evaluation.ood.detector import smallest_calibration
 
 Array = npt.NDArray[Any]
 
@@ -158,7 +158,8 @@ def divide(
     if calibration and counts.min() >= 2 + bool(num_validation):
         largest = round(max(calibration, LARGEST_SHARE) * total)
         sizes = range(max(round(calibration * total), len(classes)), largest + 1)
-        num_calibration = next((n for n in sizes if flagged_rank(n, acceptance_rate)), 0)
+        needed = smallest_calibration(acceptance_rate)
+        num_calibration = next((n for n in sizes if n >= needed), 0)
     num_train = total - num_validation - num_calibration
     return from_arrays(
         X,

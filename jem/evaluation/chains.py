@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jem.checks import as_labels
 from jem.errors import InputError
 from jem.evaluation.autocorrelation import FEWEST_MOVES, Mixing, mixing
-from jem.evaluation.calibration.predictions import check_labels
-from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate, plain
 from jem.evaluation.examples import check_inputs, choose_rows
+from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate, plain
 from jem.generation.chains import chain_of
 from jem.model import JEM, batched_logits, inference, joint_energy, on_model
 from jem.randomness import named_generator
@@ -293,4 +293,4 @@ def _checked(
     if labels is None:
         return x_data, chains, None
     num_classes = len(chain.class_frequencies)
-    return x_data, chains, torch.from_numpy(check_labels(labels, len(chains), num_classes))
+    return x_data, chains, as_labels("labels", labels, len(chains), num_classes)

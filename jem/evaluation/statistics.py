@@ -121,7 +121,8 @@ def paired_interval(gained: int, lost: int, count: int, confidence: float) -> In
             variance = max(0.0, 2 * share_lost + d * (1 - d))
             return gained - lost - d - z * math.sqrt(variance / count)
 
-        return float(brentq(excess, -1.0, gained - lost, xtol=1e-14)) if lost < 1 else -1.0
+        # The difference found is a root too where it has no variance: look just below it.
+        return float(brentq(excess, -1.0, gained - lost - 1e-9, xtol=1e-12)) if lost < 1 else -1.0
 
     return Interval(lowest(gained / count, lost / count), -lowest(lost / count, gained / count))
 

@@ -30,11 +30,11 @@ from jem.data.splits import DataSplits
 from jem.errors import InputError
 from jem.evaluation.calibration.report import CalibrationReport, calibration_report
 from jem.evaluation.calibration.temperature import TemperatureScaling
-from jem.evaluation.statistics import difference_estimate, share_estimate
 from jem.evaluation.examples import part_of
-from jem.evaluation.ood.detector import OODDetector, ood_metrics
-from jem.evaluation.ood.threshold import largest_acceptance_rate
+from jem.evaluation.ood.detector import OODDetector, largest_acceptance_rate
+from jem.evaluation.ood.metrics import ood_metrics
 from jem.evaluation.robustness.corruption import corruption_curves
+from jem.evaluation.statistics import difference_estimate, share_estimate
 from jem.model import JEM, batched_logits
 from jem.report.samples import (
     chains_section,
@@ -268,7 +268,7 @@ def _foreign_row(
     scores = _logits(subject.model, ood_sets).logsumexp(dim=1)
     measured.scores[name] = scores
     try:
-        metrics = ood_metrics(own, scores, num_bootstrap=200)
+        metrics = ood_metrics(own, scores)
     except InputError as error:
         raise InputError(f"the foreign set {name} cannot be measured: {error}") from error
     row: dict[str, Any] = {
@@ -280,7 +280,7 @@ def _foreign_row(
     }
     if plain is not None and subject.control is not None:
         other = _logits(subject.control, ood_sets).logsumexp(dim=1)
-        against = ood_metrics(plain, other, num_bootstrap=1)
+        against = ood_metrics(plain, other)
         row["auroc_plain"] = _ood_figures(against.to_dict())["auroc"]
     if detector is not None:
         flagged = detector.verdict(scores).is_ood

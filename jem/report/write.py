@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from torch import Tensor
 
+from jem.checks import as_batch
 from jem.data.splits import DataSplits
 from jem.evaluation.examples import check_classes
-from jem.evaluation.ood.features import as_batch
 from jem.model import JEM
 from jem.report.measure import Progress, measure
 from jem.report.page import render

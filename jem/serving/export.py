@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from jem.errors import InputError
 from jem.evaluation.ood.detector import OODDetector
-from jem.evaluation.ood.scores import FROM_LOGITS, score_logits
+from jem.evaluation.ood.scores import SCORES
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.runs.files import write_atomically
 
@@ -48,7 +48,7 @@ def export_onnx(
         model: The model, exported in evaluation mode; it is left as it was.
         path: The file to write, whole or not at all.
         detector: A fitted detector of this model with a score that follows from the logits: one
-            of `jem.evaluation.ood.scores.FROM_LOGITS`. It adds the output `is_ood`.
+            of `jem.evaluation.ood.SCORES` that need "logits". It adds the output `is_ood`.
 
     Returns:
         What the file says of itself in its metadata: version, names of the classes, input shape
@@ -141,8 +141,8 @@ class _Graph(nn.Module):
         outputs = {"logits": logits, "energy": energy, "log_density": -energy}
         if self.detector is not None:
             assert self.detector.threshold is not None, "checked before"
-            name, options = self.detector.score_name, self.detector.options
-            scores = score_logits(logits, name, **options)
+            score = SCORES[self.detector.score_name]
+            scores = score.function(logits, **self.detector.options)
             outputs["is_ood"] = ~(scores >= self.detector.threshold)  # so NaN is flagged
         return outputs
 
@@ -183,9 +183,10 @@ def _forget_sources(program: torch.export.ExportedProgram) -> None:
 def _check_detector(model: JEM, detector: OODDetector | None) -> None:
     if detector is None:
         return
-    if detector.score_name not in FROM_LOGITS:
+    if SCORES[detector.score_name].needs != "logits":
+        of_logits = (name for name, score in SCORES.items() if score.needs == "logits")
         raise InputError(
-            f"only a detector with a score that follows from the logits ({', '.join(FROM_LOGITS)})"
+            f"only a detector with a score that follows from the logits ({', '.join(of_logits)})"
             f" can be exported (the others need gradients or training data), but got "
             f"{detector.score_name!r}"
         )

@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from jem.checks import as_batch
 from jem.data.batches import BatchStream
 from jem.data.splits import DataSplits
 from jem.errors import RunFolderError
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.examples import check_classes, part_of
-from jem.evaluation.ood.detector import OODDetector
-from jem.evaluation.ood.features import FITS, as_batch, features_of_batches
-from jem.evaluation.ood.scores import Option
-from jem.evaluation.ood.threshold import largest_acceptance_rate
+from jem.evaluation.ood.detector import OODDetector, Option, largest_acceptance_rate
+from jem.evaluation.ood.scores import SCORES
 from jem.model import JEM, batched_logits, joint_energy
 from jem.runs.checkpoint import FORMAT, deserialise, serialise
 from jem.runs.files import write_atomically
@@ -169,7 +168,7 @@ def fit_scorer(
         model: A trained model.
         splits: Its data, divided as for training. The training part is looked at only for the
             scores `"knn"` and `"mahalanobis"`.
-        score: A key of `jem.evaluation.ood.detector.SCORES`.
+        score: A key of `jem.evaluation.ood.SCORES`.
         acceptance_rate: Share of in-distribution inputs to accept. None takes 0.95, or the largest share
             that a calibration part of fewer than 19 inputs can promise, n / (n + 1); a share that
             is asked for is kept or refused.
@@ -185,9 +184,8 @@ def fit_scorer(
     """
     check_classes(model, splits)
     detector = OODDetector(model, score, None, batch_size, **options)
-    if score in FITS:
-        batches = _batches(splits, "train", batch_size)
-        detector.reference = FITS[score].of(*features_of_batches(model, batches))
+    if SCORES[score].fit is not None:
+        detector.fit_features(_batches(splits, "train", batch_size))
     detector.check_density(part_of(splits, "calibration")[:1][0])
     if acceptance_rate is None:
         acceptance_rate = largest_acceptance_rate(len(splits.calibration))

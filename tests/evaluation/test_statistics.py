@@ -7,13 +7,16 @@ import pytest
 import torch
 from scipy import stats
 from scipy.special import xlogy
+from scipy.stats import binom
 
-from jem.errors import InputError
-from jem.evaluation.statistics import difference_estimate, mean_estimate, share_estimate
 from jem.evaluation.statistics import (
+    difference_estimate,
     error_interval,
+    mean_estimate,
     paired_interval,
     percentile_interval,
+    resampling_counts,
+    share_estimate,
     wilson_interval,
 )
 
@@ -83,25 +86,42 @@ def test_difference_is_that_of_paired_shares():
     assert found.std_error == pytest.approx(float(gain.std(correction=0)) / math.sqrt(50))
 
 
-def test_an_error_that_has_a_largest_value_has_an_interval_that_ends_there():
-    replicates = np.linspace(0.5, 1.0, 101)
-    assert error_interval(0.8, replicates, 0.9).high > 1
-    assert error_interval(0.8, replicates, 0.9, largest=1.0).high == 1
+def test_wilson_interval_solves_its_equation_and_covers_at_its_level():
+    hits = np.arange(41)
+    low, high = wilson_interval(hits, np.full(41, 40), 0.95)
+    for ends, inner in ((low, hits > 0), (high, hits < 40)):
+        spread = 1.959963984540054 * np.sqrt(ends * (1 - ends) / 40)
+        np.testing.assert_allclose(abs(ends - hits / 40)[inner], spread[inner])
+    coverage = [
+        binom.pmf(hits, 40, share)[(low <= share) & (share <= high)].sum()
+        for share in np.linspace(0.02, 0.98, 97)
+    ]
+    assert np.mean(coverage) == pytest.approx(0.95, abs=0.01)
+    assert min(coverage) > 0.83
+    assert wilson_interval(0, 0, 0.95) == (0.0, 1.0)
 
 
-def test_what_is_no_count_and_no_level_is_refused():
-    nothing = torch.empty(0, dtype=torch.bool)
-    for call, message in [
-        (lambda: wilson_interval(5, 3, 0.95), "`hits` must lie between"),
-        (lambda: wilson_interval(1, 3, 1.0), r"`confidence` must lie in \(0, 1\)"),
-        (lambda: paired_interval(1, 0, 0, 0.95), "at most n >= 1"),
-        (lambda: paired_interval(2, 2, 3, 0.95), "got 2 and 2 of 3"),
-        (lambda: paired_interval(1, 0, 2, 0.0), "`confidence`"),
-        (lambda: percentile_interval(np.ones(3), math.nan), "`confidence`"),
-        (lambda: mean_estimate(nothing), "at least one value"),
-        (lambda: share_estimate(nothing), "at least one value"),
-        (lambda: difference_estimate(nothing, nothing), "at least one value"),
-        (lambda: difference_estimate(torch.ones(2) > 0, torch.ones(3) > 0), "got 2 and 3"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            call()
+def test_resampling_draws_each_input_as_often_and_repeats_with_its_seed():
+    counts = np.concatenate(list(resampling_counts(50, 2000, seed=3)))
+    assert counts.shape == (2000, 50)
+    assert (counts.sum(axis=1) == 50).all()
+    assert abs(counts.mean(axis=0) - 1).max() < 5 / np.sqrt(2000)
+    assert counts.var() == pytest.approx(1 - 1 / 50, abs=0.03)
+    np.testing.assert_array_equal(counts, np.concatenate(list(resampling_counts(50, 2000, 3))))
+
+
+def test_percentile_interval_covers_a_mean_at_its_level():
+    generator = np.random.default_rng(0)
+    covered = 0
+    for seed in range(300):
+        sample = generator.exponential(size=80)
+        (weights,) = resampling_counts(80, 200, seed)
+        low, high = percentile_interval(weights @ sample / 80, 0.9)
+        covered += low <= 1 <= high
+    assert 0.82 < covered / 300 < 0.94
+
+
+def test_error_interval_holds_the_estimate_and_stays_between_zero_and_one():
+    assert error_interval(0.1, np.linspace(0.2, 0.4, 101), 0.9) == pytest.approx((0, 0.39))
+    low, high = error_interval(0.8, np.linspace(0.5, 1, 101), 0.9)
+    assert low <= 0.8 <= high == 1

@@ -11,7 +11,7 @@ from torch import nn
 import jem
 from jem.data.scaling import Scaling
 from jem.errors import InputError, RunFolderError
-from jem.evaluation.ood.scores import FROM_LOGITS
+from jem.evaluation.ood import SCORES
 from jem.networks import mlp, small_cnn
 from jem.serving.export import export_onnx, export_torch
 
@@ -226,7 +226,7 @@ def test_a_score_that_needs_more_than_logits_has_no_verdict_in_a_graph(
 ):
     reference = (torch.randn(9, 3, 8, 8), torch.arange(9) % 5) if score == "knn" else None
     detector = jem.OODDetector(image_model, score, reference)
-    can = ", ".join(FROM_LOGITS)
+    can = ", ".join(name for name, score in SCORES.items() if score.needs == "logits")
     with pytest.raises(InputError, match=rf"only .* \({can}\) .*gradients.* got '{score}'"):
         export_torch(image_model, tmp_path / "model.pt2", detector=detector)
 

@@ -32,7 +32,6 @@ from torch import nn
 
 import jem
 from jem.errors import InputError, TrainingDivergedError
-from jem.evaluation.ood.scores import SCORES
 from jem.model import joint_energy
 from jem.objectives import contrastive_loss
 from jem.randomness import named_generator
@@ -679,9 +678,9 @@ def test_20_scores_are_higher_for_what_the_model_finds_likely():
         (g,) = torch.autograd.grad(official_f(net, leaf).sum(), leaf)
         mass.append(-g.norm())
     net.train()
-    close(SCORES["log_density"](model, x).detach(), f.detach())
-    close(SCORES["max_probability"](model, x).detach(), py.detach())
-    close(SCORES["approximate_mass"](model, x).detach(), torch.stack(mass))
+    close(jem.OODDetector(model).score(x), f.detach())
+    close(jem.OODDetector(model, "max_probability").score(x), py.detach())
+    close(jem.OODDetector(model, "approximate_mass").score(x), torch.stack(mass))
     assert net[-1].training
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from jem.checks import (
+    as_labels,
     as_tensor,
     check_choice,
-    check_labels,
     check_number,
     check_probabilities,
     refuse,
@@ -89,8 +89,8 @@ class ConformalSets:
             InputError: If the two do not form labelled probabilities, or N is less than
                 coverage / (1 - coverage), so that only the set of all classes would do.
         """
-        checked, true = _read(probabilities), as_tensor("labels", labels).cpu()
-        check_labels("labels", true, *checked.shape)
+        checked = _read(probabilities)
+        true = as_labels("labels", labels, *checked.shape)
         # ceil((n + 1) coverage), not thrown off by rounding such as 100 * 0.07 > 7
         rank = math.ceil((len(true) + 1) * self.coverage - 1e-9)
         if rank > len(true):

@@ -10,9 +10,9 @@ import numpy as np
 from torch import Tensor
 
 from jem.checks import (
+    as_labels,
     as_tensor,
     check_integer,
-    check_labels,
     check_number,
     check_probabilities,
 )
@@ -188,13 +188,11 @@ def calibration_report(
     """
     stated = as_tensor("probabilities", probabilities).cpu().double()
     check_probabilities("probabilities", stated)
-    true = as_tensor("labels", labels).cpu()
-    check_labels("labels", true, *stated.shape)
     check_integer("num_bins", num_bins, 1)
     check_integer("num_bootstrap", num_bootstrap, 0)
     check_number("confidence", confidence, "(0, 1)")
     check_seed(seed)
-    p, y = stated.numpy(), true.long().numpy()
+    p, y = stated.numpy(), as_labels("labels", labels, *stated.shape).numpy()
     # b / B is the float nearest to it; steps of 1 / B would add up their rounding.
     edges = np.arange(num_bins + 1) / num_bins, equal_mass_edges(p.max(axis=1), num_bins)
     whole = np.ones((1, len(y)))

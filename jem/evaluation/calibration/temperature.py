@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
-from jem.checks import as_tensor, check_finite, check_labels, check_number, refuse
+from jem.checks import as_labels, as_tensor, check_finite, check_number, refuse
 from jem.errors import InputError
 
 if TYPE_CHECKING:
@@ -87,13 +87,11 @@ class TemperatureScaling:
         Raises:
             InputError: If the two do not form labelled logits.
         """
-        values, classes = as_tensor("logits", logits), as_tensor("labels", labels).cpu()
-        values = values.cpu().double()
+        values = as_tensor("logits", logits).cpu().double()
         if values.ndim != 2 or values.shape[1] < 2 or not len(values):
             refuse("logits", "have shape (N, K) with N >= 1 and K >= 2", tuple(values.shape))
         check_finite("logits", values)
-        check_labels("labels", classes, *values.shape)
-        classes, num = classes.long(), len(values)
+        classes, num = as_labels("labels", labels, *values.shape), len(values)
 
         def nll(log_temperature: float) -> float:
             return functional.cross_entropy(values / math.exp(log_temperature), classes).item()

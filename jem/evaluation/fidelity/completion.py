@@ -11,9 +11,9 @@ from torch import Tensor
 
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
-from jem.evaluation.statistics import CONFIDENCE, difference_estimate, share_estimate
 from jem.evaluation.examples import check_inputs, draw_subset
 from jem.evaluation.fidelity.reference_classifier import Judge, train_judge
+from jem.evaluation.statistics import CONFIDENCE, difference_estimate, share_estimate
 from jem.generation import inpaint
 from jem.generation.chains import Progress
 from jem.model import JEM

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from jem.errors import InputError
-from jem.evaluation.statistics import Estimate, normal_estimate
-from jem.evaluation.statistics import resampling_counts, rows_by_block
+from jem.evaluation.statistics import Estimate, normal_estimate, resampling_counts, rows_by_block
 from jem.randomness import derive_seed, named_generator
 
 if TYPE_CHECKING:

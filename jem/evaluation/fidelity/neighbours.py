@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from jem.errors import InputError
+from jem.evaluation.fidelity.distances import check_features
+from jem.evaluation.ood.metrics import ood_metrics
 from jem.evaluation.statistics import (
     UNKNOWN,
     Estimate,
     mean_estimate,
     normal_estimate,
+    rows_by_block,
     share_estimate,
 )
-from jem.evaluation.fidelity.distances import check_features
-from jem.evaluation.ood.metrics import ood_metrics
-from jem.evaluation.statistics import rows_by_block
 
 if TYPE_CHECKING:
     from jem.evaluation.fidelity.distances import Features
@@ -179,7 +179,7 @@ def probability_nearer(distances: Tensor, reference: Tensor) -> Estimate:
         raise InputError(
             f"expected two distances of each kind, but got {len(distances)} and {len(reference)}"
         )
-    metrics = ood_metrics(-distances, -reference, num_bootstrap=1)
+    metrics = ood_metrics(-distances, -reference)
     variance = sum(
         float(_share_above(one, other).var()) / len(one)
         for one, other in ((distances, reference), (reference, distances))

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jem.checks import as_labels
 from jem.errors import InputError
-from jem.evaluation.calibration.predictions import check_labels
 from jem.evaluation.examples import check_inputs, choose_rows
 from jem.randomness import derive_seed, global_generators_kept, named_generator
 
@@ -196,7 +196,7 @@ def train_judge(
     x = check_inputs(x)
     if num_classes < 2:
         raise InputError(f"a judge needs at least two classes, but got num_classes={num_classes}")
-    y = torch.from_numpy(check_labels(labels, len(x), num_classes))
+    y = as_labels("labels", labels, len(x), num_classes)
     kept = choose_rows(len(x), limit, seed=seed, name="judge")
     x, y = x[kept], y[kept]
     if len(y.unique()) < 2:

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jem.checks import as_labels
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
-from jem.evaluation.calibration.predictions import check_labels
-from jem.evaluation.statistics import UNKNOWN, Estimate, mean_estimate, plain, share_estimate
 from jem.evaluation.examples import check_inputs, choose_rows, draw_subset
 from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
 from jem.evaluation.fidelity.neighbours import (
@@ -28,7 +27,14 @@ from jem.evaluation.fidelity.neighbours import (
     probability_nearer,
 )
 from jem.evaluation.fidelity.reference_classifier import Judge, train_judge
-from jem.evaluation.statistics import rows_by_block
+from jem.evaluation.statistics import (
+    UNKNOWN,
+    Estimate,
+    mean_estimate,
+    plain,
+    rows_by_block,
+    share_estimate,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -312,7 +318,7 @@ def classification_accuracy_score(
     """
     learner = train_judge(samples, labels, num_classes, seed=seed, data="samples")
     said = learner.predict(x_test)
-    true = torch.from_numpy(check_labels(y_test, len(said), num_classes, "y_test"))
+    true = as_labels("y_test", y_test, len(said), num_classes)
     return share_estimate(said == true)
 
 
@@ -322,7 +328,7 @@ def _checked(
     x = check_inputs(samples, judge.input_shape, "samples")
     if labels is None:
         return _Examples(x, None)
-    y = torch.from_numpy(check_labels(labels, len(x), judge.num_classes))
+    y = as_labels("labels", labels, len(x), judge.num_classes)
     if len(y.unique()) < 2:
         raise InputError(
             f"expected samples of at least two classes, but all {len(y)} labels are {int(y[0])}"

@@ -149,8 +149,8 @@ def _auroc(inside: FloatArray, outside: FloatArray, confidence: float) -> tuple[
 
 def _placements(scores: FloatArray, others: FloatArray) -> FloatArray:
     """Share of the other, sorted scores that lie below each score; equal ones count half."""
-    sides = np.searchsorted(others, scores, "left"), np.searchsorted(others, scores, "right")
-    return np.asarray(sum(sides) / (2 * len(others)))
+    below, up_to = (others.searchsorted(scores, side) for side in ("left", "right"))
+    return np.asarray((below + up_to) / (2 * len(others)))
 
 
 def _sigmoid(logit: float) -> float:
@@ -170,7 +170,8 @@ def _fpr95(
     rank = size // 20  # how many positives may lie below the threshold
 
     def accepted(ranks: int | np.ndarray[Any, Any]) -> FloatArray:
-        return 1 - np.searchsorted(negative, positive[ranks], "left") / num_negative
+        below = negative.searchsorted(positive[ranks], "left")
+        return np.asarray((num_negative - below) / num_negative)
 
     share = float(accepted(rank))
     ranks = (size * rng.beta(rank + 1, size - rank, NUM_BOOTSTRAP)).astype(int).clip(max=size - 1)

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jem.checks import as_batch
 from jem.data.corruptions import CORRUPTIONS, corrupt
 from jem.errors import InputError
 from jem.evaluation.calibration.report import CalibrationReport, calibration_report
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector
-from jem.evaluation.ood.features import as_batch
 from jem.evaluation.statistics import wilson_interval
 from jem.model import JEM, batched_logits
 from jem.randomness import derive_seed

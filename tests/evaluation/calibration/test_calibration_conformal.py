@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from jem.errors import InputError
-from jem.evaluation.calibration.conformal import ConformalSets, set_metrics
+from jem.evaluation.calibration.conformal import ConformalSets
 
 
 def predictions(num_samples, seed, sharpen=2.0):
@@ -52,29 +52,20 @@ def test_the_least_number_of_inputs_is_enough_and_one_fewer_is_not(coverage, lea
     probabilities, labels = predictions(least, 0)
     ConformalSets("lac", coverage).fit(probabilities, labels)
     if least > 1:
-        with pytest.raises(InputError, match=f"at least {least} labelled inputs, got {least - 1}"):
+        with pytest.raises(InputError, match=f"at least {least} "):
             ConformalSets("lac", coverage).fit(probabilities[1:], labels[1:])
-
-
-def test_metrics_count_sets_by_hand():
-    sets = torch.tensor([[True, False, False], [True, True, False], [False, False, False]])
-    assert set_metrics(sets, [0, 2, 1]) == (3, 1 / 3, 1.0, 1 / 3, 1 / 3)
 
 
 def test_misuse_is_refused():
     probabilities, labels = predictions(50, 0)
-    with pytest.raises(InputError, match="method"):
-        ConformalSets("raps")
-    with pytest.raises(InputError, match="seed must be an integer of at least 0, but got -1"):
-        ConformalSets("aps", seed=-1)
-    with pytest.raises(InputError, match="coverage"):
-        ConformalSets("lac", 1.0)
-    with pytest.raises(InputError, match="call fit before predict"):
+    for wrong, settings in (
+        ("method", {"method": "raps"}), ("seed", {"seed": -1}), ("coverage", {"coverage": 1.0}),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=wrong):
+            ConformalSets(**settings)
+    with pytest.raises(InputError, match="call `fit`"):
         ConformalSets().predict(probabilities)
-    with pytest.raises(InputError, match="expected 6 classes as in fit, got 2"):
+    with pytest.raises(InputError, match="6 columns"):
         ConformalSets().fit(probabilities, labels).predict([[0.5, 0.5]])
-    with pytest.raises(InputError, match="sum to 1"):
+    with pytest.raises(InputError, match="`probabilities`"):
         ConformalSets().fit(2 * probabilities / 3, labels)
-    for sets in (np.ones((2, 3)), np.ones(3, dtype=bool), np.ones((0, 3), dtype=bool)):
-        with pytest.raises(InputError, match="sets: expected bool"):
-            set_metrics(sets, [0, 1])

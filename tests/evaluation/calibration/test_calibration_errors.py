@@ -6,30 +6,24 @@ import torch
 from scipy.integrate import quad
 from scipy.optimize import brentq
 from scipy.stats import binom
-from sklearn.isotonic import IsotonicRegression
-from sklearn.metrics import roc_auc_score
 
 from jem.evaluation.calibration.errors import (
     Confidences,
     bin_index,
     bin_totals,
     binned_error,
-    brier_parts,
     class_wise_error,
     debiased_rms_error,
     equal_mass_edges,
-    equal_width_edges,
     group_by_confidence,
     maximum_error,
+    smooth_error,
 )
-from jem.evaluation.calibration.selective import augrc, aurc, risk_coverage_curve
-from jem.evaluation.calibration.smooth_error import smooth_error
-from jem.evaluation.statistics import (
-    error_interval,
-    percentile_interval,
-    resampling_counts,
-    wilson_interval,
-)
+from jem.evaluation.calibration.selective import augrc, aurc
+
+
+def equal_width_edges(num_bins):
+    return np.arange(num_bins + 1) / num_bins
 
 
 def pairs(num_samples, seed=0, levels=None):
@@ -56,7 +50,6 @@ def test_a_weight_is_the_same_as_repeating_the_input(levels):
         lambda groups: binned_error(bin_totals(groups, edges)),
         lambda groups: maximum_error(bin_totals(groups, edges)),
         lambda groups: debiased_rms_error(bin_totals(groups, edges)),
-        lambda groups: np.concatenate(brier_parts(groups)),
         smooth_error,
         aurc,
         augrc,
@@ -164,6 +157,23 @@ def test_smooth_error_equals_its_definition_by_quadrature(seed):
     assert smooth_error(group(confidence, correct))[0] == pytest.approx(expected, abs=1e-4)
 
 
+def test_sets_of_labels_are_measured_as_one_by_one():
+    generator = np.random.default_rng(0)
+    p, labels = generator.dirichlet([1, 1, 1], 50), generator.integers(0, 3, (4, 50))
+    whole, edges = np.ones((1, 50)), equal_width_edges(5)
+    top, correct = p.max(axis=1), p.argmax(axis=1) == labels
+    together = group_by_confidence(top, correct, whole)
+    for row in range(4):
+        alone = group_by_confidence(top, correct[row], whole)
+        assert smooth_error(together)[row] == pytest.approx(smooth_error(alone)[0], abs=1e-12)
+        for figure in (binned_error, maximum_error, debiased_rms_error):
+            expected = figure(bin_totals(alone, edges))[0]
+            assert figure(bin_totals(together, edges))[row] == pytest.approx(expected)
+        assert class_wise_error(p, labels, whole, edges)[row] == pytest.approx(
+            class_wise_error(p, labels[row], whole, edges)[0]
+        )
+
+
 def test_smooth_error_at_the_ends_of_the_range():
     certain = np.array([0.0, 1.0, 1.0])
     right = np.array([False, True, True])
@@ -177,108 +187,3 @@ def test_smooth_error_agrees_with_relplot(seed):
     confidence, correct = pairs(800, seed)
     theirs = relplot.smECE(f=confidence, y=correct.astype(float))
     assert smooth_error(group(confidence, correct))[0] == pytest.approx(theirs, abs=2e-3)
-
-
-@pytest.mark.parametrize("levels", [None, 6])
-def test_brier_parts_equal_those_of_scikit_learn_isotonic_regression(levels):
-    confidence, correct = pairs(150, levels=levels)
-    outcome = correct.astype(float)
-    fitted = IsotonicRegression(y_min=0, y_max=1).fit_transform(confidence, outcome)
-    score, best = np.mean((confidence - outcome) ** 2), np.mean((fitted - outcome) ** 2)
-    parts = brier_parts(group(confidence, correct))
-    assert parts.score[0] == pytest.approx(score)
-    assert parts.miscalibration[0] == pytest.approx(score - best)
-    assert parts.discrimination[0] == pytest.approx(outcome.var() - best)
-    assert parts.uncertainty[0] == pytest.approx(outcome.var())
-    total = parts.miscalibration - parts.discrimination + parts.uncertainty
-    np.testing.assert_allclose(parts.score, total)
-
-
-def test_parts_vanish_where_they_should():
-    recalibrated = group(np.repeat([0.5, 0.75], 4), np.array([1, 0, 1, 0, 1, 1, 1, 0]) == 1)
-    assert brier_parts(recalibrated).miscalibration[0] == pytest.approx(0, abs=1e-12)
-    constant = group(np.full(8, 0.9), np.arange(8) < 3)
-    assert brier_parts(constant).discrimination[0] == pytest.approx(0, abs=1e-12)
-    nearly = group(1 - np.array([1e-9, 3e-9]), np.array([True, True]))
-    assert brier_parts(nearly).score[0] == pytest.approx(5e-18, rel=1e-6)
-
-
-def test_aurc_equals_the_mean_over_all_orders_of_tied_inputs():
-    confidence = np.array([0.9, 0.9, 0.9, 0.7, 0.5, 0.5])
-    correct = np.array([True, False, True, True, False, True])
-    risks = []
-    for order in itertools.permutations(range(6)):
-        if (np.diff(confidence[list(order)]) > 0).any():
-            continue
-        wrong = np.cumsum(~correct[list(order)])
-        risks.append(np.mean(wrong / np.arange(1, 7)))
-    assert len(risks) == 12
-    assert aurc(group(confidence, correct))[0] == pytest.approx(np.mean(risks))
-
-
-@pytest.mark.parametrize("levels", [None, 5])
-def test_augrc_equals_its_form_in_auroc_and_accuracy(levels):
-    confidence, correct = pairs(200, levels=levels)
-    accuracy = correct.mean()
-    expected = (1 - roc_auc_score(correct, confidence)) * accuracy * (1 - accuracy)
-    expected += (1 - accuracy) ** 2 / 2
-    assert augrc(group(confidence, correct))[0] == pytest.approx(expected)
-
-
-def test_uninformative_confidence_gives_the_error_rate_and_half_of_it():
-    groups = group(np.full(10, 0.7), np.arange(10) < 7)
-    assert aurc(groups)[0] == pytest.approx(0.3)
-    assert augrc(groups)[0] == pytest.approx(0.15)
-
-
-def test_curve_says_what_each_threshold_does():
-    confidence, correct = pairs(1000, levels=300)
-    curve = risk_coverage_curve(group(confidence, correct))
-    assert 100 < len(curve.threshold) <= 200
-    assert curve.coverage[-1] == 1
-    for threshold, coverage, risk, generalized in zip(*curve, strict=True):
-        answered = confidence >= threshold
-        assert coverage == pytest.approx(answered.mean())
-        assert risk == pytest.approx(1 - correct[answered].mean())
-        assert generalized == pytest.approx((answered & ~correct).mean())
-
-
-def test_wilson_interval_solves_its_equation_and_covers_at_its_level():
-    hits = np.arange(41)
-    low, high = wilson_interval(hits, np.full(41, 40), 0.95)
-    for ends, inner in ((low, hits > 0), (high, hits < 40)):
-        spread = 1.959963984540054 * np.sqrt(ends * (1 - ends) / 40)
-        np.testing.assert_allclose(abs(ends - hits / 40)[inner], spread[inner])
-    coverage = [
-        binom.pmf(hits, 40, share)[(low <= share) & (share <= high)].sum()
-        for share in np.linspace(0.02, 0.98, 97)
-    ]
-    assert np.mean(coverage) == pytest.approx(0.95, abs=0.01)
-    assert min(coverage) > 0.83
-    assert wilson_interval(0, 0, 0.95) == (0.0, 1.0)
-
-
-def test_resampling_draws_each_input_as_often_and_repeats_with_its_seed():
-    counts = np.concatenate(list(resampling_counts(50, 2000, seed=3)))
-    assert counts.shape == (2000, 50)
-    assert (counts.sum(axis=1) == 50).all()
-    assert abs(counts.mean(axis=0) - 1).max() < 5 / np.sqrt(2000)
-    assert counts.var() == pytest.approx(1 - 1 / 50, abs=0.03)
-    np.testing.assert_array_equal(counts, np.concatenate(list(resampling_counts(50, 2000, 3))))
-
-
-def test_percentile_interval_covers_a_mean_at_its_level():
-    generator = np.random.default_rng(0)
-    covered = 0
-    for seed in range(300):
-        sample = generator.exponential(size=80)
-        (weights,) = resampling_counts(80, 200, seed)
-        low, high = percentile_interval(weights @ sample / 80, 0.9)
-        covered += low <= 1 <= high
-    assert 0.82 < covered / 300 < 0.94
-
-
-def test_error_interval_holds_the_estimate_and_never_falls_below_zero():
-    assert error_interval(1.0, np.linspace(2, 4, 101), 0.9) == pytest.approx((0, 3.9))
-    low, high = error_interval(3.0, np.linspace(2, 5, 101), 0.9)
-    assert low <= 3 <= high

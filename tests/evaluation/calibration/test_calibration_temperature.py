@@ -22,7 +22,6 @@ def test_recovers_the_temperature_of_synthetic_logits(temperature):
     scaling = TemperatureScaling().fit(*labelled_logits(20_000, temperature))
     assert scaling.temperature == pytest.approx(temperature, rel=0.03)
     assert scaling.improved
-    assert not scaling.at_bound
     assert scaling.nll_after < scaling.nll_before
 
 
@@ -83,14 +82,9 @@ def test_converges_within_its_bounds_when_every_answer_is_right(scale):
     assert math.isfinite(scaling.nll_after)
 
 
-def test_an_end_of_the_range_is_named():
+def test_the_temperature_stays_in_its_range():
     wrong = TemperatureScaling(math.inf).fit(10 * np.eye(4), [1, 2, 3, 0])
     assert wrong.temperature == pytest.approx(100, rel=1e-5)
-    assert wrong.at_bound
-    right = TemperatureScaling(math.inf).fit([[1.0, 0.0]] * 10, [0] * 10)
-    assert right.temperature == pytest.approx(0.01, rel=1e-5)
-    assert right.at_bound
-    assert 0 < right.nll_after < 1e-40  # smaller than what 1 - p could tell from 0
 
 
 def test_large_logits_do_not_overflow():
@@ -125,21 +119,19 @@ def test_state_round_trips_as_plain_values():
 
 
 def test_misuse_is_refused():
-    scaling = TemperatureScaling()
-    for prior_std in (0.0, -1.0, math.nan):
-        with pytest.raises(InputError, match="prior_std: expected a value above 0"):
-            TemperatureScaling(prior_std)
-    known = TemperatureScaling().fit(np.eye(2) * 9, [0, 1])
-    assert known.transform([[1.0, 2.0]]) == pytest.approx(known.transform(np.array([[1.0, 2.0]])))
-    with pytest.raises(InputError, match="call fit before transform"):
-        scaling.transform(np.eye(2))
-    with pytest.raises(InputError, match="logits: expected finite"):
-        scaling.fit([[math.nan, 0.0]], [0])
-    with pytest.raises(InputError, match="logits: expected at least two classes"):
-        scaling.fit([[0.0]], [0])
-    with pytest.raises(InputError, match="labels"):
-        scaling.fit([[0.0, 1.0]], [2])
-    with pytest.raises(InputError, match="expected entries"):
-        scaling.load_state_dict({"temperature": 1.0})
-    with pytest.raises(InputError, match="got -1"):
-        scaling.load_state_dict({**scaling.state_dict(), "temperature": -1.0})
+    with pytest.raises(InputError, match="`prior_std`"):
+        TemperatureScaling(0.0)
+    with pytest.raises(InputError, match="call `fit`"):
+        TemperatureScaling().transform(np.eye(2))
+    for logits in ([[math.nan, 0.0]], [[0.0]], [0.0, 1.0]):
+        with pytest.raises(InputError, match="`logits`"):
+            TemperatureScaling().fit(logits, [0])
+    with pytest.raises(InputError, match="`labels`"):
+        TemperatureScaling().fit([[0.0, 1.0]], [2])
+    with pytest.raises(InputError, match="`temperature`"):
+        TemperatureScaling().load_state_dict({"temperature": -1.0})
+
+
+def test_lists_are_transformed_as_arrays():
+    scaling = TemperatureScaling().fit(np.eye(2) * 9, [0, 1])
+    assert scaling.transform([[1.0, 2.0]]) == pytest.approx(scaling.transform(np.array([[1, 2]])))

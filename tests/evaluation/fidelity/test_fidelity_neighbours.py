@@ -8,7 +8,6 @@ import torch
 
 from jem.errors import InputError
 from jem.evaluation import statistics as intervals
-from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate, plain
 from jem.evaluation.fidelity.neighbours import (
     diversity,
     mean_pair_distance,
@@ -17,6 +16,7 @@ from jem.evaluation.fidelity.neighbours import (
     probability_nearer,
     squared_distances,
 )
+from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate, plain
 
 
 def normal(num, width, seed=0, scale=1.0):

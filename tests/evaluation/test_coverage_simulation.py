@@ -12,9 +12,8 @@ from torch import nn
 
 from jem.evaluation.calibration.conformal import ConformalSets
 from jem.evaluation.calibration.report import CALIBRATION_ERRORS, calibration_report
-from jem.evaluation.ood.detector import OODDetector
-from jem.evaluation.ood.metrics import Figures, ood_metrics
-from jem.evaluation.ood.threshold import largest_acceptance_rate
+from jem.evaluation.ood import OODDetector, ood_metrics
+from jem.evaluation.ood.detector import largest_acceptance_rate
 from jem.evaluation.statistics import wilson_interval
 from jem.model import JEM
 
@@ -118,56 +117,27 @@ def test_wilson_interval_covers_at_its_level(level):
     assert np.min(covered) > level - 0.2  # ten inputs and a share near the end
 
 
-SHIFTS = (0.0, 1.0, 2.5)
+SHIFTS = (0.0, 1.0, 2.5, 4.0)  # the last separates one sample in three without an error
 
 
 def truth_of(shift, size_in, size_out):
     """Figures of N(shift, 1) against N(0, 1) in these proportions, from a great many draws."""
     rng, scale = np.random.default_rng(123), 400_000 // max(size_in, size_out)
     drawn = rng.normal(shift, 1, scale * size_in), rng.normal(0, 1, scale * size_out)
-    return ood_metrics(*drawn, num_bootstrap=1)
+    return ood_metrics(*drawn)
 
 
-def misses(shift, sizes, draws, num_bootstrap):
-    truth, rng = truth_of(shift, *sizes), np.random.default_rng(0)
-    missed = dict.fromkeys(Figures._fields, 0)
-    for _ in range(draws):
-        scores = rng.normal(shift, 1, sizes[0]), rng.normal(0, 1, sizes[1])
-        intervals = ood_metrics(*scores, num_bootstrap=num_bootstrap).intervals
-        for name, (low, high) in intervals.items():
-            missed[name] += not low - 1e-3 <= getattr(truth, name) <= high + 1e-3
-    return missed
-
-
-@pytest.mark.parametrize("shift", SHIFTS)
-def test_intervals_of_ood_figures_cover(shift):
-    missed = misses(shift, (60, 50), draws=60, num_bootstrap=50)
-    # 5 % of 60 is 3; more than 9 has a chance of 1 in 1,000.
-    assert max(missed.values()) <= 9, missed
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("shift", SHIFTS)
 @pytest.mark.parametrize("sizes", [(50, 50), (360, 100), (100, 360)])
-def test_intervals_of_ood_figures_cover_in_many_draws(shift, sizes):
-    missed = misses(shift, sizes, draws=300, num_bootstrap=100)
-    for name, count in missed.items():
-        chance = name == "detection_error" and shift == 0  # the truth is the end of the range
-        # 300 draws know a coverage to 1.3 points; the worst of 54 lies further off.
-        assert 1 - count / 300 >= (0.87 if chance else 0.90), (name, count)
-
-
-def test_perfect_separation_is_covered_too():
-    rng, draws, missed = np.random.default_rng(0), 300, dict.fromkeys(Figures._fields, 0)
-    truth, seen = truth_of(4.0, 20, 20), 0
+def test_intervals_of_ood_figures_cover(shift, sizes):
+    truth, rng, draws = truth_of(shift, *sizes), np.random.default_rng(0), 300
+    missed = dict.fromkeys(("auroc", "fpr95_in_positive", "fpr95_out_positive"), 0)
     for _ in range(draws):
-        scores = rng.normal(4, 1, 20), rng.normal(0, 1, 20)
-        metrics = ood_metrics(*scores, num_bootstrap=20)
-        seen += metrics.auroc == 1
-        for name, (low, high) in metrics.intervals.items():
-            missed[name] += not low <= getattr(truth, name) <= high
-    assert seen > 100
-    assert max(missed.values()) <= 0.1 * draws, missed
+        scores = rng.normal(shift, 1, sizes[0]), rng.normal(0, 1, sizes[1])
+        for name, (low, high) in ood_metrics(*scores).intervals.items():
+            missed[name] += not low - 1e-3 <= getattr(truth, name) <= high + 1e-3
+    # 300 draws know a coverage to 1.3 points; the worst of 36 lies further off.
+    assert all(1 - count / draws >= 0.90 for count in missed.values()), missed
 
 
 def coverage_of_report(sharpen, num, draws, num_bootstrap):

@@ -1,0 +1,61 @@
+import itertools
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from jem.evaluation.calibration.errors import group_by_confidence
+from jem.evaluation.calibration.selective import augrc, aurc, risk_coverage_curve
+
+
+def pairs(num_samples, levels=None):
+    """Overconfident pairs; with `levels`, confidences are rounded so that many tie."""
+    generator = np.random.default_rng(0)
+    confidence = generator.uniform(0.3, 1, num_samples)
+    if levels:
+        confidence = np.round(confidence * levels) / levels
+    return confidence, generator.random(num_samples) < confidence**1.5
+
+
+def group(confidence, correct):
+    return group_by_confidence(confidence, correct, np.ones((1, len(confidence))))
+
+
+def test_aurc_equals_the_mean_over_all_orders_of_tied_inputs():
+    confidence = np.array([0.9, 0.9, 0.9, 0.7, 0.5, 0.5])
+    correct = np.array([True, False, True, True, False, True])
+    risks = []
+    for order in itertools.permutations(range(6)):
+        if (np.diff(confidence[list(order)]) > 0).any():
+            continue
+        wrong = np.cumsum(~correct[list(order)])
+        risks.append(np.mean(wrong / np.arange(1, 7)))
+    assert len(risks) == 12
+    assert aurc(group(confidence, correct))[0] == pytest.approx(np.mean(risks))
+
+
+@pytest.mark.parametrize("levels", [None, 5])
+def test_augrc_equals_its_form_in_auroc_and_accuracy(levels):
+    confidence, correct = pairs(200, levels=levels)
+    accuracy = correct.mean()
+    expected = (1 - roc_auc_score(correct, confidence)) * accuracy * (1 - accuracy)
+    expected += (1 - accuracy) ** 2 / 2
+    assert augrc(group(confidence, correct))[0] == pytest.approx(expected)
+
+
+def test_uninformative_confidence_gives_the_error_rate_and_half_of_it():
+    groups = group(np.full(10, 0.7), np.arange(10) < 7)
+    assert aurc(groups)[0] == pytest.approx(0.3)
+    assert augrc(groups)[0] == pytest.approx(0.15)
+
+
+def test_curve_says_what_each_threshold_does():
+    confidence, correct = pairs(1000, levels=300)
+    curve = risk_coverage_curve(group(confidence, correct))
+    assert 100 < len(curve.threshold) <= 200
+    assert curve.coverage[-1] == 1
+    for threshold, coverage, risk, generalized in zip(*curve, strict=True):
+        answered = confidence >= threshold
+        assert coverage == pytest.approx(answered.mean())
+        assert risk == pytest.approx(1 - correct[answered].mean())
+        assert generalized == pytest.approx((answered & ~correct).mean())
