@@ -169,9 +169,9 @@ def fit_scorer(
         splits: Its data, divided as for training. The training part is looked at only for the
             scores `"knn"` and `"mahalanobis"`.
         score: A key of `jem.evaluation.ood.SCORES`.
-        acceptance_rate: Share of in-distribution inputs to accept. None takes 0.95, or the largest share
-            that a calibration part of fewer than 19 inputs can promise, n / (n + 1); a share that
-            is asked for is kept or refused.
+        acceptance_rate: Share of in-distribution inputs to accept. None takes 0.95, or the largest
+            share that a calibration part of fewer than 19 inputs can promise, n / (n + 1); a share
+            that is asked for is kept or refused.
         batch_size: Inputs computed at once, now and when it is used.
         options: Passed to the score.
 
