@@ -263,8 +263,8 @@ def test_misuse_gets_one_clear_line():
         ((data, chains), {"num_steps": 15}, "`num_steps` must be at least 16"),
         ((data, chains), {"max_chains": 1}, "`max_chains` must be at least 2"),
         ((data, chains), {"max_chains": 0}, "must be at least 1"),
-        ((data, chains), {"labels": labels + 1}, r"class indices in \[0, 1\)"),
-        ((data, chains), {"labels": labels[:-1]}, "labels: expected 20"),
+        ((data, chains), {"labels": labels + 1}, "`labels`"),
+        ((data, chains), {"labels": labels[:-1]}, "`labels`"),
     ]:
         with pytest.raises(InputError, match=match) as error:
             chain_health(model, *args, **{"num_steps": 16, "seed": 0, **options})

@@ -84,7 +84,7 @@ def test_batches_single_inputs_and_gradient_modes_change_nothing(context, model,
         for found in (scorer.predict(iris.test.x), small.predict(iris.test.x.numpy())):
             for column, wanted in zip(found, expected, strict=True):
                 assert not column.requires_grad
-                torch.testing.assert_close(column, wanted)
+                torch.testing.assert_close(column, wanted, rtol=1e-5, atol=1e-4)
         single = scorer.predict(iris.test.x[3])
         for column, wanted in zip(single, expected, strict=True):
             torch.testing.assert_close(column, wanted[3:4])
@@ -102,7 +102,7 @@ def test_a_small_calibration_part_accepts_what_it_can_promise(model, iris):
     assert len(iris.calibration) == 15
     assert fit_scorer(model, iris).detector.acceptance_rate == 15 / 16
     assert fit_scorer(model, iris, acceptance_rate=0.9).detector.acceptance_rate == 0.9
-    with pytest.raises(InputError, match=r"acceptance_rate=0\.95 needs at least 19 .* got 15"):
+    with pytest.raises(InputError, match=r"at least 19 inputs .* got 15"):
         fit_scorer(model, iris, acceptance_rate=0.95)
     digits = jem.data.load("digits")
     network = networks.network_for(digits.input_shape, 10)
@@ -114,7 +114,7 @@ def test_data_read_one_by_one_give_the_same(name, model, iris, lazy):
     expected = fit_scorer(model, iris, score=name).predict(iris.test.x)
     found = fit_scorer(model, lazy, score=name, batch_size=11).predict(iris.test.x)
     for column, wanted in zip(found, expected, strict=True):
-        torch.testing.assert_close(column, wanted)
+        torch.testing.assert_close(column, wanted, rtol=1e-5, atol=1e-4)
 
 
 def test_classes_in_another_order_are_refused(model, iris, tmp_path):
@@ -147,7 +147,7 @@ def test_foreign_sets_of_a_report_may_be_arrays(model, iris, tmp_path):
     sets = {"far": np.full((30, 4), 9.0)}
     found = jem.write_report(model, iris, tmp_path, ood_sets=sets)
     assert found["ood"]["sets"][-1]["num"] == 30
-    with pytest.raises(InputError, match=r"inputs must be of shape \(B, 4\), but got \(30, 5\)"):
+    with pytest.raises(InputError, match=r"shape \(B, 4\), got \(30, 5\)"):
         jem.write_report(model, iris, tmp_path, ood_sets={"far": np.full((30, 5), 9.0)})
 
 

@@ -95,9 +95,8 @@ class ConformalSets:
         rank = math.ceil((len(true) + 1) * self.coverage - 1e-9)
         if rank > len(true):
             least = math.ceil(self.coverage / (1 - self.coverage) - 1e-9)
-            raise InputError(
-                f"a coverage of {self.coverage:g} needs at least {least} labelled inputs, "
-                f"got {len(true)}"
+            refuse(
+                "labels", f"number at least {least} for a coverage of {self.coverage:g}", len(true)
             )
         scores = self._scores(checked, stream=0)[np.arange(len(true)), true.numpy()]
         self.threshold = float(np.sort(scores)[rank - 1])

@@ -378,9 +378,10 @@ def _check_acceptance_rate(acceptance_rate: float, num_calibration: int) -> None
     check_number("acceptance_rate", acceptance_rate, "(0, 1)")
     needed = smallest_calibration(acceptance_rate)
     if num_calibration < needed:
-        raise InputError(
-            f"an acceptance rate of {acceptance_rate:g} needs at least {needed} calibration "
-            f"inputs, got {num_calibration}"
+        refuse(
+            "x_calibration",
+            f"hold at least {needed} inputs for an acceptance rate of {acceptance_rate:g}",
+            num_calibration,
         )
 
 
