@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jem.data.files import find_key
-from jem.data.image_files import IMAGE_SUFFIXES, open_image, pixels
+from jem.data.images import is_image, load_image
 from jem.errors import InputError
 
 HALVES = ("lower", "upper", "left", "right")
@@ -79,9 +79,8 @@ def _from_file(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
             f"--mask: expected {', '.join(HALVES)}, a box x0,y0,x1,y1 or a file, "
             f"but there is no file {path}"
         )
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        with open_image(path) as image:
-            values = pixels(path, image, "L", ground="black") >= 128
+    if is_image(path):
+        values = np.asarray(load_image(path, ground="black").convert("L")) >= 128
     else:
         values = _array(path)
     views = _views(count, shape)

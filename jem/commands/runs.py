@@ -17,9 +17,9 @@ from jem.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from jem.data.files import InputStream
     from jem.data.scaling import Scaling
     from jem.data.splits import DataSplits
-    from jem.data.streams import InputStream
     from jem.model import JEM
 
 
@@ -81,7 +81,7 @@ class Run:
         """Open inputs, and find what brings them to the network's units.
 
         Args:
-            path: What `jem.data.streams.stream_inputs` takes.
+            path: What `jem.data.files.stream_inputs` takes.
             batch_size: Inputs a batch.
             label_column: Column of a `.csv` file to leave out.
             skip_damaged: Leave out damaged images of a folder.
@@ -91,12 +91,11 @@ class Run:
         """
         import torch
 
-        from jem.data.files import refuse_unfit
+        from jem.data.files import check_options, stream_inputs
         from jem.data.scaling import Scaling
-        from jem.data.streams import stream_inputs
 
         if path.exists():
-            refuse_unfit(path, label_column, None, skip_damaged)
+            check_options(path, label_column, None, skip_damaged)
         columns = self.config.values.get("columns")
         if columns is None:  # else names decide, and a column of labels need not be there
             label_column = label_column or self.config.label_column

@@ -21,7 +21,7 @@ from jem.runs.files import replacing
 
 if TYPE_CHECKING:
     from jem.data.arrays import Array
-    from jem.data.streams import InputStream
+    from jem.data.files import InputStream
     from jem.serving.scorer import Prediction, Scorer
 
 

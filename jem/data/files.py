@@ -1,262 +1,403 @@
-"""A person's own files -> a data set in four parts."""
+"""The user's files -> a data set in four parts, or inputs read a batch at a time."""
 
+from __future__ import annotations
+
+import csv
 import math
 import os
+import re
 import zipfile
 import zlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from jem.data.arrays import Array, assemble, divide, from_arrays, index_labels
-from jem.data.image_files import (
-    GREY_MODES,
-    IMAGE_SUFFIXES,
-    ImageReader,
-    check_image,
-    read_format,
-    refuse_unreadable,
-    undamaged,
-)
-from jem.data.scaling import Scaling
-from jem.data.splits import DataPart, DataSplits, LazyPart
-from jem.data.tables import read_csv
+from jem.checks import check_integer, refuse
+from jem.data.arrays import LARGEST, Array, check_numbers, from_arrays
+from jem.data.images import image_batches, is_image
+from jem.data.scaling import raw_shapes, refuse_shape
+from jem.data.splits import DataSplits
 from jem.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 INPUT_KEYS = ("images", "x")
 LABEL_KEYS = ("labels", "y")
-MEMORY_LIMIT = 2 * 1024**3
-LARGEST_IMAGE_SIZE = 1024  # pixels a side
+LABEL_COLUMNS = ("label", "class", "target", "y")
+ROWS_AT_ONCE = 10_000
+"""Rows of a table that are held as text at a time: bounds memory."""
+
+Named = tuple[Sequence[str], Array]
 
 
-def load_file(
-    path: str | os.PathLike[str],
-    *,
-    seed: int = 0,
-    label_column: str | None = None,
-    image_size: int | None = None,
-    skip_damaged: bool = False,
-    memory_limit: int = MEMORY_LIMIT,
-) -> DataSplits:
-    """Load an `.npz` file, a `.csv` file, or a folder of images with one subfolder a class.
+@dataclass(frozen=True)
+class InputStream:
+    """Inputs in the order in which they are stored, to be gone through once.
+
+    Attributes:
+        batches: Yields names of the inputs (their number from 0, or their file) and the raw inputs
+            (B, ...). It raises `InputError`, naming file and row, at the first that is none.
+        total: How many inputs there are, damaged images included; None where only the end of the
+            file says so.
+        from_images: Whether they are bytes of image files, 0 to 255, channels last.
+    """
+
+    batches: Iterator[Named]
+    total: int | None
+    from_images: bool = False
+
+
+def load_arrays(path: Path, *, seed: int, label_column: str | None) -> DataSplits:
+    """Load an `.npz` file (`images` or `x`, and `labels` or `y`) or a `.csv` file with a header.
 
     Args:
-        path: File or folder.
+        path: The file.
         seed: Decides which example goes to which part.
         label_column: Column of a `.csv` file that holds the labels; otherwise one called label,
             class, target or y.
-        image_size: Pixels a side that images of a folder are brought to, see `fit_image`; None
-            takes them as they are, all of one size.
-        skip_damaged: Leave out images of a folder that cannot be read, with one warning that says
-            how many; otherwise they are refused.
-        memory_limit: Bytes above which a folder of images, as float32, stays on disk.
-
-    Returns:
-        Four parts in network units.
 
     Raises:
-        InputError: If the file is missing, damaged or not as expected.
+        InputError: If the file is damaged or not as expected.
     """
-    path = Path(path).expanduser()
-    refuse_unfit(path, label_column, image_size, skip_damaged)
-    if path.is_dir():
-        return _load_folder(path, seed, image_size, skip_damaged, memory_limit)
-    if not path.is_file():
-        raise InputError(f"Expected a file or a folder, found nothing at {path}.")
-    if path.stat().st_size == 0:
-        raise InputError(f"Expected data in {path}, got an empty file.")
     columns = None
     if path.suffix.lower() == ".npz":
-        x, labels = read_npz(path)
+        x, labels = _read_npz(path)
     elif path.suffix.lower() == ".csv":
-        x, labels, columns = read_csv(path, label_column)
+        x, labels, columns = _read_csv(path, label_column)
     else:
-        raise InputError(
-            f"Expected an .npz file, a .csv file or a folder of images by class, got {path}."
-        )
+        refuse(str(path), "be an .npz file, a .csv file or a folder of images", "another file")
     try:
-        splits = from_arrays(x, labels, name=path.stem, seed=seed)
+        return from_arrays(x, labels, name=path.stem, seed=seed, columns=columns)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return replace(splits, columns=columns)
 
 
-def refuse_unfit(
+def check_options(
     source: str | Path, label_column: str | None, image_size: int | None, skip_damaged: bool
 ) -> None:
-    """Refuse an option that belongs to another kind of source, rather than leave it unheard.
+    """Refuse an option that belongs to another kind of source, rather than ignore it.
 
     Args:
         source: Path of a file or folder, or the name of a data set.
         label_column: Column of labels, for a `.csv` file; None if not given.
         image_size: Pixels a side, for a folder of images; None if not given.
         skip_damaged: For a folder of images.
+
+    Raises:
+        InputError: If one does.
     """
     is_folder = isinstance(source, Path) and source.is_dir()
     is_table = isinstance(source, Path) and source.suffix.lower() == ".csv" and not is_folder
     if label_column is not None and not is_table:
-        raise InputError(
-            f"Expected a .csv file with a column '{label_column}' of labels, got {source}: leave "
-            f"out label_column."
-        )
-    if image_size is not None and not is_folder:
-        raise InputError(
-            f"Expected a folder of images to bring to a size of {image_size}, got {source}: "
-            f"leave out image_size."
-        )
-    if skip_damaged and not is_folder:
-        raise InputError(
-            f"Expected a folder of images to leave damaged ones out of, got {source}: leave out "
-            f"skip_damaged."
-        )
+        refuse("label_column", "be left out but for a .csv file", f"'{label_column}' for {source}")
+    for name, value in (("image_size", image_size), ("skip_damaged", skip_damaged)):
+        if value and not is_folder:
+            refuse(name, "be left out but for a folder of images", f"{value} for {source}")
 
 
-def read_npz(path: Path) -> tuple[Array, Array]:
-    """Read inputs (`images` or `x`) and labels (`labels` or `y`) from an `.npz` file.
+def stream_inputs(
+    path: str | os.PathLike[str],
+    input_shape: Sequence[int],
+    *,
+    batch_size: int,
+    label_column: str | None = None,
+    columns: Sequence[str] | None = None,
+    resize: bool = False,
+    skip_damaged: bool = False,
+) -> InputStream:
+    """Open inputs for a model, of which no more than a batch is held at a time.
+
+    Args:
+        path: An `.npy` file of a batch or a single input; an `.npz` file that has it under
+            `images` or `x`; a `.csv` file with a header; an image; or a folder of images, which
+            is read with its subfolders in the order of their names. Arrays in Fortran order are
+            the exception: their rows lie scattered, so they are read whole.
+        input_shape: What the network takes for one input: (C, H, W) or (D,).
+        batch_size: Inputs a batch.
+        label_column: Column of a `.csv` file to leave out; otherwise one called label, class,
+            target or y, where there is one column more than the network takes. Where `columns`
+            are named it must be none of them.
+        columns: Names of the columns that the network was trained on, in their order: a `.csv`
+            file may have them in another, and others beside them. If None, position decides.
+        resize: Bring images of another size to `input_shape`: scaled, and the middle cut out;
+            otherwise they are refused.
+        skip_damaged: Leave out images of a folder that cannot be read, with one warning at the end
+            that says how many; otherwise they are refused.
 
     Returns:
-        Raw inputs (N, ...) and labels (N,).
+        The inputs as they are stored. Their values are checked as they are read.
+
+    Raises:
+        InputError: If the file is missing, damaged, of another kind, or holds no inputs of this
+            shape; what is wrong further on is raised when it is reached.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     np.save(f"{folder}/x.npy", np.zeros((5, 2)))
+        ...     stream = stream_inputs(f"{folder}/x.npy", (2,), batch_size=3)
+        ...     stream.total, [names for names, _ in stream.batches]
+        (5, [['0', '1', '2'], ['3', '4']])
+    """
+    path, shape = Path(path).expanduser(), tuple(input_shape)
+    check_integer("batch_size", batch_size, 1)
+    suffix = path.suffix.lower()
+    if not path.exists():
+        refuse(str(path), "be a file or a folder", "nothing")
+    if path.is_dir() or is_image(path):
+        batches, total = image_batches(
+            path, shape, batch_size, resize=resize, skip_damaged=skip_damaged
+        )
+        return InputStream(batches, total, from_images=True)
+    if suffix not in (".npy", ".npz", ".csv"):
+        refuse(str(path), "be an .npy, .npz or .csv file, an image or a folder", "another file")
+    if suffix == ".csv":
+        return InputStream(_open_table(path, shape, batch_size, label_column, columns), None)
+    return InputStream(*_open_array(path, shape, batch_size))
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Make one line of all that readers raise for a file that they cannot read.
+
+    Raises:
+        InputError: Where they do.
     """
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"Expected an .npz archive, got a single array in {path}.")
-        with archive:
-            x_key = find_key(path, archive.files, INPUT_KEYS, "inputs")
-            y_key = find_key(path, archive.files, LABEL_KEYS, "labels")
-            return _plain(path, archive, x_key), _plain(path, archive, y_key)
+        yield
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, csv.Error) as error:
+        if "Object arrays" in str(error):
+            remedy = "save labels with .astype(str), and inputs as one array of numbers"
+            refuse(str(path), "hold plain numbers and text", "Python objects", remedy)
         why = "" if "pickle" in str(error) else f" ({error})"  # numpy's advice would run code
-        raise InputError(f"Could not read {path}: it is damaged or no .npz file{why}.") from error
+        refuse(str(path), f"be a whole {path.suffix} file", f"a damaged or another one{why}")
 
 
-def _plain(path: Path, archive: Any, key: str) -> Array:  # noqa: ANN401
-    """An array of an archive, unless it would run code when it is read."""
-    try:
-        values: Array = archive[key]
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise InputError(
-            f"Expected plain numbers or strings under '{key}' in {path}, got Python objects: save "
-            f"labels with .astype(str), and inputs as one array of numbers."
-        ) from error
-    return values
+# -- arrays ---------------------------------------------------------------------------------------
 
 
 def find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) -> str:
-    """The first of the wanted keys that an archive has, or an error that says what it has."""
-    for key in wanted:
-        if key in keys:
-            return key
-    raise InputError(
-        f"Expected {what} under the key '{wanted[0]}' or '{wanted[1]}' in {path}, "
-        f"got the keys {', '.join(keys) or 'none'}."
-    )
+    """The first of the wanted keys that an archive has.
+
+    Raises:
+        InputError: If it has none; the message says what it has.
+    """
+    found = next((key for key in wanted if key in keys), None)
+    if found is None:
+        expected = f"hold {what} under '{wanted[0]}' or '{wanted[1]}'"
+        refuse(str(path), expected, f"the keys {', '.join(keys) or 'none'}")
+    return found
 
 
-def _load_folder(
-    folder: Path, seed: int, image_size: int | None, skip_damaged: bool, memory_limit: int
-) -> DataSplits:
-    """Load images whose class is the name of their subfolder."""
-    if image_size is not None and not 4 <= image_size <= LARGEST_IMAGE_SIZE:
-        raise InputError(
-            f"Expected an image size of 4 to {LARGEST_IMAGE_SIZE} pixels, got {image_size}."
-        )
-    files = _list_images(folder)
-    if skip_damaged:
-        files = _undamaged_of_each_class(folder, files)
-    size, mode = _common_format(files, image_size)
-    classes, y = index_labels(np.array([file.parent.name for file in files]))
-    shape = (1 if mode == "L" else 3, size[1], size[0])
-    scaling = Scaling.of_bytes(shape, "channels_last")
-    read = ImageReader(scaling, mode, resize=image_size is not None)
-    parts: list[DataPart | LazyPart] = [
-        LazyPart([files[i] for i in part], torch.from_numpy(y[part]), read)
-        for part in divide(y, classes, seed)
+def _read_npz(path: Path) -> tuple[Array, Array]:
+    """Raw inputs (N, ...) and labels (N,)."""
+    with reading(path):
+        archive = np.load(path, allow_pickle=False)
+        keys = getattr(archive, "files", ())  # a single array has none
+        x = find_key(path, keys, INPUT_KEYS, "inputs")
+        y = find_key(path, keys, LABEL_KEYS, "labels")
+        with archive:
+            return archive[x], archive[y]
+
+
+def _open_array(
+    path: Path, input_shape: tuple[int, ...], batch_size: int
+) -> tuple[Iterator[Named], int]:
+    """Batches of an array, and the number of its rows.
+
+    `numpy.load` maps an `.npy` file into memory, but not the members of an `.npz` file, which may
+    be packed: rows of both are read from the file one after the other.
+    """
+    with reading(path):
+        file = _array_file(path)
+        read_header: Any = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(np.lib.format.read_magic(file))
+        if read_header is None:  # the third version differs in the names of columns alone
+            refuse(str(path), "hold numbers", "an array of named columns")
+        shape, fortran_order, dtype = read_header(file)
+    if dtype.kind not in "biuf":
+        refuse(str(path), "hold numbers", f"values of type {dtype}")
+    shapes = raw_shapes(input_shape)
+    if shape in shapes:
+        shape = (1, *shape)
+    if shape[1:] not in shapes or shape[0] == 0:
+        refuse_shape(str(path), shapes, shape)
+
+    def take(shape: tuple[int, ...]) -> Array:
+        content = file.read(math.prod(shape) * dtype.itemsize)
+        return np.frombuffer(content, dtype).reshape(shape)  # too few numbers do not fit
+
+    def batches() -> Iterator[Named]:
+        with reading(path), file:
+            whole = take(shape[::-1]).T if fortran_order else None
+            for first in range(0, shape[0], batch_size):
+                last = min(first + batch_size, shape[0])
+                raw = take((last - first, *shape[1:])) if whole is None else whole[first:last]
+                check_numbers(str(path), raw, first_row=first)
+                yield [str(row) for row in range(first, last)], raw
+
+    return batches(), shape[0]
+
+
+def _array_file(path: Path) -> IO[bytes]:
+    """An array as `np.save` wrote it: the file itself, or a member of an archive, unpacked."""
+    if path.suffix.lower() == ".npy":
+        return path.open("rb")
+    archive = zipfile.ZipFile(path)
+    names = [name.removesuffix(".npy") for name in archive.namelist()]
+    return archive.open(find_key(path, names, INPUT_KEYS, "inputs") + ".npy")
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def _read_csv(path: Path, label_column: str | None) -> tuple[Array, Array, list[str]]:
+    """Features (N, D), float64; labels (N,); and the names of the D columns."""
+    header, separator = _read_header(path)
+    label = _find_label(path, header, label_column)
+    names = [name for name in header if name != label]
+    if not names:
+        refuse(str(path), "have a column besides the labels", "none")
+    parts = [
+        (_numbers(path, rows[names]), rows[label].str.strip().to_numpy(object))
+        for rows in _rows(path, header, separator, ROWS_AT_ONCE, label)
     ]
-    if 4 * len(files) * math.prod(shape) <= memory_limit:
-        try:
-            parts = [DataPart(*part[:]) for part in parts]
-        except InputError:
-            refuse_unreadable(files, check_image)
-            raise
-    splits = assemble(folder.name, parts, classes, scaling)
-    return replace(splits, ignored=_count_others(folder))
-
-
-def _list_images(folder: Path) -> list[Path]:
-    """List the images of each class, sorted; hidden files and folders are left out."""
-    files: list[Path] = []
-    subfolders = _visible(folder, Path.is_dir)
-    for subfolder in subfolders:
-        images = [
-            f for f in _visible(subfolder, Path.is_file) if f.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        if not images:
-            nested = _visible(subfolder, Path.is_dir)
-            hint = f": give {subfolder} itself if its subfolders are the classes" if nested else ""
-            raise InputError(f"Expected images in the class folder {subfolder}, got none{hint}.")
-        files += images
-    if not files:
-        raise InputError(
-            f"Expected one subfolder of images for each class in {folder}, got no subfolder."
-        )
-    return files
-
-
-def _count_others(folder: Path) -> int:
-    """Files beside the class folders, and those in them that are no images."""
-    others = len(_visible(folder, Path.is_file))
-    for subfolder in _visible(folder, Path.is_dir):
-        files = _visible(subfolder, Path.is_file)
-        others += sum(file.suffix.lower() not in IMAGE_SUFFIXES for file in files)
-    return others
-
-
-def _visible(folder: Path, kind: Any) -> list[Path]:  # noqa: ANN401
-    return sorted(
-        path for path in folder.iterdir() if not path.name.startswith(".") and kind(path)
-    )
-
-
-def _common_format(
-    files: Sequence[Path], image_size: int | None
-) -> tuple[tuple[int, int], Literal["L", "RGB"]]:
-    """Return the (width, height) that all images share or get, and L if all of them are grey."""
+    if not parts:
+        refuse(str(path), "have rows below the header", "none")
+    x, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     try:
-        formats = [read_format(file) for file in files]
-    except InputError:
-        refuse_unreadable(files, check_image)
-        raise
-    modes = {mode for _, mode in formats}
-    common: Literal["L", "RGB"] = "L" if modes <= set(GREY_MODES) else "RGB"
-    if image_size is not None:
-        return (image_size, image_size), common
-    (w0, h0), _ = formats[0]
-    for file, ((w, h), _) in zip(files, formats, strict=True):
-        if (w, h) != (w0, h0):
-            raise InputError(
-                f"Expected images of one size, got {w0} x {h0} in {files[0]} and {w} x {h} in "
-                f"{file}: name the pixels a side to bring them to with --image-size "
-                f"(image_size= in Python)."
-            )
-    return (w0, h0), common
+        return x, labels.astype(np.float64), names  # 1 and 1.0 are one class, and 9 before 10
+    except ValueError:
+        return x, labels, names
 
 
-def _undamaged_of_each_class(folder: Path, files: Sequence[Path]) -> list[Path]:
-    """Images that can be read; a class must not vanish with its images."""
-    kept = list(undamaged(folder, files))
-    lost = {file.parent for file in files} - {file.parent for file in kept}
-    if lost:
-        raise InputError(
-            f"Expected images in the class folder {min(lost)}, got damaged ones alone: replace "
-            f"them or remove the folder."
-        )
-    return kept
+def _open_table(
+    path: Path,
+    shape: tuple[int, ...],
+    batch_size: int,
+    label_column: str | None,
+    columns: Sequence[str] | None,
+) -> Iterator[Named]:
+    """Batches of the columns that a network takes."""
+    if len(shape) != 1:
+        refuse(str(path), f"hold images of shape {shape} as in training", "a table")
+    header, separator = _read_header(path)
+    chosen = list(columns or _features(path, header, shape[0], label_column))
+    if columns and label_column in columns:
+        remedy = "name another with --label-column, or none"
+        refuse("label_column", "be no column of the training data", label_column, remedy)
+    if missing := [name for name in chosen if name not in header]:
+        expected = f"have the columns of the training data ({', '.join(missing)} is missing)"
+        refuse(str(path), expected, ", ".join(header))
+
+    def batches() -> Iterator[Named]:
+        empty = True
+        for rows in _rows(path, header, separator, batch_size):
+            empty = False
+            yield [str(row) for row in rows.index], _numbers(path, rows[chosen])
+        if empty:
+            refuse(str(path), "have rows below the header", "none")
+
+    return batches()
+
+
+def _features(path: Path, header: list[str], count: int, label_column: str | None) -> list[str]:
+    """Columns that are no labels, where the names of those of training are not known."""
+    if all(re.fullmatch(r"[-+.\deE]+", name) for name in header):
+        refuse(str(path), "have names of columns in its first line", "numbers")
+    label = None
+    if label_column in header or len(header) == count + 1:
+        label = _find_label(path, header, label_column)
+    chosen = [name for name in header if name != label]
+    if len(chosen) != count:
+        expected = f"have {count} columns as in training, and perhaps one of labels"
+        refuse(str(path), expected, ", ".join(header))
+    return chosen
+
+
+def _read_header(path: Path) -> tuple[list[str], str]:
+    """Names of the columns, and the character between them: a comma, semicolon or tabulator."""
+    with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
+        line = next((line for line in file if line.strip()), "")
+        line = re.sub(r'"[^"]*"', "", line)  # a name may hold what parts columns elsewhere
+        separator = max(",;\t", key=line.count)
+        file.seek(0)
+        reader = csv.reader(file, delimiter=separator)
+        rows = (row for row in reader if any(cell.strip() for cell in row))
+        names = [name.strip() for name in next(rows, [])]
+        first = next(rows, names)
+    if not names:
+        refuse(str(path), "have a header and rows", "blank lines alone")
+    for name in names:
+        if not name or name.startswith("Unnamed: "):
+            remedy = "a row number that was saved, perhaps: name that column or remove it"
+            refuse(str(path), "have a name for every column", f"{name!r}", remedy)
+        if names.count(name) > 1:
+            refuse(str(path), "have different names of columns", f"'{name}' twice")
+    if len(first) > len(names):
+        refuse(str(path), f"have {len(names)} values a row, as in the header", len(first))
+    return names, separator
+
+
+def _rows(
+    path: Path, header: list[str], separator: str, count: int, label: str | None = None
+) -> Iterator[pd.DataFrame]:
+    """So many rows of a table at a time, numbered from 0; labels stay text."""
+    import pandas as pd  # takes half a second, which only those who have tables should pay
+
+    with (
+        reading(path),
+        pd.read_csv(
+            path,
+            sep=separator,
+            header=0,
+            names=header,
+            index_col=False,
+            dtype={} if label is None else {label: str},
+            skipinitialspace=True,
+            chunksize=count,
+        ) as reader,
+    ):
+        for rows in reader:
+            rows = rows.dropna(how="all")
+            if len(rows):
+                yield rows
+
+
+def _numbers(path: Path, rows: pd.DataFrame) -> Array:
+    """Rows as float64, (B, D); text, gaps and numbers that are too large are refused."""
+    import pandas as pd
+
+    x: Array = rows.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    bad = ~(np.abs(x) <= LARGEST)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        got = f"{rows.iloc[row, column]} in row {rows.index[row]}, column '{rows.columns[column]}'"
+        others = [name for name in rows.columns[bad.any(axis=0)] if name != rows.columns[column]]
+        more = f" (and others in {', '.join(others)})" if others else ""
+        remedy = "encode text as numbers, and fill in what is missing, or leave it out"
+        refuse(str(path), "hold finite numbers in the columns it is read for", got + more, remedy)
+    return x
+
+
+def _find_label(path: Path, header: Sequence[str], label_column: str | None) -> str:
+    """The column of labels: the one that is named, or one with a usual name."""
+    wanted = [name for name in header if name.lower() in LABEL_COLUMNS]
+    if label_column is not None:
+        wanted = [name for name in header if name == label_column]
+    if len(wanted) != 1:
+        usual = f"one of {', '.join(LABEL_COLUMNS)}"
+        expected = f"have one column of labels, '{label_column or usual}'"
+        remedy = "name it with --label-column (label_column= in Python)"
+        got = f"the columns {', '.join(wanted or header)}"
+        refuse(str(path), expected, got, remedy)
+    return wanted[0]

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import sklearn.datasets
 
+from jem.checks import refuse
 from jem.data.arrays import from_arrays
-from jem.data.files import load_file, refuse_unfit
+from jem.data.files import check_options, load_arrays
+from jem.data.images import load_folder
 from jem.data.splits import DataSplits
 from jem.errors import InputError
 
@@ -41,20 +43,23 @@ def load(
     label_column: str | None = None,
     image_size: int | None = None,
     skip_damaged: bool = False,
+    memory_limit: int = 2 * 1024**3,
 ) -> DataSplits:
-    """Load a data set by its name in `NAMES`, or a person's own from a file or folder.
+    """Load a data set by its name in `NAMES`, or the user's own from a file or folder.
 
     Args:
-        name: A known name, or the path of an `.npz` file, a `.csv` file or a folder of images by
-            class. A `Path` is never taken for a known name.
+        name: A known name, or the path of an `.npz` file, a `.csv` file or a folder of images with
+            one subfolder a class. A `Path` is never taken for a known name.
         root: Folder of downloaded sets; the environment variable JEM_DATA if None.
         download: Whether a missing set may be downloaded into `root`.
         seed: Decides which example goes to which part.
-        label_column: Name of the column of a `.csv` file that holds the labels.
-        image_size: Pixels a side that images of a folder are brought to: scaled, and the middle
-            cut out. None takes them as they are, all of one size.
+        label_column: Column of a `.csv` file that holds the labels; otherwise one called label,
+            class, target or y.
+        image_size: Pixels a side that images of a folder are brought to: scaled to cover the
+            square, and the middle cut out. None takes them as they are, all of one size.
         skip_damaged: Leave out images of a folder that cannot be read, with one warning that says
             how many; otherwise they are refused.
+        memory_limit: Bytes above which a folder of images, as float32, stays on disk.
 
     Returns:
         Four parts in network units. Sets with an official test part keep it.
@@ -70,35 +75,33 @@ def load(
         (1, 8, 8)
     """
     path = Path(name).expanduser()
-    if isinstance(name, str) and name in NAMES:
-        refuse_unfit(name, label_column, image_size, skip_damaged)
+    known = isinstance(name, str) and name in NAMES
+    check_options(str(name) if known else path, label_column, image_size, skip_damaged)
+    if known:
         if path.exists():
             warnings.warn(
                 f"{name} is taken for the data set of that name: give './{name}' for what lies "
                 "here under it",
                 stacklevel=2,
             )
-        if name in _SMALL:
-            return _SMALL[name](seed)
-        return _load_downloaded(name, root, download, seed)
-    if path.exists():
-        return load_file(
+        small = _SMALL.get(str(name))
+        return small(seed) if small else _load_downloaded(str(name), root, download, seed)
+    if path.is_dir():
+        return load_folder(
             path,
             seed=seed,
-            label_column=label_column,
             image_size=image_size,
             skip_damaged=skip_damaged,
+            memory_limit=memory_limit,
         )
-    if not isinstance(name, str) or path.suffix or len(path.parts) > 1:
-        raise InputError(
-            f"Expected an .npz file, a .csv file or a folder, found nothing at {path}."
-        )
-    close = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, n=1, cutoff=0.5)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise InputError(
-        f"Expected one of the data sets {', '.join(NAMES)}, or the path of an .npz file, a .csv "
-        f"file or a folder of images by class, got '{name}'.{hint}"
-    )
+    if not path.exists():
+        if not isinstance(name, str) or path.suffix or len(path.parts) > 1:
+            refuse(str(path), "be an .npz file, a .csv file or a folder of images", "nothing")
+        close = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, 1, 0.5)
+        remedy = f"did you mean {close[0]}?" if close else ""
+        expected = f"be a file, a folder or one of {', '.join(NAMES)}"
+        refuse("name", expected, f"'{name}'", remedy)
+    return load_arrays(path, seed=seed, label_column=label_column)
 
 
 def _digits(seed: int) -> DataSplits:
@@ -107,10 +110,9 @@ def _digits(seed: int) -> DataSplits:
     return from_arrays(digits.images, digits.target, name="digits", seed=seed, counts=counts)
 
 
-def _table(name: str, load_set: Callable[[], Any], seed: int) -> DataSplits:
-    bunch = load_set()
-    names = [str(label) for label in bunch.target_names]
-    return from_arrays(bunch.data, bunch.target, name=name, seed=seed, classes=names)
+def _table(name: str, bunch: Any, seed: int) -> DataSplits:  # noqa: ANN401
+    classes = [str(label) for label in bunch.target_names]
+    return from_arrays(bunch.data, bunch.target, name=name, seed=seed, classes=classes)
 
 
 def _two_moons(seed: int) -> DataSplits:
@@ -126,27 +128,32 @@ def _rings(seed: int) -> DataSplits:
 
 _SMALL: dict[str, Callable[[int], DataSplits]] = {
     "digits": _digits,
-    "breast_cancer": lambda s: _table("breast_cancer", sklearn.datasets.load_breast_cancer, s),
-    "wine": lambda s: _table("wine", sklearn.datasets.load_wine, s),
-    "iris": lambda s: _table("iris", sklearn.datasets.load_iris, s),
+    "breast_cancer": lambda s: _table("breast_cancer", sklearn.datasets.load_breast_cancer(), s),
+    "wine": lambda s: _table("wine", sklearn.datasets.load_wine(), s),
+    "iris": lambda s: _table("iris", sklearn.datasets.load_iris(), s),
     "two_moons": _two_moons,
     "rings": _rings,
 }
 
-_DOWNLOADED: dict[str, str] = {  # to the name of the class in torchvision.datasets
+_TORCHVISION = {
     "fashion_mnist": "FashionMNIST",
     "mnist": "MNIST",
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
     "svhn": "SVHN",
 }
+"""Classes of `torchvision.datasets`."""
 
 
 def _load_downloaded(
     name: str, root: str | os.PathLike[str] | None, download: bool, seed: int
 ) -> DataSplits:
     """Load a set of torchvision, keeping its test part."""
-    folder = _data_root(name, root)
+    root = root or os.environ.get(DATA_ROOT_VARIABLE)
+    if not root:
+        remedy = "give --data-root (root= in Python)"
+        refuse(DATA_ROOT_VARIABLE, f"name the folder that holds {name}", "nothing", remedy)
+    folder = Path(root).expanduser()
     train = _read_official(name, folder, download, train=True)
     test = _read_official(name, folder, download, train=False)
     return from_arrays(
@@ -155,44 +162,27 @@ def _load_downloaded(
         seed=seed,
         test=_images_and_labels(test),
         channels="first" if name == "svhn" else "last",
-        classes=_class_names(name, train),
+        classes="0123456789" if name in ("mnist", "svhn") else train.classes,
     )
-
-
-def _data_root(name: str, root: str | os.PathLike[str] | None) -> Path:
-    root = root or os.environ.get(DATA_ROOT_VARIABLE)
-    if not root:
-        raise InputError(
-            f"Expected a folder to find {name} in, got none: give --data-root (root= in Python) "
-            f"or set {DATA_ROOT_VARIABLE}."
-        )
-    return Path(root).expanduser()
 
 
 def _read_official(name: str, folder: Path, download: bool, *, train: bool) -> Any:  # noqa: ANN401
     import torchvision.datasets  # takes a second, which only those who download should pay
 
-    read = getattr(torchvision.datasets, _DOWNLOADED[name])
-    which: dict[str, Any] = {"train": train}
-    if name == "svhn":
-        which = {"split": "train" if train else "test"}
+    read = getattr(torchvision.datasets, _TORCHVISION[name])
+    svhn = {"split": "train" if train else "test"}
+    which: dict[str, Any] = svhn if name == "svhn" else {"train": train}
     try:
         return read(root=str(folder), download=download, **which)
     except (RuntimeError, OSError, EOFError, ValueError) as error:
         if download:
-            raise InputError(f"Could not download {name} into {folder}: {error}") from error
-        raise InputError(
-            f"Expected the data set {name} in the folder {folder}, found it missing or damaged "
-            f"({error}): give --download (download=True in Python) or another --data-root."
-        ) from error
+            raise InputError(f"could not download {name} into {folder}: {error}") from error
+        remedy = "give --download (download=True in Python) or another --data-root"
+        refuse(
+            str(folder), f"hold the data set {name}", f"it missing or damaged ({error})", remedy
+        )
 
 
 def _images_and_labels(official: Any) -> tuple[Any, Any]:  # noqa: ANN401
     labels = official.labels if hasattr(official, "labels") else official.targets
     return np.asarray(official.data), np.asarray(labels)
-
-
-def _class_names(name: str, official: Any) -> list[str]:  # noqa: ANN401
-    if name in ("mnist", "svhn"):
-        return [str(digit) for digit in range(10)]
-    return list(official.classes)

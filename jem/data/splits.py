@@ -10,15 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from jem.checks import refuse
 from jem.data.scaling import Scaling
-from jem.errors import InputError
 from jem.randomness import derive_seed
 
 PART_NAMES = ("train", "validation", "calibration", "test")
 DEFAULT_FRACTIONS = (0.6, 0.1, 0.1, 0.2)
-
-MOST_NAMED = 10  # classes named in a short form
-
 Indices = npt.NDArray[np.int64]
 
 
@@ -66,10 +63,8 @@ class LazyPart(Dataset[tuple[Tensor, Tensor]]):
     @property
     def x(self) -> Tensor:
         """Refused: all inputs at once are too large for memory."""
-        raise InputError(
-            f"Expected inputs in memory, got {self!r}: read some of them, `part[:1000][0]`; "
-            f"`jem.fit_scorer` fits a detector on all of them."
-        )
+        remedy = "read some, `part[:1000][0]`, or give the whole part to `jem.fit_scorer`"
+        refuse("x", "be in memory", repr(self), remedy)
 
     def __len__(self) -> int:
         """Return the number of examples."""
@@ -97,7 +92,7 @@ class DataSplits:
         calibration: Sets thresholds and p-values; nothing else may have seen it.
         test: Measured once, at the end.
         classes: Names of the classes, in the order of their indices.
-        scaling: Maps what a person has to network units.
+        scaling: Maps what the user has to network units.
         domain: Lowest and highest value of each input in network units, broadcastable to
             `input_shape`.
         kind: Whether inputs are images (C, H, W) or rows (D,) of a table.
@@ -120,39 +115,27 @@ class DataSplits:
     ignored: int = 0
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{name} {len(getattr(self, name)):,}" for name in PART_NAMES)
-        low, high = (float(bound) for bound in (self.domain[0].min(), self.domain[1].max()))
-        names = ", ".join(self.classes[:MOST_NAMED])
-        dots = ", ..." if len(self.classes) > MOST_NAMED else ""
-        return (
-            f"DataSplits({self.name}: {self.kind}, {_by(self.input_shape)}, {len(self.classes)} "
-            f"classes ({names}{dots}); {sizes}; domain {low:.3g} to {high:.3g})"
-        )
+        return self.describe()
 
     def describe(self) -> str:
-        """Return a few lines for people: shape, sizes and class counts."""
-        shape = _by(self.input_shape)
+        """Return a few lines for people: shape, sizes, class counts and files left out."""
+        shape, num_classes = _by(self.input_shape), len(self.classes)
         what = f"images of {shape}" if self.kind == "image" else f"rows of {shape} numbers"
-        parts = [(name, getattr(self, name)) for name in PART_NAMES]
-        sizes = ", ".join(f"{name} {len(part):,}" for name, part in parts)
+        sizes = ", ".join(f"{name} {len(getattr(self, name)):,}" for name in PART_NAMES)
         lazy = " (read from disk when needed)" if isinstance(self.train, LazyPart) else ""
-        return (
-            f"{self.name}: {what}, {len(self.classes)} classes{lazy}\n"
-            f"  {sizes}\n  {self._describe_classes()}{self._describe_ignored()}"
-        )
-
-    def _describe_ignored(self) -> str:
-        if not self.ignored:
-            return ""
-        files = "1 other file was" if self.ignored == 1 else f"{self.ignored:,} other files were"
-        return f"\n  {files} ignored"
-
-    def _describe_classes(self) -> str:
-        counts = torch.bincount(self.train.y, minlength=len(self.classes)).tolist()
-        if len(self.classes) > 20:
-            return f"training examples a class: {min(counts):,} to {max(counts):,}"
-        pairs = zip(self.classes, counts, strict=True)
-        return "training examples: " + ", ".join(f"{name}: {count:,}" for name, count in pairs)
+        counts = torch.bincount(self.train.y, minlength=num_classes).tolist()
+        if num_classes > 20:
+            each = f"training examples a class: {min(counts):,} to {max(counts):,}"
+        else:
+            pairs = zip(self.classes, counts, strict=True)
+            each = "training examples: " + ", ".join(f"{name}: {n:,}" for name, n in pairs)
+        lines = [f"{self.name}: {what}, {num_classes} classes{lazy}", f"  {sizes}", f"  {each}"]
+        if self.ignored:
+            files = (
+                "1 other file was" if self.ignored == 1 else f"{self.ignored:,} other files were"
+            )
+            lines.append(f"  {files} ignored")
+        return "\n".join(lines)
 
 
 def _by(shape: Sequence[int]) -> str:
@@ -186,7 +169,7 @@ def split_indices(
     """
     y = np.asarray(y).astype(np.int64)
     if y.ndim != 1 or len(y) == 0:
-        raise InputError(f"Expected class indices of shape (N,), N > 0, got shape {y.shape}.")
+        refuse("y", "be class indices of shape (N,) with N > 0", y.shape)
     present, y = np.unique(y, return_inverse=True)
     names = [classes[i] if classes is not None else str(i) for i in present]
     sizes = _sizes(len(y), len(present), fractions, counts)
@@ -202,20 +185,14 @@ def _sizes(
     total: int, num_classes: int, fractions: Sequence[float] | None, counts: Sequence[int] | None
 ) -> list[int]:
     """Return the sizes of the four parts."""
-    if fractions is not None and counts is not None:
-        raise InputError("Expected fractions or counts, got both: give one of them.")
     if counts is not None:
         if len(counts) != 4 or min(counts) < 0 or counts[0] == 0 or sum(counts) != total:
-            raise InputError(
-                f"Expected four counts that sum to the {total} examples, the first above 0, "
-                f"got {list(counts)}."
-            )
+            expected = f"be four that sum to the {total} examples, the first above 0"
+            refuse("counts", expected, list(counts))
         return list(counts)
     shares = DEFAULT_FRACTIONS if fractions is None else tuple(fractions)
     if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 or shares[0] == 0:
-        raise InputError(
-            f"Expected four fractions that sum to 1, the first above 0, got {list(shares)}."
-        )
+        refuse("fractions", "be four that sum to 1, the first above 0", list(shares))
     rest = [max(round(share * total), num_classes) if share > 0 else 0 for share in shares[1:]]
     return [total - sum(rest), *rest]
 
@@ -225,17 +202,13 @@ def _check_enough(class_counts: Indices, names: Sequence[str], sizes: Sequence[i
     needed = 1 + sum(size > 0 for size in sizes[1:])
     rarest = int(class_counts.argmin())
     if class_counts[rarest] < needed:
-        raise InputError(
-            f"Expected at least {needed} examples of every class, one for each part, got "
-            f"{class_counts[rarest]} of class '{names[rarest]}': add examples or leave the class "
-            f"out."
-        )
+        expected = f"hold at least {needed} examples of every class, one for each part"
+        got = f"{class_counts[rarest]} of class '{names[rarest]}'"
+        refuse("y", expected, got, "add examples or leave the class out")
     for name, size in zip(PART_NAMES, sizes, strict=True):
         if size < len(names) and (size > 0 or name == "train"):
-            raise InputError(
-                f"Expected at least {len(names)} examples in the {name} part, one for each class, "
-                f"got {size}: add examples or make the part larger."
-            )
+            expected = f"give the {name} part at least {len(names)} examples, one for each class"
+            refuse("sizes", expected, size)
 
 
 def _spread(y: Indices, sizes: Sequence[int], rng: np.random.Generator) -> Indices:

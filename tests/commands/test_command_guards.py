@@ -15,7 +15,7 @@ from jem.commands.config import RunConfig
 from jem.commands.outputs import Drawing
 from jem.commands.runs import check_same_data, checksum
 from jem.commands.train import default_folder
-from jem.data.files import load_file
+from jem.data import load
 from jem.errors import InputError, RunFolderError
 from jem.training.recipes import RECIPES
 
@@ -126,7 +126,7 @@ def test_data_that_changed_are_not_those_of_the_run(own, capsys):
         (own / "own.csv").write_text(changed)
         for words in (score, resume, ("report", own / "run", "--quiet")):
             assert "not those that" in refused(capsys, *words)
-    check_same_data(own / "run", RunConfig(), load_file(own / "own.csv"))  # older runs take any
+    check_same_data(own / "run", RunConfig(), load(own / "own.csv"))  # older runs take any
 
 
 def test_the_checksum_of_images_on_disk_is_of_names_and_sizes(tmp_path):
@@ -138,12 +138,12 @@ def test_the_checksum_of_images_on_disk_is_of_names_and_sizes(tmp_path):
     found = {}
     for limit in (0, 2**20):
         for name in ("one", "two"):
-            found[limit, name] = checksum(load_file(tmp_path / name, memory_limit=limit))
+            found[limit, name] = checksum(load(tmp_path / name, memory_limit=limit))
     assert found[0, "one"] == found[0, "two"]
     assert found[2**20, "one"] == found[2**20, "two"]
     for i in range(9):
         (tmp_path / "two" / "a" / f"{i}.png").rename(tmp_path / "two" / "a" / f"new{i}.png")
-    assert checksum(load_file(tmp_path / "two", memory_limit=0)) != found[0, "one"]
+    assert checksum(load(tmp_path / "two", memory_limit=0)) != found[0, "one"]
 
 
 def test_a_column_of_labels_is_none_of_the_runs_own(made, tmp_path, capsys):
