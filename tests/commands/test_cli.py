@@ -205,7 +205,7 @@ def test_damaged_images_are_left_out_of_training_and_of_what_comes_after(tmp_pat
     (tmp_path / "pictures" / "a" / "7.png").write_bytes(b"no image")
     out, data = tmp_path / "run", ("--data", tmp_path / "pictures")
     assert run("train", *data, "--out", out, *QUICK) == 2
-    assert "with --skip-damaged" in capsys.readouterr().err
+    assert "--skip-damaged" in capsys.readouterr().err
 
     def said():
         return pytest.warns(UserWarning, match="1 of 60 images")
@@ -239,7 +239,7 @@ def test_our_own_warnings_are_one_line(tmp_path):
     (tmp_path / "pictures" / "a" / "7.png").write_bytes(b"no image")
     done = process("data", str(tmp_path / "pictures"), "--skip-damaged")
     assert done.returncode == 0
-    assert done.stderr.startswith("jem: warning: 1 of 18 images in ")
+    assert done.stderr.startswith("jem: warning: 1 of 18 images are damaged")
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -352,7 +352,7 @@ def test_what_is_missing_is_named(capsys, command):
 
 
 def test_unknown_data_recipe_network_and_command(capsys):
-    assert "Did you mean digits?" in refused(capsys, "train", "--data", "digit")
+    assert "did you mean digits?" in refused(capsys, "train", "--data", "digit")
     assert "got 'fasst'" in refused(capsys, "train", "--recipe", "fasst")
     assert "module:factory" in refused(capsys, "train", "--network", "resnet")
     assert "no_such_module" in refused(capsys, "train", "--network", "no_such_module:f")

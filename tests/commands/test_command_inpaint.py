@@ -284,11 +284,13 @@ def test_mistakes_get_one_line_and_write_nothing(trained, raw, tmp_path, capsys)
     ]:
         assert message in refused(capsys, out, trained, source, *words)
     assert "holds no run" in refused(capsys, out, tmp_path / "gone", source)
-    assert "found nothing at" in refused(capsys, out, trained, tmp_path / "gone.npy")
+    assert "gone.npy` must be a file or a folder" in refused(
+        capsys, out, trained, tmp_path / "gone.npy"
+    )
     np.save(source, raw[:, :, :5])
-    assert "Expected inputs of shape" in refused(capsys, out, trained, source)
+    assert "must have shape (N, 1, 8, 8)" in refused(capsys, out, trained, source)
     np.save(source, np.where(raw > 15, np.nan, raw))
-    assert "Expected finite numbers" in refused(capsys, out, trained, source)
+    assert "must hold finite numbers" in refused(capsys, out, trained, source)
     source.write_bytes(b"no array")
     assert "damaged" in refused(capsys, out, trained, source)
 
