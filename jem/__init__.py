@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from jem.evaluation.ood.metrics import ood_metrics
     from jem.generation import counterfactual, denoise, inpaint, sample
     from jem.model import JEM
-    from jem.report.write import write_report
+    from jem.report.page import write_report
     from jem.runs.load import load
     from jem.serving.export import export_onnx
     from jem.serving.scorer import fit_scorer, load_scorer
@@ -54,7 +54,7 @@ _HOME = {
     "load_scorer": "jem.serving.scorer",
     "ood_metrics": "jem.evaluation.ood.metrics",
     "sample": "jem.generation",
-    "write_report": "jem.report.write",
+    "write_report": "jem.report.page",
 }
 _MODULES = (
     "data", "evaluation", "networks", "objectives", "plotting", "sampling",

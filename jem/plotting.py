@@ -1,4 +1,4 @@
-"""Pictures: arrays in, matplotlib figures out. The only module that draws; imported if needed."""
+"""Pictures: arrays in, matplotlib figures out. The only module that draws."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from jem.runs.files import replacing
 
-if TYPE_CHECKING:
-    from jem.evaluation.calibration.report import CalibrationReport, ReliabilityBins
+Array = npt.NDArray[Any]
+Points = Sequence[tuple[int, float]]
 
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
-"""Told apart by the colour-blind."""
+"""Colours that colour-blind readers can tell from each other."""
 
 BLUE, ORANGE = COLORS[:2]
 SMALL = 9  # points: 12 pixels of a page, the smallest text that a phone should show
@@ -164,31 +164,30 @@ def svg(figure: Figure, name: str) -> str:
 
 
 def score_histograms(
-    scores: Mapping[str, Tensor], threshold: float | None, title: str = ""
+    test: Tensor, others: Mapping[str, Tensor], threshold: float | None = None
 ) -> Figure:
-    """Draw the scores of the test part against those of each foreign set, a panel each.
+    """Draw the scores of the test part and of each OOD set, a panel each.
 
     Args:
-        scores: Name -> scores (N,); the first is the test part.
+        test: Scores of the test part (N,).
+        others: Name of an OOD set -> its scores (M,).
         threshold: Scores below it are flagged; a line, or None.
-        title: Heading.
 
     Returns:
         The figure.
     """
-    (own_name, own), *others = scores.items()
     columns = min(3, max(1, len(others)))
     rows = -(-len(others) // columns)
     figure = Figure(figsize=(3.1 * columns, 2.1 * rows + 0.3), layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    for (name, other), axes in zip(others, panels, strict=False):
-        both = torch.cat([own, other])
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for (name, other), axes in zip(others.items(), panels, strict=False):
+        both = torch.cat([test, other])
         low, high = (float(both.quantile(q)) for q in (0.002, 0.998))
         edges = np.linspace(low, high + 1e-9, 41)
-        for values, color, label in ((own, BLUE, own_name), (other, ORANGE, _label(name))):
+        for values, color in ((test, BLUE), (other, ORANGE)):
             clipped = values.clamp(low, high).numpy()
             share = np.full(len(clipped), 1 / len(clipped))
-            axes.hist(clipped, edges, weights=share, alpha=0.65, color=color, label=label)
+            axes.hist(clipped, edges, weights=share, alpha=0.65, color=color)
         if threshold is not None:
             axes.axvline(threshold, color="#000000", ls=":", lw=1)
         axes.set_title(_label(name), fontsize=SMALL)
@@ -196,41 +195,32 @@ def score_histograms(
         axes.set_ylim(5e-4, 1.5)
         axes.yaxis.set_major_formatter("{x:g}")  # exponents would be smaller still
         axes.tick_params(labelsize=SMALL)
-    for axes in panels:  # the rest
+    for axes in panels[len(others) :]:
         axes.set_visible(False)
-    figure.suptitle(title, fontsize=10)
     return figure
 
 
-def roc_figure(scores: Mapping[str, Tensor]) -> Figure:
-    """Draw the share of foreign inputs flagged against that of test inputs, by threshold.
+def roc_figure(test: Tensor, others: Mapping[str, Tensor]) -> Figure:
+    """Draw the share of each OOD set flagged against that of test inputs, by threshold.
 
     Args:
-        scores: Name -> scores (N,), higher = in-distribution; the first is the test part.
+        test: Scores of the test part (N,), higher = in-distribution.
+        others: Name of an OOD set -> its scores (M,).
 
     Returns:
         The figure.
     """
-    (_, own), *others = scores.items()
     figure = Figure(figsize=(NARROW, 3.1), layout="constrained")
     axes = figure.subplots()
-    styles = ("-", "--", "-.", ":")
-    grid = torch.linspace(0, 1, 401, dtype=torch.float64)
-    for index, (name, other) in enumerate(others):
-        thresholds = own.double().quantile(grid)
-        flagged = (other.double()[None, :] < thresholds[:, None]).double().mean(dim=1)
-        axes.plot(
-            grid.numpy(),
-            flagged.numpy(),
-            styles[index % 4],
-            color=COLORS[index % len(COLORS)],
-            label=_label(name),
-        )
+    shares = torch.linspace(0, 1, 401, dtype=torch.float64)
+    thresholds = test.double().quantile(shares)
+    for index, (name, other) in enumerate(others.items()):
+        flagged = (other.double() < thresholds[:, None]).double().mean(dim=1)
+        style, color = ("-", "--", "-.", ":")[index % 4], COLORS[index % len(COLORS)]
+        axes.plot(shares.numpy(), flagged.numpy(), style, color=color, label=_label(name))
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8)
-    axes.set(
-        xlim=(-0.01, 1), ylim=(0, 1.01),
-        xlabel="share of test inputs flagged", ylabel="share of foreign inputs flagged",
-    )  # fmt: skip
+    axes.set(xlim=(-0.01, 1), ylim=(0, 1.01))
+    axes.set(xlabel="share of test inputs flagged", ylabel="share of the OOD set flagged")
     axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
     return figure
 
@@ -247,130 +237,116 @@ def _short(name: str) -> str:
     )
 
 
-def corruption_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
-    """Draw accuracy, ECE and share flagged along severity, a line a kind of corruption.
+def corruption_figure(
+    severities: Sequence[int], panels: Mapping[str, Mapping[str, Sequence[float]]]
+) -> Figure:
+    """Draw figures along severity: a panel each, a line a kind of corruption.
 
     Args:
-        rows: Of `jem.evaluation.robustness.corruption.corruption_curves`.
+        severities: Of the values, 0 for none.
+        panels: Name of a figure -> kind of corruption -> a value for each severity.
 
     Returns:
-        The figure of three panels.
+        The figure.
     """
-    figure = Figure(figsize=(9.0, 2.7), layout="constrained")
-    panels = figure.subplots(1, 3)
-    kinds = list(dict.fromkeys(row["kind"] for row in rows))
-    for axes, (key, label) in zip(
-        panels,
-        (
-            ("accuracy", "accuracy"),
-            ("calibrated_ece", "ECE after temperature"),
-            ("share_flagged", "share flagged"),
-        ),
-        strict=True,
-    ):
-        for kind, color, style in zip(kinds, COLORS, ("o-", "s--", "^-.", "d:"), strict=False):
-            points = [(r["severity"], r[key]) for r in rows if r["kind"] == kind]
-            x, y = zip(*[(a, np.nan if b is None else b) for a, b in points], strict=True)
-            axes.plot(x, y, style, color=color, ms=3, label=kind)
-        axes.set(xlabel="severity (0: none)", ylabel=label)
+    figure = Figure(figsize=(3.0 * len(panels), 2.7), layout="constrained")
+    row = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (name, kinds) in zip(row, panels.items(), strict=True):
+        styles = zip(COLORS, ("o-", "s--", "^-.", "d:"), strict=False)
+        for (kind, values), (color, style) in zip(kinds.items(), styles, strict=False):
+            axes.plot(severities, values, style, color=color, ms=3, label=kind)
+        axes.set(xlabel="severity (0: none)", ylabel=name)
         axes.set_ylim(bottom=0)
-    panels[0].legend(frameon=False, fontsize=SMALL)
+    row[0].legend(frameon=False, fontsize=SMALL)
     return figure
 
 
-def training_figure(training: Mapping[str, Sequence[Mapping[str, float]]]) -> Figure:
+def training_figure(validation_nll: Points, gap: Points, recoveries: Sequence[int] = ()) -> Figure:
     """Draw validation NLL and the energy gap along training, recoveries as vertical lines.
 
     Args:
-        training: The section `training` of a report.
+        validation_nll: Pairs (update, NLL in nats).
+        gap: Pairs (update, mean energy of the chains minus that of the data, nats).
+        recoveries: Updates.
 
     Returns:
         The figure of two panels.
     """
     figure = Figure(figsize=(7.4, 2.7), layout="constrained")
     left, right = figure.subplots(1, 2)
-    epochs = [r for r in training["epochs"] if "valid_nll" in r]
-    left.plot([r["iteration"] for r in epochs], [r["valid_nll"] for r in epochs], color=BLUE)
+    left.plot(*np.asarray(validation_nll).reshape(-1, 2).T, color=BLUE)
     left.set(xlabel="update", ylabel="validation NLL, nats")
     left.set_ylim(bottom=0)
-    steps = [r for r in training["steps"] if r.get("gap") is not None]
-    right.plot([r["iteration"] for r in steps], [r["gap"] for r in steps], color=BLUE, lw=1)
+    right.plot(*np.asarray(gap).reshape(-1, 2).T, color=BLUE, lw=1)
     right.axhline(0, color="grey", lw=0.8)
-    right.set(xlabel="update", ylabel="E(chains) - E(data), nats")
-    for recovery in training["recoveries"]:
+    right.set(xlabel="update", ylabel="energy gap, nats")
+    for update in recoveries:
         for axes in (left, right):
-            axes.axvline(recovery["iteration"], color=ORANGE, ls=":", lw=1)
+            axes.axvline(update, color=ORANGE, ls=":", lw=1)
     return figure
 
 
-def reliability_diagram(report: CalibrationReport, *, title: str = "Reliability") -> Figure:
-    """Draw accuracy against confidence by bin, with Wilson bands and the count of every bin.
+def reliability_diagram(
+    edges: Array,
+    counts: Array,
+    confidence: Array,
+    accuracy: Array,
+    accuracy_low: Array,
+    accuracy_high: Array,
+    *,
+    title: str = "Reliability",
+    note: str = "",
+) -> Figure:
+    """Draw accuracy against confidence by bin, with a band and the count of every bin.
 
     Points below the diagonal are overconfident. Empty bins are left out.
 
     Args:
-        report: Of `jem.calibration_report`.
+        edges: Of the bins, shape (B + 1,).
+        counts: Inputs in each bin, shape (B,).
+        confidence: Their mean confidence, shape (B,).
+        accuracy: Share of them that is classified rightly, shape (B,).
+        accuracy_low: Lower end of its band, shape (B,).
+        accuracy_high: Upper end of its band, shape (B,).
         title: Heading.
+        note: Text in the lower right corner.
 
     Returns:
         A figure of two panels, held by no global state.
     """
     figure = Figure(figsize=(NARROW, 4.4), layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    _draw_bins(upper, report.bins, f"observed, {report.confidence:.0%} band")
-    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
-    upper.text(
-        0.97,
-        0.04,
-        f"N = {report.num_samples}\naccuracy {report.accuracy:.3f}\n"
-        f"ECE {report.ece:.4f} ({report.num_bins} bins)\nsmooth ECE {report.smooth_ece:.4f}",
-        ha="right",
-        va="bottom",
-        fontsize=SMALL,
+    filled = counts > 0
+    x, y = confidence[filled], accuracy[filled]
+    reach = np.stack([y - accuracy_low[filled], accuracy_high[filled] - y]).clip(min=0)
+    upper.plot([0, 1], [0, 1], color="grey", ls=":", label="calibrated")
+    upper.errorbar(
+        x, y, reach, fmt="o-", ms=4, lw=1, capsize=2, color=BLUE, label="observed, 95% band"
     )
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
+    upper.text(0.97, 0.04, note, ha="right", va="bottom", fontsize=SMALL)
     upper.legend(loc="upper left", frameon=False, fontsize=SMALL)
-    edges = report.bins.edges
-    lower.bar(edges[:-1], report.bins.counts, np.diff(edges), align="edge", color=BLUE, ec="white")
+    lower.bar(edges[:-1], counts, np.diff(edges), align="edge", color=BLUE, ec="white")
     lower.set(xlabel="confidence", ylabel="inputs")
     return figure
 
 
-def risk_coverage_plot(
-    report: CalibrationReport, *, title: str = "Refusing the least confident"
-) -> Figure:
+def risk_coverage_plot(coverage: Array, risk: Array, generalized_risk: Array) -> Figure:
     """Draw the share of errors against the share of inputs answered.
 
     Args:
-        report: Of `jem.calibration_report`.
-        title: Heading.
+        coverage: Share of inputs answered, shape (J,).
+        risk: Share of the answered that are wrong, shape (J,).
+        generalized_risk: Share of all inputs that are answered and wrong, shape (J,).
 
     Returns:
         A figure of one panel, held by no global state.
     """
     figure = Figure(figsize=(NARROW, 2.9), layout="constrained")
     axes = figure.subplots()
-    curve = report.risk_coverage
-    axes.plot(
-        curve.coverage, curve.risk, color=BLUE, label=f"of the answered (AURC {report.aurc:.4f})"
-    )
-    axes.plot(
-        curve.coverage,
-        curve.generalized_risk,
-        color=ORANGE,
-        ls="--",
-        label=f"of all inputs (AUGRC {report.augrc:.4f})",
-    )
-    axes.set(xlim=(0, 1), xlabel="share of inputs answered", ylabel="share wrong", title=title)
+    axes.plot(coverage, risk, color=BLUE, label="of the answered inputs")
+    axes.plot(coverage, generalized_risk, color=ORANGE, ls="--", label="of all inputs")
+    axes.set(xlim=(0, 1), xlabel="share of inputs answered", ylabel="share wrong")
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left", frameon=False, fontsize=SMALL)
     return figure
-
-
-def _draw_bins(axes: Axes, bins: ReliabilityBins, label: str) -> None:
-    filled = bins.counts > 0
-    x, y = bins.confidence[filled], bins.accuracy[filled]
-    reach = np.stack([y - bins.accuracy_low[filled], bins.accuracy_high[filled] - y])
-    axes.plot([0, 1], [0, 1], color="grey", ls=":", label="calibrated")
-    axes.errorbar(
-        x, y, np.maximum(reach, 0), fmt="o-", ms=4, lw=1, capsize=2, color=BLUE, label=label
-    )

@@ -1,9 +1,10 @@
-"""Complete test inputs whose lower half is missing, and ask an independent classifier.
+"""Complete test images whose lower half is missing, and ask an independent classifier.
 
     python scripts/benchmark_completion.py --seeds 0 1 2
 
 Trains the recipe with each seed, completes test images by the model and by two simple fillings,
-and prints a Markdown table: accuracy of the judge (a small network trained on whole real images)
+and prints a Markdown table: accuracy of a reference classifier
+(a small network trained on whole real images)
 and error in the missing half, mean and range over seeds; and the differences of each seed with
 their intervals.
 """
@@ -26,9 +27,17 @@ import tyro
 
 import jem
 from jem import networks
-from jem.evaluation.fidelity.completion import CompletionReport, completion_accuracy
+from jem.evaluation.fidelity.completion import (
+    MEAN_FILL,
+    NEAREST,
+    CompletionReport,
+    completion_accuracy,
+)
+from jem.evaluation.statistics import plain
 from jem.plotting import inputs_figure, save_figure
 from jem.randomness import derive_seed
+from jem.report.samples import reference_classifier_of
+from jem.report.subject import Subject
 from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
@@ -42,7 +51,7 @@ class Benchmark:
     data: str = "digits"
     """A named set of images."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Each seed is another split, another initialisation, another judge and other noise."""
+    """Each seed is another split, initialisation and reference classifier, and other noise."""
     count: int = 360
     """Test inputs at most."""
     draws: int = 8
@@ -69,6 +78,7 @@ def run(seed: int, args: Benchmark) -> tuple[CompletionReport, jem.JEM]:
         train=splits.train,
         test=splits.test,
         seed=seed,
+        reference=reference_classifier_of(Subject(model, splits), seed),
         count=args.count,
         num_draws=args.draws,
     )
@@ -82,24 +92,25 @@ def spread(values: list[float]) -> str:
 
 def table(reports: list[CompletionReport]) -> str:
     """Markdown table of fillings."""
-    lines = [
-        "| filling of the lower half | accuracy of the judge | error (rmse) |",
-        "|---|---|---|",
-    ]
-    for index, row in enumerate(reports[0].rows):
-        cells = (spread([r.rows[index][key] for r in reports]) for key in ("accuracy", "rmse"))
-        lines.append(f"| {row['name']} | {' | '.join(cells)} |")
+    lines = ["| filling of the lower half | accuracy | error (rmse) |", "|---|---|---|"]
+    for name in reports[0].fillings:
+        accuracy = spread([r.fillings[name].accuracy.value for r in reports])
+        error = spread([r.fillings[name].rmse for r in reports])
+        lines.append(f"| {name} | {accuracy} | {error} |")
     return "\n".join(lines)
 
 
 def differences(reports: list[CompletionReport]) -> str:
     """Markdown table of differences: each seed with its interval over test inputs."""
     header = " | ".join(f"run {i + 1}" for i in range(len(reports)))
-    lines = [f"| accuracy of | less that of | {header} |", "|---" * (len(reports) + 2) + "|"]
-    for index, row in enumerate(reports[0].differences):
-        found = [r.differences[index] for r in reports]
-        cells = (f"{d['value']:+.3f} [{d['low']:+.3f}, {d['high']:+.3f}]" for d in found)
-        lines.append(f"| {row['name']} | {row['against']} | {' | '.join(cells)} |")
+    lines = [f"| accuracy of | minus that of | {header} |", "|---" * (len(reports) + 2) + "|"]
+    for name, filling in reports[0].fillings.items():
+        if filling.gain_over_mean is None:
+            continue
+        for key, other in (("gain_over_mean", MEAN_FILL), ("gain_over_nearest", NEAREST)):
+            found = [getattr(r.fillings[name], key) for r in reports]
+            cells = (f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}]" for d in found)
+            lines.append(f"| {name} | {other} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -107,7 +118,10 @@ def write(
     reports: list[CompletionReport], model: jem.JEM, seeds: tuple[int, ...], out: Path
 ) -> None:
     """All figures as JSON, and what the first seed's completions look like."""
-    figures = {seed: report.to_dict() for seed, report in zip(seeds, reports, strict=True)}
+    figures = {
+        seed: {name: plain(filling) for name, filling in report.fillings.items()}
+        for seed, report in zip(seeds, reports, strict=True)
+    }
     out.write_text(json.dumps(figures, indent=2) + "\n")
     pictures = {name: x.nan_to_num(0.0) for name, x in reports[0].pictures.items()}
     x = torch.cat(list(pictures.values()))
@@ -134,9 +148,7 @@ def main() -> None:
     )
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n")
     print(table(reports))
-    print(
-        f"\nDifferences, {reports[0].confidence:.0%} intervals, runs in the order of the seeds\n"
-    )
+    print("\nDifferences, 95% intervals, runs in the order of the seeds\n")
     print(differences(reports))
     if args.out is not None:
         write(reports, model, args.seeds, args.out)

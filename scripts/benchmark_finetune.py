@@ -23,12 +23,12 @@ from typing import Any
 
 import torch
 import tyro
+from figures import figures_of
 
 import jem
 from jem import networks
 from jem.data import DataPart, DataSplits
 from jem.randomness import derive_seed, named_generator
-from jem.report.summary import make_ood_sets, summarise
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
@@ -41,7 +41,7 @@ class Benchmark:
     data: str = "digits"
     """A named data set of images."""
     ood_sets: tuple[str, ...] = ()
-    """More foreign sets, beside those that are made up: named data sets or files."""
+    """More OOD sets, beside those that are made up: named data sets or files."""
     data_root: Path | None = None
     """Folder of downloaded data sets; JEM_DATA if left out."""
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -76,22 +76,23 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
     """Train plain, measure, fine-tune, measure."""
     data = jem.data.load(args.data, root=args.data_root, seed=seed)
     measured = replace(data, test=getattr(data, args.part))
-    ood_sets = make_ood_sets(data, seed)
-    for other in args.ood_sets:
-        ood_sets[Path(other).stem] = jem.data.load(other, root=args.data_root).test[:2000][0]
+    ood_sets = {
+        Path(other).stem: jem.data.load(other, root=args.data_root).test[:2000][0]
+        for other in args.ood_sets
+    }
     torch.manual_seed(derive_seed(seed, "network") % 2**32)
     network = networks.network_for(data.input_shape, len(data.classes), head="joint")
     model = jem.JEM(network, classes=data.classes, domain=data.domain, scaling=data.scaling)
 
     plain = replace(RECIPES["plain"], epochs=args.epochs)
     row = fit(model, plain, data, seed)
-    before = row | summarise(model, measured, ood_sets)
+    before = row | figures_of(model, measured, ood_sets, seed)
     tuning = replace(RECIPES["finetune"], accuracy_margin=args.accuracy_margin)
     updates = max(1, round(args.share * row["iterations"] / args.update_cost))
     epochs = math.ceil(updates * tuning.batch_size / len(data.train))
     some = some_rows(data, updates // epochs * tuning.batch_size, seed)
     row = fit(model, replace(tuning, epochs=epochs), some, seed) | {"epochs": epochs}
-    return {"before": before, "after": row | summarise(model, measured, ood_sets)}
+    return {"before": before, "after": row | figures_of(model, measured, ood_sets, seed)}
 
 
 def some_rows(data: DataSplits, count: int, seed: int) -> DataSplits:

@@ -24,17 +24,21 @@ from typing import Any, Literal
 
 import torch
 import tyro
+from figures import figures_of
 from memory import peak_memory
 from torch import Tensor
 
 import jem
 from jem import networks
 from jem.data import DataSplits
-from jem.evaluation.calibration.report import calibration_report
 from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
-from jem.evaluation.fidelity.reference_classifier import Judge, train_judge
+from jem.evaluation.fidelity.reference_classifier import (
+    ReferenceClassifier,
+    train_reference_classifier,
+)
+from jem.evaluation.subsets import draw_subset
 from jem.randomness import derive_seed
-from jem.report.summary import logits_of, make_ood_sets, summarise
+from jem.report.samples import LARGEST_TRAINING_SET
 from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
@@ -52,7 +56,7 @@ class Benchmark:
     data: str = "digits"
     """A named data set."""
     ood_sets: tuple[str, ...] = ()
-    """More foreign sets, beside those that are made up: named data sets or files."""
+    """More OOD sets, beside those that are made up: named data sets or files."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed is another split, another initialisation and other noise."""
     epochs: int | None = None
@@ -73,7 +77,9 @@ class Benchmark:
     """Threads of torch; all cores if left out."""
 
 
-def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict[str, Any]:
+def race_one(
+    name: str, seed: int, args: Benchmark, reference: ReferenceClassifier | None
+) -> dict[str, Any]:
     """Train one recipe with one seed and measure it."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -110,43 +116,39 @@ def race_one(name: str, seed: int, args: Benchmark, judge: Judge | None) -> dict
     if not resume:  # else the processor seconds before the cut are not known
         row["cpu_seconds"] = time.process_time() - start
     row["memory"] = peak_memory()
-    ood_sets = make_ood_sets(splits, seed)
-    for other in args.ood_sets:
-        ood_sets[Path(other).stem] = jem.data.load(other, root=args.data_root).test.x[:2000]
-    row |= summarise(model, splits, ood_sets) | after_temperature(model, splits)
-    if recipe.generative and judge is not None:
-        row |= samples_of(model, splits, judge, seed)
+    ood_sets = {
+        Path(other).stem: jem.data.load(other, root=args.data_root).test.x[:2000]
+        for other in args.ood_sets
+    }
+    row |= figures_of(model, splits, ood_sets, seed)
+    if recipe.generative and reference is not None:
+        row |= samples_of(model, splits, reference, seed)
     return row
 
 
-def after_temperature(model: jem.JEM, splits: DataSplits) -> dict[str, float]:
-    """NLL and ECE of the test part with the temperature that the validation part asks for."""
-    scaling = jem.TemperatureScaling()
-    scaling.fit(logits_of(model, splits.validation.x), splits.validation.y)
-    logits = scaling.transform(logits_of(model, splits.test.x).double())
-    report = calibration_report(logits.softmax(dim=1), splits.test.y, num_bootstrap=0)
-    return {"nll_scaled": report.nll, "ece_scaled": report.ece}
-
-
-def samples_of(model: jem.JEM, splits: DataSplits, judge: Judge, seed: int) -> dict[str, float]:
+def samples_of(
+    model: jem.JEM, splits: DataSplits, reference: ReferenceClassifier, seed: int
+) -> dict[str, float]:
     """Agreement, Frechet and kernel distance of fresh samples of every class.
 
-    And what they are held against: real test inputs, for the distance at most as many, and where
+    Beside them, the same of real test inputs, for the distance at most as many, and of where
     chains begin, which takes no training at all.
     """
     labels = torch.arange(len(splits.classes)).repeat_interleave(SAMPLES_A_CLASS)
     x = jem.sample(model, labels, seed=seed).cpu()
     begun = jem.sample(model, labels, seed=seed, num_steps=0).cpu()
-    real, fake = judge.features(splits.train.x), judge.features(x)
+    real, fake = reference.features(splits.train.x), reference.features(x)
     frechet = frechet_distance(real, fake, seed=seed)
     kernel = kernel_distance(real, fake, seed=seed)
 
     def distance(inputs: Tensor) -> float:
-        return frechet_distance(real, judge.features(inputs), num_bootstrap=0).value
+        return frechet_distance(real, reference.features(inputs), num_bootstrap=0).value
 
     return {
-        "agreement": float((judge.predict(x) == labels).float().mean()),
-        "agreement_real": float((judge.predict(splits.test.x) == splits.test.y).float().mean()),
+        "agreement": float((reference.predict(x) == labels).float().mean()),
+        "agreement_real": float(
+            (reference.predict(splits.test.x) == splits.test.y).float().mean()
+        ),
         "frechet": frechet.value,
         "frechet_error": frechet.std_error,
         "frechet_start": distance(begun),
@@ -156,13 +158,14 @@ def samples_of(model: jem.JEM, splits: DataSplits, judge: Judge, seed: int) -> d
     }
 
 
-def judge_of(seed: int, args: Benchmark) -> Judge | None:
+def reference_classifier_of(seed: int, args: Benchmark) -> ReferenceClassifier | None:
     """The network in whose features the samples of a seed are measured."""
     splits = jem.data.load(args.data, root=args.data_root, seed=seed)
     if splits.kind != "image":
         return None
     num_classes = len(splits.classes)
-    return train_judge(splits.train.x, splits.train.y, num_classes, seed=seed, data=args.data)
+    x, y = draw_subset(splits.train, LARGEST_TRAINING_SET, seed=seed, name="judge")
+    return train_reference_classifier(x, y, num_classes, seed=seed, data=args.data)
 
 
 def draws(name: str) -> bool:
@@ -217,9 +220,13 @@ def table(rows: list[dict[str, Any]], names: tuple[str, ...]) -> str:
         some = next(row for n in names for row in finished[n])
         for ood_sets in some["auroc"]:
             values = [[row["auroc"][ood_sets]["value"] for row in finished[n]] for n in names]
-            seen = {n for n in names if any(r["auroc"][ood_sets]["seen"] for r in finished[n])}
+            used = [
+                any(r["auroc"][ood_sets]["used_in_training"] for r in finished[n]) for n in names
+            ]
             cells = [cell(v, digits) for v in values]
-            marked = [f"{c} *seen*" if n in seen else c for n, c in zip(names, cells, strict=True)]
+            marked = [
+                f"{c} *used in training*" if u else c for c, u in zip(cells, used, strict=True)
+            ]
             add(f"AUROC of log-density, {ood_sets}", marked)
     for label, key in (("seconds", "seconds"), ("processor seconds", "cpu_seconds")):
         known = {n: {r["seed"]: r[key] for r in finished[n] if key in r} for n in names}
@@ -252,10 +259,11 @@ def main() -> None:
     processes = multiprocessing.get_context("spawn")
     for seed in args.seeds:
         left = [name for name in args.recipes if (name, seed) not in done]
-        judge = judge_of(seed, args) if any(draws(name) for name in left) else None
+        drawn = any(draws(name) for name in left)
+        reference = reference_classifier_of(seed, args) if drawn else None
         for name in left:
             with processes.Pool(1) as pool:
-                row = pool.apply(race_one, (name, seed, args, judge))
+                row = pool.apply(race_one, (name, seed, args, reference))
             rows.append(row)
             print(f"seed {seed}  {name}  {row.get('failed') or round(row['seconds'])}", flush=True)
             if args.out is not None:

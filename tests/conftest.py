@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jem import JEM
-from jem.evaluation.fidelity import reference_classifier as judge
+from jem.evaluation.fidelity import reference_classifier
 from jem.networks import mlp, small_cnn
 
 # Arrays are small and tests run side by side: one thread, here and in every child process.
@@ -66,11 +66,11 @@ def point_model(point_network):
 
 
 @pytest.fixture(scope="module")
-def quick_judge():
-    """Judges of samples that learn for a moment, where what they find does not matter."""
+def quick_reference_classifier():
+    """Reference classifiers that learn for a moment, where what they find does not matter."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge, "FEWEST_UPDATES", 20)
-        patch.setattr(judge, "EPOCHS", 1)
+        patch.setattr(reference_classifier, "FEWEST_UPDATES", 20)
+        patch.setattr(reference_classifier, "EPOCHS", 1)
         yield
 
 

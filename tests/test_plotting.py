@@ -88,9 +88,7 @@ def test_a_figure_is_written_as_png_and_leaves_no_partial_file(tmp_path):
 
 def test_a_long_name_leaves_room_for_the_curve():
     path = "/a/folder/in/a/folder/" * 5 + "others.npz"
-    figure = roc_figure(
-        {"test": torch.arange(9.0), path: torch.arange(9.0), "letters": -torch.ones(3)}
-    )
+    figure = roc_figure(torch.arange(9.0), {path: torch.arange(9.0), "letters": -torch.ones(3)})
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # "axes sizes collapsed to zero"
         drawn = svg(figure, "roc")
@@ -106,8 +104,8 @@ def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path):
         inputs_figure(torch.rand(2, 1, 4, 4), None, columns=1, row_names=["$50_$60", "$70_$80"]),
         tmp_path / "a.png",
     )
-    scores = {"test": torch.rand(9), "new_$a_$.npz": torch.rand(9)}
-    for number, figure in enumerate((roc_figure(scores), score_histograms(scores, 0.5))):
+    scores = torch.rand(9), {"new_$a_$.npz": torch.rand(9)}
+    for number, figure in enumerate((roc_figure(*scores), score_histograms(*scores, 0.5))):
         assert "new_$a_$.npz" in svg(figure, f"f{number}")
 
 

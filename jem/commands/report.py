@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jem.data.splits import DataSplits
-    from jem.report.subject import Subject
+    from jem.report.subject import Subject, TrainingRun
 
 
 NUM_MADE = 1000
-"""Inputs of a foreign set that is made."""
+"""Inputs of an OOD set that is made."""
 
-MOST_FOREIGN = 2000
-"""Inputs of a foreign set that is loaded: of a file of more some are chosen at random, of a named
+MOST_LOADED = 2000
+"""Inputs of an OOD set that is loaded: of a file of more some are chosen at random, of a named
 data set those that come first."""
 
 
@@ -40,11 +39,11 @@ class Report:
     run: tyro.conf.Positional[Path]
     """Run folder."""
     ood: tuple[str, ...] = ()
-    """More foreign sets: gaussian_noise, constant_images or rotations, which are made; names of
+    """More OOD sets: gaussian_noise, constant_images or rotations, which are made; names of
     data sets; or files and folders as `jem score` takes them, in the units of the training data,
     labels or not."""
     label_column: str | None = None
-    """Column of a .csv file of foreign inputs to leave out; that of the run if left out."""
+    """Column of a .csv file of OOD inputs to leave out; that of the run if left out."""
     acceptance_rate: float = 0.95
     """Share of in-distribution inputs that the threshold is to accept."""
     data: str | None = None
@@ -54,7 +53,7 @@ class Report:
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     seed: int = 0
-    """Decides foreign sets, samples and bootstrap replicates."""
+    """Decides OOD sets, samples and bootstrap replicates."""
     quiet: bool = False
     """Show no progress."""
 
@@ -64,6 +63,7 @@ def run(argv: list[str]) -> int:
     args = tyro.cli(Report, args=argv, prog="jem report")
     figures = make_report(args)
     print_answers(figures)
+    print_summary(figures["summary"], figures["ood"]["num_test"])
     print(f"report: {args.run / 'report.html'} and {args.run / 'report.json'}")
     return 0
 
@@ -80,43 +80,52 @@ def make_report(args: Report) -> dict[str, Any]:
     if args.label_column is not None and not any(n.lower().endswith(".csv") for n in args.ood):
         raise InputError(f"--label-column {args.label_column} is for .csv files given to --ood")
     check_number("--acceptance-rate", args.acceptance_rate, "(0, 1)")
-    from jem.report.write import SectionDisplay, write_report_on
+    from jem.progress import ProgressBar
+    from jem.report.page import write_report
 
-    subject = _subject(args)
-    title = f"{subject.splits.name}: what the run {args.run.name} is worth"
-    with SectionDisplay(enabled=not args.quiet) as tell:
-        return write_report_on(
-            subject,
+    subject = subject_of(args)
+    with ProgressBar("measuring", quiet=args.quiet) as bar:
+        return write_report(
+            subject.model,
+            subject.splits,
             args.run,
-            title=title,
+            title=f"Report on the run {args.run.name} ({subject.splits.name})",
+            control=subject.control,
+            ood_sets=subject.ood_sets,
+            run=subject.run,
             acceptance_rate=args.acceptance_rate,
             seed=args.seed,
-            progress=tell,
+            progress=lambda section: bar.stage(f"measuring {section}"),
         )
 
 
-def _subject(args: Report) -> Subject:
+def quick_summary(args: Report) -> list[dict[str, Any]]:
+    """The summary of a run by classification and OOD detection alone; nothing is written."""
+    from jem.evaluation.statistics import plain
+    from jem.report.measure import measure
+    from jem.report.summary import summary
+
+    report = measure(subject_of(args), quick=True, num_bootstrap=0, seed=args.seed)
+    return [plain(row) for row in summary(report)]
+
+
+def subject_of(args: Report) -> Subject:
+    """The model of a run, its data, and what is known of its training."""
     from jem.report.subject import Subject
-    from jem.runs.folder import RunFolder
-    from jem.training.log import read_metrics
 
     run = open_run(args.run, run_config(args.run), args.network)
     splits = run.splits(args.data, args.data_root, quiet=args.quiet)
-    control = args.run / "control"
+    folder = args.run / "control"
     try:
-        control_model = open_run(control, run_config(control), args.network).model
+        control = open_run(folder, run_config(folder), args.network)
     except RunFolderError:
-        control_model = None
-    chains = run.state["chains"] or {}
+        control = None
     return Subject(
         run.model,
         splits,
-        control=control_model,
-        chains=chains.get("chains"),
-        chain_labels=chains.get("labels"),
+        control=None if control is None else control.model,
         ood_sets=dict(_ood_set(name, args, run, splits) for name in args.ood),
-        run=_facts(run, splits),
-        records=read_metrics(RunFolder(args.run).metrics),
+        run=_training_run(run, splits, control),
     )
 
 
@@ -146,19 +155,19 @@ def _ood_set(name: str, args: Report, run: Run, own: DataSplits) -> tuple[str, T
         raise InputError(
             f"--ood {name}: inputs of shape {splits.input_shape} do not fit the run's {run.shape}"
         )
-    parts = [part[:MOST_FOREIGN][0] for part in (splits.test, splits.calibration)]
-    x = torch.cat(parts)[:MOST_FOREIGN]
+    parts = [part[:MOST_LOADED][0] for part in (splits.test, splits.calibration)]
+    x = torch.cat(parts)[:MOST_LOADED]
     if splits.kind == "table":
         x = run.model.preprocess(splits.scaling.invert(x))
     return name, x
 
 
 def read_ood_inputs(path: Path, run: Run, label_column: str | None, seed: int) -> Tensor:
-    """Read inputs of a file or folder, at most `MOST_FOREIGN` of them, chosen at random.
+    """Read inputs of a file or folder, at most `MOST_LOADED` of them, chosen at random.
 
     Args:
         path: A file or folder, as `jem score` takes it.
-        run: The run that they are foreign to.
+        run: The run.
         label_column: Column of a .csv file to leave out.
         seed: Decides which are chosen.
 
@@ -181,13 +190,17 @@ def read_ood_inputs(path: Path, run: Run, label_column: str | None, seed: int) -
     for _, raw in stream.batches:
         x = torch.cat([x, scale(raw).cpu()])
         keys = torch.cat([keys, torch.rand(len(raw), generator=generator)])
-        kept = keys.argsort()[:MOST_FOREIGN]  # the lowest keys of all: each input as likely
+        kept = keys.argsort()[:MOST_LOADED]  # the lowest keys of all: each input as likely
         x, keys = x[kept], keys[kept]
     return x
 
 
-def _facts(run: Run, splits: DataSplits) -> dict[str, Any]:
+def _training_run(run: Run, splits: DataSplits, control: Run | None) -> TrainingRun:
     """What was trained, on what, how, and how to do it again."""
+    from jem.report.subject import TrainingRun
+    from jem.runs.folder import RunFolder
+    from jem.training.log import read_metrics
+
     config, progress = run.config.values, run.state["progress"]
     network = config.get("network")
     named = network.get("name") if isinstance(network, dict) else network
@@ -208,20 +221,46 @@ def _facts(run: Run, splits: DataSplits) -> dict[str, Any]:
             f"{progress['seconds']:.0f} seconds, seed {run.config.seed}."
         )
     again = ["jem", "train", "--config", str(run.path / "config.json"), "--out", "runs/again"]
-    return {
-        "sentence": sentence,
-        "made": date.today().isoformat(),
-        "version": config["versions"]["jem"],
-        "machine": platform.machine(),
-        "parameters": parameters,
-        "iterations": progress["iteration"],
-        "as_given": as_given,
-        "seconds": progress["seconds"],
-        "recoveries": progress["recoveries"],
-        "command": shlex.join(again),
-        "control_command": None if as_given else shlex.join([*again, "--control"]),
-        "config": config,
-    }
+    chains = run.state["chains"] or {}
+    return TrainingRun(
+        sentence=sentence,
+        as_given=as_given,
+        iterations=progress["iteration"],
+        seconds=progress["seconds"],
+        control_seconds=None if control is None else control.state["progress"]["seconds"],
+        command=shlex.join(again),
+        control_command="" if as_given else shlex.join([*again, "--control"]),
+        config=config,
+        chains=chains.get("chains"),
+        chain_labels=chains.get("labels"),
+        records=read_metrics(RunFolder(run.path).metrics),
+    )
+
+
+def print_summary(rows: Sequence[dict[str, Any]], num_test: int) -> None:
+    """Print the table that is on the page too.
+
+    Args:
+        rows: `summary` of a `report.json`.
+        num_test: Test inputs.
+    """
+    compared = any(row["control"] for row in rows)
+    table = Table(title=f"test part, n = {num_test}, 95 % intervals over test inputs")
+    for column in ("figure", "better is", "model", *(["plain classifier"] if compared else [])):
+        table.add_column(column)
+    for row in rows:
+        cells = [shown(row["model"]), *([shown(row["control"])] if compared else [])]
+        table.add_row(escape(row["name"]), row["better"], *map(escape, cells))
+    Console().print(table)
+
+
+def shown(estimate: dict[str, Any] | None) -> str:
+    """A figure with its interval, as text."""
+    if not estimate or estimate["value"] is None:
+        return "-"
+    low, high = estimate["low"], estimate["high"]
+    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    return f"{estimate['value']:.3f}{interval}"
 
 
 def print_answers(figures: dict[str, Any]) -> None:

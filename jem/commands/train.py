@@ -10,12 +10,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.table import Table
-
 from jem.commands.config import RunConfig
 from jem.commands.flags import TrainFlags, parse_train
-from jem.commands.report import Report, make_report, print_answers
+from jem.commands.report import (
+    Report,
+    make_report,
+    print_answers,
+    print_summary,
+    quick_summary,
+)
 from jem.commands.runs import check_same_data, checksum, load_data, run_config
 from jem.errors import InputError
 from jem.training.recipe import Recipe
@@ -24,7 +27,6 @@ from jem.training.recipes import RECIPES
 if TYPE_CHECKING:
     from jem.data.splits import DataSplits
     from jem.model import JEM
-    from jem.training.trainer import FitResult
 
 SHARED_WITH_CONTROL = (
     "epochs", "batch_size", "precision", "label_smoothing", "class_weight", "augment_shift",
@@ -56,7 +58,6 @@ def run(argv: list[str]) -> int:
         _dry_run(flags, config, splits, out)
         return 0
 
-    from jem.report.summary import make_ood_sets, summarise
     from jem.serving.scorer import DETECTOR_FILE, fit_scorer
 
     recipes = {out: config.recipe}
@@ -68,21 +69,15 @@ def run(argv: list[str]) -> int:
     }
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
-    ood_sets = make_ood_sets(splits, config.seed)
-    rows = {}
-    for folder, (model, result) in fitted.items():
-        trained = not result.as_given
-        name = "hybrid" if config.recipe.generative else "plain"
-        name = name if trained else "as given"
-        name = name if folder == out else "plain (control)"
-        summary = summarise(model, splits, ood_sets, trained=trained)
-        rows[name] = summary | {"fit_seconds": result.seconds, "as_given": result.as_given}
+    for folder, model in fitted.items():
         fit_scorer(model, splits).save(folder / DETECTOR_FILE)
-    (out / "summary.json").write_text(json.dumps(rows, indent=2) + "\n")
-    _print_summary(rows)
+    report = Report(out, data_root=flags.files.data_root, quiet=flags.quiet)
     if flags.report:
-        figures = make_report(Report(out, data_root=flags.files.data_root, quiet=flags.quiet))
+        figures = make_report(report)
         print_answers(figures)
+        print_summary(figures["summary"], figures["ood"]["num_test"])
+    else:
+        print_summary(quick_summary(report), len(splits.test))
     print(f"run folder: {out}")
     for name, file in (("samples:   ", "samples.png"), ("report:    ", "report.html")):
         if (out / file).exists() and (flags.report or file == "samples.png"):
@@ -174,9 +169,7 @@ def _make_model(config: RunConfig, splits: DataSplits) -> JEM:
     )
 
 
-def _fit(
-    flags: TrainFlags, config: RunConfig, splits: DataSplits, folder: Path
-) -> tuple[JEM, FitResult]:
+def _fit(flags: TrainFlags, config: RunConfig, splits: DataSplits, folder: Path) -> JEM:
     from jem.runs.folder import RunFolder
     from jem.training.trainer import Trainer
 
@@ -192,7 +185,8 @@ def _fit(
         metadata=config.metadata() | columns | {"data_checksum": checksum(splits)},
     )
     resume = flags.resume and RunFolder(folder).holds_run()
-    return model, trainer.fit(splits.train, splits.validation, resume=resume)
+    trainer.fit(splits.train, splits.validation, resume=resume)
+    return model
 
 
 def control_recipe(recipe: Recipe) -> Recipe:
@@ -224,28 +218,3 @@ def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path
         f"cost:       {trainer.num_epochs} epochs, {total:,} iterations, "
         f"{1000 * seconds:.1f} ms each here: about {total * seconds:.0f} s"
     )
-
-
-def _print_summary(rows: dict[str, dict[str, Any]]) -> None:
-    first = next(iter(rows.values()))
-    table = Table(
-        title=f"test part, n = {first['num_test']}; AUROC of the log-density, 95 % interval"
-    )
-    table.add_column("figure")
-    for name in rows:
-        table.add_column(name, justify="right")
-    if "accuracy" in first:
-        for key, digits in (("accuracy", 3), ("nll", 3), ("ece", 3)):
-            table.add_row(key, *(f"{row[key]:.{digits}f}" for row in rows.values()))
-    for name, figure in first["auroc"].items():
-        cells = []
-        for row in rows.values():
-            value = row["auroc"][name]
-            cells.append(f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]")
-        seen = any(row["auroc"][name]["seen"] for row in rows.values())
-        label = f"AUROC, {name}{', seen' if seen else ''} (n = {figure['num_foreign']})"
-        table.add_row(label, *cells)
-    table.add_row("seconds of fit", *(f"{row['fit_seconds']:.1f}" for row in rows.values()))
-    if any(figure["seen"] for row in rows.values() for figure in row["auroc"].values()):
-        table.caption = "seen: the hybrid's training held such inputs against the data"
-    Console().print(table)

@@ -169,8 +169,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._data_hash = content_hash(raw, labels)
         with config_context(print_changed_only=True):
             call = " ".join(BaseEstimator.__repr__(self, N_CHAR_MAX=sys.maxsize).split())
-        self._metadata = {
-            "call": f"{call}.fit(X_train, y_train)",
+        self._metadata: dict[str, Any] = {
+            "command": f"{call}.fit(X_train, y_train)",
             "config": {name: _plain(value) for name, value in self.get_params().items()},
         }
         self._division: dict[str, Any] = {
@@ -374,16 +374,20 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             UserWarning: If rows of `X` are rows of `X_train` too.
         """
         from jem.estimator.report import subject_of
-        from jem.report.write import SectionDisplay, write_report_on
+        from jem.progress import ProgressBar
+        from jem.report.page import write_report
 
         subject = subject_of(self, (X, y), (X_train, y_train), control)
-        with SectionDisplay(enabled=bool(self.verbose)) as tell:
-            return write_report_on(
-                subject,
+        with ProgressBar("measuring", quiet=not self.verbose) as bar:
+            return write_report(
+                subject.model,
+                subject.splits,
                 folder,
-                title="What the classifier is worth",
+                title="Report on the classifier",
+                control=subject.control,
+                run=subject.run,
                 acceptance_rate=self._division["acceptance_rate"],
-                progress=tell,
+                progress=lambda section: bar.stage(f"measuring {section}"),
             )
 
     def _indices(self, name: str, y: npt.ArrayLike, count: int) -> Tensor:

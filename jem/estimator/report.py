@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from jem.data.splits import DataPart
 from jem.errors import InputError
 from jem.estimator.data import content_hash, images_or_none, rows_shared
-from jem.report.subject import Subject
+from jem.report.subject import Subject, TrainingRun
 
 if TYPE_CHECKING:
     from jem.estimator.classifier import JEMClassifier
@@ -33,7 +33,7 @@ def subject_of(
         control: Another estimator, fitted on the same data and parts, to compare with.
 
     Returns:
-        What `jem.report` measures.
+        What `jem.report.measure` measures.
 
     Raises:
         InputError: If data or control are not those of `fit`, or `fit` held no inputs out.
@@ -72,11 +72,11 @@ def subject_of(
         classifier.model_,
         replace(splits, test=test, validation=splits.validation or splits.calibration),
         control=None if control is None else control.model_,
-        run={
-            "sentence": f"{type(classifier).__name__} trained for {classifier.n_iter_} epochs on "
+        run=TrainingRun(
+            sentence=f"{type(classifier).__name__} trained for {classifier.n_iter_} epochs on "
             f"{len(splits.train):,} inputs in {len(classifier.classes_)} classes.",
-            "as_given": classifier._as_given,
+            as_given=classifier._as_given or "",
             **classifier._metadata,
-        },
-        records=[{"kind": "epoch", **record} for record in classifier.history_],
+            records=[{"kind": "epoch", **record} for record in classifier.history_],
+        ),
     )

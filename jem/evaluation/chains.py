@@ -1,102 +1,74 @@
-"""Whether a model's chains are where it holds data to be, and whether they move.
+"""Chain health: are persistent chains as likely under the model as data, and do they stay so?
 
-Training contrasts data with chains. That makes a density only while the chains are samples of the
-model; this module looks whether they are.
+Contrastive training assumes that its chains are samples of the model. If their mean energy is far
+from that of the data, or drifts once the model stands still, that assumption fails.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from jem.checks import as_labels
+from jem.checks import check_finite, check_integer, check_labels, refuse
 from jem.errors import InputError
-from jem.evaluation.autocorrelation import FEWEST_MOVES, Mixing, mixing
-from jem.evaluation.examples import check_inputs, choose_rows
-from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate, plain
+from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate
 from jem.generation.chains import chain_of
 from jem.model import JEM, batched_logits, inference, joint_energy, on_model
 from jem.randomness import named_generator
-from jem.sampling.langevin import Bounds, sgld_chain
+from jem.sampling.langevin import sgld_chain
 
-BATCH_SIZE = 256
-NUM_DIRECTIONS = 16
-"""Random directions of the input space along which mixing is measured."""
-
-TOLERATED_SPREADS = 0.5
+FEWEST_STEPS = 16
+CLOSED_GAP = 0.5
 """A gap below this many standard deviations of the data's energy counts as closed."""
+LONG_ENOUGH = 10
+"""An effective sample size is trusted once the run lasts this many autocorrelation times."""
 
-VERDICTS = {
-    "level": "chains are level with the data in energy, and stay so when they run on",
-    "lag": "chains are not level with the data, but get there, or at least half the way, when "
-    "they run on: they lag behind the model, and more moves an iteration or slower learning help",
-    "landscape": "run on, chains end above the data in energy: the landscape holds them there, "
-    "and more moves will not help",
-    "overshoot": "run on, chains end below the data in energy: they seek minima, as chains far "
-    "below temperature 1 do, and samples depend on the number of moves",
+GapVerdict = Literal["level", "lag", "landscape", "overshoot"]
+
+MEANINGS: dict[GapVerdict, str] = {
+    "level": "the chains have the energy of the data, and keep it when they run on",
+    "lag": "the chains do not have the energy of the data yet, but reach it, or at least half of "
+    "the way, when they run on: they lag behind the model",
+    "landscape": "the chains end above the data in energy when they run on: the energy landscape "
+    "holds them there, and more steps will not help",
+    "overshoot": "the chains end below the data in energy when they run on: they seek minima, as "
+    "chains far below temperature 1 do, and samples depend on the number of steps",
 }
-"""What each verdict says, for a person."""
+"""What each verdict says, in words."""
 
 
 @dataclass(frozen=True)
 class ChainHealth:
-    """Figures of `chain_health`; energies are E(x) in nats, whose scale is nominal.
+    """Result of `chain_health`. Energies are E(x) in nats, whose scale is nominal.
 
     Attributes:
-        num_data: Real inputs looked at.
+        num_data: Real inputs compared with.
         num_chains: Chains that were run on.
-        num_steps: Moves that they made.
-        conditional: Whether they moved on E(x, y) of a class each, not on E(x).
-        energy_data: Mean energy of the data.
-        energy_data_std: Standard deviation of the data's energy.
-        gap_start: Mean energy of the chains as given, less that of the data; near 0 is good.
-        gap_end: The same after the moves, the model frozen.
-        tolerance: A gap no larger counts as closed: half a standard deviation of the data's
-            energy, or two standard errors of a gap if that is more.
-        verdict: A key of `VERDICTS`, decided by `judge_gap`.
-        gaps: The gap before each move and at the end, shape (num_steps + 1,).
-        energy: Mixing of the energy E(x), over the second half of the run.
-        position: Mixing of the inputs along the slowest of 16 random directions, likewise.
-        at_bounds_data: Share of the data's components at the bounds of the domain; 0 without
-            bounds. What that of the chains is to be held against.
-        at_bounds_start: The same of the chains as given.
-        at_bounds_end: The same after the moves.
+        num_steps: Langevin steps that each made.
+        gap_start: Mean energy of the chains as given minus that of the data; near 0 is good.
+        gap_end: The same after the steps, the model unchanged.
+        tolerance: A gap of at most this size counts as closed: half a standard deviation of the
+            data's energy, or two standard errors of a gap if that is more.
+        verdict: A key of `MEANINGS`, by `gap_verdict`.
+        effective_size: Independent draws that the second half of the run is worth, judged by the
+            energy; NaN if the energy never changes.
+        resolved: False if the run is too short for chains this slow: the effective size is then
+            an upper bound.
     """
 
     num_data: int
     num_chains: int
     num_steps: int
-    conditional: bool
-    energy_data: Estimate
-    energy_data_std: float
     gap_start: Estimate
     gap_end: Estimate
     tolerance: float
-    verdict: str
-    gaps: tuple[float, ...]
-    energy: Mixing
-    position: Mixing
-    at_bounds_data: float
-    at_bounds_start: float
-    at_bounds_end: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """The figures as plain values for JSON, with the verdict's meaning; NaN as None."""
-        values: dict[str, Any] = plain(self)
-        return values | {"meaning": VERDICTS[self.verdict]}
-
-
-class _Run(NamedTuple):
-    """What was seen of chains that ran on."""
-
-    energies: Tensor  # (moves + 1, M) E(x) before each move and at the end, double precision
-    positions: Tensor  # (moves + 1, directions, M)
-    x: Tensor  # (M, *shape) where they ended
+    verdict: GapVerdict
+    effective_size: float
+    resolved: bool
 
 
 def chain_health(
@@ -109,63 +81,94 @@ def chain_health(
     max_chains: int = 64,
     seed: int,
 ) -> ChainHealth:
-    """Compare chains with data, and run them on under a frozen model.
+    """Compare the energy of chains with that of data, and run the chains on.
 
-    The energy compared is E(x) for both, whatever chains move on. Steps are those of
-    `model.sampler.step`, inside the domain. A run costs num_steps * min(M, max_chains) gradients
-    of the network. Mode, parameters and gradients of the model stay as they are.
+    Steps are those of `model.sampler`, inside the domain. The energy compared is E(x) for both,
+    also where chains move on E(x, y). The model's mode, parameters and gradients stay as they are.
 
     Args:
         model: A model with sampler settings.
-        x_data: Real inputs in the network's units, shape (N, *shape), N >= 2; the test part, or
-            the training part, which usually lies a little lower.
-        chains: Where chains are: of a buffer, or fresh samples; shape (M, *shape), M >= 2.
-        labels: The class of each chain, shape (M,), for chains that move on E(x, y); None for
-            marginal ones.
-        num_steps: Moves, at least 16.
-        max_chains: Chains to run at most; of more, some are chosen at random.
-        seed: Decides the noise, the choice of chains and the directions.
+        x_data: Real inputs in the network's units, shape (N, *shape), N >= 2.
+        chains: Chains of a buffer, or fresh samples, shape (M, *shape), M >= 2.
+        labels: Class of each chain, shape (M,), for chains that move on E(x, y), or None.
+        num_steps: Langevin steps, at least 16.
+        max_chains: Run at most this many chains, chosen at random; at least 2.
+        seed: Decides the noise and the choice of chains.
 
     Returns:
-        Gaps, verdict, mixing, and shares at the bounds.
+        Gaps, verdict and effective sample size.
 
     Raises:
-        InputError: If the model keeps no sampler settings, the inputs do not fit, or chains leave
-            the finite numbers.
+        InputError: If the model has no sampler settings, an argument does not fit, or chains
+            leave the finite numbers.
 
     References:
-        Nijkamp et al. (2020), arXiv:1903.12370, on chains that are level only where they stop.
+        Nijkamp et al. (2020), arXiv:1903.12370, on chains that have the data's energy only at
+        the step where training stops them.
     """
-    x_data, chains, classes = _checked(model, x_data, chains, labels, num_steps)
-    rows = choose_rows(len(chains), max_chains, seed=seed, name="chains")
-    if len(rows) < 2:
-        raise InputError(f"`max_chains` must be at least 2, but got {max_chains}")
-    # Tensors made in inference mode could not enter the energy's graph; what is indexed here can.
+    settings = chain_of(model)
+    check_integer("num_steps", num_steps, FEWEST_STEPS)
+    check_integer("max_chains", max_chains, 2)
+    for name, x in (("x_data", x_data), ("chains", chains)):
+        check_finite(name, x)
+        if len(x) < 2 or x.shape[1:] != x_data.shape[1:]:
+            refuse(name, f"have shape (B, {tuple(x_data.shape[1:])}), B >= 2", tuple(x.shape))
+    if labels is not None:
+        check_labels("labels", labels, len(chains), len(settings.class_frequencies))
+    if len(chains) > max_chains:
+        generator = named_generator(seed, "rows", "chains")
+        rows = torch.randperm(len(chains), generator=generator)[:max_chains]
+        chains, labels = chains[rows], None if labels is None else labels[rows]
+
+    data = joint_energy(batched_logits(model, x_data)).double().cpu()
+    generator = named_generator(seed, "chain health", device=model.device)
+    traces: list[Tensor] = []
     with inference(model):
-        energies = joint_energy(batched_logits(model, x_data, BATCH_SIZE)).double().cpu()
-        chains = on_model(model, chains[rows])
-        classes = None if classes is None else classes[rows].to(model.device)
-        run = _run_on(model, chains, classes, num_steps, seed)
-    bounds = model.bounds("cpu")
+        x = on_model(model, chains)
+        classes = None if labels is None else labels.to(model.device)
+
+        def energy(x: Tensor) -> Tensor:
+            logits = model.logits(x)
+            traces.append(joint_energy(logits.detach()))  # E(x), whatever the chains move on
+            return joint_energy(logits, classes)
+
+        steps = [settings.step] * num_steps
+        energy(sgld_chain(x, energy, steps, generator=generator, bounds=model.bounds()))
+    energies = torch.stack(traces).cpu().double()  # (num_steps + 1, M)
+    finite = energies.isfinite().all(dim=1)
+    if not bool(finite.all()):
+        raise InputError(
+            f"chains left the finite numbers at step {int((~finite).nonzero()[0])}: "
+            "lower `model.sampler.step.step_size`, or set `model.domain`"
+        )
+    level = mean_estimate(data)
+    start, end = (_gap(mean_estimate(energies[row]), level) for row in (0, -1))
+    errors = [2 * gap.std_error for gap in (start, end) if not math.isnan(gap.std_error)]
+    tolerance = max([CLOSED_GAP * float(data.std()), *errors])
     return ChainHealth(
         num_data=len(x_data),
         num_chains=len(chains),
         num_steps=num_steps,
-        conditional=classes is not None,
-        **_gaps(energies, run.energies),
-        **_mixing(run),
-        at_bounds_data=share_at_bounds(x_data, bounds),
-        at_bounds_start=share_at_bounds(chains.cpu(), bounds),
-        at_bounds_end=share_at_bounds(run.x.cpu(), bounds),
+        gap_start=start,
+        gap_end=end,
+        tolerance=tolerance,
+        verdict=gap_verdict(start.value, end.value, tolerance),
+        # The first half may still be on its way from where the chains were.
+        **effective_sample_size(energies[len(energies) // 2 :].T)._asdict(),
     )
 
 
-def judge_gap(start: float, end: float, tolerance: float) -> str:
-    """Say what it means that a gap was `start`, and is `end` after chains ran on.
+def _gap(chains: Estimate, data: Estimate) -> Estimate:
+    error = math.hypot(chains.std_error, data.std_error)
+    return normal_estimate(chains.value - data.value, error)
+
+
+def gap_verdict(start: float, end: float, tolerance: float) -> GapVerdict:
+    """Say what it means that a gap was `start`, and is `end` after the chains ran on.
 
     Args:
         start: Gap of the chains as they were.
-        end: Gap after they ran on under a frozen model.
+        end: Gap after they ran on, the model unchanged.
         tolerance: A gap between -tolerance and tolerance counts as closed.
 
     Returns:
@@ -173,7 +176,7 @@ def judge_gap(start: float, end: float, tolerance: float) -> str:
         halves; else, by the sign at the end, `"landscape"` above and `"overshoot"` below.
 
     Example:
-        >>> judge_gap(8.0, 0.2, 1.0), judge_gap(8.0, 6.0, 1.0), judge_gap(0.1, -9.0, 1.0)
+        >>> gap_verdict(8.0, 0.2, 1.0), gap_verdict(8.0, 6.0, 1.0), gap_verdict(0.1, -9.0, 1.0)
         ('lag', 'landscape', 'overshoot')
     """
     was_open, is_open = abs(start) > tolerance, abs(end) > tolerance
@@ -185,112 +188,49 @@ def judge_gap(start: float, end: float, tolerance: float) -> str:
     return "landscape" if end > 0 else "overshoot"
 
 
-def share_at_bounds(x: Tensor, bounds: Bounds | None) -> float:
-    """Share of components at or beyond the bounds of the domain.
+class EffectiveSize(NamedTuple):
+    """How many independent draws correlated chains are worth."""
+
+    effective_size: float  # NaN if the quantity never changes
+    resolved: bool  # whether the run lasts at least ten autocorrelation times
+
+
+def effective_sample_size(traces: Tensor) -> EffectiveSize:
+    r"""Effective sample size of a quantity along chains, M n / tau.
+
+    .. math:: \tau = -1 + 2 \sum_{k=0}^{K} (\rho_{2k} + \rho_{2k+1}), \qquad
+              \rho_t = 1 - \frac{W - \bar\gamma_t}{W (n - 1) / n + B / n}
+
+    W is the mean variance within chains, gamma_t the mean autocovariance at lag t, B / n the
+    variance of the chains' means: chains that each stay in a place of their own are correlated at
+    every lag. The sum ends before the first pair that is not positive, and pairs are made to
+    decrease (Geyer's initial monotone sequence). Chains are first cut into halves, so that one
+    that drifts disagrees with itself.
 
     Args:
-        x: Inputs, shape (B, *shape).
-        bounds: (low, high), broadcastable to one input; None gives 0.
+        traces: The quantity at each step, shape (M, n), n >= 8, double precision.
+
+    References:
+        Geyer (1992), Statistical Science 7. Vehtari et al. (2021), arXiv:1903.08008.
+
+    Example:
+        >>> white = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).double()
+        >>> 3300 < effective_sample_size(white).effective_size < 5000
+        True
     """
-    if bounds is None:
-        return 0.0
-    low, high = (torch.as_tensor(bound).to(x) for bound in bounds)
-    return float(((x <= low) | (x >= high)).double().mean())
-
-
-def _gaps(data: Tensor, chains: Tensor) -> dict[str, Any]:
-    """Compare energies of the data (N,) with those of chains, (moves + 1, M)."""
-    level, spread = mean_estimate(data), float(data.std())
-    start, end = (_gap(mean_estimate(energies), level) for energies in (chains[0], chains[-1]))
-    errors = [gap.std_error for gap in (start, end) if not math.isnan(gap.std_error)]
-    tolerance = max([TOLERATED_SPREADS * spread, *(2 * error for error in errors)])
-    return {
-        "energy_data": level,
-        "energy_data_std": spread,
-        "gap_start": start,
-        "gap_end": end,
-        "tolerance": tolerance,
-        "verdict": judge_gap(start.value, end.value, tolerance),
-        "gaps": tuple((chains.mean(dim=1) - level.value).tolist()),
-    }
-
-
-def _gap(chains: Estimate, data: Estimate) -> Estimate:
-    error = math.hypot(chains.std_error, data.std_error)
-    return normal_estimate(chains.value - data.value, error)
-
-
-def _mixing(run: _Run) -> dict[str, Any]:
-    later = slice(len(run.energies) // 2, None)  # the first half may still be on its way
-    along = [mixing(trace.T) for trace in run.positions[later].unbind(dim=1)]
-    return {"energy": mixing(run.energies[later].T), "position": max(along, key=_slowness)}
-
-
-def _slowness(found: Mixing) -> float:
-    return found.autocorrelation_time if found.autocorrelation_time > 0 else 0.0  # NaN last
-
-
-def _run_on(model: JEM, x: Tensor, classes: Tensor | None, num_steps: int, seed: int) -> _Run:
-    settings = chain_of(model)
-    generator = named_generator(seed, "chain health", device=x.device)
-    marginal: list[Tensor] = []
-    project = _projection(x, seed)
-    positions = [project(x)]
-    energy = _recording_energy(model, classes, marginal)
-
-    def record(x: Tensor) -> Tensor:
-        positions.append(project(x))
-        return x
-
-    steps = [settings.step] * num_steps
-    bounds = model.bounds()
-    x = sgld_chain(x, energy, steps, generator=generator, bounds=bounds, after_step=record)
-    energy(x)
-    run = _Run(torch.stack(marginal).cpu().double(), torch.stack(positions), x)
-    finite = run.energies.isfinite().all(dim=1) & run.positions.isfinite().flatten(1).all(dim=1)
-    if not bool(finite.all()):
-        raise InputError(
-            f"chains left the finite numbers before move {int((~finite).nonzero()[0])}: "
-            "lower `model.sampler.step.step_size`, or set `model.domain`"
-        )
-    return run
-
-
-def _recording_energy(
-    model: JEM, classes: Tensor | None, marginal: list[Tensor]
-) -> Callable[[Tensor], Tensor]:
-    """The energy that moves chains, which also notes E(x): both come from the same logits."""
-
-    def energy(x: Tensor) -> Tensor:
-        logits = model.logits(x)
-        marginal.append(joint_energy(logits.detach()))
-        return joint_energy(logits, classes)
-
-    return energy
-
-
-def _projection(x: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-    """Coordinates along random directions of length one: (M, *shape) -> (directions, M)."""
-    generator = named_generator(seed, "directions")
-    directions = torch.randn(NUM_DIRECTIONS, x[0].numel(), generator=generator)
-    directions = (directions / directions.norm(dim=1, keepdim=True)).to(x)
-    return lambda x: (directions @ x.flatten(1).T).cpu().double()
-
-
-def _checked(
-    model: JEM, x_data: Tensor, chains: Tensor, labels: Tensor | None, num_steps: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    chain = chain_of(model)
-    x_data = check_inputs(x_data, model.input_shape, "x_data")
-    chains = check_inputs(chains, tuple(x_data.shape[1:]), "chains")
-    if min(len(x_data), len(chains)) < 2:
-        raise InputError(
-            "expected at least 2 data inputs and 2 chains, "
-            f"but got {len(x_data)} and {len(chains)}"
-        )
-    if num_steps < 2 * FEWEST_MOVES:
-        raise InputError(f"`num_steps` must be at least {2 * FEWEST_MOVES}, but got {num_steps}")
-    if labels is None:
-        return x_data, chains, None
-    num_classes = len(chain.class_frequencies)
-    return x_data, chains, as_labels("labels", labels, len(chains), num_classes)
+    half = traces.shape[1] // 2
+    halves = torch.cat([traces[:, :half], traces[:, -half:]])
+    within = halves.var(dim=1).mean()
+    overall = within * (half - 1) / half + halves.mean(dim=1).var()
+    if overall <= 1e-24 * halves.abs().max() ** 2:  # all that rounding leaves of a constant
+        return EffectiveSize(math.nan, resolved=False)
+    # Autocovariances by the Fourier transform, padded so that nothing wraps round.
+    spectrum = torch.fft.rfft(halves - halves.mean(dim=1, keepdim=True), n=2 * half)
+    covariances = torch.fft.irfft(spectrum.abs() ** 2, n=2 * half)[:, :half].mean(dim=0) / half
+    rho = 1 - (within - covariances) / overall
+    rho[0] = 1
+    pairs = rho[: half // 2 * 2].view(-1, 2).sum(dim=1)
+    kept = pairs[(pairs > 0).cumprod(dim=0).bool()]
+    total = float(-1 + 2 * kept.cummin(dim=0).values.sum()) if len(kept) else 0.0
+    tau = max(total, 1 / math.log10(halves.numel()))  # below 1 where chains move to and fro
+    return EffectiveSize(halves.numel() / tau, traces.shape[1] >= LONG_ENOUGH * tau)

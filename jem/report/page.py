@@ -1,103 +1,177 @@
-"""The page of a report: what `measure` found, as one HTML file that needs nothing else."""
+"""Write a report: one HTML page that needs nothing else, and the same figures as JSON."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import torch
 from jinja2 import Environment, PackageLoader, Template
 from torch import Tensor
 
 from jem import __version__
-from jem.evaluation.fidelity.completion import MEAN_FILL, NEAREST, ONE_DRAW
-from jem.report.subject import Measured
+from jem.checks import as_batch
+from jem.errors import RunFolderError
+from jem.evaluation.chains import MEANINGS
+from jem.evaluation.fidelity.completion import MEAN_FILL, NEAREST
+from jem.evaluation.robustness.corruption import SEVERITIES
+from jem.evaluation.statistics import plain
+from jem.report.measure import SCHEMA_VERSION, Progress, Report, measure
+from jem.report.subject import Subject, TrainingRun
+from jem.report.summary import calibration_estimate, summary
+from jem.report.verdicts import verdicts
+from jem.runs.files import write_atomically
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
+    from jem.data.splits import DataSplits
+    from jem.model import JEM
 
 CALIBRATION_FIGURES = (
-    ("accuracy", "accuracy", 4),
+    ("accuracy", "accuracy, higher is better", 4),
     ("nll", "negative log-likelihood, nats", 4),
     ("brier", "Brier score", 4),
-    ("ece", "ECE, 15 bins of equal width", 4),
+    ("ece", "expected calibration error (ECE), 15 bins of equal width", 4),
     ("ece_equal_mass", "ECE, 15 bins of equal mass", 4),
     ("smooth_ece", "smooth ECE", 4),
-    ("debiased_rmsce", "calibration error, root mean square, debiased", 4),
+    ("debiased_rmsce", "root mean square calibration error, debiased", 4),
     ("class_wise_ece", "class-wise ECE", 4),
-    ("mce", "largest error of a bin", 3),
-    ("aurc", "AURC", 4),
-    ("augrc", "AUGRC", 4),
+    ("mce", "largest calibration error of a bin", 3),
+    ("aurc", "area under the risk-coverage curve", 4),
+    ("augrc", "area under the generalised risk-coverage curve", 4),
 )
 FIDELITY_FIGURES = (
-    ("agreement", "of the class asked for, higher is better", 3),
-    ("diversity", "variety within a class, 1 is par", 2),
+    ("agreement", "share of the class asked for, higher is better", 3),
+    ("diversity", "variety within a class, training data = 1", 2),
     ("frechet", "Frechet distance, lower is better", 2),
     ("kernel", "kernel distance, lower is better", 3),
     ("precision", "precision, higher is better", 3),
     ("recall", "recall, higher is better", 3),
-    ("density", "density, 1 is par", 3),
+    ("density", "density, perfect samples: 1", 3),
     ("coverage", "coverage, higher is better", 3),
     ("classification_accuracy", "accuracy of a classifier trained on them, higher is better", 3),
-    ("nearest_distance", "distance to the nearest training input", 2),
+    ("nearest_distance", "mean distance to the nearest training input", 2),
+)
+
+CORRUPTION_FIGURES = (
+    ("accuracy", "accuracy"),
+    ("ece", "ECE after temperature"),
+    ("share_flagged", "share flagged as OOD"),
 )
 
 
-def render(
-    measured: Measured,
-    bounds: tuple[Tensor, Tensor] | None,
+def write_report(
+    model: JEM,
+    splits: DataSplits,
+    folder: str | Path,
     *,
-    title: str,
-    samples_a_row: int = 10,
-) -> str:
-    """Make the page of one run.
+    title: str = "Report",
+    control: JEM | None = None,
+    ood_sets: Mapping[str, Tensor | ArrayLike] | None = None,
+    run: TrainingRun | None = None,
+    acceptance_rate: float = 0.95,
+    seed: int = 0,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """Measure a model on the test part of its data, and write `report.html` and `report.json`.
 
     Args:
-        measured: What `jem.report.measure.measure` found.
-        bounds: Values shown as black and white.
+        model: The model; any classifier, with or without a density that was trained.
+        splits: Its data. The test and calibration parts must not have trained it.
+        folder: Where to write; made if it is not there.
+        title: Heading of the page.
+        control: A plain classifier trained on the same data, to compare with.
+        ood_sets: More OOD sets, name -> inputs (N, *shape) in the network's units.
+        run: What is known of the training.
+        acceptance_rate: Share of in-distribution inputs that the threshold is to accept.
+        seed: Decides OOD sets, samples and bootstrap replicates.
+        progress: Called with the name of each section before it is measured.
+
+    Returns:
+        The content of `report.json`.
+
+    Raises:
+        InputError: If model or OOD sets do not fit the data: other classes, or the same ones in
+            another order; or if a part of the data that is needed is empty.
+
+    Example:
+        `write_report(JEM(network, classes=data.classes, domain=data.domain), data, "report")`
+    """
+    sets = {name: as_batch(x, splits.input_shape).float() for name, x in (ood_sets or {}).items()}
+    subject = Subject(model, splits, control, sets, run or TrainingRun())
+    report = measure(subject, acceptance_rate=acceptance_rate, seed=seed, progress=progress)
+    page = render(report, model.bounds("cpu"), title=title)
+    content = {
+        "made": date.today().isoformat(),
+        "version": __version__,
+        **report.to_dict(),
+        "summary": [plain(row) for row in summary(report)],
+        "verdicts": [asdict(verdict) for verdict in verdicts(report)],
+    }
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "report.json", text.encode())
+    write_atomically(folder / "report.html", page.encode())
+    return content
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a `report.json`.
+
+    Raises:
+        RunFolderError: If it cannot be read, or another version of this package wrote it.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise RunFolderError(
+            f"{path} must be a report of schema version {SCHEMA_VERSION}, got {version}: "
+            f"make it again with jem report {path.parent}"
+        )
+    return content  # type: ignore[no-any-return]
+
+
+def render(report: Report, bounds: tuple[Tensor, Tensor] | None, *, title: str) -> str:
+    """Make the page of one report.
+
+    Args:
+        report: What `measure` found.
+        bounds: Values shown as black and white, or None without any.
         title: Heading.
-        samples_a_row: Samples a class in the picture of fresh samples.
 
     Returns:
         HTML that loads nothing from anywhere.
     """
-    figures = measured.figures
-    images = {} if bounds is None else _images(measured, bounds, samples_a_row)
-    sections = [("answers", "In one minute")]
-    if "classification" in figures:
-        sections.append(("classification", "Calibration"))
-    sections.append(("ood", "What it rejects"))
-    if not figures["run"].get("as_given"):
-        sections.append(("samples", "What it draws"))
-    if "completions" in figures:
-        sections.append(("completions", "What it completes"))
-    if "corruption" in figures:
-        sections.append(("corruption", "As inputs decay"))
-    sections += [("training", "Training"), ("again", "Make it again")]
     return _template("report.html.j2").render(
         title=title,
         version=__version__,
-        f=figures,
-        images=images,
-        drawings=_drawings(measured),
-        sections=sections,
+        schema_version=SCHEMA_VERSION,
+        r=report,
+        summary=summary(report),
+        verdicts=verdicts(report),
+        images={} if bounds is None else _images(report, bounds),
+        drawings=_drawings(report),
+        calibration_columns=_calibration_columns(report),
         calibration_figures=CALIBRATION_FIGURES,
-        calibration_rows=_calibration_rows(figures),
+        calibration_estimate=calibration_estimate,
         fidelity_figures=FIDELITY_FIGURES,
-        completion_rivals=(NEAREST, MEAN_FILL),
+        simple_fillings=(MEAN_FILL, NEAREST),
+        meanings=MEANINGS,
     )
 
 
-def _calibration_rows(figures: Mapping[str, Any]) -> dict[str, Any]:
-    """Columns of the table: those after a temperature of 1 would repeat those before it."""
-    found = figures.get("classification", {"rows": {}})
-    left_at_1 = {
-        f"{name}, temperature"
-        for name, key in (("model", "temperature"), ("plain", "temperature_plain"))
-        if not found.get(key, {}).get("improved")
-    }
-    return {name: row for name, row in found["rows"].items() if name not in left_at_1}
-
-
 def render_comparison(reports: Mapping[str, Mapping[str, Any]], *, title: str) -> str:
-    """Make the page that puts runs side by side.
+    """Make the page that shows runs side by side.
 
     Args:
         reports: Name of a run -> its `report.json`.
@@ -107,98 +181,109 @@ def render_comparison(reports: Mapping[str, Mapping[str, Any]], *, title: str) -
         HTML that loads nothing from anywhere.
     """
     return _template("compare.html.j2").render(
-        title=title, names=list(reports), rows=comparison_rows(reports), reports=reports
+        title=title, version=__version__, rows=comparison_rows(reports), reports=reports
     )
 
 
 def comparison_rows(
     reports: Mapping[str, Mapping[str, Any]],
-) -> list[tuple[str, list[dict[str, Any] | None]]]:
-    """The figures that runs are compared by, each an estimate a run, None where one has none.
+) -> list[tuple[str, str, list[dict[str, Any] | None]]]:
+    """Put the summaries of runs side by side.
 
     Args:
         reports: Name of a run -> its `report.json`.
+
+    Returns:
+        For each figure its name, which way is better, and an estimate of each run, None where a
+        run has none.
     """
-    rows: list[tuple[str, list[dict[str, Any] | None]]] = []
-
-    def add(label: str, path: Sequence[str]) -> None:
-        cells = [_at(report, path) for report in reports.values()]
-        if any(cells):
-            rows.append((label, cells))
-
-    for key, label, _ in CALIBRATION_FIGURES[:4]:
-        add(label, ("classification", "rows", "model", key))
-    add("ECE after temperature", ("classification", "rows", "model, temperature", "ece"))
-    names = dict.fromkeys(row["name"] for r in reports.values() for row in r["ood"]["sets"])
-    for name in names:
-        cells = []
-        for report in reports.values():
-            found = [row for row in report["ood"]["sets"] if row["name"] == name]
-            cells.append(found[0]["auroc"] if found else None)
-        rows.append((f"AUROC, {name}, higher is better", cells))
-    for key, label, _ in FIDELITY_FIGURES:
-        add(f"fresh samples: {label}", ("samples", "fresh", "samples", key))
-    for name in (ONE_DRAW, NEAREST, MEAN_FILL):
-        label = f"lower half by {name}: of the right class, higher is better"
-        add(label, ("completions", "rows", name, "accuracy"))
-    return rows
-
-
-def _at(report: Mapping[str, Any], path: Sequence[str]) -> dict[str, Any] | None:
-    found: Any = report
-    for key in path:
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found if isinstance(found, dict) and found.get("value") is not None else None
+    tables = [{row["name"]: row for row in report["summary"]} for report in reports.values()]
+    rows = {name: row for table in tables for name, row in table.items()}
+    return [
+        (
+            name,
+            row["better"],
+            [table[name]["model"] if name in table else None for table in tables],
+        )
+        for name, row in rows.items()
+    ]
 
 
 def _template(name: str) -> Template:
-    environment = Environment(
-        loader=PackageLoader("jem.report"),
-        autoescape=True,
-        trim_blocks=True,
-    )
+    loader = PackageLoader("jem.report")
+    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     return environment.get_template(name)
 
 
-def _images(
-    measured: Measured, bounds: tuple[Tensor, Tensor], samples_a_row: int
-) -> dict[str, tuple[str, float]]:
+def _calibration_columns(report: Report) -> dict[str, Any]:
+    """Columns of the table; one after a temperature left at 1 would repeat that before it."""
+    columns = {}
+    if found := report.classification:
+        for name, each in (("model", found.model), ("plain classifier", found.control)):
+            if each is not None:
+                columns[name] = each.before
+                if each.improved:
+                    columns[f"{name}, temperature {each.temperature:.3f}"] = each.after
+    return columns
+
+
+def _images(report: Report, bounds: tuple[Tensor, Tensor]) -> dict[str, tuple[str, float]]:
     """Pictures as base64 with their width in rem; inputs that are no images have none."""
     from jem.plotting import image_bytes
 
+    ood, samples, completions = report.ood, report.samples, report.completions
+    pictures: dict[str, tuple[Tensor | None, int]] = {
+        "highest": (ood.highest, 12),
+        "lowest": (ood.lowest, 12),
+        "rejected": (ood.rejected, 12),
+        **{f"accepted {each.name}": (each.accepted, 12) for each in ood.sets},
+    }
+    if samples is not None:
+        pictures["fresh"] = samples.fresh_by_class, 10
+        pictures["persistent"] = samples.persistent, 20
+    if completions is not None:
+        strips = list(completions.pictures.values())
+        pictures["completions"] = torch.cat(strips), len(strips[0])
     made = {}
-    for name, x in measured.images.items():
-        if x.ndim == 4 and x.shape[1] in (1, 3):
-            columns = {"fresh samples by class": samples_a_row, "persistent chains": 20}
-            if name == "completions":  # a row a filling
-                columns[name] = len(x) // len(measured.figures[name]["pictures"])
-            wide = min(len(x), columns.get(name, 12))
+    for name, (x, columns) in pictures.items():
+        if x is not None and len(x) and x.ndim == 4 and x.shape[1] in (1, 3):
+            wide = min(len(x), columns)
             png = base64.b64encode(image_bytes(x, bounds, wide)).decode()
             made[name] = png, min(34.0, 2.9 * wide)
     return made
 
 
-def _drawings(measured: Measured) -> dict[str, str]:
+def _drawings(report: Report) -> dict[str, str]:
     """Diagrams as inline SVG."""
     from jem import plotting
 
-    figures, threshold = measured.figures, measured.figures["ood"].get("threshold")
+    ood, training = report.ood, report.training
+    scores = {each.name: each.scores for each in ood.sets}
     made = {
-        "histograms": plotting.score_histograms(measured.scores, threshold),
-        "roc": plotting.roc_figure(measured.scores),
+        "histograms": plotting.score_histograms(ood.scores, scores, ood.threshold),
+        "roc": plotting.roc_figure(ood.scores, scores),
     }
-    if "model" in measured.reports:
-        before, after = measured.reports["model"], measured.reports["model, temperature"]
-        if figures["classification"]["temperature"]["improved"]:
-            made["reliability"] = plotting.reliability_diagram(before, title="Before temperature")
-            made["reliability_scaled"] = plotting.reliability_diagram(
-                after, title="After temperature"
-            )
-        else:
-            made["reliability"] = plotting.reliability_diagram(before)
-        made["risk"] = plotting.risk_coverage_plot(before)
-    if "corruption" in figures:
-        made["corruption"] = plotting.corruption_figure(figures["corruption"])
-    if figures["training"]["steps"]:
-        made["training"] = plotting.training_figure(figures["training"])
+    if found := report.classification:
+        before, after = found.model.before, found.model.after
+        scaled = found.model.improved
+        made["reliability"] = before.plot("Before temperature" if scaled else "Reliability")
+        if scaled:
+            made["reliability_scaled"] = after.plot("After temperature")
+        curve = before.risk_coverage
+        made["risk"] = plotting.risk_coverage_plot(
+            curve.coverage, curve.risk, curve.generalized_risk
+        )
+    if rows := report.corruption:
+        kinds = list(dict.fromkeys(row.kind for row in rows))
+        panels = {
+            label: {
+                kind: [getattr(row, name) for row in rows if row.kind == kind] for kind in kinds
+            }
+            for name, label in CORRUPTION_FIGURES
+        }
+        made["corruption"] = plotting.corruption_figure(SEVERITIES, panels)
+    if training.gap or training.validation_nll:
+        made["training"] = plotting.training_figure(
+            training.validation_nll, training.gap, training.recoveries
+        )
     return {name: plotting.svg(figure, name) for name, figure in made.items()}

@@ -1,4 +1,4 @@
-"""What a report is about, and what was found of it."""
+"""What a report is about: a model, its data, and what is known of its training."""
 
 from __future__ import annotations
 
@@ -8,49 +8,55 @@ from typing import Any
 from torch import Tensor
 
 from jem.data.splits import DataSplits
-from jem.evaluation.calibration.report import CalibrationReport
 from jem.model import JEM
 
 
-@dataclass
+@dataclass(frozen=True)
+class TrainingRun:
+    """What is known of a model's training; everything may be left out.
+
+    Attributes:
+        sentence: What was trained, on what, and for how long, in one sentence.
+        as_given: Why nothing was trained, if nothing was: the model then has used no OOD set in
+            training, and neither samples nor chains are measured.
+        iterations: Updates made.
+        seconds: Time of training.
+        control_seconds: Time of training the control.
+        command: How to train again: a command line, or a call in Python.
+        control_command: How to train again with a control.
+        config: Plain values: the configuration, shown as it is.
+        chains: Persistent chains at the end of training, (M, *shape), if there are any.
+        chain_labels: Their classes (M,), where chains are class-conditional.
+        records: Lines of `metrics.jsonl`, oldest first.
+    """
+
+    sentence: str = ""
+    as_given: str = ""
+    iterations: int | None = None
+    seconds: float | None = None
+    control_seconds: float | None = None
+    command: str = ""
+    control_command: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    chains: Tensor | None = None
+    chain_labels: Tensor | None = None
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class Subject:
-    """What is reported on.
+    """What is measured.
 
     Attributes:
         model: The trained model.
         splits: Its data.
-        control: A plain classifier trained on the same data, to compare with; or None.
-        chains: Persistent chains at the end of training, (M, *shape); None without any.
-        chain_labels: Their classes (M,), where chains are conditional.
-        ood_sets: More foreign sets, name -> inputs in the network's units.
-        run: Plain values that say what was trained and how; kept as they are. Under `"as_given"`
-            why the model is as it was given, if it is: it then has seen no foreign set, and
-            neither samples nor chains are looked at.
-        records: Lines of `metrics.jsonl`, oldest first.
+        control: A plain classifier trained on the same data, to compare with, or None.
+        ood_sets: More OOD sets, name -> inputs (N, *shape) in the network's units.
+        run: What is known of the training.
     """
 
     model: JEM
     splits: DataSplits
     control: JEM | None = None
-    chains: Tensor | None = None
-    chain_labels: Tensor | None = None
     ood_sets: dict[str, Tensor] = field(default_factory=dict)
-    run: dict[str, Any] = field(default_factory=dict)
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass
-class Measured:
-    """What `measure` found.
-
-    Attributes:
-        figures: Plain values: `report.json`.
-        reports: Calibration before and after temperature, for diagrams.
-        scores: Log-density of the test part ("test") and of each foreign set, (N,).
-        images: Inputs worth looking at, by what they are examples of, (B, *shape).
-    """
-
-    figures: dict[str, Any]
-    reports: dict[str, CalibrationReport] = field(default_factory=dict)
-    scores: dict[str, Tensor] = field(default_factory=dict)
-    images: dict[str, Tensor] = field(default_factory=dict)
+    run: TrainingRun = field(default_factory=TrainingRun)

@@ -1,130 +1,75 @@
-"""The few figures that say what a model is worth, on test data that nothing else has seen."""
+"""The table that page, terminal and `jem compare` show: the figures that decide, a row each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from jem.data.batches import BatchStream
-from jem.data.ood_sets import letters, photo_patches, uniform_noise
-from jem.data.splits import DataSplits
-from jem.evaluation.calibration.report import calibration_report
-from jem.evaluation.ood.metrics import ood_metrics
-from jem.model import JEM, batched_logits
-from jem.randomness import named_generator
-from jem.sampling.base_distributions import GaussianBase, UniformBase
-from jem.sampling.outliers import shuffle_columns
-
-FOREIGN_SIZE = 1000
-"""Foreign inputs a set in the summary."""
-
-NOISE = "uniform noise"
-SHUFFLED, BEYOND = "shuffled columns", "beyond the range"
-
-TABLE_DISTANCES = {SHUFFLED: "near", BEYOND: "far"}
-"""How far the foreign sets that are made of a table's own rows lie from it."""
-
-LIKE_STARTS = (NOISE,)
-LIKE_OUTLIERS = (*LIKE_STARTS, "gaussian noise", "constant images", "letters", SHUFFLED)
-"""Foreign sets of the kinds that chains begin from and that made-up outliers are of: letters are
-strokes of one tone on an even ground, as some outliers are."""
-
-Foreign = dict[str, Tensor]
+from jem.evaluation.calibration.report import CalibrationReport
+from jem.evaluation.fidelity.completion import ONE_DRAW
+from jem.evaluation.statistics import UNKNOWN, Estimate
+from jem.report.measure import Report
 
 
-def make_ood_sets(splits: DataSplits, seed: int = 0) -> Foreign:
-    """Made-up foreign sets that need no download, in the network's units.
+@dataclass(frozen=True)
+class Row:
+    """One figure of the model, and of the control where there is one.
 
-    Args:
-        splits: The data that they are foreign to.
-        seed: Same seed, same sets.
-
-    Returns:
-        Name -> inputs (N, *shape): uniform noise; for grey and colour images photo patches and
-        letters; for tables rows whose every column is another row's (where columns do not depend
-        on each other, such rows are not foreign), and rows moved beyond the range of every column.
+    Attributes:
+        name: What is measured, with its unit.
+        better: Which way the figure gets better.
+        model: Of the model.
+        control: Of the plain classifier trained on the same data.
     """
-    shape = splits.input_shape
-    if splits.kind == "table":
-        return _foreign_rows(splits, seed)
-    makers: dict[str, Callable[..., Tensor]] = {
-        NOISE: uniform_noise,
-        "photo patches": photo_patches,
-        "letters": letters,
-    }
-    if shape[0] not in (1, 3):  # there are no photographs and letters of other channels
-        makers = {NOISE: uniform_noise}
-    return {name: make(FOREIGN_SIZE, shape, seed=seed) for name, make in makers.items()}
+
+    name: str
+    better: str
+    model: Estimate
+    control: Estimate | None
 
 
-def _foreign_rows(splits: DataSplits, seed: int) -> Foreign:
-    """Foreign sets for a table, the last two made of rows of its test part."""
-    low, high = splits.domain
-    start = UniformBase(low, high, splits.input_shape)
-    generator = named_generator(seed, "foreign noise")
-    sets = {NOISE: start.sample(FOREIGN_SIZE, generator=generator)}
-    x, _ = splits.test[:]
-    rows = x[torch.randint(len(x), (FOREIGN_SIZE,), generator=generator)]
-    if x.shape[1] > 1:  # a single column has no other to fit to
-        sets[SHUFFLED] = shuffle_columns(x, FOREIGN_SIZE, generator)
-    up = torch.rand(rows.shape, generator=generator) < 0.5
-    sets[BEYOND] = torch.where(up, rows + (high - low), rows - (high - low))
-    return sets
+def calibration_estimate(report: CalibrationReport, name: str) -> Estimate:
+    """A figure of a calibration report with its interval; NaN where there is none."""
+    value: float = getattr(report, name)
+    if name not in report.intervals:
+        return UNKNOWN._replace(value=value)
+    low, high = report.intervals[name]
+    return UNKNOWN._replace(value=value, low=low, high=high)
 
 
-def seen_in_training(name: str, model: JEM, *, trained: bool = True) -> bool:
-    """Whether training held inputs of the kind of a made-up foreign set against the data.
-
-    Args:
-        name: Of the set; `NOISE`, or a key of `jem.data.OOD_SETS`.
-        model: The trained model, which remembers where its chains began and whether there were
-            outliers.
-        trained: Whether there was any update; without one nothing was seen.
-    """
-    if model.sampler is None or not trained:
-        return False
-    name = name.replace("_", " ")  # as reports show it
-    if model.sampler.trained_on_outliers:
-        return name in LIKE_OUTLIERS
-    noise = model.sampler.trained_on_noise
-    if noise is None:
-        noise = not isinstance(model.sampler.init, GaussianBase)
-    return noise and name in LIKE_STARTS
-
-
-def summarise(
-    model: JEM, splits: DataSplits, ood_sets: Foreign, *, trained: bool = True
-) -> dict[str, Any]:
-    """Measure a model on the test part and against foreign sets.
-
-    Args:
-        model: A trained model.
-        splits: Its data; only the test part is looked at.
-        ood_sets: Name -> inputs, see `make_ood_sets`.
-        trained: Whether there was any update: a network as given has seen no foreign set.
-
-    Returns:
-        Plain values: `num_test`; for K > 1 `accuracy`, `nll` in nats, `ece` (15 bins of equal
-        width); `auroc`, set name -> `{"value", "low", "high", "num_foreign", "seen"}` of the
-        log-density (higher = in-distribution, 95 % intervals).
-    """
-    parts = list(BatchStream(splits.test, 512, seed=0, name="test", drop_last=False).epoch(0))
-    logits = torch.cat([batched_logits(model, x, 512).cpu() for x, _ in parts])
-    labels = torch.cat([y for _, y in parts])
-    summary: dict[str, Any] = {"num_test": len(labels)}
-    if logits.shape[1] > 1:
-        report = calibration_report(logits.double().softmax(dim=1), labels, num_bootstrap=0)
-        summary |= {"accuracy": report.accuracy, "nll": report.nll, "ece": report.ece}
-    scores = torch.logsumexp(logits, dim=1)
-    summary["auroc"] = {}
-    for name, x in ood_sets.items():
-        metrics = ood_metrics(scores, torch.logsumexp(batched_logits(model, x, 512).cpu(), dim=1))
-        low, high = metrics.intervals["auroc"]
-        summary["auroc"][name] = {
-            "value": metrics.auroc, "low": low, "high": high, "num_foreign": len(x),
-            "seen": seen_in_training(name, model, trained=trained),
-        }  # fmt: skip
-    return summary
+def summary(report: Report) -> list[Row]:
+    """The rows of the table, in the order of the page."""
+    rows = []
+    if found := report.classification:
+        for name, better, key, part in (
+            ("accuracy", "higher", "accuracy", "before"),
+            ("NLL, nats", "lower", "nll", "before"),
+            ("NLL after temperature scaling, nats", "lower", "nll", "after"),
+            ("ECE", "lower", "ece", "before"),
+            ("ECE after temperature scaling", "lower", "ece", "after"),
+        ):
+            own, other = (
+                None if each is None else calibration_estimate(getattr(each, part), key)
+                for each in (found.model, found.control)
+            )
+            rows.append(Row(name, better, own or UNKNOWN, other))
+    for each in report.ood.sets:
+        note = " (used in training)" if each.used_in_training else ""
+        name = f"AUROC, {each.name}{note}"
+        rows.append(Row(name, "higher", each.auroc, each.control_auroc))
+    if report.samples:
+        drawn = report.samples.fresh.samples
+        rows += [
+            Row("samples of the class asked for", "higher", drawn.agreement, None),
+            Row("variety of samples, real inputs = 1", "near 1", drawn.diversity, None),
+            Row("Frechet distance of samples", "lower", drawn.frechet, None),
+            Row("recall of samples", "higher", drawn.recall, None),
+        ]
+    if report.completions:
+        accuracy = report.completions.fillings[ONE_DRAW].accuracy
+        rows.append(Row("accuracy on completed images", "higher", accuracy, None))
+    if report.run.seconds is not None:
+        seconds = report.run.control_seconds
+        control = None if seconds is None else UNKNOWN._replace(value=seconds)
+        own_time = UNKNOWN._replace(value=report.run.seconds)
+        rows.append(Row("training time, seconds", "lower", own_time, control))
+    return rows

@@ -15,7 +15,7 @@ from jem.errors import RunFolderError
 from jem.runs.files import remove_unfinished, write_atomically
 
 WRITTEN = (
-    "metrics.jsonl", "samples.png", "summary.json", "detector.pt", "report.html", "report.json",
+    "metrics.jsonl", "samples.png", "detector.pt", "report.html", "report.json",
 )  # fmt: skip
 """Files that a run writes into its folder, beside its configuration and checkpoints."""
 

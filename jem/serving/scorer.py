@@ -6,6 +6,7 @@ A fitted detector and a fitted temperature, saved together as one file of the ru
 from __future__ import annotations
 
 import hashlib
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -14,13 +15,12 @@ from torch import Tensor, nn
 
 from jem.checks import as_batch
 from jem.data.batches import BatchStream
-from jem.data.splits import DataSplits
-from jem.errors import RunFolderError
+from jem.data.splits import DataPart, DataSplits, LazyPart
+from jem.errors import InputError, RunFolderError
 from jem.evaluation.calibration.temperature import TemperatureScaling
-from jem.evaluation.examples import check_classes, part_of
 from jem.evaluation.ood.detector import OODDetector, Option, largest_acceptance_rate
 from jem.evaluation.ood.scores import SCORES
-from jem.model import JEM, batched_logits, joint_energy
+from jem.model import JEM, batched_logits, check_model, joint_energy
 from jem.runs.checkpoint import FORMAT, deserialise, serialise
 from jem.runs.files import write_atomically
 from jem.runs.load import load
@@ -182,11 +182,11 @@ def fit_scorer(
         InputError: If the calibration part is too small for the share, a part is empty, the score
             does not suit the model, or its classes are not those of the data, in their order.
     """
-    check_classes(model, splits)
+    _check_classes(model, splits)
     detector = OODDetector(model, score, None, batch_size, **options)
     if SCORES[score].fit is not None:
         detector.fit_features(_batches(splits, "train", batch_size))
-    detector.check_density(part_of(splits, "calibration")[:1][0])
+    detector.check_density(_part_of(splits, "calibration")[:1][0])
     if acceptance_rate is None:
         acceptance_rate = largest_acceptance_rate(len(splits.calibration))
     scores = [
@@ -231,6 +231,31 @@ def weights_checksum(model: JEM) -> str:
     return digest.hexdigest()
 
 
+def _check_classes(model: JEM, splits: DataSplits) -> None:
+    """Refuse a model whose classes are not those of the data, in their order.
+
+    Classes that are only numbered, as training does without names, are those of any data.
+    """
+    check_model(model)
+    classes = tuple(str(name) for name in splits.classes)
+    numbered = tuple(str(k) for k in range(len(classes)))
+    if model.classes in (None, numbered, classes):
+        return
+    pairs = zip_longest(model.classes or (), classes)
+    k, (own, wanted) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
+    raise InputError(
+        f"class {k} must be {wanted!r}, as in `{splits.name}`, but is {own!r} in the model: bring "
+        "its outputs into the order of the data's `classes`"
+    )
+
+
+def _part_of(splits: DataSplits, name: str) -> DataPart | LazyPart:
+    part: DataPart | LazyPart = getattr(splits, name)
+    if not len(part):
+        raise InputError(f"the {name} part of `{splits.name}` must hold examples, but is empty")
+    return part
+
+
 def _batches(splits: DataSplits, name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    part = part_of(splits, name)
+    part = _part_of(splits, name)
     return BatchStream(part, size, seed=0, name="scorer", drop_last=False).epoch(0)

@@ -16,7 +16,7 @@ QUICK = [
     "--sample-steps", "2",
 ]  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("quick_judge")
+pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
 
 
 def run(*words):
@@ -32,7 +32,7 @@ def refused(capsys, *words):
 
 
 @pytest.fixture(scope="module")
-def trained(quick_judge, tmp_path_factory):
+def trained(quick_reference_classifier, tmp_path_factory):
     """A run on a small table, without a report: quick to train and to measure."""
     folder = tmp_path_factory.mktemp("report") / "run"
     assert run("train", "--data", "wine", "--out", folder, "--no-report", *QUICK) == 0
@@ -140,7 +140,7 @@ def test_foreign_images_are_a_flat_folder_or_one_by_class(tmp_path):
 
 
 def test_of_many_foreign_inputs_some_are_taken_from_all_over(reported, tmp_path, monkeypatch):
-    monkeypatch.setattr("jem.commands.report.MOST_FOREIGN", 50)
+    monkeypatch.setattr("jem.commands.report.MOST_LOADED", 50)
     x = np.repeat(np.arange(1000.0)[:, None], 13, axis=1)
     np.save(tmp_path / "x.npy", x)
     trained = open_run(reported, run_config(reported))
@@ -156,9 +156,9 @@ def test_where_there_is_no_terminal_sections_are_lines(reported, capsys):
     assert run("report", reported) == 0
     lines = capsys.readouterr().err.splitlines()
     assert lines[:3] == [
-        "jem: measuring classification and calibration",
-        "jem: measuring foreign inputs",
-        "jem: measuring samples",
+        "measuring classification and calibration",
+        "measuring OOD sets",
+        "measuring samples",
     ]
 
 
@@ -184,7 +184,7 @@ def test_compare_puts_runs_side_by_side_and_makes_missing_reports(reported, tmp_
     assert str(other) in page.read_text()
     assert "accuracy" in capsys.readouterr().out
     (other / "report.json").write_text('{"schema_version": 99}')
-    assert "another version" in refused(capsys, "compare", reported, other, "--out", page)
+    assert "schema version" in refused(capsys, "compare", reported, other, "--out", page)
     (other / "report.json").write_text("{")
     assert "cannot read" in refused(capsys, "compare", reported, other, "--out", page)
 

@@ -16,7 +16,7 @@ from jem import JEMClassifier
 from jem.errors import InputError
 from jem.estimator.report import subject_of
 
-pytestmark = pytest.mark.usefixtures("quick_judge")
+pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def fitted(parts):
 
 
 @pytest.fixture(scope="module")
-def figures(fitted, parts, tmp_path_factory, quick_judge):
+def figures(fitted, parts, tmp_path_factory, quick_reference_classifier):
     x_train, x_test, y_train, y_test = parts
     control = JEMClassifier("plain", epochs=20, random_state=0).fit(x_train, y_train)
     folder = tmp_path_factory.mktemp("report") / "new"
@@ -44,9 +44,9 @@ def figures(fitted, parts, tmp_path_factory, quick_judge):
 def test_figures_are_those_of_the_estimator_on_the_test_part(figures, fitted, parts):
     _, found = figures
     _, x_test, _, y_test = parts
-    row = found["classification"]["rows"]["model"]
-    assert row["accuracy"]["value"] == pytest.approx(fitted.score(x_test, y_test))
-    assert row["num"] == len(x_test)
+    row = found["classification"]["model"]["before"]
+    assert row["accuracy"] == pytest.approx(fitted.score(x_test, y_test))
+    assert row["num_samples"] == len(x_test)
     assert found["data"]["classes"] == list(fitted.classes_)
     accepted = found["ood"]["accepted"]["value"]
     assert accepted == pytest.approx(1 - fitted.is_ood(x_test).mean())
@@ -90,7 +90,7 @@ def test_other_data_are_refused(fitted, parts):
 
 def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
     x_train, x_test, y_train, y_test = parts
-    monkeypatch.setattr("jem.report.write.write_report_on", lambda *_, **__: {})
+    monkeypatch.setattr("jem.report.page.write_report", lambda *_, **__: {})
     mixed = pd.concat([x_test, x_train[:9]]), np.concatenate([y_test, y_train[:9]])
     count = len(x_test) + 9
     with pytest.warns(UserWarning, match=f"^9 of {count} rows of `X` are rows of ") as seen:
@@ -134,9 +134,9 @@ def test_images_without_labels_as_numbers(tmp_path, capsys):
     found = classifier.fit(x[:150], y[:150]).report(
         x[150:].tolist(), y[150:], x[:150], pd.Series(y[:150]), folder=tmp_path
     )
-    assert "jem: measuring foreign inputs" in capsys.readouterr().err
+    assert "measuring OOD sets" in capsys.readouterr().err
     assert found["data"]["kind"] == "image"
-    assert found["classification"]["rows"]["model"]["accuracy"]["value"] > 0.9
+    assert found["classification"]["model"]["before"]["accuracy"] > 0.9
     assert "samples" in found["left_out"]
 
 

@@ -1,6 +1,5 @@
 """Several processes make the run that one would make; what they keep, and how they end."""
 
-import json
 import os
 import signal
 import subprocess
@@ -188,7 +187,7 @@ def test_the_command_trains_in_all_processes_and_measures_in_the_first(tmp_path)
     done = launch(*words, "--no-report", "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("run folder:") == 1
-    assert set(json.loads((run / "summary.json").read_text())) == {"hybrid", "plain (control)"}
+    assert "plain classifier" in done.stdout
     for folder in (run, run / "control"):
         assert len(Checkpoints(folder / "checkpoints").load_latest()[1]["generators"]) == 2
 

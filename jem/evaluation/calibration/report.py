@@ -135,15 +135,22 @@ class CalibrationReport:
         values: dict[str, Any] = plain(self)
         return values
 
-    def plot(self) -> Figure:
+    def plot(self, title: str = "Reliability") -> Figure:
         """Draw the reliability diagram with its bands and counts.
+
+        Args:
+            title: Heading.
 
         Returns:
             A figure that no global state holds; `figure.savefig(path)` writes it.
         """
         from jem.plotting import reliability_diagram
 
-        return reliability_diagram(self)
+        note = (
+            f"N = {self.num_samples}\naccuracy {self.accuracy:.3f}\n"
+            f"ECE {self.ece:.4f} ({self.num_bins} bins)"
+        )
+        return reliability_diagram(*self.bins, title=title, note=note)
 
 
 def calibration_report(

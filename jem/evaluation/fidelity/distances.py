@@ -6,67 +6,23 @@ Both distances are low where the sets are alike. Everything runs in double preci
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jem.errors import InputError
-from jem.evaluation.statistics import Estimate, normal_estimate, resampling_counts, rows_by_block
+from jem.evaluation.statistics import (
+    UNKNOWN,
+    Estimate,
+    normal_estimate,
+    resampling_counts,
+    rows_by_block,
+)
 from jem.randomness import derive_seed, named_generator
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    Features = Tensor | ArrayLike
 
 NUM_GROUPS = 20
 """Groups that the standard error of the kernel distance leaves out in turn."""
-
-
-def check_features(
-    real: Features, fake: Features, fewest: int = 1, reason: str = ""
-) -> tuple[Tensor, Tensor]:
-    """Bring two sets of feature vectors to double precision, or say what is wrong.
-
-    Args:
-        real: Shape (N, F).
-        fake: Shape (M, F).
-        fewest: Vectors that each must hold.
-        reason: What needs that many, for the message.
-
-    Returns:
-        Both on the CPU.
-
-    Raises:
-        InputError: If one is no finite matrix of that height, or the widths differ.
-    """
-    checked = [_matrix(values, name) for values, name in ((real, "real"), (fake, "fake"))]
-    widths = [values.shape[1] for values in checked]
-    if widths[0] != widths[1]:
-        raise InputError(f"`real` and `fake` must have as many features, but got {widths}")
-    fewer = min(len(values) for values in checked)
-    if fewer < fewest:
-        needed = f"at least {fewest} rows in each set" + (f" {reason}" if reason else "")
-        raise InputError(f"expected {needed}, but got {[len(values) for values in checked]}")
-    return checked[0], checked[1]
-
-
-def _matrix(values: Features, name: str) -> Tensor:
-    try:
-        matrix = torch.as_tensor(values).detach().to("cpu", torch.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"`{name}` must hold numbers, shape (N, F): {error}") from error
-    if matrix.ndim != 2 or not matrix.numel():
-        raise InputError(
-            f"`{name}` must be features of shape (N, F), but got {tuple(matrix.shape)}"
-        )
-    if not bool(matrix.isfinite().all()):
-        row = int((~matrix.isfinite().all(dim=1)).nonzero()[0])
-        raise InputError(f"`{name}` must be finite, but row {row} is not")
-    return matrix
 
 
 class Moments(NamedTuple):
@@ -105,31 +61,29 @@ def gaussian_distance(first: Moments, second: Moments) -> float:
 
 
 def frechet_distance(
-    real: Features, fake: Features, *, num_bootstrap: int = 100, seed: int = 0
+    real: Tensor, fake: Tensor, *, num_bootstrap: int = 100, seed: int = 0
 ) -> Estimate:
-    r"""Frechet distance between Gaussians fitted to two sets of features; low is good.
+    r"""Frechet distance between Gaussians fitted to two sets of features; lower is better.
 
     The formula is that of `gaussian_distance`. **Biased upwards**, by about a constant over the
     size of each set: two sets of one distribution do not give 0. Compare only figures of equal
     sizes, and look at what held-out real inputs give. With no more vectors than features a
-    covariance is singular and bias is most of the figure: such sets are refused.
+    covariance is singular and bias is most of the figure: such sets have no distance.
 
     Never call it FID: that is this distance in the features of one Inception network.
 
     Args:
-        real: Features of real inputs, shape (N, F), N > F.
-        fake: Features of samples, shape (M, F), M > F.
+        real: Features of real inputs, shape (N, F).
+        fake: Features of samples, shape (M, F).
         num_bootstrap: Replicates, both sets resampled, behind the standard error; below 2 it is
             NaN.
         seed: Decides the replicates.
 
     Returns:
-        The distance, in squared units of the features. Its interval is about what sets of these
-        sizes give on average, bias included. The standard error is too large where the two
-        distributions are nearly one, in simulations up to 1.8 times.
-
-    Raises:
-        InputError: If sets are too small, not finite, or differ in width.
+        The distance, in squared units of the features; `UNKNOWN` unless N > F and M > F. Its
+        interval is about what sets of these sizes give on average, bias included. The standard
+        error is too large where the two distributions are nearly one, in simulations up to 1.8
+        times.
 
     References:
         Heusel et al. (2017), arXiv:1706.08500. Chong and Forsyth (2020), arXiv:1911.07023, on the
@@ -140,31 +94,27 @@ def frechet_distance(
         >>> round(frechet_distance(x, x + 3).value, 6)  # 3^2 + 3^2
         18.0
     """
-    real, fake = check_features(real, fake)
-    width = real.shape[1]
-    check_features(real, fake, width + 1, f"for covariances of {width} features")
-    centre = real.mean(dim=0)  # a common offset would cost digits
-    sets = real - centre, fake - centre
-    value = gaussian_distance(*(_moments(z, torch.ones(len(z)).double()) for z in sets))
+    if min(len(real), len(fake)) <= real.shape[1]:
+        return UNKNOWN
+    centre = real.double().mean(dim=0)  # a common offset would cost digits
+    sets = real.double() - centre, fake.double() - centre
+
+    def distance(counts: list[Tensor]) -> float:
+        return gaussian_distance(*map(_moments, sets, counts))
+
+    value = distance([torch.ones(len(z)).double() for z in sets])
     drawn = [
         resampling_counts(len(z), num_bootstrap, derive_seed(seed, "frechet", side))
         for side, z in enumerate(sets)
     ]
-    replicates = np.array(
-        [
-            gaussian_distance(*(_moments(z, w) for z, w in zip(sets, weights, strict=True)))
-            for weights in zip(*(_rows(blocks) for blocks in drawn), strict=True)
-        ]
-    )
+    replicates = [
+        distance([torch.from_numpy(row) for row in rows])
+        for rows in zip(*((row for block in side for row in block) for side in drawn), strict=True)
+    ]
     # Resampling adds the bias once more, so percentiles would be off; the spread is less so.
-    error = float(replicates.std(ddof=1)) if len(replicates) > 1 else math.nan
+    error = float(np.std(replicates, ddof=1)) if len(replicates) > 1 else math.nan
     estimate = normal_estimate(value, error)
     return estimate._replace(low=max(0.0, estimate.low) if error >= 0 else math.nan)
-
-
-def _rows(blocks: Iterator[np.ndarray[tuple[int, ...], np.dtype[np.float64]]]) -> Iterator[Tensor]:
-    for block in blocks:
-        yield from torch.from_numpy(block)
 
 
 def _moments(z: Tensor, weights: Tensor) -> Moments:
@@ -175,8 +125,8 @@ def _moments(z: Tensor, weights: Tensor) -> Moments:
     return Moments(mean, (second - total * torch.outer(mean, mean)) / (total - 1))
 
 
-def kernel_distance(real: Features, fake: Features, *, seed: int = 0) -> Estimate:
-    r"""Unbiased squared maximum mean discrepancy, cubic polynomial kernel; low is good.
+def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Estimate:
+    r"""Unbiased squared maximum mean discrepancy, cubic polynomial kernel; lower is better.
 
     .. math:: k(a, b) = (a^T b / F + 1)^3, \qquad
               \frac{\sum_{i \ne j} k(x_i, x_j)}{N (N - 1)}
@@ -196,45 +146,34 @@ def kernel_distance(real: Features, fake: Features, *, seed: int = 0) -> Estimat
     Returns:
         The squared discrepancy; its scale is that of the features to the power six.
 
-    Raises:
-        InputError: If sets are too small, not finite, or differ in width.
-
     References:
         Binkowski et al. (2018), arXiv:1801.01401. Gretton et al. (2012), JMLR 13, equation 3.
     """
-    real, fake = check_features(real, fake, 4, "for the kernel distance")
+    real, fake = real.double(), fake.double()
     num_groups = min(NUM_GROUPS, len(real), len(fake))
     generator = named_generator(seed, "kernel distance")
     # Both sets are dealt out alike, so that leaving out a group of each adds their variances.
-    one, two = (_deal(len(z), num_groups, generator) for z in (real, fake))
-    within_real = _pair_sums(real, one, real, one) - torch.diag(one.T @ _self_kernel(real))
-    within_fake = _pair_sums(fake, two, fake, two) - torch.diag(two.T @ _self_kernel(fake))
-    across = _pair_sums(real, one, fake, two)
-    sizes = one.sum(dim=0), two.sum(dim=0)
-    value = _discrepancy(
-        within_real.sum(), within_fake.sum(), across.sum(), *(size.sum() for size in sizes)
+    one, two = (
+        torch.nn.functional.one_hot(
+            torch.randperm(len(z), generator=generator) % num_groups, num_groups
+        ).double()
+        for z in (real, fake)
     )
-    without = _discrepancy(
-        *(_leave_out(sums) for sums in (within_real, within_fake, across)),
-        *(size.sum() - size for size in sizes),
-    )
+    sums = [  # of the kernel over all pairs of two groups, each (groups, groups)
+        _pair_sums(real, one, real, one) - torch.diag(one.T @ _self_kernel(real)),
+        _pair_sums(fake, two, fake, two) - torch.diag(two.T @ _self_kernel(fake)),
+        _pair_sums(real, one, fake, two),
+    ]
+    num_real, num_fake = one.sum(dim=0), two.sum(dim=0)
+    value = _discrepancy([part.sum() for part in sums], num_real.sum(), num_fake.sum())
+    left = [part.sum() - part.sum(dim=0) - part.sum(dim=1) + part.diagonal() for part in sums]
+    without = _discrepancy(left, num_real.sum() - num_real, num_fake.sum() - num_fake)
     spread = (without - without.mean()).square().sum() * (num_groups - 1) / num_groups
     return normal_estimate(float(value), float(spread.sqrt()))
 
 
-def _kernel(a: Tensor, b: Tensor) -> Tensor:
-    inner = (a @ b.T).div_(a.shape[1]).add_(1)
-    return inner * inner * inner
-
-
 def _self_kernel(z: Tensor) -> Tensor:
     return (z.square().sum(dim=1) / z.shape[1] + 1) ** 3
-
-
-def _deal(num: int, num_groups: int, generator: torch.Generator) -> Tensor:
-    """Random groups of almost equal size, as indicators of shape (num, groups)."""
-    group = torch.randperm(num, generator=generator) % num_groups
-    return torch.nn.functional.one_hot(group, num_groups).double()
 
 
 def _pair_sums(a: Tensor, groups_a: Tensor, b: Tensor, groups_b: Tensor) -> Tensor:
@@ -243,19 +182,14 @@ def _pair_sums(a: Tensor, groups_a: Tensor, b: Tensor, groups_b: Tensor) -> Tens
     start = 0
     for rows in rows_by_block(len(a), len(b)):
         block = slice(start, start + rows)
-        sums += groups_a[block].T @ (_kernel(a[block], b) @ groups_b)
+        inner = (a[block] @ b.T).div_(a.shape[1]).add_(1)
+        sums += groups_a[block].T @ (inner * inner * inner @ groups_b)
         start += rows
     return sums
 
 
-def _leave_out(sums: Tensor) -> Tensor:
-    """Sum over all pairs in which no member is of group g, for each g."""
-    return sums.sum() - sums.sum(dim=0) - sums.sum(dim=1) + sums.diagonal()
-
-
-def _discrepancy(
-    within_real: Tensor, within_fake: Tensor, across: Tensor, num_real: Tensor, num_fake: Tensor
-) -> Tensor:
+def _discrepancy(sums: list[Tensor], num_real: Tensor, num_fake: Tensor) -> Tensor:
+    within_real, within_fake, across = sums
     real = within_real / (num_real * (num_real - 1))
     fake = within_fake / (num_fake * (num_fake - 1))
     return real + fake - 2 * across / (num_real * num_fake)

@@ -9,7 +9,7 @@ from sklearn.metrics import brier_score_loss, log_loss
 
 from jem.errors import InputError
 from jem.evaluation.calibration.report import CALIBRATION_ERRORS, calibration_report
-from jem.plotting import reliability_diagram, risk_coverage_plot
+from jem.plotting import risk_coverage_plot
 
 FIGURES = [
     "accuracy",
@@ -222,8 +222,10 @@ def test_figures_show_what_the_report_holds_and_leave_no_global_state():
     np.testing.assert_array_equal(drawn[:, 0], report.bins.confidence[filled])
     np.testing.assert_array_equal(drawn[:, 1], report.bins.accuracy[filled])
     assert [bar.get_height() for bar in lower.patches] == report.bins.counts.tolist()
-    assert reliability_diagram(report, title="Before").axes[0].get_title() == "Before"
-    risk, generalized = risk_coverage_plot(report).axes[0].lines
+    assert report.plot("Before").axes[0].get_title() == "Before"
+    curve = report.risk_coverage
+    drawn = risk_coverage_plot(curve.coverage, curve.risk, curve.generalized_risk)
+    risk, generalized = drawn.axes[0].lines
     np.testing.assert_array_equal(risk.get_ydata(), report.risk_coverage.risk)
     np.testing.assert_array_equal(generalized.get_ydata(), report.risk_coverage.generalized_risk)
     assert plt.get_fignums() == []

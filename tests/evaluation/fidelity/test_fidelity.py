@@ -1,6 +1,5 @@
 """The fidelity report: every way for samples to be bad shows in its own figure."""
 
-import json
 import math
 
 import pytest
@@ -8,17 +7,12 @@ import torch
 
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
-from jem.evaluation.fidelity import reference_classifier as judge_module
+from jem.evaluation.fidelity import reference_classifier
 from jem.evaluation.fidelity import report as fidelity_module
 from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
 from jem.evaluation.fidelity.neighbours import diversity, prdc
-from jem.evaluation.fidelity.reference_classifier import train_judge
-from jem.evaluation.fidelity.report import (
-    FidelityReport,
-    SetFidelity,
-    classification_accuracy_score,
-    fidelity,
-)
+from jem.evaluation.fidelity.reference_classifier import train_reference_classifier
+from jem.evaluation.fidelity.report import fidelity
 
 CENTRES = torch.tensor([[0.0, 0.0, 2.0], [2.0, 0.0, 0.0], [0.0, 2.0, 0.0]])
 
@@ -32,7 +26,7 @@ def blobs(num, seed, spread=0.4):
 @pytest.fixture(scope="module", autouse=True)
 def _few_updates():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(judge_module, "FEWEST_UPDATES", 120)
+        patch.setattr(reference_classifier, "FEWEST_UPDATES", 120)
         yield
 
 
@@ -42,14 +36,14 @@ def parts():
 
 
 @pytest.fixture(scope="module")
-def judge(parts):
-    return train_judge(parts["train"].x, parts["train"].y, 3, seed=0, data="blobs")
+def reference(parts):
+    return train_reference_classifier(parts["train"].x, parts["train"].y, 3, seed=0, data="blobs")
 
 
 @pytest.fixture(scope="module")
-def measure(parts, judge):
+def measure(parts, reference):
     def run(samples, labels, **options):
-        settings = {"num_bootstrap": 20, "seed": 0, **parts, "judge": judge, **options}
+        settings = {"num_bootstrap": 20, "seed": 0, **parts, "reference": reference, **options}
         return fidelity(samples, labels, **settings)
 
     return run
@@ -63,7 +57,7 @@ def honest(measure):
 
 def test_perfect_samples_are_as_good_as_real_inputs(honest):
     samples, real = honest.samples, honest.real
-    for name in ("precision", "recall", "coverage", "agreement", "diversity", "input_diversity"):
+    for name in ("precision", "recall", "coverage", "agreement", "diversity"):
         ours, theirs = getattr(samples, name), getattr(real, name)
         assert ours.value == pytest.approx(theirs.value, abs=0.12), name
         assert ours.value > 0.85, name
@@ -73,7 +67,6 @@ def test_perfect_samples_are_as_good_as_real_inputs(honest):
     # 1 - 0.5^5 for as many training as test inputs; against all 300 it would be 1 - 0.67^5.
     assert real.coverage.value == pytest.approx(0.97, abs=0.04)
     assert 0.4 < honest.nearer.value < 0.6
-    assert honest.copies.value < 0.06
 
 
 def test_copies_are_recognised(measure, parts):
@@ -81,12 +74,6 @@ def test_copies_are_recognised(measure, parts):
     found = measure(x, y)
     assert found.samples.nearest_distance.value == 0
     assert found.nearer.value == 1
-    assert found.copies.value == 1
-    few, y = blobs(150, 3)
-    few[:9] = x[:9]  # the rank statistic hardly sees them
-    found = measure(few, y)
-    assert found.nearer.value < 0.65
-    assert 9 / 150 <= found.copies.value < 0.12
 
 
 def test_samples_that_all_look_alike(measure, honest):
@@ -95,8 +82,6 @@ def test_samples_that_all_look_alike(measure, honest):
     assert found.agreement.value == 1  # sees nothing of it
     assert found.precision.value == 1
     assert found.diversity.value < 0.15
-    assert found.input_diversity.value == pytest.approx(0.05, rel=0.15)
-    assert all(e.value < 0.2 for e in found.diversity_by_class)
     assert found.coverage.value < 0.5 * honest.samples.coverage.value
     assert found.frechet.value > 2 * honest.samples.frechet.value
 
@@ -113,50 +98,44 @@ def test_samples_of_the_wrong_class(measure, honest):
     assert share.value == pytest.approx(0.5, abs=0.05)
     assert share.std_error == pytest.approx(math.sqrt(0.25 / 150), rel=0.02)
     assert share.low < share.value < share.high
-    per_class = [e.value for e in found.agreement_by_class]
-    assert sum(per_class) / 3 == pytest.approx(share.value)  # fifty of each
 
 
 def test_samples_of_no_class_have_no_figures_of_classes(measure, honest):
     x, _ = blobs(150, 3)
     found = measure(x, None)
     assert math.isnan(found.samples.agreement.value)
-    assert all(math.isnan(e.value) for e in found.samples.agreement_by_class)
     assert math.isnan(found.samples.classification_accuracy.value)
     assert found.samples.kernel == honest.samples.kernel
     assert found.samples.diversity.value == pytest.approx(
         honest.samples.diversity.value, rel=0.1
-    )  # within the classes that the judge sees
+    )  # within the classes that the classifier sees
     assert found.real == honest.real
 
 
-def test_figures_are_those_of_the_functions_they_name(judge):
+def test_figures_are_those_of_the_functions_they_name(reference):
     # Wide enough that no network classifies them all: accuracies tell what was learned from.
     train, test = (DataPart(*blobs(90, seed, spread=1.2)) for seed in (1, 2))
     x, y = blobs(90, 3, spread=0.6)
-    report = fidelity(x, y, train=train, test=test, judge=judge, seed=4, k=3, num_bootstrap=10)
+    report = fidelity(x, y, train=train, test=test, reference=reference, seed=4, num_bootstrap=10)
     for of, labels, row in ((x, y, report.samples), (test.x, test.y, report.real)):
-        real, fake = judge.features(train.x), judge.features(of)
+        real, fake = reference.features(train.x), reference.features(of)
         assert row.num == 90
         assert row.frechet == frechet_distance(real, fake, num_bootstrap=10, seed=4)
         assert row.kernel == kernel_distance(real, fake, seed=4)
-        support = prdc(real, fake, 3)
-        assert (row.precision, row.recall, row.density, row.coverage) == support
-        varied = diversity(real, train.y, fake, labels, 3)
-        assert (row.diversity, row.diversity_by_class) == varied
-        assert row.agreement.value == (judge.predict(of) == labels).double().mean()
+        assert (row.precision, row.recall, row.density, row.coverage) == prdc(real, fake, 5)
+        assert row.diversity == diversity(real, train.y, fake, labels, 3)
+        assert row.agreement.value == (reference.predict(of) == labels).double().mean()
         nearest = torch.cdist(of.double(), train.x.double()).amin(1)
         assert row.nearest_distance.value == pytest.approx(float(nearest.mean()), rel=1e-6)
         learned_from = x if row is report.samples else train.x
-        assert row.classification_accuracy == classification_accuracy_score(
-            learned_from, y, test.x, test.y, num_classes=3, seed=4
-        )
+        learner = train_reference_classifier(learned_from, y, 3, seed=4)
+        right = (learner.predict(test.x) == test.y).double().mean()
+        assert row.classification_accuracy.value == pytest.approx(float(right))
 
 
 def test_both_rows_are_of_equal_size_whatever_is_given(measure):
     found = measure(*blobs(400, 3))
-    assert (found.num_given, found.samples.num, found.real.num) == (400, 150, 150)
-    assert (found.num_train, found.num_reference) == (300, 300)
+    assert found.samples.num == found.real.num == 150
     small = measure(*blobs(30, 3))
     assert small.samples.num == small.real.num == 30
     assert math.isfinite(small.samples.frechet.value)
@@ -172,22 +151,9 @@ def test_the_row_of_real_inputs_is_the_same_for_other_samples_and_can_be_taken_o
     x, y = blobs(150, 4)
     taken = measure(x, y, real=honest.real)
     assert taken.real is honest.real
-    assert taken.to_dict() == measure(x, y).to_dict() != honest.to_dict()
+    assert taken == measure(x, y) != honest
     fewer = measure(x[:40], y[:40], real=honest.real)
     assert fewer.real.num == 40  # of another size: measured for itself
-
-
-def test_report_names_the_judge_and_fits_json(honest, judge):
-    assert honest.judge == judge.name == "blobs-mlp-16f-n300-seed0"
-    assert honest.judge_checksum == judge.checksum
-    written = json.loads(json.dumps(honest.to_dict(), allow_nan=False))
-    assert set(written) == set(FidelityReport.__dataclass_fields__)
-    for row in ("samples", "real"):
-        assert set(written[row]) == set(SetFidelity.__dataclass_fields__)
-    kernel = written["samples"]["kernel"]
-    assert kernel["value"] == honest.samples.kernel.value
-    assert set(kernel) == {"value", "std_error", "low", "high"}
-    assert len(written["real"]["agreement_by_class"]) == 3
 
 
 def test_same_seed_same_report_and_nothing_global_moves(measure, honest, global_rng_untouched):
@@ -212,32 +178,24 @@ def test_training_data_on_disk_are_read_once_for_neighbours(parts, measure, hone
 def test_large_inputs_make_a_smaller_reference(measure, monkeypatch):
     monkeypatch.setattr(fidelity_module, "REFERENCE_ENTRIES", 3 * 80)
     found = measure(*blobs(150, 3))
-    assert (found.num_reference, found.num_train) == (80, 300)
     assert found.samples.num == found.real.num == 80
 
 
-def test_misuse_gets_one_clear_line(measure, parts):
+def test_misuse_names_what_is_wrong(measure, parts):
     x, y = blobs(60, 3)
     bad = x.clone()
     bad[5] = float("nan")
     empty = DataPart(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long))
+    other = DataPart(torch.zeros(9, 2), parts["test"].y[:9])
     for args, options, match in [
-        ((bad, y), {}, "`samples` must be finite, but input 5"),
-        ((x[:, :2], y), {}, r"`samples` must be of shape \(B, 3\)"),
-        ((x[:0], y[:0]), {}, "B >= 1"),
-        ((x, y[:-1]), {}, "labels: expected 60"),
-        ((x, y + 1), {}, r"class indices in \[0, 3\)"),
-        ((x, y * 0 + 2), {}, "at least two classes, but all 60 labels are 2"),
-        ((x[:3], y[:3]), {}, "at least 4 of each"),
-        ((x, y), {"k": 60}, "k=60 with 60, 150 and 300"),
-        ((x, y), {"k": 0}, "k=0"),
-        ((x, y), {"test": empty}, "k=5 with 60, 0 and 300"),
-        ((x, y), {"train": empty}, "empty"),
-        ((x, y), {"train": DataPart(torch.zeros(9, 2), parts["train"].y[:9])}, "`train`"),
-        ((x, y), {"test": DataPart(torch.zeros(9, 2), parts["test"].y[:9])}, "`test`"),
+        ((bad, y), {}, "`samples` must be finite.*row 5"),
+        ((x[:, :2], y), {}, "`samples`"),
+        ((x, y[:-1]), {}, "`labels`"),
+        ((x, y + 1), {}, "`labels`"),
+        ((x[:3], y[:3]), {}, "number of samples"),
+        ((x, y), {"test": empty}, "number of samples, test"),
+        ((x, y), {"train": empty}, "and training inputs"),
+        ((x, y), {"test": other}, "`test`"),
     ]:
-        with pytest.raises(InputError, match=match) as error:
+        with pytest.raises(InputError, match=match):
             measure(*args, **options)
-        assert "\n" not in str(error.value)
-    with pytest.raises(InputError, match="y_test"):
-        classification_accuracy_score(x, y, x, y[:-1], num_classes=3, seed=0)

@@ -1,0 +1,234 @@
+"""The section of a report on out-of-distribution (OOD) inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jem.data.ood_sets import (
+    DISTANCES,
+    ROTATIONS,
+    letters,
+    photo_patches,
+    rotations,
+    uniform_noise,
+)
+from jem.data.splits import DataSplits
+from jem.errors import InputError
+from jem.evaluation.ood.metrics import OODMetrics, ood_metrics
+from jem.evaluation.statistics import UNKNOWN, Estimate, share_estimate
+from jem.model import JEM, batched_logits, joint_energy
+from jem.randomness import named_generator
+from jem.report.subject import Subject
+from jem.sampling.base_distributions import GaussianBase, UniformBase
+from jem.sampling.outliers import shuffle_columns
+from jem.serving.scorer import Scorer
+
+SET_SIZE = 1000
+"""Inputs of an OOD set that is made up."""
+
+NOISE, SHUFFLED, BEYOND = "uniform noise", "shuffled columns", "beyond the range"
+ROTATED = "rotated by 90 degrees"
+
+LIKE_OUTLIERS = (NOISE, "gaussian noise", "constant images", "letters", SHUFFLED)
+"""OOD sets of the kinds that made-up outliers are of: letters are strokes of one tone on an even
+ground, as some outliers are."""
+
+SHOWN = 12
+"""Inputs shown of each kind of example."""
+
+
+@dataclass(frozen=True)
+class OODSet:
+    """One OOD set against the test part, by the log-density.
+
+    Attributes:
+        name: Of the set.
+        kind: "near" or "far" from the data; "given" for a set that the user brought.
+        used_in_training: Whether training contrasted such inputs with the data.
+        num: Inputs.
+        auroc: AUROC; 1 is perfect, 0.5 is chance.
+        control_auroc: The same of the control.
+        flagged: Share flagged as OOD; higher is better.
+        test_flagged: Share of test inputs flagged by the threshold that flags 95 % of the set;
+            lower is better.
+        scores: Log-density (N,).
+        accepted: Images that are not flagged, the highest density first.
+    """
+
+    name: str
+    kind: str
+    used_in_training: bool
+    num: int
+    auroc: Estimate
+    control_auroc: Estimate | None
+    flagged: Estimate
+    test_flagged: Estimate
+    scores: Tensor
+    accepted: Tensor
+
+
+@dataclass(frozen=True)
+class OODDetection:
+    """Figures of the detector that `jem.fit_scorer` makes of the model.
+
+    Attributes:
+        num_test: Test inputs.
+        num_calibration: Calibration inputs behind the threshold.
+        acceptance_rate: Share of in-distribution inputs that the threshold is set to accept.
+        threshold: Inputs whose log-density is below it are flagged.
+        accepted: Share of test inputs accepted.
+        sets: OOD sets.
+        scores: Log-density of the test inputs (N,).
+        highest: Test inputs of the highest density.
+        lowest: Test inputs of the lowest density.
+        rejected: Test inputs that are flagged, those nearest to the threshold first.
+    """
+
+    num_test: int
+    num_calibration: int
+    acceptance_rate: float
+    threshold: float
+    accepted: Estimate
+    sets: list[OODSet]
+    scores: Tensor
+    highest: Tensor
+    lowest: Tensor
+    rejected: Tensor
+
+
+def make_ood_sets(splits: DataSplits, seed: int = 0) -> dict[str, Tensor]:
+    """Made-up OOD sets that need no download, in the network's units.
+
+    Args:
+        splits: The data.
+        seed: Same seed, same sets.
+
+    Returns:
+        Name -> inputs (N, *shape). Uniform noise; for grey and colour images photo patches and
+        letters; for tables rows whose every column is another row's (where columns do not depend
+        on each other, such rows are in-distribution), and rows moved beyond the range of every
+        column.
+    """
+    shape = splits.input_shape
+    if splits.kind != "table":
+        makers: dict[str, Callable[..., Tensor]] = {NOISE: uniform_noise}
+        if shape[0] in (1, 3):  # there are no photographs and letters of other channels
+            makers |= {"photo patches": photo_patches, "letters": letters}
+        return {name: make(SET_SIZE, shape, seed=seed) for name, make in makers.items()}
+    low, high = splits.domain
+    generator = named_generator(seed, "foreign noise")
+    noise = UniformBase(low, high, shape).sample(SET_SIZE, generator=generator)
+    x, _ = splits.test[:]
+    rows = x[torch.randint(len(x), (SET_SIZE,), generator=generator)]
+    sets = {NOISE: noise}
+    if x.shape[1] > 1:  # a single column has no other to depend on
+        sets[SHUFFLED] = shuffle_columns(x, SET_SIZE, generator)
+    up = torch.rand(rows.shape, generator=generator) < 0.5
+    return sets | {BEYOND: torch.where(up, rows + (high - low), rows - (high - low))}
+
+
+def used_in_training(name: str, model: JEM) -> bool:
+    """Whether training contrasted inputs of the kind of a made-up OOD set with the data.
+
+    Args:
+        name: Of the set; `NOISE`, or a key of `jem.data.OOD_SETS`.
+        model: The trained model: its sampler settings say where chains of training began and
+            whether there were outliers.
+    """
+    if model.sampler is None:
+        return False
+    name = name.replace("_", " ")  # as reports show it
+    if model.sampler.trained_on_outliers:
+        return name in LIKE_OUTLIERS
+    noise = model.sampler.trained_on_noise
+    if noise is None:
+        noise = not isinstance(model.sampler.init, GaussianBase)
+    return bool(noise) and name == NOISE
+
+
+def ood_section(
+    subject: Subject, scorer: Scorer, x: Tensor, logits: Tensor, seed: int
+) -> OODDetection:
+    """Measure the detector on the test part and on every OOD set.
+
+    Args:
+        subject: The model and its data.
+        scorer: What `jem.fit_scorer` made of them.
+        x: Test inputs, shape (N, *shape).
+        logits: Their logits (N, K).
+        seed: Decides the made-up sets.
+    """
+    sets = make_ood_sets(subject.splits, seed)
+    if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
+        sets[ROTATED] = rotations(x)
+    detector = scorer.detector
+    scores = detector.score(x, logits).cpu()
+    order = scores.argsort(stable=True)
+    flagged = detector.verdict(scores).is_ood
+    control = None if subject.control is None else _log_density(subject.control, x)
+    assert detector.threshold is not None
+    assert detector.acceptance_rate is not None
+    return OODDetection(
+        num_test=len(x),
+        num_calibration=detector.num_calibration,
+        acceptance_rate=detector.acceptance_rate,
+        threshold=detector.threshold,
+        accepted=share_estimate(~flagged),
+        sets=[
+            _ood_set(subject, scorer, name, other, scores, control)
+            for name, other in (sets | subject.ood_sets).items()
+        ],
+        scores=scores,
+        highest=x[order.flip(0)[:SHOWN]],
+        lowest=x[order[:SHOWN]],
+        rejected=x[order[: int(flagged.sum())].flip(0)[:SHOWN]],
+    )
+
+
+def _ood_set(
+    subject: Subject,
+    scorer: Scorer,
+    name: str,
+    x: Tensor,
+    test_scores: Tensor,
+    control_test_scores: Tensor | None,
+) -> OODSet:
+    scores = _log_density(subject.model, x)
+    try:
+        metrics = ood_metrics(test_scores, scores)
+    except InputError as error:
+        raise InputError(f"the OOD set {name} cannot be measured: {error}") from error
+    control = None
+    if subject.control is not None and control_test_scores is not None:
+        others = _log_density(subject.control, x)
+        control = _estimate(ood_metrics(control_test_scores, others), "auroc")
+    flagged = scorer.detector.verdict(scores).is_ood
+    passed = (~flagged).nonzero().flatten()
+    best = passed[scores[passed].argsort(descending=True)[:SHOWN]]
+    key = ROTATIONS if name == ROTATED else name.replace(" ", "_")
+    kinds: dict[str, str] = {SHUFFLED: "near", BEYOND: "far", **DISTANCES}
+    return OODSet(
+        name=name,
+        kind=kinds.get(name, kinds.get(key, "given")),
+        used_in_training=not subject.run.as_given and used_in_training(name, subject.model),
+        num=len(x),
+        auroc=_estimate(metrics, "auroc"),
+        control_auroc=control,
+        flagged=share_estimate(flagged),
+        test_flagged=_estimate(metrics, "fpr95_out_positive"),
+        scores=scores,
+        accepted=x[best],
+    )
+
+
+def _log_density(model: JEM, x: Tensor) -> Tensor:
+    return -joint_energy(batched_logits(model, x)).cpu()
+
+
+def _estimate(metrics: OODMetrics, name: str) -> Estimate:
+    low, high = metrics.intervals[name]
+    return UNKNOWN._replace(value=getattr(metrics, name), low=low, high=high)

@@ -1,0 +1,132 @@
+"""Figures of a report against independent ones, and what is left out for which reason."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, log_loss
+
+import jem
+from jem.data.splits import DataPart
+from jem.errors import InputError
+from jem.report.measure import SCHEMA_VERSION, measure
+from jem.report.verdicts import verdicts
+
+pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
+
+
+def exact_logits(model, x):
+    with torch.no_grad():
+        return model.logits(x).double()
+
+
+def test_classification_is_that_of_independent_libraries(measured):
+    of, report = measured
+    x, y = of.splits.test[:]
+    probabilities = exact_logits(of.model, x).softmax(dim=1).numpy()
+    found = report.classification
+    accuracy = accuracy_score(y, probabilities.argmax(1))
+    assert found.model.before.num_samples == len(x)
+    assert found.model.before.accuracy == pytest.approx(accuracy)
+    assert found.model.before.nll == pytest.approx(log_loss(y, probabilities))
+    others = exact_logits(of.control, x).argmax(1)
+    assert found.accuracy_difference.value == pytest.approx(accuracy - accuracy_score(y, others))
+
+
+@pytest.mark.parametrize("which", ["model", "control"])
+def test_threshold_and_temperature_are_those_of_production_to_the_bit(measured, which):
+    of, report = measured
+    model = getattr(of, which)
+    scorer = jem.fit_scorer(model, of.splits)
+    assert getattr(report.classification, which).temperature == scorer.temperature.temperature
+    if which == "model":
+        assert report.ood.threshold == scorer.detector.threshold
+        assert report.ood.acceptance_rate == scorer.detector.acceptance_rate
+        predicted = scorer.predict(of.splits.test.x)
+        assert torch.equal(report.ood.scores, predicted.score)
+        assert report.ood.accepted.value == 1 - float(predicted.is_ood.double().mean())
+
+
+def test_the_control_keeps_its_own_temperature(measured):
+    of, report = measured
+    own = report.classification.model.temperature, report.classification.control.temperature
+    swapped = measure(replace(of, model=of.control, control=of.model), quick=True, num_bootstrap=0)
+    found = swapped.classification
+    assert (found.control.temperature, found.model.temperature) == own
+
+
+def test_report_is_plain_and_complete(measured):
+    again = json.loads(json.dumps(measured[1].to_dict(), allow_nan=False))
+    assert again["schema_version"] == SCHEMA_VERSION
+    assert set(again) == {
+        "schema_version", "run", "data", "left_out", "classification", "ood", "samples",
+        "completions", "chains", "corruption", "training",
+    }  # fmt: skip
+    assert again["left_out"] == {}
+    assert again["data"]["sizes"]["test"] == 48
+    assert again["ood"]["sets"][0]["auroc"]["value"] == measured[1].ood.sets[0].auroc.value
+
+
+def test_training_is_told_from_its_records(measured):
+    training = measured[1].training
+    assert training.gap == [(0, 0.1)]
+    assert training.validation_nll == [(20, 0.5)]
+    assert training.recoveries == [15]
+    assert training.seconds_by_phase == {"data": 2.5, "update": 4.5}
+
+
+@pytest.mark.parametrize(
+    ("records", "recoveries"),
+    [
+        ([{"kind": "epoch", "iteration": 1, "recoveries": n} for n in (0, 2)], 2),
+        ([{"kind": "recovery", "iteration": 1, "back_to": 0}], 1),
+        ([], 0),
+    ],
+)
+def test_recoveries_are_known_from_epochs_too(measured, records, recoveries):
+    of = replace(measured[0], run=replace(measured[0].run, records=records), control=None)
+    report = measure(of, quick=True, num_bootstrap=0)
+    assert report.training.num_recoveries == recoveries
+
+
+def test_a_network_as_given_used_nothing_and_was_not_trained(measured, make_subject):
+    of = make_subject(kind="table", control=False, as_given="0 updates were made")
+    looked_at = []
+    report = measure(of, num_bootstrap=20, progress=looked_at.append)
+    assert looked_at == ["classification and calibration", "OOD sets", "corruption"]
+    why = "nothing was trained: 0 updates were made"
+    for name in ("samples", "completions", "chains"):
+        assert report.left_out[name] == why
+        assert getattr(report, name) is None
+    assert not any(each.used_in_training for each in report.ood.sets)
+    assert verdicts(report)[3].because == why
+    assert (verdicts(report)[4].answer, verdicts(report)[4].because) == ("cannot tell", why)
+
+
+def test_tables_and_plain_models_leave_out_what_does_not_apply(make_subject):
+    report = measure(make_subject(kind="table", control=False), num_bootstrap=20)
+    assert set(report.left_out) == {"completions", "corruption"}
+    assert "of images" in report.left_out["completions"]
+    assert report.classification.control is None
+    untrained = measure(make_subject(trained=False, control=False), num_bootstrap=20)
+    assert set(untrained.left_out) == {"samples", "completions", "chains"}
+    assert "draws no samples" in untrained.left_out["samples"]
+
+
+def test_one_class_and_few_calibration_inputs(make_subject):
+    alone = make_subject(num_classes=1, trained=False, control=False)
+    few = DataPart(*alone.splits.calibration[:5])
+    report = measure(replace(alone, splits=replace(alone.splits, calibration=few)), quick=True)
+    assert "K = 1" in report.left_out["classification"]
+    assert report.ood.acceptance_rate == pytest.approx(5 / 6)  # as much as five can promise
+    assert report.ood.num_calibration == 5
+    assert [v.answer for v in verdicts(report)][:2] == ["cannot tell", "cannot tell"]
+
+
+@pytest.mark.parametrize("part", ["test", "validation", "calibration"])
+def test_an_empty_part_is_named(part, make_subject):
+    of = make_subject(trained=False, control=False)
+    empty = DataPart(*getattr(of.splits, part)[:0])
+    with pytest.raises(InputError, match=part):
+        measure(replace(of, splits=replace(of.splits, **{part: empty})), quick=True)

@@ -1,0 +1,168 @@
+"""The pages of reports hold what was measured, and load nothing from anywhere."""
+
+import itertools
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+import jem
+from jem.errors import InputError, RunFolderError
+from jem.report.measure import SCHEMA_VERSION, measure
+from jem.report.page import comparison_rows, read_report, render, render_comparison
+from jem.report.subject import TrainingRun
+from jem.report.summary import summary
+
+pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
+
+SECTIONS = [
+    "answers", "classification", "ood", "samples", "completions", "corruption", "training",
+    "again",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """What a test looks at: tags with attributes, and the order of headings."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def of(self, *tags):
+        return [attributes for tag, attributes in self.tags if tag in tags]
+
+
+@pytest.fixture(scope="module")
+def page(measured):
+    return render(measured[1], (torch.tensor(-1.0), torch.tensor(1.0)), title="A & B <run>")
+
+
+def test_page_has_every_section_and_links_to_it(page):
+    assert [attributes["id"] for attributes in Page(page).of("section")] == SECTIONS
+    assert [a["href"] for a in Page(page).of("a")] == ["#main", *(f"#{n}" for n in SECTIONS)]
+
+
+def test_page_needs_nothing_from_anywhere_and_runs_nothing(page):
+    parsed = Page(page)
+    assert parsed.of("script", "iframe", "form", "object", "embed") == []
+    assert all(a["src"].startswith("data:image/png;base64,") for a in parsed.of("img"))
+    assert [a["href"] for a in parsed.of("link")] == ["data:,"]
+    assert "<script>alert" not in page  # what a user wrote is shown, not obeyed
+    assert "A &amp; B &lt;run&gt;" in page
+    references = [a[k] for _, a in parsed.tags for k in ("href", "xlink:href") if k in a]
+    assert all(r.startswith(("#", "data:")) for r in references)
+
+
+def test_page_is_labelled_for_those_who_do_not_see_it(page, measured):
+    parsed = Page(page)
+    assert all(a.get("alt") for a in parsed.of("img"))
+    labelled = {a["aria-labelledby"] for a in parsed.of("div") if a.get("role") == "img"}
+    ids = [a["id"] for _, a in parsed.tags if "id" in a]
+    assert labelled <= set(ids)
+    scaled = measured[1].classification.model.improved
+    assert len(labelled) == len(parsed.of("svg")) == 6 + scaled
+    assert len(ids) == len(set(ids)), "ids must be unique across the figures of a page"
+    headings = [int(tag[1]) for tag, _ in parsed.tags if tag in ("h1", "h2", "h3")]
+    assert headings[0] == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(headings))
+    assert parsed.of("html")[0]["lang"] == "en"
+
+
+def test_a_temperature_that_helped_has_a_column_and_one_left_at_1_has_none(measured):
+    report = measured[1]
+
+    def page(improved):
+        temperature = 1.5 if improved else 1.0
+        found = report.classification
+        both = (
+            replace(each, temperature=temperature, improved=improved)
+            for each in (found.model, found.control)
+        )
+        model, control = both
+        found = replace(found, model=model, control=control)
+        return render(replace(report, classification=found), None, title="temperature")
+
+    scaled, left = page(improved=True), page(improved=False)
+    for words in ("T = 1.500", "model, temperature", "plain classifier, temperature"):
+        assert words in scaled
+        assert words not in left
+    assert left.count("scaling did not help on the validation part") == 2
+
+
+def test_page_says_why_a_frechet_distance_is_missing(measured):
+    assert measured[1].samples.fresh.samples.num <= 64
+    assert "needs more than 64 inputs" in render(measured[1], None, title="few")
+
+
+def test_page_of_a_table_as_given_leaves_out_pictures_and_samples(make_subject):
+    of = make_subject(kind="table", control=False, as_given="0 updates were made")
+    page = render(measure(of, num_bootstrap=20), None, title="table")
+    assert Page(page).of("img") == []
+    assert "jem train --control" in page
+    assert "Nothing was trained: 0 updates were made." in page
+    assert "samples" not in [a["id"] for a in Page(page).of("section")]
+
+
+def test_the_summary_holds_the_figures_of_model_and_control(measured):
+    report = measured[1]
+    rows = {row.name: row for row in summary(report)}
+    accuracy, found = rows["accuracy"], report.classification
+    assert accuracy.model.value == found.model.before.accuracy
+    assert (accuracy.model.low, accuracy.model.high) == found.model.before.intervals["accuracy"]
+    assert accuracy.control.value == found.control.before.accuracy
+    assert rows["ECE after temperature scaling"].model.value == found.model.after.ece
+    noise = rows["AUROC, uniform noise (used in training)"]
+    assert (noise.model, noise.control) == (
+        report.ood.sets[0].auroc, report.ood.sets[0].control_auroc
+    )  # fmt: skip
+    assert rows["samples of the class asked for"].control is None
+
+
+def test_a_comparison_puts_the_summaries_of_runs_side_by_side(measured, tmp_path, make_subject):
+    plain = make_subject(trained=False, control=False)
+    reports = {}
+    for name, of in (("a", measured[0]), ("<b>", plain)):
+        folder = tmp_path / str(len(reports))
+        jem.write_report(of.model, of.splits, folder, control=of.control, run=of.run)
+        reports[name] = read_report(folder / "report.json")
+    rows = {name: cells for name, _, cells in comparison_rows(reports)}
+    assert rows["accuracy"] == [report["summary"][0]["model"] for report in reports.values()]
+    assert rows["variety of samples, real inputs = 1"][1] is None
+    page = render_comparison(reports, title="two")
+    assert "&lt;b&gt;" in page
+    assert len(Page(page).of("section")) == 2
+
+
+def test_what_is_written_is_what_is_returned(tmp_path):
+    data = jem.data.load("iris", seed=0)
+    model = jem.JEM(jem.networks.mlp(data.input_shape, 3, width=4), classes=data.classes)
+    content = jem.write_report(
+        model, data, tmp_path / "page", title="Mine & theirs", ood_sets={"zeros": data.test.x * 0}
+    )
+    assert read_report(tmp_path / "page" / "report.json") == content
+    assert "zeros" in [row["name"] for row in content["ood"]["sets"]]
+    page = (tmp_path / "page" / "report.html").read_text()
+    assert "Mine &amp; theirs" in page
+
+
+def test_a_model_of_other_classes_is_refused(tmp_path):
+    data = jem.data.load("iris", seed=0)
+    model = jem.JEM(jem.networks.mlp(data.input_shape, 3, width=4), classes=("a", "b", "c"))
+    right = jem.JEM(model.network, classes=data.classes)
+    with pytest.raises(InputError, match="class 0 must be 'setosa'"):
+        jem.write_report(model, data, tmp_path)
+    with pytest.raises(InputError, match="class 0 must be 'setosa'"):
+        jem.write_report(right, data, tmp_path, control=model, run=TrainingRun())
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"schema_version": 1}'])
+def test_what_is_no_report_is_named(tmp_path, content):
+    assert SCHEMA_VERSION != 1
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(RunFolderError, match=r"report\.json"):
+        read_report(tmp_path / "report.json")
