@@ -1,7 +1,7 @@
 """Arrays and labels -> a data set in four parts. Their values are checked here, and only here."""
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
@@ -20,8 +20,6 @@ Array = npt.NDArray[Any]
 Data = npt.ArrayLike | Tensor
 
 CHANNEL_COUNTS = (1, 3, 4)  # what an axis is taken for channels by
-SHARES = {"validation": 0.1, "calibration": 0.1, "test": 0.2}
-LARGEST_COUNTS = {"validation": 5_000, "calibration": 5_000, "test": 10_000}  # more tells no more
 LARGEST = np.finfo(np.float32).max
 
 
@@ -73,6 +71,7 @@ def from_arrays(
     names = (
         [str(value) for value in np.unique(labels)] if classes is None else [*map(str, classes)]
     )
+    check_classes(names)
 
     def index(what: str, values: Array) -> Indices:
         if classes is None:
@@ -80,8 +79,10 @@ def from_arrays(
         return _check_indices(what, values, len(names))
 
     indices = index("y", labels)
-    given = set() if test is None else {"test"}
-    rows = divide(indices, names, seed, counts=counts, given=given)
+    if test is not None and counts is not None and counts[-1]:
+        refuse("counts", "end in 0, as the test part is given", list(counts))
+    given = () if test is None else ("test",)
+    rows = split_indices(indices, names, seed=seed, counts=counts, given=given)
     scaling = _fit_scaling(raw[rows[0]], layout, input_shape)
     made: list[DataPart | LazyPart] = [_part(scaling, raw[part], indices[part]) for part in rows]
     if test is not None:
@@ -115,41 +116,14 @@ def assemble(
     )
 
 
-def divide(
-    y: Indices,
-    classes: Sequence[str],
-    seed: int,
-    *,
-    counts: Sequence[int] | None = None,
-    given: Collection[str] = (),
-) -> list[Indices]:
-    """Split examples into four parts: by default .6, .1, .1, .2, the last three not too large.
-
-    Args:
-        y: Class indices, shape (N,).
-        classes: Names of the classes for messages.
-        seed: Decides which example goes to which part.
-        counts: Sizes of the four parts, instead of the usual shares.
-        given: Names of parts that come from elsewhere and stay empty here; what they would have
-            got is left in the training part.
-
-    Returns:
-        Four arrays of indices.
+def check_classes(names: Sequence[str]) -> None:
+    """Check that there are two classes or more, each of its own name.
 
     Raises:
-        InputError: If there is one class, a name stands for two, or a part must lack a class.
+        InputError: If not.
     """
-    if len(set(classes)) < max(2, len(classes)):
-        refuse("classes", "be at least two, each of its own name", ", ".join(classes))
-    if counts is not None:
-        if "test" in given and counts[3]:
-            refuse("counts", "end in 0, as the test part is given", counts[3])
-        return list(split_indices(y, seed=seed, counts=counts, classes=classes))
-    rest = [
-        0.0 if name in given else min(SHARES[name], LARGEST_COUNTS[name] / len(y))
-        for name in PART_NAMES[1:]
-    ]
-    return list(split_indices(y, seed=seed, fractions=[1 - sum(rest), *rest], classes=classes))
+    if len(set(names)) < max(2, len(names)):
+        refuse("classes", "be at least two, each of its own name", ", ".join(names))
 
 
 def known_indices(labels: Sequence[str], classes: Sequence[str]) -> Indices:
@@ -208,18 +182,15 @@ def is_missing(label: object) -> bool:
 
 
 def _to_numpy(values: Data) -> Array:
-    if isinstance(values, Tensor):
-        values = values.detach().cpu()
-        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-    try:
+    if not isinstance(values, Tensor):
         return np.asarray(values)
-    except ValueError as error:
-        raise InputError(f"`x` must hold inputs that all have one shape ({error})") from error
+    values = values.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _inputs(name: str, values: Data, columns: Sequence[str] | None) -> Array:
     """Check that inputs are a non-empty array of finite numbers."""
-    x = as_numeric(_to_numpy(values))
+    x = as_numeric(_to_numpy(values) if isinstance(values, Tensor) else values)
     if x.ndim not in (2, 3, 4) or x.size == 0:
         expected = "have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W) with N > 0"
         refuse(name, expected, x.shape)

@@ -141,23 +141,27 @@ def as_part(data: Any) -> Examples:  # noqa: ANN401
         return _checked_part(*pair)
     if isinstance(data, tuple | list) and len(data) == 2:
         return _checked_part(*(_tensor(value) for value in data))
-    if not isinstance(data, Dataset):
-        refuse("data", "be a pair (x, y) of tensors or a Dataset of (x, y)", type(data).__name__)
-    if isinstance(data, IterableDataset) or not hasattr(data, "__len__"):
-        remedy = "its order could not be repeated"
-        refuse("data", "have a length and an index", type(data).__name__, remedy)
-    if len(data) == 0:
+    indexed = hasattr(data, "__len__") and not isinstance(data, IterableDataset)
+    if not isinstance(data, Dataset) or not indexed:
+        expected = "be a pair (x, y) of tensors, or a Dataset with a length and an index"
+        refuse("data", expected, type(data).__name__)
+    if len(data) == 0:  # type: ignore[arg-type]
         refuse("data", "hold examples", "an empty data set")
-    _check_example(data[0])
+    example = data[0]
+    if not isinstance(example, tuple | list) or len(example) != 2:
+        refuse("data", "give pairs (x, y)", type(example).__name__)
+    x, y = example
+    if not isinstance(x, Tensor):
+        remedy = "give the data set a transform that makes tensors in [-1, 1]"
+        refuse("x", "be a float tensor", type(x).__name__, remedy)
+    if not isinstance(y, int | float | Tensor | np.integer | np.ndarray):
+        refuse("y", "be a class index", type(y).__name__)
+    _checked_part(x[None], torch.as_tensor(y)[None])
     return data
 
 
 def _tensor(value: Any) -> Tensor:  # noqa: ANN401
-    if isinstance(value, np.ndarray):
-        return torch.from_numpy(np.ascontiguousarray(as_numeric(value)))
-    if not isinstance(value, Tensor):
-        refuse("data", "be a pair of tensors or arrays", type(value).__name__)
-    return value
+    return value if isinstance(value, Tensor) else torch.from_numpy(as_numeric(value))
 
 
 def _checked_part(x: Tensor, y: Tensor) -> DataPart:
@@ -169,19 +173,6 @@ def _checked_part(x: Tensor, y: Tensor) -> DataPart:
     check_finite("x", x)
     check_labels("y", y, len(x))
     return DataPart(x.detach().to(torch.get_default_dtype()), y.long())
-
-
-def _check_example(example: Any) -> None:  # noqa: ANN401
-    """Check one example of a data set that is not in memory."""
-    if not isinstance(example, tuple | list) or len(example) != 2:
-        refuse("data", "give pairs (x, y)", type(example).__name__)
-    x, y = example
-    if not isinstance(x, Tensor):
-        remedy = "give the data set a transform that makes tensors in [-1, 1]"
-        refuse("x", "be a float tensor", type(x).__name__, remedy)
-    if not isinstance(y, int | float | Tensor | np.integer | np.ndarray):
-        refuse("y", "be a class index", type(y).__name__)
-    _checked_part(x[None], torch.as_tensor(y)[None])
 
 
 def augment(

@@ -19,7 +19,7 @@ import numpy as np
 from jem.checks import check_integer, refuse
 from jem.data.arrays import LARGEST, Array, check_numbers, from_arrays
 from jem.data.images import image_batches, is_image
-from jem.data.scaling import raw_shapes, refuse_shape
+from jem.data.scaling import batch_shape, raw_shapes
 from jem.data.splits import DataSplits
 from jem.errors import InputError
 
@@ -226,11 +226,7 @@ def _open_array(
         shape, fortran_order, dtype = read_header(file)
     if dtype.kind not in "biuf":
         refuse(str(path), "hold numbers", f"values of type {dtype}")
-    shapes = raw_shapes(input_shape)
-    if shape in shapes:
-        shape = (1, *shape)
-    if shape[1:] not in shapes or shape[0] == 0:
-        refuse_shape(str(path), shapes, shape)
+    shape = batch_shape(str(path), shape, raw_shapes(input_shape))
 
     def take(shape: tuple[int, ...]) -> Array:
         content = file.read(math.prod(shape) * dtype.itemsize)

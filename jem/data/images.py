@@ -17,9 +17,9 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 from jem.checks import check_integer, refuse
-from jem.data.arrays import Array, assemble, divide, known_indices
+from jem.data.arrays import Array, assemble, check_classes, known_indices
 from jem.data.scaling import Scaling
-from jem.data.splits import PART_NAMES, DataPart, DataSplits, LazyPart
+from jem.data.splits import PART_NAMES, DataPart, DataSplits, LazyPart, split_indices
 from jem.errors import InputError
 
 IMAGE_SUFFIXES = (
@@ -293,10 +293,11 @@ def load_folder(
     (width, height), grey = _common_format(files, formats, image_size)
 
     classes = sorted({name for part, name in class_of.values() if part == "train"})
+    check_classes(classes)
     y = known_indices([class_of[file][1] for file in files], classes)
     home = np.array([class_of[file][0] for file in files])
     (own,) = np.nonzero(home == "train")
-    divided = divide(y[own], classes, seed, given=set(parts))
+    divided = split_indices(y[own], classes, seed=seed, given=parts)
     rows = [
         np.nonzero(home == name)[0] if name in parts and name != "train" else own[drawn]
         for name, drawn in zip(PART_NAMES, divided, strict=True)

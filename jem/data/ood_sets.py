@@ -52,13 +52,15 @@ def make_ood_set(name: str, splits: DataSplits, count: int, *, seed: int) -> Ten
     Raises:
         InputError: If the name is unknown, or the data are not such images.
     """
-    check_choice("name", name, (*OOD_SETS, ROTATIONS))
-    if name in OOD_SETS:
-        return OOD_SETS[name](count, splits.input_shape, seed=seed)
     shape = splits.input_shape
+    check_choice("name", name, (*OOD_SETS, ROTATIONS))
     check_integer("count", count, 1)
-    if len(shape) != 3 or shape[1] != shape[2]:
-        refuse("splits", "hold square images to turn", f"inputs of shape {shape}")
+    if len(shape) != 3:
+        refuse("splits", "hold images", f"inputs of shape {shape}")
+    if name in OOD_SETS:
+        return OOD_SETS[name](count, shape, seed=seed)
+    if shape[1] != shape[2]:
+        refuse("splits", "hold square images to turn", f"images of shape {shape}")
     generator = named_generator(seed, ROTATIONS)
     order = torch.randperm(len(splits.test), generator=generator)[:count]
     x, _ = splits.test[order]
@@ -111,21 +113,18 @@ def hold_out(splits: DataSplits, names: Sequence[str]) -> tuple[DataSplits, Tens
 
 def uniform_noise(count: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
     """Draw every value evenly from [-1, 1]; returns (count, *shape)."""
-    _check(count, shape)
     generator = named_generator(seed, "uniform_noise")
     return torch.rand(count, *shape, generator=generator) * 2 - 1
 
 
 def gaussian_noise(count: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
     """Draw every value from N(0, 1/4), clipped to [-1, 1]; returns (count, *shape)."""
-    _check(count, shape)
     generator = named_generator(seed, "gaussian_noise")
     return (0.5 * torch.randn(count, *shape, generator=generator)).clamp(-1, 1)
 
 
 def constant_images(count: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
     """Fill each image with one random shade or colour; returns (count, *shape)."""
-    _check(count, shape)
     generator = named_generator(seed, "constant_images")
     shades = torch.rand(count, shape[0], 1, 1, generator=generator) * 2 - 1
     return shades.expand(count, *shape).contiguous()
@@ -142,7 +141,6 @@ def photo_patches(count: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
     Returns:
         Shape (count, *shape).
     """
-    _check(count, shape)
     if shape[0] not in (1, 3):
         refuse("shape", "have 1 or 3 channels for photographs", shape)
     rng = np.random.default_rng(derive_seed(seed, "photo_patches"))
@@ -166,7 +164,6 @@ def letters(count: int, shape: tuple[int, ...], *, seed: int) -> Tensor:
     Returns:
         Shape (count, *shape).
     """
-    _check(count, shape)
     channels, height, width = shape
     generator = named_generator(seed, "letters")
     glyphs = _glyphs(height * OVERSAMPLING, width * OVERSAMPLING)
@@ -199,12 +196,6 @@ Letters are near to digits, and to other drawings of one sign; for photographs t
 def rotations(x: Tensor, quarter_turns: int = 1) -> Tensor:
     """Turn images (B, C, H, W) by multiples of 90 degrees, counterclockwise."""
     return torch.rot90(x, quarter_turns, dims=(2, 3))
-
-
-def _check(count: int, shape: tuple[int, ...]) -> None:
-    check_integer("count", count, 1)
-    if len(shape) != 3 or min(shape) < 1:
-        refuse("shape", "be that of an image, (C, H, W)", tuple(shape))
 
 
 @lru_cache(maxsize=2)

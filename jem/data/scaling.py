@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -59,10 +59,10 @@ class Scaling:
         Args:
             x: Rows of the training part alone, shape (N, D).
         """
-        x = x.astype(np.float64)
-        std = np.where(x.max(0) > x.min(0), x.std(0), 1.0)
-        shift, scale = torch.tensor(x.mean(0)), torch.tensor(std)
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        x = np.asarray(x, np.float64)
+        std = x.std(0)
+        shift = torch.tensor(x.mean(0))
+        scale = torch.tensor(np.where((x.max(0) > x.min(0)) & (std > 0), std, 1.0))
         return cls((x.shape[1],), shift, scale, "table")
 
     def __call__(self, raw: npt.ArrayLike | Tensor) -> Tensor:
@@ -81,8 +81,15 @@ class Scaling:
         Raises:
             InputError: If the shape does not fit, or a value is no real number.
         """
-        x = self._arrange(_as_tensor(raw))
+        given = raw if isinstance(raw, Tensor) else as_numeric(raw)
+        x = given.detach() if isinstance(given, Tensor) else torch.from_numpy(given)
+        channels_last = self.layout == "channels_last"
+        shapes = raw_shapes(self.input_shape, channels_last=channels_last)
+        x = x.reshape(batch_shape("inputs", x.shape, shapes))
+        if shapes.index(tuple(x.shape[1:])) == 1 - channels_last:
+            x = x.movedim(-1, 1)
         # Columns such as time stamps lose their differences in float32: centre in float64.
+        x = x.reshape(-1, *self.input_shape)
         x = x.double() if self.layout == "table" else x.float()
         return ((x - self.shift.to(x.device)) / self.scale.to(x.device)).float()
 
@@ -100,34 +107,13 @@ class Scaling:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors, which load under `weights_only=True`."""
-        return {
-            "input_shape": list(self.input_shape),
-            "shift": self.shift,
-            "scale": self.scale,
-            "layout": self.layout,
-        }
+        return {**vars(self), "input_shape": list(self.input_shape)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Scaling":
         """Rebuild a scaling from its `state_dict`."""
         shape = tuple(int(size) for size in state["input_shape"])
         return cls(shape, state["shift"].cpu(), state["scale"].cpu(), state["layout"])
-
-    def _arrange(self, x: Tensor) -> Tensor:
-        """Bring a batch or a single input to (N, *input_shape), judging by its shape."""
-        channels_last = self.layout == "channels_last"
-        shapes = raw_shapes(self.input_shape, channels_last=channels_last)
-        batches = [x[None] if tuple(x.shape) == shape else x for shape in shapes]
-        fits = [
-            batch.ndim > 1 and tuple(batch.shape[1:]) == shape and len(batch) > 0
-            for batch, shape in zip(batches, shapes, strict=True)
-        ]
-        if not any(fits):
-            refuse_shape("inputs", shapes, tuple(x.shape))
-        place = fits.index(True)
-        if place == 1 - channels_last:
-            return batches[place].movedim(-1, 1)
-        return batches[place].reshape(-1, *self.input_shape)
 
 
 def raw_shapes(
@@ -151,49 +137,48 @@ def raw_shapes(
     return [*shapes, tuple(plane)] if channels == 1 else shapes
 
 
-def refuse_shape(name: str, shapes: Sequence[tuple[int, ...]], got: tuple[int, ...]) -> NoReturn:
-    """Refuse inputs that have none of the shapes of `raw_shapes`.
-
-    Raises:
-        InputError: Always.
-    """
-    expected = " or ".join(str(("N", *shape)).replace("'", "") for shape in dict.fromkeys(shapes))
-    refuse(name, f"have shape {expected} with N > 0", got)
-
-
-def _as_tensor(raw: npt.ArrayLike | Tensor) -> Tensor:
-    """Convert to a tensor of real numbers, or say what is wrong."""
-    if isinstance(raw, Tensor):
-        if raw.is_complex():
-            refuse("inputs", "be real numbers", raw.dtype)
-        return raw.detach()
-    try:
-        array = np.asarray(raw)
-    except (ValueError, TypeError) as error:
-        refuse("inputs", "form one array of numbers", f"{type(raw).__name__} ({error})")
-    return torch.from_numpy(np.require(as_numeric(array), requirements=["C", "W"]))
-
-
-def as_numeric(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return numbers that torch can take, refusing text and objects.
+def batch_shape(
+    name: str, shape: Sequence[int], shapes: Sequence[tuple[int, ...]]
+) -> tuple[int, ...]:
+    """Shape of a batch of raw inputs, or of the batch of one that a single input makes.
 
     Args:
-        array: Any shape and type; objects that hold numbers are converted.
+        name: What the user calls the inputs.
+        shape: Their shape.
+        shapes: Shapes that one may have, see `raw_shapes`.
 
     Raises:
-        InputError: If an element is no real number.
+        InputError: If it is neither, or the batch is empty.
     """
-    if array.dtype == object or array.dtype.kind in "US":
-        try:
+    batch = (1, *shape) if tuple(shape) in shapes else tuple(shape)
+    if batch[1:] not in shapes or batch[0] == 0:
+        wanted = " or ".join(str(("N", *s)).replace("'", "") for s in dict.fromkeys(shapes))
+        refuse(name, f"have shape {wanted} with N > 0", tuple(shape))
+    return batch
+
+
+def as_numeric(values: npt.ArrayLike) -> npt.NDArray[Any]:
+    """Return an array of numbers that torch can take, refusing text and objects.
+
+    Args:
+        values: Array or list of any shape and type; objects that hold numbers are converted.
+
+    Raises:
+        InputError: If they form no array, or an element is no real number.
+    """
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind in "OUS":
             array = array.astype(np.float64)
-        except (ValueError, TypeError) as error:
-            refuse("inputs", "be numbers", f"others ({error})")
+    except (ValueError, TypeError) as error:
+        refuse("inputs", "form one array of numbers", f"others ({error})")
     if array.dtype.kind not in "biuf":
         refuse("inputs", "be real numbers", array.dtype)
     if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch does little with these
         return array.astype(np.int64)
     native = array.dtype.newbyteorder("=")
-    return array.astype(np.float64 if native == np.longdouble else native, copy=False)
+    dtype = np.float64 if native == np.longdouble else native
+    return np.require(array, dtype, requirements=["C", "W"])
 
 
 FACTOR = 4

@@ -1,6 +1,6 @@
 """The four parts of a data set, and how they are divided."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +15,8 @@ from jem.data.scaling import Scaling
 from jem.randomness import derive_seed
 
 PART_NAMES = ("train", "validation", "calibration", "test")
-DEFAULT_FRACTIONS = (0.6, 0.1, 0.1, 0.2)
+SHARES = {"validation": 0.1, "calibration": 0.1, "test": 0.2}
+LARGEST_COUNTS = {"validation": 5_000, "calibration": 5_000, "test": 10_000}  # more tells no more
 Indices = npt.NDArray[np.int64]
 
 
@@ -144,71 +145,59 @@ def _by(shape: Sequence[int]) -> str:
 
 def split_indices(
     y: npt.ArrayLike | Tensor,
+    classes: Sequence[str] | None = None,
     *,
     seed: int,
-    fractions: Sequence[float] | None = None,
     counts: Sequence[int] | None = None,
-    classes: Sequence[str] | None = None,
-) -> tuple[Indices, Indices, Indices, Indices]:
+    given: Collection[str] = (),
+) -> list[Indices]:
     """Divide examples into train, validation, calibration and test, classes in proportion.
+
+    By default the last three get a tenth, a tenth and a fifth, but not more than `LARGEST_COUNTS`
+    and an example of every class at least.
 
     Args:
         y: Class indices, shape (N,).
-        seed: The same seed gives the same parts on any machine.
-        fractions: Four shares that sum to 1 (default 0.6, 0.1, 0.1, 0.2). A part grows if it is
-            too small to hold every class; a share of 0 leaves a part empty.
-        counts: Four sizes that sum to N, instead of `fractions`; kept exactly.
         classes: Names of the classes for messages.
+        seed: The same seed gives the same parts on any machine.
+        counts: Four sizes that sum to N, instead of the usual shares; kept exactly.
+        given: Names of parts that come from elsewhere and stay empty here; what they would have
+            got is left in the training part.
 
     Returns:
         Four arrays of indices in random order, disjoint and together all of them. Every class is
         in every part that is not empty.
 
     Raises:
-        InputError: If a class has too few examples, or the sizes do not fit.
+        InputError: If a class has too few examples, or the counts do not fit.
     """
     y = np.asarray(y).astype(np.int64)
     if y.ndim != 1 or len(y) == 0:
         refuse("y", "be class indices of shape (N,) with N > 0", y.shape)
     present, y = np.unique(y, return_inverse=True)
-    names = [classes[i] if classes is not None else str(i) for i in present]
-    sizes = _sizes(len(y), len(present), fractions, counts)
-    _check_enough(np.bincount(y), names, sizes)
-    rng = np.random.default_rng(derive_seed(seed, "split"))
-    part = _spread(y, sizes, rng)
-    order = rng.permutation(len(y))
-    train, validation, calibration, test = (order[part[order] == p] for p in range(4))
-    return train, validation, calibration, test
-
-
-def _sizes(
-    total: int, num_classes: int, fractions: Sequence[float] | None, counts: Sequence[int] | None
-) -> list[int]:
-    """Return the sizes of the four parts."""
-    if counts is not None:
-        if len(counts) != 4 or min(counts) < 0 or counts[0] == 0 or sum(counts) != total:
-            expected = f"be four that sum to the {total} examples, the first above 0"
-            refuse("counts", expected, list(counts))
-        return list(counts)
-    shares = DEFAULT_FRACTIONS if fractions is None else tuple(fractions)
-    if len(shares) != 4 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 or shares[0] == 0:
-        refuse("fractions", "be four that sum to 1, the first above 0", list(shares))
-    rest = [max(round(share * total), num_classes) if share > 0 else 0 for share in shares[1:]]
-    return [total - sum(rest), *rest]
-
-
-def _check_enough(class_counts: Indices, names: Sequence[str], sizes: Sequence[int]) -> None:
-    """Refuse sizes with which some part must lack some class."""
-    needed = 1 + sum(size > 0 for size in sizes[1:])
-    rarest = int(class_counts.argmin())
-    if class_counts[rarest] < needed:
+    if counts is None:
+        rest = [
+            0 if name in given else max(round(min(share * len(y), most)), len(present))
+            for (name, share), most in zip(SHARES.items(), LARGEST_COUNTS.values(), strict=True)
+        ]
+        counts = [len(y) - sum(rest), *rest]
+    elif len(counts) != 4 or min(counts) < 0 or counts[0] == 0 or sum(counts) != len(y):
+        expected = f"be four that sum to the {len(y)} examples, the first above 0"
+        refuse("counts", expected, list(counts))
+    each, needed = np.bincount(y), 1 + sum(size > 0 for size in counts[1:])
+    if each.min() < needed:
+        rarest = present[each.argmin()]
         expected = f"hold at least {needed} examples of every class, one for each part"
-        got = f"{class_counts[rarest]} of class '{names[rarest]}'"
+        got = f"{each.min()} of class '{rarest if classes is None else classes[rarest]}'"
         refuse("y", expected, got, "add examples or leave the class out")
-    for name, size in zip(PART_NAMES, sizes, strict=True):
-        if size < len(names) and (size > 0 or name == "train"):
-            expected = f"give the {name} part at least {len(names)} examples, one for each class"
-            refuse("sizes", expected, size)
+    for name, size in zip(PART_NAMES, counts, strict=True):
+        if size < len(present) and (size > 0 or name == "train"):
+            expected = f"give the {name} part at least {len(present)} examples, one for each class"
+            refuse("counts", expected, size)
+    rng = np.random.default_rng(derive_seed(seed, "split"))
+    part = _spread(y, counts, rng)
+    order = rng.permutation(len(y))
+    return [order[part[order] == p] for p in range(4)]
 
 
 def _spread(y: Indices, sizes: Sequence[int], rng: np.random.Generator) -> Indices:

@@ -163,7 +163,6 @@ def infinite():
         ((X, Y[:, None]), r"`y` .*got \(23, 1\)"),
         ((X[:0], Y[:0]), r"`x` .*got \(0, 2\)"),
         ((X[:, 0], Y), r"`x` .*got \(23,\)"),
-        ((X.tolist(), Y), "`data` .*got list"),
         (DataPart(X.byte(), Y), "`x` .*torch.uint8"),
         (TensorDataset(X, Y.float()), "`y` must be .*class indices"),
         (TensorDataset(X), "`data` must give pairs"),

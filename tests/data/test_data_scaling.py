@@ -133,7 +133,6 @@ def test_wrong_shape_is_named(scaling, shape, message):
         ([["a", "b", "c"]], "numbers"),
         ([[1, 2, 3], [1, 2]], "one array"),
         (np.ones((1, 3), dtype=complex), "real numbers"),
-        (torch.ones(1, 3, dtype=torch.complex64), "real numbers"),
     ],
 )
 def test_what_is_no_number_is_refused(raw, message):

@@ -63,16 +63,21 @@ def test_global_generators_are_left_alone():
     assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
 
 
+def test_large_sets_keep_small_parts_and_given_parts_stay_with_the_training_part():
+    sizes = [len(part) for part in split_indices(labels(50_000, 50_000), seed=0)]
+    assert sizes == [80_000, 5_000, 5_000, 10_000]
+    given = split_indices(labels(50, 50), seed=0, given=("validation", "test"))
+    assert [len(part) for part in given] == [90, 0, 10, 0]
+
+
 @pytest.mark.parametrize(
     ("y", "options", "message"),
     [
         (labels(10, 3), {}, "at least 4 examples of every class.*got 3 of class '1'"),
         (labels(10, 3), {"classes": ["cat", "dog"]}, "got 3 of class 'dog'"),
-        (labels(3, 3), {}, "at least 4 examples of every class"),
-        (labels(9, 9), {"fractions": (0.01, 0.33, 0.33, 0.33)}, "train part at least 2 examples"),
-        (labels(10, 10), {"counts": (10, 5, 4, 0)}, "sum to the 20 examples"),
+        (labels(10, 10), {"counts": (10, 5, 4, 0)}, "`counts` .*sum to the 20 examples"),
         (labels(10, 10), {"counts": (10, 8, 1, 1)}, "calibration part at least 2"),
-        (labels(10, 10), {"fractions": (0.5, 0.5, 0.5, 0.5)}, "sum to 1"),
+        (labels(10, 10), {"counts": (1, 8, 8, 3)}, "train part at least 2"),
         (np.zeros((4, 2)), {}, r"shape \(N,\)"),
         ([], {}, "N > 0"),
     ],
