@@ -17,7 +17,7 @@ from jem.checks import refuse
 from jem.data.arrays import from_arrays
 from jem.data.scaling import Scaling
 from jem.data.splits import DataSplits
-from jem.evaluation.ood.detector import smallest_calibration
+from jem.evaluation.statistics import smallest_calibration
 
 Array = npt.NDArray[Any]
 

@@ -85,6 +85,12 @@ def wilson_interval(
     return np.where(hit == 0, 0.0, low), np.where(hit == count, 1.0, high)
 
 
+def share_interval(hits: float, count: int, confidence: float) -> Interval:
+    """Wilson's interval of one share, as an `Interval`."""
+    low, high = wilson_interval(hits, count, confidence)
+    return Interval(float(low), float(high))
+
+
 def paired_interval(gained: int, lost: int, count: int, confidence: float) -> Interval:
     r"""Score interval of the difference of two shares that are measured on the same inputs.
 
@@ -216,6 +222,28 @@ def error_interval(estimate: float, replicates: FloatArray, confidence: float) -
     return Interval(max(0.0, estimate - reach), min(1.0, estimate + reach))
 
 
+def smallest_calibration(share: float) -> int:
+    """How many calibration inputs a conformal threshold needs to promise a share in (0, 1).
+
+    Example:
+        >>> smallest_calibration(0.95), smallest_calibration(0.99)
+        (19, 99)
+    """
+    # 1 - 0.9 is a little less than a tenth in binary: the slack keeps 1 / (1 - 0.9) at 10.
+    return max(1, math.ceil((1 - 1e-9) / (1 - share)) - 1)
+
+
+def largest_acceptance_rate(num_calibration: int, wanted: float = 0.95) -> float:
+    """The wanted share, or n / (n + 1) where n >= 1 calibration inputs can promise no more.
+
+    Example:
+        >>> largest_acceptance_rate(100), largest_acceptance_rate(9)
+        (0.95, 0.9)
+    """
+    enough = num_calibration >= smallest_calibration(wanted)
+    return wanted if enough else 1 - 1 / (num_calibration + 1)
+
+
 def normal_estimate(value: float, std_error: float) -> Estimate:
     """Attach the interval of the normal approximation, value -+ 1.96 standard errors.
 
@@ -268,9 +296,8 @@ def share_estimate(hits: Tensor) -> Estimate:
         (1.0, 0.722, 1.0)
     """
     num, count = len(hits), int(hits.sum())
-    low, high = wilson_interval(count, num, CONFIDENCE)
-    share = count / num
-    return Estimate(share, math.sqrt(share * (1 - share) / num), float(low), float(high))
+    share, interval = count / num, share_interval(count, num, CONFIDENCE)
+    return Estimate(share, math.sqrt(share * (1 - share) / num), *interval)
 
 
 def difference_estimate(first: Tensor, second: Tensor) -> Estimate:

@@ -19,9 +19,13 @@ from jem.evaluation.calibration.report import CalibrationReport, calibration_rep
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.chains import ChainHealth
 from jem.evaluation.fidelity.completion import CompletionReport
-from jem.evaluation.ood.detector import largest_acceptance_rate
 from jem.evaluation.robustness.corruption import CorruptionFigures, corruption_curves
-from jem.evaluation.statistics import Estimate, difference_estimate, plain
+from jem.evaluation.statistics import (
+    Estimate,
+    difference_estimate,
+    largest_acceptance_rate,
+    plain,
+)
 from jem.model import batched_logits
 from jem.report.ood import OODDetection, ood_section
 from jem.report.samples import (

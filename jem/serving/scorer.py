@@ -18,8 +18,9 @@ from jem.data.batches import BatchStream
 from jem.data.splits import DataPart, DataSplits, LazyPart
 from jem.errors import InputError, RunFolderError
 from jem.evaluation.calibration.temperature import TemperatureScaling
-from jem.evaluation.ood.detector import OODDetector, Option, largest_acceptance_rate
+from jem.evaluation.ood.detector import OODDetector, Option
 from jem.evaluation.ood.scores import SCORES
+from jem.evaluation.statistics import largest_acceptance_rate
 from jem.model import JEM, batched_logits, check_model, joint_energy
 from jem.runs.checkpoint import FORMAT, deserialise, serialise
 from jem.runs.files import write_atomically

@@ -13,8 +13,7 @@ from torch import nn
 from jem.evaluation.calibration.conformal import ConformalSets
 from jem.evaluation.calibration.report import CALIBRATION_ERRORS, calibration_report
 from jem.evaluation.ood import OODDetector, ood_metrics
-from jem.evaluation.ood.detector import largest_acceptance_rate
-from jem.evaluation.statistics import wilson_interval
+from jem.evaluation.statistics import largest_acceptance_rate, wilson_interval
 from jem.model import JEM
 
 DETECTOR = OODDetector(JEM(nn.Identity()))

@@ -17,7 +17,7 @@ from jem.checks import (
     refuse,
 )
 from jem.errors import InputError
-from jem.evaluation.statistics import BoolArray, FloatArray
+from jem.evaluation.statistics import BoolArray, FloatArray, smallest_calibration
 from jem.randomness import check_seed
 
 if TYPE_CHECKING:
@@ -73,7 +73,6 @@ class ConformalSets:
         check_seed(seed)
         self.method, self.coverage, self.seed = method, coverage, seed
         self.threshold = math.nan
-        self._num_classes = 0
 
     def fit(self, probabilities: Tensor | ArrayLike, labels: Tensor | ArrayLike) -> Self:
         """Set the threshold by labelled inputs on which nothing else was fitted.
@@ -93,14 +92,11 @@ class ConformalSets:
         true = as_labels("labels", labels, *checked.shape)
         # ceil((n + 1) coverage), not thrown off by rounding such as 100 * 0.07 > 7
         rank = math.ceil((len(true) + 1) * self.coverage - 1e-9)
-        if rank > len(true):
-            least = math.ceil(self.coverage / (1 - self.coverage) - 1e-9)
-            refuse(
-                "labels", f"number at least {least} for a coverage of {self.coverage:g}", len(true)
-            )
+        least = smallest_calibration(self.coverage)
+        if len(true) < least:
+            refuse("labels", f"number at least {least} for coverage {self.coverage:g}", len(true))
         scores = self._scores(checked, stream=0)[np.arange(len(true)), true.numpy()]
         self.threshold = float(np.sort(scores)[rank - 1])
-        self._num_classes = checked.shape[1]
         return self
 
     def predict(self, probabilities: Tensor | ArrayLike) -> BoolArray:
@@ -115,14 +111,9 @@ class ConformalSets:
         Raises:
             InputError: If these are no probabilities of K classes, or `fit` was not called.
         """
-        if self._num_classes == 0:
+        if math.isnan(self.threshold):
             raise InputError("the sets have no threshold yet: call `fit` first")
-        checked = _read(probabilities)
-        if checked.shape[1] != self._num_classes:
-            refuse(
-                "probabilities", f"have {self._num_classes} columns, as in `fit`", checked.shape
-            )
-        return self._scores(checked, stream=1) <= self.threshold
+        return self._scores(_read(probabilities), stream=1) <= self.threshold
 
     def _scores(self, probabilities: FloatArray, stream: int) -> FloatArray:
         """s(x, y) of every class, shape (N, K); `stream` keeps U of fit and predict apart."""

@@ -38,6 +38,7 @@ from jem.evaluation.statistics import (
     plain,
     resampling_counts,
     rows_by_block,
+    share_interval,
     wilson_interval,
 )
 from jem.randomness import check_seed
@@ -77,7 +78,6 @@ class CalibrationReport:
 
     Attributes:
         num_samples: N.
-        num_classes: K.
         num_bins: B, of every binned figure.
         accuracy: Share of inputs whose most probable class is the true one.
         nll: Mean of -log p(y|x), nats.
@@ -101,7 +101,6 @@ class CalibrationReport:
     """
 
     num_samples: int
-    num_classes: int
     num_bins: int
     accuracy: float
     nll: float
@@ -215,7 +214,6 @@ def calibration_report(
     groups = _top_label(p, y, whole)
     return CalibrationReport(
         num_samples=len(y),
-        num_classes=p.shape[1],
         num_bins=num_bins,
         **figures,
         confidence=confidence,
@@ -292,8 +290,7 @@ def _intervals(
     for name, values in replicates.items():
         if name == "accuracy":
             hits = round(figures[name] * num_samples)
-            low, high = wilson_interval(hits, num_samples, confidence)
-            intervals[name] = Interval(float(low), float(high))
+            intervals[name] = share_interval(hits, num_samples, confidence)
         elif name in CALIBRATION_ERRORS:
             found = error_interval(figures[name], values, confidence)
             unbiased = max(0.0, figures[name] - if_calibrated[name])

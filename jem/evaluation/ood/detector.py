@@ -13,6 +13,7 @@ from jem.checks import as_batch, as_tensor, check_choice, check_finite, check_nu
 from jem.errors import InputError
 from jem.evaluation.ood.features import Fit, features_of
 from jem.evaluation.ood.scores import SCORES
+from jem.evaluation.statistics import smallest_calibration
 from jem.model import JEM, batched_logits, check_model, inference, on_model, refuse_softmax
 
 if TYPE_CHECKING:
@@ -31,29 +32,6 @@ class Verdict(NamedTuple):
 
     p_value: Tensor  # multiples of 1 / (n + 1), double precision
     is_ood: Tensor  # booleans, True = out-of-distribution
-
-
-def smallest_calibration(acceptance_rate: float) -> int:
-    """How many calibration inputs a threshold needs to accept this share, in (0, 1).
-
-    Example:
-        >>> smallest_calibration(0.95), smallest_calibration(0.99)
-        (19, 99)
-    """
-    # 1 - 0.9 is a little less than a tenth in binary: the slack keeps 1 / (1 - 0.9) at 10.
-    return max(1, math.ceil((1 - 1e-9) / (1 - acceptance_rate)) - 1)
-
-
-def largest_acceptance_rate(num_calibration: int, wanted: float = 0.95) -> float:
-    """The wanted share, or n / (n + 1) where n >= 1 calibration inputs can promise no more.
-
-    Example:
-        >>> largest_acceptance_rate(100), largest_acceptance_rate(9)
-        (0.95, 0.9)
-    """
-    if num_calibration >= smallest_calibration(wanted):
-        return wanted
-    return 1 - 1 / (num_calibration + 1)
 
 
 class OODDetector:
@@ -78,7 +56,7 @@ class OODDetector:
         model: The model.
         score: A key of `jem.evaluation.ood.SCORES`.
         reference: (x_train, y_train), needed by the scores of the features (`"knn"`,
-            `"mahalanobis"`) alone; y_train holds class indices, or is None.
+            `"mahalanobis"`) alone; y_train holds class indices, None where they do not count.
         batch_size: Inputs computed at once.
         options: Passed to the score, such as `k` of `"knn"`; plain values.
 
@@ -294,7 +272,6 @@ class OODDetector:
         Raises:
             InputError: Before `fit`, or as `score`.
         """
-        self._fitted_threshold()  # before the work of scoring
         return self.verdict(self.score(x)).is_ood
 
     def p_value(self, x: Tensor | ArrayLike) -> Tensor:
@@ -310,7 +287,6 @@ class OODDetector:
         Raises:
             InputError: Before `fit`, or as `score`.
         """
-        self._fitted_threshold()
         return self.verdict(self.score(x)).p_value
 
     def verdict(self, scores: Tensor | ArrayLike) -> Verdict:
@@ -325,20 +301,17 @@ class OODDetector:
         Raises:
             InputError: Before `fit`, or if a score is NaN.
         """
+        if self.threshold is None:
+            raise InputError(_UNFITTED)
         scores = as_tensor("scores", scores)
         _check_nan(scores)
         # p <= 1 - acceptance_rate says that fewer than r calibration scores are at most s, which
         # says that s is below the r-th of them: no rounding on the way.
         exact = scores.cpu().double()
-        is_ood = exact < self._fitted_threshold()
+        is_ood = exact < self.threshold
         not_above = torch.searchsorted(self._calibration, exact, right=True)
         p_value = (1 + not_above).double() / (self.num_calibration + 1)
         return Verdict(p_value.to(scores.device), is_ood.to(scores.device))
-
-    def _fitted_threshold(self) -> float:
-        if self.threshold is None:
-            raise InputError(_UNFITTED)
-        return self.threshold
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: everything but the model, which is saved by itself."""
@@ -408,40 +381,3 @@ def _check_units(x: Tensor, model: JEM) -> None:
             f"[{float(x.min()):.4g}, {float(x.max()):.4g}]",
             "`model.preprocess` brings raw data to the network's units",
         )
-
-
-class PytorchOODAdapter:
-    """A score in the protocol of the package pytorch-ood: `predict` is higher for OOD inputs.
-
-    Args:
-        model: The model.
-        score: A key of `SCORES`.
-        batch_size: Inputs computed at once.
-        options: Passed to the score.
-
-    Example:
-        >>> adapter = PytorchOODAdapter(JEM(torch.nn.Linear(2, 3)), "entropy").fit([])
-        >>> adapter.predict(torch.zeros(4, 2)).shape
-        torch.Size([4])
-    """
-
-    def __init__(
-        self, model: JEM, score: str = "log_density", batch_size: int = 256, **options: Option
-    ) -> None:
-        self.detector = OODDetector(model, score, None, batch_size, **options)
-
-    def fit(self, loader: Iterable[tuple[Tensor, Tensor]]) -> Self:
-        """Fit the scores that need training data; the others do not read it.
-
-        Args:
-            loader: Yields batches (x, y); inputs with y < 0 are OOD by that package's rule, and
-                left out.
-        """
-        self.detector.fit_features((x[y >= 0], y[y >= 0]) for x, y in loader)
-        return self
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Minus the scores of inputs (B, *shape) in the network's units, shape (B,)."""
-        return -self.detector.score(x)
-
-    __call__ = predict

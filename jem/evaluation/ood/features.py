@@ -13,7 +13,7 @@ from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 from torch.nn import functional as F
 
-from jem.checks import check_integer, refuse
+from jem.checks import check_integer
 from jem.errors import InputError
 from jem.model import JEM, on_model
 
@@ -44,7 +44,7 @@ def features_of(model: JEM, x: Tensor) -> Tensor:
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
-def neighbour_bank(features: Tensor, labels: Tensor | None) -> Fit:
+def neighbour_bank(features: Tensor, labels: Tensor) -> Fit:
     """What `knn` compares with: all training features, scaled to length one.
 
     Args:
@@ -83,7 +83,7 @@ def knn(features: Tensor, bank: Fit, *, k: int | None = None) -> Tensor:
     return -nearest.amax(dim=1)
 
 
-def class_gaussians(features: Tensor, labels: Tensor | None) -> Fit:
+def class_gaussians(features: Tensor, labels: Tensor) -> Fit:
     r"""What `mahalanobis` compares with: a mean for each class that occurs, and one covariance.
 
     .. math:: \Sigma = (1 - \lambda) S + \lambda \, (\mathrm{tr}\, S / F) \, I
@@ -93,7 +93,7 @@ def class_gaussians(features: Tensor, labels: Tensor | None) -> Fit:
 
     Args:
         features: Features of training inputs, shape (N, F), N >= 1.
-        labels: Class indices, shape (N,); None is one class.
+        labels: Class indices, shape (N,).
 
     Returns:
         `means` (K, F) and `cholesky` (F, F), the lower triangular factor of Sigma.
@@ -102,10 +102,7 @@ def class_gaussians(features: Tensor, labels: Tensor | None) -> Fit:
         Ledoit and Wolf (2004), Journal of Multivariate Analysis 88.
     """
     z = features.cpu().double()
-    labels = torch.zeros(len(z), dtype=torch.long) if labels is None else labels.cpu()
-    if labels.shape != (len(z),):
-        refuse("reference", f"hold a label for each of its {len(z)} inputs", tuple(labels.shape))
-    classes, groups = torch.unique(labels, return_inverse=True)
+    classes, groups = torch.unique(labels.cpu(), return_inverse=True)
     sums = z.new_zeros(len(classes), z.shape[1]).index_add_(0, groups, z)
     means = sums / groups.bincount()[:, None]
     covariance = torch.from_numpy(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import expit, logit
 from torch import Tensor
 
 from jem.checks import as_tensor, check_number, refuse
@@ -16,7 +17,7 @@ from jem.evaluation.statistics import (
     normal_quantile,
     percentile_interval,
     plain,
-    wilson_interval,
+    share_interval,
 )
 from jem.randomness import check_seed
 
@@ -100,20 +101,16 @@ def ood_metrics(
     check_seed(seed)
     inside, outside = _sorted("scores_in", scores_in), _sorted("scores_out", scores_out)
     rng = np.random.default_rng(seed)
-    auroc, auroc_interval = _auroc(inside, outside, confidence)
-    accepted, accepted_interval = _fpr95(inside, outside, confidence, rng)
-    flagged, flagged_interval = _fpr95(-outside[::-1], -inside[::-1], confidence, rng)
+    found = {
+        "auroc": _auroc(inside, outside, confidence),
+        "fpr95_in_positive": _fpr95(inside, outside, confidence, rng),
+        "fpr95_out_positive": _fpr95(-outside[::-1], -inside[::-1], confidence, rng),
+    }
     return OODMetrics(
-        auroc=auroc,
-        fpr95_in_positive=accepted,
-        fpr95_out_positive=flagged,
+        **{name: figure for name, (figure, _) in found.items()},
         num_in=len(inside),
         num_out=len(outside),
-        intervals={
-            "auroc": auroc_interval,
-            "fpr95_in_positive": accepted_interval,
-            "fpr95_out_positive": flagged_interval,
-        },
+        intervals={name: interval for name, (_, interval) in found.items()},
         confidence=confidence,
     )
 
@@ -140,21 +137,15 @@ def _auroc(inside: FloatArray, outside: FloatArray, confidence: float) -> tuple[
     if smaller > 1:
         variance = float(below.var(ddof=1) / len(inside) + above.var(ddof=1) / len(outside))
     if variance == 0:
-        low, high = wilson_interval(area * smaller, smaller, confidence)
-        return area, Interval(float(low), float(high))
-    logit = math.log(area / (1 - area))
+        return area, share_interval(area * smaller, smaller, confidence)
     reach = normal_quantile(confidence) * math.sqrt(variance) / (area * (1 - area))
-    return area, Interval(_sigmoid(logit - reach), _sigmoid(logit + reach))
+    return area, Interval(float(expit(logit(area) - reach)), float(expit(logit(area) + reach)))
 
 
 def _placements(scores: FloatArray, others: FloatArray) -> FloatArray:
     """Share of the other, sorted scores that lie below each score; equal ones count half."""
     below, up_to = (others.searchsorted(scores, side) for side in ("left", "right"))
     return np.asarray((below + up_to) / (2 * len(others)))
-
-
-def _sigmoid(logit: float) -> float:
-    return (1 + math.tanh(logit / 2)) / 2
 
 
 def _fpr95(
@@ -177,5 +168,5 @@ def _fpr95(
     ranks = (size * rng.beta(rank + 1, size - rank, NUM_BOOTSTRAP)).astype(int).clip(max=size - 1)
     replicates = rng.binomial(num_negative, accepted(ranks)) / num_negative
     drawn = percentile_interval(replicates, confidence)
-    low, high = wilson_interval(share * num_negative, num_negative, confidence)
-    return share, Interval(min(float(low), drawn.low), max(float(high), drawn.high))
+    wilson = share_interval(share * num_negative, num_negative, confidence)
+    return share, Interval(min(wilson.low, drawn.low), max(wilson.high, drawn.high))

@@ -39,7 +39,7 @@ class Score:
 
     needs: Literal["logits", "features", "input_gradients"]
     function: Callable[..., Tensor]
-    fit: Callable[[Tensor, Tensor | None], Fit] | None = None
+    fit: Callable[[Tensor, Tensor], Fit] | None = None
     of_density: bool = False
 
     @property

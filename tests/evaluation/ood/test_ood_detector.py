@@ -8,7 +8,7 @@ from torch import nn
 from jem.data import from_arrays
 from jem.errors import InputError
 from jem.evaluation.ood import SCORES, OODDetector, PytorchOODAdapter
-from jem.evaluation.ood.detector import largest_acceptance_rate, smallest_calibration
+from jem.evaluation.statistics import largest_acceptance_rate, smallest_calibration
 from jem.model import JEM
 from jem.networks import FactoredHead, mlp
 
