@@ -70,6 +70,11 @@ class ChainHealth:
     effective_size: float
     resolved: bool
 
+    @property
+    def meaning(self) -> str:
+        """What the verdict says, in words."""
+        return MEANINGS[self.verdict]
+
 
 def chain_health(
     model: JEM,

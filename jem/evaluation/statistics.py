@@ -325,6 +325,18 @@ def difference_estimate(first: Tensor, second: Tensor) -> Estimate:
     return Estimate(value, error, *paired_interval(gained, lost, num, CONFIDENCE))
 
 
+def estimate_of(found: Any, name: str) -> Estimate:  # noqa: ANN401 - any report will do
+    """A figure of a report with its interval; NaN for what is not known.
+
+    Args:
+        found: A report with a figure of that name, and `intervals` by name.
+        name: Of the figure.
+    """
+    value: float = getattr(found, name)
+    low, high = found.intervals.get(name, (math.nan, math.nan))
+    return Estimate(value, math.nan, low, high)
+
+
 def plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value
     """Turn dataclasses, arrays, named tuples and numbers that are not finite into what JSON holds.
 

@@ -19,7 +19,7 @@ from jem.evaluation.calibration.report import CalibrationReport, calibration_rep
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.chains import ChainHealth
 from jem.evaluation.fidelity.completion import CompletionReport
-from jem.evaluation.robustness.corruption import CorruptionFigures, corruption_curves
+from jem.evaluation.robustness.corruption import CorruptionCurves, corruption_curves
 from jem.evaluation.statistics import (
     Estimate,
     difference_estimate,
@@ -141,7 +141,7 @@ class Report:
     samples: Samples | None
     completions: CompletionReport | None
     chains: ChainHealth | None
-    corruption: list[CorruptionFigures] | None
+    corruption: CorruptionCurves | None
     training: Training
     left_out: dict[str, str]
 
@@ -278,7 +278,7 @@ def _classification(
     return Classification(own, measured(others, other_temperature), difference_estimate(*correct))
 
 
-def _corruption(subject: Subject, x: Tensor, y: Tensor, scorer: Scorer) -> list[CorruptionFigures]:
+def _corruption(subject: Subject, x: Tensor, y: Tensor, scorer: Scorer) -> CorruptionCurves:
     if subject.splits.kind != "image" or scorer.temperature is None:
         raise InputError("corruptions are of images with classes")
     x, y = x[:MOST_CORRUPTED], y[:MOST_CORRUPTED]

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from jem.data.ood_sets import (
-    DISTANCES,
-    ROTATIONS,
-    letters,
-    photo_patches,
-    rotations,
-    uniform_noise,
-)
+from jem.data.ood_sets import DISTANCES, make_ood_set, rotations
 from jem.data.splits import DataSplits
-from jem.errors import InputError
-from jem.evaluation.ood.metrics import OODMetrics, ood_metrics
-from jem.evaluation.statistics import UNKNOWN, Estimate, share_estimate
+from jem.evaluation.ood.metrics import ood_metrics
+from jem.evaluation.statistics import Estimate, estimate_of, share_estimate
 from jem.model import JEM, batched_logits, joint_energy
 from jem.randomness import named_generator
 from jem.report.subject import Subject
@@ -32,6 +24,10 @@ SET_SIZE = 1000
 
 NOISE, SHUFFLED, BEYOND = "uniform noise", "shuffled columns", "beyond the range"
 ROTATED = "rotated by 90 degrees"
+
+NEAR, FAR = ("shuffled_columns", "rotated_by_90_degrees"), ("beyond_the_range",)
+KINDS: Mapping[str, str] = DISTANCES | dict.fromkeys(NEAR, "near") | dict.fromkeys(FAR, "far")
+"""How far made-up sets lie from the data."""
 
 LIKE_OUTLIERS = (NOISE, "gaussian noise", "constant images", "letters", SHUFFLED)
 """OOD sets of the kinds that made-up outliers are of: letters are strokes of one tone on an even
@@ -115,10 +111,12 @@ def make_ood_sets(splits: DataSplits, seed: int = 0) -> dict[str, Tensor]:
     """
     shape = splits.input_shape
     if splits.kind != "table":
-        makers: dict[str, Callable[..., Tensor]] = {NOISE: uniform_noise}
-        if shape[0] in (1, 3):  # there are no photographs and letters of other channels
-            makers |= {"photo patches": photo_patches, "letters": letters}
-        return {name: make(SET_SIZE, shape, seed=seed) for name, make in makers.items()}
+        # There are no photographs and letters of other channels than grey or colour.
+        names = ("uniform_noise", *(("photo_patches", "letters") if shape[0] in (1, 3) else ()))
+        return {
+            name.replace("_", " "): make_ood_set(name, splits, SET_SIZE, seed=seed)
+            for name in names
+        }
     low, high = splits.domain
     generator = named_generator(seed, "foreign noise")
     noise = UniformBase(low, high, shape).sample(SET_SIZE, generator=generator)
@@ -165,11 +163,33 @@ def ood_section(
     sets = make_ood_sets(subject.splits, seed)
     if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
         sets[ROTATED] = rotations(x)
-    detector = scorer.detector
+    detector, control = scorer.detector, subject.control
     scores = detector.score(x, logits).cpu()
     order = scores.argsort(stable=True)
     flagged = detector.verdict(scores).is_ood
-    control = None if subject.control is None else _log_density(subject.control, x)
+    control_scores = None if control is None else _log_density(control, x)
+
+    def measured(name: str, x: Tensor) -> OODSet:
+        others = _log_density(subject.model, x)
+        metrics, control_auroc = ood_metrics(scores, others), None
+        if control is not None and control_scores is not None:
+            compared = ood_metrics(control_scores, _log_density(control, x))
+            control_auroc = estimate_of(compared, "auroc")
+        flagged = detector.verdict(others).is_ood
+        passed = (~flagged).nonzero().flatten()
+        return OODSet(
+            name=name,
+            kind=KINDS.get(name.replace(" ", "_"), "given"),
+            used_in_training=not subject.run.as_given and used_in_training(name, subject.model),
+            num=len(x),
+            auroc=estimate_of(metrics, "auroc"),
+            control_auroc=control_auroc,
+            flagged=share_estimate(flagged),
+            test_flagged=estimate_of(metrics, "fpr95_out_positive"),
+            scores=others,
+            accepted=x[passed[others[passed].argsort(descending=True)[:SHOWN]]],
+        )
+
     assert detector.threshold is not None
     assert detector.acceptance_rate is not None
     return OODDetection(
@@ -178,10 +198,7 @@ def ood_section(
         acceptance_rate=detector.acceptance_rate,
         threshold=detector.threshold,
         accepted=share_estimate(~flagged),
-        sets=[
-            _ood_set(subject, scorer, name, other, scores, control)
-            for name, other in (sets | subject.ood_sets).items()
-        ],
+        sets=[measured(name, other) for name, other in (sets | subject.ood_sets).items()],
         scores=scores,
         highest=x[order.flip(0)[:SHOWN]],
         lowest=x[order[:SHOWN]],
@@ -189,46 +206,5 @@ def ood_section(
     )
 
 
-def _ood_set(
-    subject: Subject,
-    scorer: Scorer,
-    name: str,
-    x: Tensor,
-    test_scores: Tensor,
-    control_test_scores: Tensor | None,
-) -> OODSet:
-    scores = _log_density(subject.model, x)
-    try:
-        metrics = ood_metrics(test_scores, scores)
-    except InputError as error:
-        raise InputError(f"the OOD set {name} cannot be measured: {error}") from error
-    control = None
-    if subject.control is not None and control_test_scores is not None:
-        others = _log_density(subject.control, x)
-        control = _estimate(ood_metrics(control_test_scores, others), "auroc")
-    flagged = scorer.detector.verdict(scores).is_ood
-    passed = (~flagged).nonzero().flatten()
-    best = passed[scores[passed].argsort(descending=True)[:SHOWN]]
-    key = ROTATIONS if name == ROTATED else name.replace(" ", "_")
-    kinds: dict[str, str] = {SHUFFLED: "near", BEYOND: "far", **DISTANCES}
-    return OODSet(
-        name=name,
-        kind=kinds.get(name, kinds.get(key, "given")),
-        used_in_training=not subject.run.as_given and used_in_training(name, subject.model),
-        num=len(x),
-        auroc=_estimate(metrics, "auroc"),
-        control_auroc=control,
-        flagged=share_estimate(flagged),
-        test_flagged=_estimate(metrics, "fpr95_out_positive"),
-        scores=scores,
-        accepted=x[best],
-    )
-
-
 def _log_density(model: JEM, x: Tensor) -> Tensor:
     return -joint_energy(batched_logits(model, x)).cpu()
-
-
-def _estimate(metrics: OODMetrics, name: str) -> Estimate:
-    low, high = metrics.intervals[name]
-    return UNKNOWN._replace(value=getattr(metrics, name), low=low, high=high)

@@ -17,13 +17,10 @@ from torch import Tensor
 from jem import __version__
 from jem.checks import as_batch
 from jem.errors import RunFolderError
-from jem.evaluation.chains import MEANINGS
-from jem.evaluation.fidelity.completion import MEAN_FILL, NEAREST
-from jem.evaluation.robustness.corruption import SEVERITIES
-from jem.evaluation.statistics import plain
+from jem.evaluation.statistics import estimate_of, plain
 from jem.report.measure import SCHEMA_VERSION, Progress, Report, measure
 from jem.report.subject import Subject, TrainingRun
-from jem.report.summary import calibration_estimate, summary
+from jem.report.summary import summary
 from jem.report.verdicts import verdicts
 from jem.runs.files import write_atomically
 
@@ -32,38 +29,6 @@ if TYPE_CHECKING:
 
     from jem.data.splits import DataSplits
     from jem.model import JEM
-
-CALIBRATION_FIGURES = (
-    ("accuracy", "accuracy, higher is better", 4),
-    ("nll", "negative log-likelihood, nats", 4),
-    ("brier", "Brier score", 4),
-    ("ece", "expected calibration error (ECE), 15 bins of equal width", 4),
-    ("ece_equal_mass", "ECE, 15 bins of equal mass", 4),
-    ("smooth_ece", "smooth ECE", 4),
-    ("debiased_rmsce", "root mean square calibration error, debiased", 4),
-    ("class_wise_ece", "class-wise ECE", 4),
-    ("mce", "largest calibration error of a bin", 3),
-    ("aurc", "area under the risk-coverage curve", 4),
-    ("augrc", "area under the generalised risk-coverage curve", 4),
-)
-FIDELITY_FIGURES = (
-    ("agreement", "share of the class asked for, higher is better", 3),
-    ("diversity", "variety within a class, training data = 1", 2),
-    ("frechet", "Frechet distance, lower is better", 2),
-    ("kernel", "kernel distance, lower is better", 3),
-    ("precision", "precision, higher is better", 3),
-    ("recall", "recall, higher is better", 3),
-    ("density", "density, perfect samples: 1", 3),
-    ("coverage", "coverage, higher is better", 3),
-    ("classification_accuracy", "accuracy of a classifier trained on them, higher is better", 3),
-    ("nearest_distance", "mean distance to the nearest training input", 2),
-)
-
-CORRUPTION_FIGURES = (
-    ("accuracy", "accuracy"),
-    ("ece", "ECE after temperature"),
-    ("share_flagged", "share flagged as OOD"),
-)
 
 
 def write_report(
@@ -152,6 +117,16 @@ def render(report: Report, bounds: tuple[Tensor, Tensor] | None, *, title: str) 
     Returns:
         HTML that loads nothing from anywhere.
     """
+    from jem import plotting
+
+    def png(x: Tensor | None, columns: int = 12) -> dict[str, Any] | None:
+        """An image grid as base64 with its width in rem; None for inputs that are not images."""
+        if bounds is None or x is None or not len(x) or x.ndim != 4 or x.shape[1] not in (1, 3):
+            return None
+        wide = min(len(x), columns)
+        data = base64.b64encode(plotting.image_bytes(x, bounds, wide)).decode()
+        return {"data": data, "width": min(34.0, 2.9 * wide)}
+
     return _template("report.html.j2").render(
         title=title,
         version=__version__,
@@ -159,14 +134,12 @@ def render(report: Report, bounds: tuple[Tensor, Tensor] | None, *, title: str) 
         r=report,
         summary=summary(report),
         verdicts=verdicts(report),
-        images={} if bounds is None else _images(report, bounds),
-        drawings=_drawings(report),
         calibration_columns=_calibration_columns(report),
-        calibration_figures=CALIBRATION_FIGURES,
-        calibration_estimate=calibration_estimate,
-        fidelity_figures=FIDELITY_FIGURES,
-        simple_fillings=(MEAN_FILL, NEAREST),
-        meanings=MEANINGS,
+        estimate_of=estimate_of,
+        scores={each.name: each.scores for each in report.ood.sets},
+        plotting=plotting,
+        png=png,
+        concatenate=torch.cat,
     )
 
 
@@ -200,11 +173,7 @@ def comparison_rows(
     tables = [{row["name"]: row for row in report["summary"]} for report in reports.values()]
     rows = {name: row for table in tables for name, row in table.items()}
     return [
-        (
-            name,
-            row["better"],
-            [table[name]["model"] if name in table else None for table in tables],
-        )
+        (name, row["better"], [table.get(name, {}).get("model") for table in tables])
         for name, row in rows.items()
     ]
 
@@ -225,65 +194,3 @@ def _calibration_columns(report: Report) -> dict[str, Any]:
                 if each.improved:
                     columns[f"{name}, temperature {each.temperature:.3f}"] = each.after
     return columns
-
-
-def _images(report: Report, bounds: tuple[Tensor, Tensor]) -> dict[str, tuple[str, float]]:
-    """Pictures as base64 with their width in rem; inputs that are no images have none."""
-    from jem.plotting import image_bytes
-
-    ood, samples, completions = report.ood, report.samples, report.completions
-    pictures: dict[str, tuple[Tensor | None, int]] = {
-        "highest": (ood.highest, 12),
-        "lowest": (ood.lowest, 12),
-        "rejected": (ood.rejected, 12),
-        **{f"accepted {each.name}": (each.accepted, 12) for each in ood.sets},
-    }
-    if samples is not None:
-        pictures["fresh"] = samples.fresh_by_class, 10
-        pictures["persistent"] = samples.persistent, 20
-    if completions is not None:
-        strips = list(completions.pictures.values())
-        pictures["completions"] = torch.cat(strips), len(strips[0])
-    made = {}
-    for name, (x, columns) in pictures.items():
-        if x is not None and len(x) and x.ndim == 4 and x.shape[1] in (1, 3):
-            wide = min(len(x), columns)
-            png = base64.b64encode(image_bytes(x, bounds, wide)).decode()
-            made[name] = png, min(34.0, 2.9 * wide)
-    return made
-
-
-def _drawings(report: Report) -> dict[str, str]:
-    """Diagrams as inline SVG."""
-    from jem import plotting
-
-    ood, training = report.ood, report.training
-    scores = {each.name: each.scores for each in ood.sets}
-    made = {
-        "histograms": plotting.score_histograms(ood.scores, scores, ood.threshold),
-        "roc": plotting.roc_figure(ood.scores, scores),
-    }
-    if found := report.classification:
-        before, after = found.model.before, found.model.after
-        scaled = found.model.improved
-        made["reliability"] = before.plot("Before temperature" if scaled else "Reliability")
-        if scaled:
-            made["reliability_scaled"] = after.plot("After temperature")
-        curve = before.risk_coverage
-        made["risk"] = plotting.risk_coverage_plot(
-            curve.coverage, curve.risk, curve.generalized_risk
-        )
-    if rows := report.corruption:
-        kinds = list(dict.fromkeys(row.kind for row in rows))
-        panels = {
-            label: {
-                kind: [getattr(row, name) for row in rows if row.kind == kind] for kind in kinds
-            }
-            for name, label in CORRUPTION_FIGURES
-        }
-        made["corruption"] = plotting.corruption_figure(SEVERITIES, panels)
-    if training.gap or training.validation_nll:
-        made["training"] = plotting.training_figure(
-            training.validation_nll, training.gap, training.recoveries
-        )
-    return {name: plotting.svg(figure, name) for name, figure in made.items()}

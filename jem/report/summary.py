@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from jem.evaluation.calibration.report import CalibrationReport
 from jem.evaluation.fidelity.completion import ONE_DRAW
-from jem.evaluation.statistics import UNKNOWN, Estimate
+from jem.evaluation.statistics import UNKNOWN, Estimate, estimate_of
 from jem.report.measure import Report
 
 
@@ -24,16 +23,7 @@ class Row:
     name: str
     better: str
     model: Estimate
-    control: Estimate | None
-
-
-def calibration_estimate(report: CalibrationReport, name: str) -> Estimate:
-    """A figure of a calibration report with its interval; NaN where there is none."""
-    value: float = getattr(report, name)
-    if name not in report.intervals:
-        return UNKNOWN._replace(value=value)
-    low, high = report.intervals[name]
-    return UNKNOWN._replace(value=value, low=low, high=high)
+    control: Estimate | None = None
 
 
 def summary(report: Report) -> list[Row]:
@@ -47,29 +37,26 @@ def summary(report: Report) -> list[Row]:
             ("ECE", "lower", "ece", "before"),
             ("ECE after temperature scaling", "lower", "ece", "after"),
         ):
-            own, other = (
-                None if each is None else calibration_estimate(getattr(each, part), key)
-                for each in (found.model, found.control)
-            )
-            rows.append(Row(name, better, own or UNKNOWN, other))
+            row = Row(name, better, estimate_of(getattr(found.model, part), key))
+            if found.control is not None:
+                row = replace(row, control=estimate_of(getattr(found.control, part), key))
+            rows.append(row)
     for each in report.ood.sets:
         note = " (used in training)" if each.used_in_training else ""
-        name = f"AUROC, {each.name}{note}"
-        rows.append(Row(name, "higher", each.auroc, each.control_auroc))
+        rows.append(Row(f"AUROC, {each.name}{note}", "higher", each.auroc, each.control_auroc))
     if report.samples:
         drawn = report.samples.fresh.samples
         rows += [
-            Row("samples of the class asked for", "higher", drawn.agreement, None),
-            Row("variety of samples, real inputs = 1", "near 1", drawn.diversity, None),
-            Row("Frechet distance of samples", "lower", drawn.frechet, None),
-            Row("recall of samples", "higher", drawn.recall, None),
+            Row("samples of the class asked for", "higher", drawn.agreement),
+            Row("variety of samples, real inputs = 1", "near 1", drawn.diversity),
+            Row("Frechet distance of samples", "lower", drawn.frechet),
+            Row("recall of samples", "higher", drawn.recall),
         ]
     if report.completions:
         accuracy = report.completions.fillings[ONE_DRAW].accuracy
-        rows.append(Row("accuracy on completed images", "higher", accuracy, None))
+        rows.append(Row("accuracy on completed images", "higher", accuracy))
     if report.run.seconds is not None:
-        seconds = report.run.control_seconds
-        control = None if seconds is None else UNKNOWN._replace(value=seconds)
-        own_time = UNKNOWN._replace(value=report.run.seconds)
-        rows.append(Row("training time, seconds", "lower", own_time, control))
+        both = report.run.seconds, report.run.control_seconds
+        own, control = (s and UNKNOWN._replace(value=s) for s in both)
+        rows.append(Row("training time, seconds", "lower", own or UNKNOWN, control or None))
     return rows

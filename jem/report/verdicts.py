@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from jem.evaluation.calibration.report import CalibrationReport
 from jem.evaluation.chains import MEANINGS
 from jem.evaluation.fidelity.completion import (
     MEAN_FILL,
@@ -20,6 +19,7 @@ from jem.report.ood import OODDetection
 from jem.report.samples import Samples
 
 Answer = Literal["yes", "no", "partly", "cannot tell"]
+PARTS: tuple[Answer, ...] = ("no", "partly", "yes")  # where none, one or both of two things hold
 
 TOLERATED_LOSS = 0.01
 """Loss of accuracy, in shares, that still counts as none."""
@@ -32,6 +32,45 @@ GOOD_AGREEMENT, GOOD_DIVERSITY = 0.9, 0.5
 
 LOW_RECALL = 0.5
 """Recall of samples, over that of real inputs, below which they vary less than the data."""
+
+QUESTIONS = (
+    (
+        "Is it as accurate as a plain classifier?",
+        "No if the 95 % interval of the difference in accuracy, measured on the same test inputs, "
+        f"lies below 0. Yes if it lies above -{100 * TOLERATED_LOSS:g} points",
+    ),
+    (
+        "Are its probabilities calibrated?",
+        "Yes if the expected calibration error (ECE) is below what 95 % of perfectly calibrated "
+        "classifiers show on as many inputs. Partly if it is after temperature scaling",
+    ),
+    (
+        "Does it recognise out-of-distribution inputs?",
+        "An OOD set counts as recognised if the whole 95 % interval of its AUROC is at least "
+        f"{GOOD_AUROC}, and as not recognised if the whole interval is below. Sets of a kind that "
+        "was used in training do not count",
+    ),
+    (
+        "Does it draw good samples of the class asked for?",
+        f"Yes if at least {GOOD_AGREEMENT:.0%} of fresh samples are of the class asked for, by an "
+        f"independent classifier, and they vary at least {GOOD_DIVERSITY:g} times as much within "
+        "a class as real inputs; each by its whole 95 % interval. Partly if one of both holds",
+    ),
+    (
+        "Was training stable?",
+        "Yes if training never had to recover from divergence, and its chains had the energy of "
+        "the data when it ended and do not end above it when they run on. Partly if one of both "
+        "holds. Without chains, recoveries alone decide",
+    ),
+    (
+        "Does it complete missing halves?",
+        "An independent classifier names the class of each completed image. Yes if it is right "
+        "more often for completions by the model than for the mean image filled in, and not less "
+        "often than for the nearest training image filled in; partly if only the first holds; by "
+        "95 % intervals of the differences",
+    ),
+)
+"""Each question with the rule that decides its answer."""
 
 ADVICE = {
     "level": "nothing",
@@ -61,71 +100,52 @@ def verdicts(report: Report) -> list[Verdict]:
         _detects(report.ood),
         _draws(report.samples, report.left_out.get("samples", "no samples were drawn")),
         _stable(report),
+        *([] if report.completions is None else [_completes(report.completions)]),
     ]
-    return found if report.completions is None else [*found, _completes(report.completions)]
+    return [
+        Verdict(question, answer, because, rule)
+        for (question, rule), (answer, because) in zip(QUESTIONS, found, strict=False)
+    ]
 
 
-def _accurate(found: Classification | None) -> Verdict:
-    question = "Is it as accurate as a plain classifier?"
-    rule = (
-        "No if the 95 % interval of the difference in accuracy, measured on the same test inputs, "
-        f"lies below 0. Yes if it lies above -{100 * TOLERATED_LOSS:g} points"
-    )
+def _accurate(found: Classification | None) -> tuple[Answer, str]:
     if found is None:
-        return Verdict(question, "cannot tell", "there are no classes", rule)
-    own = found.model.before
+        return "cannot tell", "there are no classes"
+    own, gain = found.model.before, found.accuracy_difference
     because = f"accuracy {own.accuracy:.4f} (n = {own.num_samples})"
-    gain = found.accuracy_difference
     if gain is None or found.control is None:
-        because += "; no plain classifier was trained to compare with"
-        return Verdict(question, "cannot tell", because, rule)
+        return "cannot tell", f"{because}; no plain classifier was trained to compare with"
     because += (
         f", plain classifier {found.control.before.accuracy:.4f}: a difference of "
         f"{100 * gain.value:+.2f} points [{100 * gain.low:+.2f}, {100 * gain.high:+.2f}]"
     )
     if gain.high < 0:
-        return Verdict(question, "no", because, rule)
-    answer: Answer = "yes" if gain.low >= -TOLERATED_LOSS else "cannot tell"
-    return Verdict(question, answer, because, rule)
+        return "no", because
+    return "yes" if gain.low >= -TOLERATED_LOSS else "cannot tell", because
 
 
-def _calibrated(found: Classification | None) -> Verdict:
-    question = "Are its probabilities calibrated?"
-    rule = (
-        "Yes if the expected calibration error (ECE) is below what 95 % of perfectly calibrated "
-        "classifiers show on as many inputs. Partly if it is after temperature scaling"
+def _calibrated(found: Classification | None) -> tuple[Answer, str]:
+    if found is None or not found.model.before.if_calibrated:
+        return "cannot tell", "there are no probabilities, or no bootstrap replicates"
+    both = found.model.before, found.model.after
+    before, after = (
+        f"{of.ece:.4f} (calibrated: below {of.if_calibrated['ece']:.4f})" for of in both
     )
-    if found is None:
-        return Verdict(question, "cannot tell", "there are no probabilities", rule)
-    before, after = found.model.before, found.model.after
-    if not before.if_calibrated:
-        return Verdict(question, "cannot tell", "no bootstrap replicates were drawn", rule)
-
-    def words(of: CalibrationReport) -> str:
-        limit = of.if_calibrated["ece"]
-        return f"{of.ece:.4f} (calibrated: below {limit:.4f})"
-
-    calibrated = [of.ece <= of.if_calibrated["ece"] for of in (before, after)]
-    because = f"ECE {words(before)}, after temperature scaling {words(after)}"
+    because = f"ECE {before}, after temperature scaling {after}"
     if not found.model.improved:
-        because = f"ECE {words(before)}; temperature scaling did not help"
+        because = f"ECE {before}; temperature scaling did not help"
+    calibrated = [of.ece <= of.if_calibrated["ece"] for of in both]
     answer: Answer = "yes" if calibrated[0] else "partly" if calibrated[1] else "no"
-    return Verdict(question, answer, f"{because}; n = {before.num_samples}", rule)
+    return answer, f"{because}; n = {both[0].num_samples}"
 
 
-def _detects(found: OODDetection) -> Verdict:
-    question = "Does it recognise out-of-distribution inputs?"
-    rule = (
-        "An OOD set counts as recognised if the whole 95 % interval of its AUROC is at least "
-        f"{GOOD_AUROC}, and as not recognised if the whole interval is below. Sets of a kind "
-        "that was used in training do not count"
-    )
+def _detects(found: OODDetection) -> tuple[Answer, str]:
     names: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     for each in found.sets:
         if not each.used_in_training:
             names[_above(each.auroc, GOOD_AUROC)].append(each.name)
     if not any(names.values()):
-        return Verdict(question, "cannot tell", "every OOD set was used in training", rule)
+        return "cannot tell", "every OOD set was used in training"
     recognised, missed, unclear = names[True], names[False], names[None]
     because = f"recognised: {', '.join(recognised) or 'none'}"
     if missed:
@@ -136,20 +156,13 @@ def _detects(found: OODDetection) -> Verdict:
             f"the interval of the AUROC holds {GOOD_AUROC}"
         )
     if recognised and missed:
-        return Verdict(question, "partly", because, rule)
-    answer: Answer = "cannot tell" if unclear else "yes" if recognised else "no"
-    return Verdict(question, answer, because, rule)
+        return "partly", because
+    return "cannot tell" if unclear else "yes" if recognised else "no", because
 
 
-def _draws(found: Samples | None, why: str) -> Verdict:
-    question = "Does it draw good samples of the class asked for?"
-    rule = (
-        f"Yes if at least {GOOD_AGREEMENT:.0%} of fresh samples are of the class asked for, by an "
-        f"independent classifier, and they vary at least {GOOD_DIVERSITY:g} times as much within "
-        "a class as real inputs; each by its whole 95 % interval. Partly if one of both holds"
-    )
+def _draws(found: Samples | None, why: str) -> tuple[Answer, str]:
     if found is None:
-        return Verdict(question, "cannot tell", why, rule)
+        return "cannot tell", why
     row, real = found.fresh.samples, found.fresh.real
     because = (
         f"{row.agreement.value:.1%} are of the class asked for, and within a class they vary "
@@ -161,59 +174,41 @@ def _draws(found: Samples | None, why: str) -> Verdict:
             f"{real.recall.value:.2f}"
         )
     good = [_above(row.agreement, GOOD_AGREEMENT), _above(row.diversity, GOOD_DIVERSITY)]
-    answers: tuple[Answer, ...] = ("no", "partly", "yes")
-    answer = "cannot tell" if None in good else answers[good.count(True)]
-    return Verdict(question, answer, because, rule)
+    return "cannot tell" if None in good else PARTS[good.count(True)], because
 
 
-def _stable(report: Report) -> Verdict:
-    question = "Was training stable?"
-    rule = (
-        "Yes if training never had to recover from divergence, and its chains had the energy of "
-        "the data when it ended and do not end above it when they run on. Partly if one of both "
-        "holds. Without chains, recoveries alone decide"
-    )
+def _stable(report: Report) -> tuple[Answer, str]:
     training, chains = report.training, report.chains
     if report.run.as_given:
-        because = f"nothing was trained: {report.run.as_given}"
-        return Verdict(question, "cannot tell", because, rule)
+        return "cannot tell", f"nothing was trained: {report.run.as_given}"
     if not training.recorded and chains is None:
-        return Verdict(question, "cannot tell", "the run kept no records", rule)
+        return "cannot tell", "the run kept no records"
     recoveries = training.num_recoveries
     because = f"{recoveries} recoveries from divergence"
     if recoveries:
         because += " (if accuracy suffered: a smaller --learning-rate)"
     if chains is None:
-        return Verdict(question, "partly" if recoveries else "yes", because, rule)
+        return "partly" if recoveries else "yes", because
     found: str = chains.verdict
     if found == "overshoot" and abs(chains.gap_start.value) <= chains.tolerance:
         found = "settled"  # level when training ended: far below temperature 1 steps go downhill
     because += f"; {MEANINGS[chains.verdict]}. What to do: {ADVICE[found]}"
-    answers: tuple[Answer, ...] = ("no", "partly", "yes")
-    answer = answers[(recoveries == 0) + (found in ("level", "settled"))]
-    return Verdict(question, answer, because, rule)
+    return PARTS[(recoveries == 0) + (found in ("level", "settled"))], because
 
 
-def _completes(found: CompletionReport) -> Verdict:
-    question = "Does it complete missing halves?"
-    rule = (
-        "An independent classifier names the class of each completed image. Yes if it is right "
-        "more often for the model's completions than with the mean image filled in, and not less "
-        "often than with the nearest training image filled in; partly if only the first holds; "
-        "by 95 % intervals of the differences"
-    )
+def _completes(found: CompletionReport) -> tuple[Answer, str]:
     names = (ONE_DRAW, MEAN_FILL, NEAREST, ORIGINAL)
     shares = ", ".join(f"{name} {found.fillings[name].accuracy.value:.3f}" for name in names)
     because = f"accuracy of {shares} (n = {found.num_inputs})"
-    drawn = found.fillings[ONE_DRAW]
-    assert drawn.gain_over_mean is not None
-    assert drawn.gain_over_nearest is not None
-    better = _above(drawn.gain_over_mean, 0.0)
+    over_mean, over_nearest = (
+        found.fillings[ONE_DRAW].gain_over_mean, found.fillings[ONE_DRAW].gain_over_nearest
+    )  # fmt: skip
+    assert over_mean is not None
+    assert over_nearest is not None
+    better = _above(over_mean, 0.0)
     if better is None:
-        return Verdict(question, "cannot tell", because, rule)
-    worse_than_nearest = drawn.gain_over_nearest.high < 0
-    answer: Answer = ("partly" if worse_than_nearest else "yes") if better else "no"
-    return Verdict(question, answer, because, rule)
+        return "cannot tell", because
+    return ("partly" if over_nearest.high < 0 else "yes") if better else "no", because
 
 
 def _above(figure: Estimate, bar: float) -> bool | None:

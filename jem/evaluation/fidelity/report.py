@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,6 +25,7 @@ from jem.evaluation.ood.metrics import ood_metrics
 from jem.evaluation.statistics import (
     UNKNOWN,
     Estimate,
+    estimate_of,
     mean_estimate,
     rows_by_block,
     share_estimate,
@@ -152,80 +152,49 @@ def fidelity(
     x_train, y_train = draw_subset(
         train, REFERENCE_LIMIT, seed=seed, name="reference", max_entries=REFERENCE_ENTRIES
     )
-    num = min(num, len(x_train))
+    num, num_classes = min(num, len(x_train)), reference.num_classes
+    kept = choose_rows(len(samples), num, seed=seed, name="take")
+    x, y = samples.detach().cpu()[kept], None if labels is None else labels.cpu()[kept]
+    x_test, y_test = draw_subset(test, num, seed=seed, name="test")
+    for name, shape in (("samples", x.shape[1:]), ("test", x_test.shape[1:])):
+        if shape != x_train.shape[1:]:
+            refuse(name, f"have inputs of shape {tuple(x_train.shape[1:])}", tuple(shape))
+    features = reference.features(x_train)
+    alike = features[choose_rows(len(x_train), num, seed=seed, name="support")]
 
-    def some(x: Tensor, y: Tensor | None) -> _Inputs:
-        rows = choose_rows(len(x), num, seed=seed, name="take")
-        return _Inputs(x[rows], None if y is None else y[rows])
+    def accuracy_after_training_on(x: Tensor, y: Tensor | None) -> Estimate:
+        if y is None or len(y.unique()) < 2:
+            return UNKNOWN
+        learner = train_reference_classifier(x, y, num_classes, seed=seed)
+        return share_estimate(learner.predict(x_test) == y_test)
 
-    drawn = some(samples.detach().cpu(), None if labels is None else labels.cpu())
-    held_out = _Inputs(*draw_subset(test, num, seed=seed, name="test"))
-    for name, x in (("samples", drawn.x), ("test", held_out.x)):
-        if x.shape[1:] != x_train.shape[1:]:
-            refuse(name, f"have inputs of shape {tuple(x_train.shape[1:])}", tuple(x.shape[1:]))
-    both = torch.cat([drawn.x, held_out.x])  # training data on disk are read once
-    near_samples, near_test = nearest_distances(both, _batches(train)).split(num)
-    measure = _Comparison(reference, _Inputs(x_train, y_train), held_out, num_bootstrap, seed)
+    def figures_of(x: Tensor, y: Tensor | None, learned: Estimate, near: Tensor) -> SetFidelity:
+        fake, predicted = reference.features(x), reference.predict(x)
+        classes = predicted if y is None else y
+        return SetFidelity(
+            num=num,
+            agreement=UNKNOWN if y is None else share_estimate(predicted == y),
+            diversity=diversity(features, y_train, fake, classes, num_classes),
+            frechet=frechet_distance(features, fake, num_bootstrap=num_bootstrap, seed=seed),
+            kernel=kernel_distance(features, fake, seed=seed),
+            **prdc(alike, fake, NEIGHBOURS)._asdict(),
+            classification_accuracy=learned,
+            nearest_distance=mean_estimate(near),
+        )
+
+    # Training data on disk are read once.
+    near, near_test = nearest_distances(torch.cat([x, x_test]), _batches(train)).split(num)
     if real is None or real.num != num:
-        real = measure.figures_of(held_out, some(x_train, y_train), near_test)
-    nearer = ood_metrics(-near_samples, -near_test)
-    low, high = nearer.intervals["auroc"]
+        rows = choose_rows(len(x_train), num, seed=seed, name="take")
+        learned = accuracy_after_training_on(x_train[rows], y_train[rows])
+        real = figures_of(x_test, y_test, learned, near_test)
     return FidelityReport(
         reference=reference.name,
         num_features=reference.num_features,
-        samples=measure.figures_of(drawn, drawn, near_samples),
+        samples=figures_of(x, y, accuracy_after_training_on(x, y), near),
         real=real,
-        nearer=UNKNOWN._replace(value=nearer.auroc, low=low, high=high),
+        nearer=estimate_of(ood_metrics(-near, -near_test), "auroc"),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Inputs:
-    x: Tensor  # (N, *shape)
-    y: Tensor | None  # (N,), or None where nobody knows the classes
-
-
-@dataclass(frozen=True, eq=False)
-class _Comparison:
-    """What the figures of a set are measured with and against."""
-
-    reference: ReferenceClassifier
-    train: _Inputs
-    test: _Inputs
-    num_bootstrap: int
-    seed: int
-
-    @cached_property
-    def features(self) -> Tensor:
-        """Features of the training inputs."""
-        return self.reference.features(self.train.x)
-
-    def figures_of(self, of: _Inputs, training_set: _Inputs, nearest: Tensor) -> SetFidelity:
-        """Measure a set; a network learns from the training set for the accuracy score."""
-        fake, predicted = self.reference.features(of.x), self.reference.predict(of.x)
-        num_classes, seed = self.reference.num_classes, self.seed
-        alike = choose_rows(len(self.features), len(fake), seed=seed, name="support")
-        classes = predicted if of.y is None else of.y
-        assert self.train.y is not None, "training inputs have labels"
-        return SetFidelity(
-            num=len(fake),
-            agreement=UNKNOWN if of.y is None else share_estimate(predicted == of.y),
-            diversity=diversity(self.features, self.train.y, fake, classes, num_classes),
-            frechet=frechet_distance(
-                self.features, fake, num_bootstrap=self.num_bootstrap, seed=seed
-            ),
-            kernel=kernel_distance(self.features, fake, seed=seed),
-            **prdc(self.features[alike], fake, NEIGHBOURS)._asdict(),
-            classification_accuracy=self._classification_accuracy(training_set),
-            nearest_distance=mean_estimate(nearest),
-        )
-
-    def _classification_accuracy(self, training_set: _Inputs) -> Estimate:
-        x, y = training_set.x, training_set.y
-        if y is None or self.test.y is None or len(y.unique()) < 2:
-            return UNKNOWN
-        learner = train_reference_classifier(x, y, self.reference.num_classes, seed=self.seed)
-        return share_estimate(learner.predict(self.test.x) == self.test.y)
 
 
 def _batches(part: Part) -> Iterator[Tensor]:

@@ -22,22 +22,20 @@ BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
-class CorruptionFigures:
-    """A classifier on images with one kind of damage at one severity.
+class CorruptionCurves:
+    """Figures of a classifier by kind of damage, a value for each severity.
 
     Attributes:
-        kind: A key of `jem.data.CORRUPTIONS`.
-        severity: From 0 (none) to 5.
+        severities: From 0 (none) to 5.
         accuracy: Share classified rightly.
         ece: Expected calibration error after temperature scaling, 15 bins of equal width.
         share_flagged: Share that the detector flags as OOD.
     """
 
-    kind: str
-    severity: int
-    accuracy: float
-    ece: float
-    share_flagged: float
+    severities: list[int]
+    accuracy: dict[str, list[float]]
+    ece: dict[str, list[float]]
+    share_flagged: dict[str, list[float]]
 
 
 def corruption_curves(
@@ -48,7 +46,7 @@ def corruption_curves(
     detector: OODDetector,
     *,
     seed: int = 0,
-) -> list[CorruptionFigures]:
+) -> CorruptionCurves:
     """Measure a classifier on images that are damaged more and more.
 
     Where a classifier loses accuracy it should lose confidence, so that the ECE stays low, and a
@@ -64,7 +62,7 @@ def corruption_curves(
         seed: Decides the damage.
 
     Returns:
-        Figures for each kind and severity.
+        Figures by kind of `jem.data.CORRUPTIONS`.
 
     Raises:
         InputError: If inputs are not images.
@@ -84,7 +82,7 @@ def corruption_curves(
         own_seed = derive_seed(seed, "corruption", place)
         return centre + reach * corrupt((part - centre) / reach, kind, severity, seed=own_seed)
 
-    def measure(kind: str, severity: int) -> CorruptionFigures:
+    def measure(kind: str, severity: int) -> tuple[float, float, float]:
         columns: tuple[list[Tensor], list[Tensor]] = ([], [])
         for place, part in enumerate(torch.split(x, BATCH_SIZE)):
             shown = damaged(part, kind, severity, place)
@@ -95,6 +93,11 @@ def corruption_curves(
         probabilities = temperature.transform(logits).softmax(dim=1)
         report = calibration_report(probabilities, y, num_bootstrap=0)
         flagged = detector.verdict(scores).is_ood.double().mean()
-        return CorruptionFigures(kind, severity, report.accuracy, report.ece, float(flagged))
+        return report.accuracy, report.ece, float(flagged)
 
-    return [measure(kind, severity) for kind in CORRUPTIONS for severity in SEVERITIES]
+    curves = CorruptionCurves(list(SEVERITIES), {}, {}, {})
+    for kind in CORRUPTIONS:
+        figures = zip(*(measure(kind, severity) for severity in SEVERITIES), strict=True)
+        for of_kind in (curves.accuracy, curves.ece, curves.share_flagged):
+            of_kind[kind] = list(next(figures))
+    return curves
