@@ -109,6 +109,26 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         refuse(name, f"be one of {', '.join(map(repr, choices))}", repr(value))
 
 
+def check_inputs(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
+    """Check that a value is a batch of a network's inputs; its numbers are not looked at.
+
+    Args:
+        name: What the user calls them.
+        x: Inputs, a tensor of floats (B, *shape) with B >= 1.
+        shape: Shape of one input; None takes any.
+
+    Raises:
+        InputError: If it is anything else.
+    """
+    sizes = "..." if shape is None else ", ".join(map(str, shape))
+    expected = f"be a tensor of floats of shape (B, {sizes}), B >= 1, in the network's units"
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        refuse(name, expected, got, "`model.preprocess` makes it of raw data")
+    if x.ndim < 2 or not x.numel() or (shape is not None and tuple(x.shape[1:]) != shape):
+        refuse(name, expected, tuple(x.shape))
+
+
 def check_finite(name: str, x: Tensor) -> None:
     """Check that no number of a tensor of rows (B, ...) is NaN or infinite.
 

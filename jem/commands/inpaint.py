@@ -69,14 +69,14 @@ def run(argv: list[str]) -> int:
     """Complete inputs and write picture and arrays."""
     args: Inpaint = tyro.cli(Inpaint, args=argv, prog="jem inpaint")
     from jem.commands.masks import read_mask
-    from jem.generation.chains import chain_of
+    from jem.generation.chains import sampler_of
     from jem.generation.restoration import usual_noise
 
     check_integer("--count", args.count, 1)
     config = run_config(args.run)
     drawing = Drawing.at(args.out, args.inputs, args.mask, config.data)
     trained = open_run(args.run, config, args.network)
-    sampler = chain_of(trained.model)
+    sampler = sampler_of(trained.model)
     note_if_as_given(trained)
     names, raw, x = _read(args, trained)
     known = ~read_mask(args.mask, len(x), trained.shape)

@@ -63,7 +63,7 @@ def run(argv: list[str]) -> int:
     """Draw samples and write picture and arrays."""
     args: Sample = tyro.cli(Sample, args=argv, prog="jem sample")
     from jem.generation import sample
-    from jem.generation.chains import chain_of
+    from jem.generation.chains import sampler_of
     from jem.generation.samples import SAVED_STEPS
     from jem.plotting import inputs_figure
 
@@ -72,7 +72,7 @@ def run(argv: list[str]) -> int:
     is_table = len(config.values.get("input_shape") or ()) == 1
     drawing = Drawing.at(args.out, args.data, config.data, table=is_table)
     trained = open_run(args.run, config, args.network)
-    usual = chain_of(trained.model).num_steps
+    usual = sampler_of(trained.model).num_steps
     note_if_as_given(trained)
     names = list(args.labels) or list(trained.model.classes or ())
     labels = trained.class_indices(names).repeat_interleave(args.count)

@@ -16,7 +16,7 @@ from torch import Tensor
 from jem.checks import check_finite, check_integer, check_labels, refuse
 from jem.errors import InputError
 from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate
-from jem.generation.chains import chain_of
+from jem.generation.chains import sampler_of
 from jem.model import JEM, batched_logits, inference, joint_energy, on_model
 from jem.randomness import named_generator
 from jem.sampling.langevin import sgld_chain
@@ -111,7 +111,7 @@ def chain_health(
         Nijkamp et al. (2020), arXiv:1903.12370, on chains that have the data's energy only at
         the step where training stops them.
     """
-    settings = chain_of(model)
+    settings = sampler_of(model)
     check_integer("num_steps", num_steps, FEWEST_STEPS)
     check_integer("max_chains", max_chains, 2)
     for name, x in (("x_data", x_data), ("chains", chains)):

@@ -1,29 +1,30 @@
-"""What everything that draws shares: energies with guidance, plans of steps, chains in blocks."""
+"""What all drawing shares: guided energies, annealed steps, and chains in blocks."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from jem.checks import check_integer, check_number
+from jem.checks import check_integer, check_labels, check_number, refuse
 from jem.errors import InputError
-from jem.model import JEM, check_model, evaluation_mode, joint_energy
+from jem.model import JEM, check_model, inference, joint_energy
 from jem.randomness import named_generator
-from jem.sampling.langevin import EnergyFunction, LangevinStep
+from jem.sampling.langevin import EnergyFunction, LangevinStep, sgld_chain
 from jem.sampling.settings import SamplerSettings
 
 BLOCK = 16
-"""Chains that share a generator. Blocks always run whole: sample i is the same for any count."""
+"""Chains that share a generator, and one batch of the network."""
 
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 
 
-def chain_of(model: JEM) -> SamplerSettings:
+def sampler_of(model: JEM) -> SamplerSettings:
     """The sampler settings that a model keeps.
 
     Raises:
@@ -39,9 +40,12 @@ def chain_of(model: JEM) -> SamplerSettings:
 
 
 def annealed(
-    step: LangevinStep, num_steps: int, initial_noise: float | None, step_decay: float
+    step: LangevinStep,
+    num_steps: int,
+    initial_noise: float | None = None,
+    step_decay: float = 1.0,
 ) -> list[LangevinStep]:
-    r"""Steps whose noise and size fall to those of a given step, or below.
+    r"""Steps whose noise falls to that of a given step, and whose size falls below its size.
 
     .. math:: \eta_t = \eta\, d^{\,t/(T-1)}, \qquad
               \sigma_t = \big(\sigma_0 + (\sigma - \sigma_0)\tfrac{t}{T-1}\big)\, d^{\,t/2(T-1)}
@@ -63,8 +67,6 @@ def annealed(
     check_integer("num_steps", num_steps, 0)
     check_number("step_decay", step_decay, "(0, 1]")
     check_number("initial_noise", initial_noise, "[0, inf)", optional=True)
-    if initial_noise is None and step_decay == 1:
-        return [step] * num_steps
     first = step.noise_std if initial_noise is None else initial_noise
     steps = []
     for t in range(num_steps):
@@ -95,8 +97,7 @@ def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyF
     References:
         Dhariwal and Nichol (2021), arXiv:2105.05233, equation 14, for powers of p(y|x).
     """
-    if not 0 <= guidance < math.inf:
-        raise InputError(f"`guidance` must be at least 0, but got {guidance}")
+    check_number("guidance", guidance, "[0, inf)")
     if labels is None:
         return model.energy
     if guidance == 1:
@@ -110,6 +111,71 @@ def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyF
     return energy
 
 
+class Beginning(NamedTuple):
+    """Where the chains of a block begin, and what they are held to."""
+
+    x: Tensor  # (BLOCK, *shape)
+    labels: Tensor | None = None  # (BLOCK,) classes that they move towards
+    constrain: Callable[[Tensor], Tensor] = lambda x: x  # applied after each step
+
+
+def run_blocks(
+    model: JEM,
+    count: int,
+    begin: Callable[[slice, torch.Generator], Beginning],
+    steps: Sequence[LangevinStep],
+    *,
+    guidance: float,
+    seed: int,
+    name: str,
+    progress: Progress | None = None,
+) -> Tensor:
+    """Draw with chains, a block of them at a time.
+
+    Sample i must be the same however many are drawn at once. Each block therefore has a generator
+    of its own and always runs whole: with another number of rows, torch would draw other noise
+    and round the same row differently.
+
+    Args:
+        model: The model; put in evaluation mode meanwhile.
+        count: Rows in all, at least 1.
+        begin: Maps the rows of a block (the last may be short) and its generator to where its
+            chains begin, always a full block.
+        steps: Langevin steps of each chain.
+        guidance: See `guided_energy`.
+        seed: Seed of all generators.
+        name: What the generators are for.
+        progress: Called after each step of each block.
+
+    Returns:
+        Shape (count, *shape), on the model's device.
+    """
+    blocks, done, total = [], 0, len(steps) * math.ceil(count / BLOCK)
+    constrain: Callable[[Tensor], Tensor]
+
+    def after_step(x: Tensor) -> Tensor:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+        return constrain(x)
+
+    with inference(model):
+        for number, rows in enumerate(blocks_of(count)):
+            generator = named_generator(seed, name, number, device=model.device)
+            x, labels, constrain = begin(rows, generator)
+            x = sgld_chain(
+                x,
+                guided_energy(model, labels, guidance),
+                steps,
+                generator=generator,
+                bounds=model.bounds(),
+                after_step=after_step,
+            )
+            blocks.append(x[: rows.stop - rows.start])
+    return torch.cat(blocks)
+
+
 def blocks_of(count: int) -> Iterator[slice]:
     """Rows of each block of at most `BLOCK`.
 
@@ -121,122 +187,32 @@ def blocks_of(count: int) -> Iterator[slice]:
 
 
 def padded(values: Tensor, rows: slice, device: torch.device) -> Tensor:
-    """Rows of a tensor, the last one repeated until the block is full, as an ordinary tensor."""
+    """Rows of a tensor, the last one repeated until the block is full."""
     part = values[rows].to(device)
     return torch.cat([part, part[-1:].expand(BLOCK - len(part), *part.shape[1:])])
 
 
-def run_blocks(
-    model: JEM,
-    count: int,
-    run: Callable[[slice, torch.Generator], Tensor],
-    *,
-    seed: int,
-    name: str,
-) -> Tensor:
-    """Run blocks in order, each with a generator of its own, and join what they return.
-
-    Args:
-        model: Put in evaluation mode meanwhile.
-        count: Rows in all, at least 1.
-        run: Maps the rows of a block and its generator to that many rows, or to a full block.
-        seed: Seed of all generators.
-        name: What the generators are for.
-
-    Returns:
-        `count` rows.
-    """
-    blocks = []
-    # Class indices made in inference mode could not enter the energy's graph.
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        for number, rows in enumerate(blocks_of(count)):
-            generator = named_generator(seed, name, number, device=model.device)
-            blocks.append(run(rows, generator)[: rows.stop - rows.start])
-    return torch.cat(blocks)
-
-
-def counted(total: int, progress: Progress | None) -> Callable[[Tensor], Tensor]:
-    """A function to call after each step, which tells `progress` how many there have been.
-
-    It returns what it is given, as `sgld_chain` asks of what it calls after a step.
-    """
-    done = 0
-
-    def count(x: Tensor) -> Tensor:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-        return x
-
-    return count
-
-
-def checked_inputs(model: JEM, x: Tensor, name: str = "x") -> Tensor:
-    """Refuse what is no batch of the network's inputs.
-
-    Args:
-        model: Whose inputs they are.
-        x: Inputs, shape (B, *shape), floats in the network's units.
-        name: What an error message calls them.
-
-    Returns:
-        The inputs, detached.
-    """
-    shape = model.input_shape
-    sizes = "..." if shape is None else ", ".join(map(str, shape))
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(
-            f"`{name}` must be a tensor of floats in the network's units, shape (B, {sizes}), "
-            f"but got {came}; `model.preprocess` makes it of raw data"
-        )
-    fits = x.ndim >= 2 and (shape is None or tuple(x.shape[1:]) == shape)
-    if not fits or not x.numel():
-        raise InputError(
-            f"`{name}` must be of shape (B, {sizes}), B >= 1, but got {tuple(x.shape)}"
-        )
-    return x.detach()
-
-
-def refuse_not_finite(x: Tensor, name: str = "x") -> None:
-    """Refuse inputs that hold NaN or infinity."""
-    if not bool(x.isfinite().all()):
-        row = int((~x.flatten(1).isfinite().all(dim=1)).nonzero()[0])
-        raise InputError(f"`{name}` must be finite, but input {row} is not")
-
-
-def checked_labels(
-    labels: Tensor | Sequence[int],
-    num_classes: int,
-    count: int | None = None,
-    name: str = "labels",
+def class_indices(
+    name: str, labels: Tensor | Sequence[int] | int, num_classes: int, count: int | None = None
 ) -> Tensor:
     """Class indices as int64, shape (B,).
 
     Args:
+        name: What the user calls them.
         labels: Class indices.
         num_classes: K.
-        count: How many there must be; None takes any number above 0.
-        name: What an error message calls them.
+        count: How many there must be, or a single index for all; None takes any number.
 
     Raises:
         InputError: If they are anything else.
     """
     try:
-        wanted = torch.as_tensor(labels)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"`{name}` must be class indices, but got {labels!r}") from error
-    number = wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool
-    if wanted.ndim != 1 or not len(wanted) or number:
-        came = f"{wanted.dtype} of shape {tuple(wanted.shape)}" if wanted.numel() else "none"
-        raise InputError(f"`{name}` must be class indices of shape (B,), but got {came}")
-    wanted = wanted.long()
-    if int(wanted.min()) < 0 or int(wanted.max()) >= num_classes:
-        raise InputError(
-            f"`{name}` must lie in 0..{num_classes - 1}, "
-            f"but got {int(wanted.min())}..{int(wanted.max())}"
-        )
-    if count is not None and len(wanted) != count:
-        raise InputError(f"`{name}` must be {count}, one an input, but got {len(wanted)}")
-    return wanted
+        indices = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError):
+        refuse(name, "be class indices", repr(labels))
+    if count is None:
+        count = indices.numel()
+    elif indices.ndim == 0:
+        indices = indices.expand(count)
+    check_labels(name, indices, count, num_classes)
+    return indices.long()

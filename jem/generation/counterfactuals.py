@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
+from jem.checks import check_finite, check_inputs, check_number
 from jem.errors import InputError
-from jem.generation.chains import (
-    BLOCK,
-    Progress,
-    blocks_of,
-    checked_inputs,
-    checked_labels,
-    counted,
-    padded,
-    refuse_not_finite,
-)
-from jem.model import JEM, check_model, evaluation_mode, joint_energy
-from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
+from jem.generation.chains import blocks_of, class_indices, padded
+from jem.model import JEM, batched_logits, check_model, inference, joint_energy, on_model
+from jem.sampling.langevin import Bounds, cap_rms, clip_to_bounds, per_row
 
+QUANTILE = 0.95
+"""Share of the reference that is as likely as a counterfactual must be, or more."""
 REACH_STEPS = 100
 """Corrections from an input until it may satisfy the conditions."""
+ROUNDS = 60
+"""Pulls towards the input."""
 CORRECTIONS = 5
 """Corrections after each pull towards the input."""
 SMALLEST_PULL = 1e-4
@@ -53,13 +48,10 @@ class Counterfactuals(NamedTuple):
 def counterfactual(
     model: JEM,
     x: Tensor,
-    target: Tensor | Sequence[int] | int | np.integer[Any] | None = None,
+    target: Tensor | Sequence[int] | int | None = None,
     *,
     max_energy: float | None = None,
     reference: Tensor | None = None,
-    quantile: float = 0.95,
-    num_rounds: int = 60,
-    progress: Progress | None = None,
 ) -> Counterfactuals:
     r"""Find the nearest input of another class that is as likely as data.
 
@@ -79,12 +71,8 @@ def counterfactual(
         x: Inputs, shape (B, *shape), floats in the network's units.
         target: Class index of each input, shape (B,), or one for all; None asks for any class but
             the one that the model gives to the input.
-        max_energy: e in nats; None takes a quantile of the energies of `reference`.
+        max_energy: e in nats; None takes the energy that 95 % of `reference` do not exceed.
         reference: Data that nothing was trained on, shape (M, *shape).
-        quantile: Share of the reference that is at least as likely as e asks for, or more, in
-            (0, 1].
-        num_rounds: Pulls towards the input.
-        progress: Called after each round with rounds done and rounds in all.
 
     Returns:
         Inputs, distances and whether the conditions hold, checked once more at the end.
@@ -95,25 +83,63 @@ def counterfactual(
     References:
         Wachter, Mittelstadt and Russell (2018), arXiv:1711.00399, for counterfactuals. Croce and
         Hein (2020), arXiv:1907.02044, for stepping onto linearised boundaries.
+
+    Example:
+        >>> linear = torch.nn.Linear(2, 2)
+        >>> _ = linear.weight.data.copy_(torch.tensor([[2.0, 0.0], [0.0, 0.0]]))
+        >>> _ = linear.bias.data.zero_()
+        >>> found = counterfactual(JEM(linear), torch.tensor([[1.0, 3.0]]), 1, max_energy=0.0)
+        >>> found.success, round(float(found.distance), 2)  # class 1 wins where x_1 < 0
+        (tensor([True]), 1.0)
     """
     check_model(model)
-    x = checked_inputs(model, x)
-    refuse_not_finite(x)
-    if num_rounds < 0:
-        raise InputError(f"`num_rounds` must be at least 0, but got {num_rounds}")
-    with torch.inference_mode(False), torch.no_grad(), evaluation_mode(model):
-        data = _reference(model, reference)
-        most = _most_energy(data, max_energy, quantile)
-        allowed = _allowed(model, x, target)
-        starts = 1 if data is None else 2
-        on_round = counted(num_rounds * starts * -(-len(x) // BLOCK), progress)
-        parts = []
+    check_inputs("x", x, model.input_shape)
+    check_finite("x", x)
+    if reference is not None:
+        check_inputs("reference", reference, model.input_shape)
+        check_finite("reference", reference)
+    elif max_energy is None:
+        raise InputError("`max_energy` or `reference` data must be given, got neither")
+    check_number("max_energy", max_energy, "[-inf, inf]", optional=True)
+    logits = batched_logits(model, x)
+    num_classes = logits.shape[1]
+    if num_classes < 2:
+        raise InputError("a model with one output (K = 1) has no other class to go to")
+    allowed = ~one_hot(logits.argmax(dim=1), num_classes).bool()
+    if target is not None:
+        wanted = class_indices("target", target, num_classes, len(x))
+        allowed = one_hot(wanted, num_classes).bool().to(logits.device)
+    examples = None
+    with inference(model):
+        if reference is not None:
+            logits = batched_logits(model, reference)
+            energies = joint_energy(logits)
+            if max_energy is None:
+                max_energy = float(energies.quantile(QUANTILE, interpolation="higher"))
+            fits = energies <= max_energy
+            examples = on_model(model, reference)[fits], logits.argmax(dim=1)[fits]
+        assert max_energy is not None, "one of the two was given"
+        origins, parts = on_model(model, x), []
         for rows in blocks_of(len(x)):
-            origin = padded(x, rows, model.device).float()
-            goal = _Goal(model, origin, padded(allowed, rows, model.device), most, model.bounds())
-            found = _search(goal, data, num_rounds, on_round)
-            parts.append(found[: rows.stop - rows.start])
-        return _checked_result(model, x, torch.cat(parts), allowed, most)
+            goal = _Goal(
+                model,
+                padded(origins, rows, model.device),
+                padded(allowed, rows, model.device),
+                max_energy,
+                model.bounds(),
+            )
+            parts.append(_search(goal, examples)[: rows.stop - rows.start])
+        found = torch.cat(parts)
+    logits = batched_logits(model, found)
+    labels, energy = logits.argmax(dim=1), joint_energy(logits)
+    return Counterfactuals(
+        x=found.to(x),
+        distance=_length(found - origins).to(x.device),
+        success=(allowed.gather(1, labels[:, None])[:, 0] & (energy <= max_energy)).to(x.device),
+        labels=labels.to(x.device),
+        energy=energy.to(x.device),
+        max_energy=max_energy,
+    )
 
 
 @dataclass(frozen=True)
@@ -137,22 +163,35 @@ class _Goal:
 
     def holds(self, x: Tensor) -> Tensor:
         """Whether both conditions hold, shape (B,)."""
-        return _hold(self.conditions(x))
+        return (self.conditions(x) <= 0).all(dim=1)
 
     def distance(self, x: Tensor) -> Tensor:
         """Euclidean distance from the origin, shape (B,)."""
-        length: Tensor = torch.linalg.vector_norm((x - self.origin).flatten(1), dim=1)
-        return length
+        return _length(x - self.origin)
 
     def correct(self, x: Tensor, steps: int) -> Tensor:
         """Step onto the linearised boundaries of the conditions that do not hold, in bounds."""
         x = clip_to_bounds(x, self.bounds)
         for _ in range(steps):
-            c, gradients = self._linearised(x)
-            step = _least_step(c, gradients)
+            step = _least_step(*self._linearised(x))
             if not bool(step.any()):  # all conditions hold, or no gradient leads to them
                 break
             x = clip_to_bounds(x + step.view_as(x), self.bounds)
+        return x
+
+    def shorten(self, x: Tensor) -> Tensor:
+        """Shorten the way from the origin to points that satisfy the conditions, in bounds."""
+        x = clip_to_bounds(x, self.bounds)
+        pull = torch.where(self.holds(x), 0.5, 0.0)
+        for _ in range(ROUNDS):
+            pull = pull.where(pull > SMALLEST_PULL, 0.0)
+            if not bool(pull.any()):
+                break
+            tried = self.correct(x + per_row(pull, x) * (self.origin - x), CORRECTIONS)
+            shorter = self.distance(tried) < (1 - 1e-5) * self.distance(x)
+            better = self.holds(tried) & shorter
+            x = torch.where(per_row(better, x), tried, x)
+            pull = torch.where(better, (1.3 * pull).clamp_max(0.5), 0.5 * pull)
         return x
 
     def _linearised(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -160,17 +199,37 @@ class _Goal:
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
             c = self.conditions(leaf)
-            one = torch.autograd.grad(c[:, 0].sum(), leaf, retain_graph=True)[0]
-            two = torch.autograd.grad(c[:, 1].sum(), leaf)[0]
+            gradients = [
+                torch.autograd.grad(part.sum(), leaf, retain_graph=True)[0]
+                for part in c.unbind(dim=1)
+            ]
         if self.bounds is not None:
             low, high = self.bounds
-            stuck = [((x <= low) & (g > 0)) | ((x >= high) & (g < 0)) for g in (one, two)]
-            one, two = (g.masked_fill(s, 0.0) for g, s in zip((one, two), stuck, strict=True))
-        return c.detach(), torch.stack([one.flatten(1), two.flatten(1)], dim=1)
+            gradients = [
+                g.masked_fill(((x <= low) & (g > 0)) | ((x >= high) & (g < 0)), 0.0)
+                for g in gradients
+            ]
+        return c.detach(), torch.stack([g.flatten(1) for g in gradients], dim=1)
 
 
-def _hold(c: Tensor) -> Tensor:
-    return (c <= 0).all(dim=1)
+def _search(goal: _Goal, examples: tuple[Tensor, Tensor] | None) -> Tensor:
+    """The nearest point found, shape (B, *shape), from the origin and from the nearest example.
+
+    Args:
+        goal: What is looked for.
+        examples: Reference inputs that are likely enough, (M, *shape), and their classes (M,).
+    """
+    best = goal.shorten(goal.correct(goal.origin, REACH_STEPS))
+    if examples is None or not len(examples[0]):
+        return best
+    x, classes = examples
+    away = torch.cdist(goal.origin.flatten(1), x.flatten(1))
+    distance, nearest = away.masked_fill(~goal.allowed[:, classes], torch.inf).min(dim=1)
+    found = per_row(distance < torch.inf, goal.origin)
+    end = goal.shorten(torch.where(found, x[nearest], goal.origin))
+    nearer = goal.distance(end) < goal.distance(best)
+    better = goal.holds(end) & (nearer | ~goal.holds(best))
+    return torch.where(per_row(better, best), end, best)
 
 
 def _least_step(c: Tensor, gradients: Tensor) -> Tensor:
@@ -182,10 +241,7 @@ def _least_step(c: Tensor, gradients: Tensor) -> Tensor:
     weights = _onto_boundaries(directions, far, c > 0)
     # A negative weight: the step onto the other boundary alone goes beyond this one.
     weights = _onto_boundaries(directions, far, (c > 0) & (weights >= 0))
-    step = -(weights[:, :, None] * directions).sum(dim=1)
-    rms = step.square().mean(dim=1, keepdim=True).sqrt()
-    shortened: Tensor = step * (LARGEST_RMS / rms.clamp_min(1e-30)).clamp_max(1.0)
-    return shortened
+    return cap_rms(-(weights[:, :, None] * directions).sum(dim=1), LARGEST_RMS)
 
 
 def _onto_boundaries(directions: Tensor, far: Tensor, active: Tensor) -> Tensor:
@@ -198,102 +254,7 @@ def _onto_boundaries(directions: Tensor, far: Tensor, active: Tensor) -> Tensor:
     return solved
 
 
-def _search(
-    goal: _Goal,
-    data: tuple[Tensor, Tensor] | None,
-    rounds: int,
-    on_round: Callable[[Tensor], Tensor],
-) -> Tensor:
-    """The nearest point found from any start, shape (B, *shape)."""
-    ends = [_from(goal, goal.correct(goal.origin, REACH_STEPS), rounds, on_round)]
-    if data is not None:
-        ends.append(_from(goal, _nearest_example(goal, *data), rounds, on_round))
-    best = ends[0]
-    for end in ends[1:]:
-        nearer = goal.distance(end) < goal.distance(best)
-        better = goal.holds(end) & (nearer | ~goal.holds(best))
-        best = torch.where(per_row(better, best), end, best)
-    return best
-
-
-def _from(goal: _Goal, x: Tensor, rounds: int, on_round: Callable[[Tensor], Tensor]) -> Tensor:
-    """Shorten the way from the origin to points that satisfy the conditions, in bounds."""
-    x = clip_to_bounds(x, goal.bounds)
-    pull = torch.where(goal.holds(x), 0.5, 0.0)
-    for _ in range(rounds):
-        pull = pull.where(pull > SMALLEST_PULL, 0.0)
-        if bool(pull.any()):
-            tried = goal.correct(x + per_row(pull, x) * (goal.origin - x), CORRECTIONS)
-            shorter = goal.distance(tried) < (1 - 1e-5) * goal.distance(x)
-            better = goal.holds(tried) & shorter
-            x = torch.where(per_row(better, x), tried, x)
-            pull = torch.where(better, (1.3 * pull).clamp_max(0.5), 0.5 * pull)
-        on_round(x)
-    return x
-
-
-def _nearest_example(goal: _Goal, examples: Tensor, conditions_of: Tensor) -> Tensor:
-    """The nearest reference input of an allowed class that is likely enough, or the origin."""
-    logits, energies = conditions_of[:, :-1], conditions_of[:, -1]
-    best_class = logits.argmax(dim=1)
-    fits = goal.allowed[:, best_class] & (energies <= goal.max_energy)  # (B, M)
-    away = torch.cdist(goal.origin.flatten(1), examples.flatten(1)).masked_fill(~fits, torch.inf)
-    distance, nearest = away.min(dim=1)
-    return torch.where(per_row(distance < torch.inf, goal.origin), examples[nearest], goal.origin)
-
-
-def _reference(model: JEM, reference: Tensor | None) -> tuple[Tensor, Tensor] | None:
-    """Reference inputs (M, *shape) with their logits and energies, (M, K + 1)."""
-    if reference is None:
-        return None
-    data = checked_inputs(model, reference, "reference").to(model.device).float()
-    refuse_not_finite(data, "reference")
-    logits = torch.cat([model.logits(part) for part in data.split(256)])
-    return data, torch.cat([logits, joint_energy(logits)[:, None]], dim=1)
-
-
-def _most_energy(
-    data: tuple[Tensor, Tensor] | None, max_energy: float | None, quantile: float
-) -> float:
-    if max_energy is not None:
-        if math.isnan(max_energy):
-            raise InputError("`max_energy` must be a number, but got nan")
-        return float(max_energy)
-    if data is None:
-        raise InputError("expected `max_energy`, or `reference` data to take it from, got neither")
-    if not 0 < quantile <= 1:
-        raise InputError(f"`quantile` must lie in (0, 1], but got {quantile}")
-    return float(data[1][:, -1].quantile(quantile, interpolation="higher"))
-
-
-def _allowed(
-    model: JEM, x: Tensor, target: Tensor | Sequence[int] | int | np.integer[Any] | None
-) -> Tensor:
-    """Classes that would do for each input, shape (B, K)."""
-    logits = torch.cat([model.logits(part.to(model.device)) for part in x.float().split(256)])
-    num_classes = logits.shape[1]
-    if num_classes < 2:
-        raise InputError("a model with one output (K = 1) has no other class to go to")
-    if target is None:
-        return ~torch.nn.functional.one_hot(logits.argmax(dim=1), num_classes).bool()
-    named = [int(target)] * len(x) if isinstance(target, int | np.integer) else target
-    wanted = checked_labels(named, num_classes, len(x), "target")
-    return torch.nn.functional.one_hot(wanted, num_classes).bool().to(model.device)
-
-
-def _checked_result(
-    model: JEM, x: Tensor, found: Tensor, allowed: Tensor, most: float
-) -> Counterfactuals:
-    """Look at what was found once more, apart from the search."""
-    logits = torch.cat([model.logits(part) for part in found.split(256)])
-    labels, energy = logits.argmax(dim=1), joint_energy(logits)
-    success = allowed.gather(1, labels[:, None]).squeeze(1) & (energy <= most)
-    distance = torch.linalg.vector_norm((found - x.to(found)).flatten(1), dim=1)
-    return Counterfactuals(
-        x=found.to(x),
-        distance=distance.to(x.device),
-        success=success.to(x.device),
-        labels=labels.to(x.device),
-        energy=energy.to(x.device),
-        max_energy=most,
-    )
+def _length(x: Tensor) -> Tensor:
+    """Euclidean length of each row of (B, *shape), shape (B,)."""
+    length: Tensor = torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return length

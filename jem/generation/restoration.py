@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from jem.errors import InputError
+from jem.checks import check_finite, check_inputs, check_number, refuse
 from jem.generation.chains import (
-    BLOCK,
+    Beginning,
     Progress,
     annealed,
-    chain_of,
-    checked_inputs,
-    checked_labels,
-    counted,
-    guided_energy,
+    class_indices,
     padded,
-    refuse_not_finite,
     run_blocks,
+    sampler_of,
 )
 from jem.model import JEM
 from jem.sampling.base_distributions import GaussianBase
-from jem.sampling.langevin import cap_rms, clip_to_bounds, sgld_chain
+from jem.sampling.langevin import cap_rms, clip_to_bounds
 from jem.sampling.settings import SamplerSettings
 
 INITIAL_NOISE = 0.5
 """Noise of the first step of a completion that begins at noise, in data units: a quarter of the
 width of an image."""
 
-DENOISING_STEPS = 20
 REACH = 0.5
 """How far denoising may move an input, in standard deviations of the noise. The whole would let
 the descent go on to a mode; with half, steps and step size hardly matter."""
@@ -47,7 +41,6 @@ def inpaint(
     num_steps: int | None = None,
     guidance: float = 1.0,
     initial_noise: float | None = None,
-    step_decay: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
     r"""Complete inputs: keep what is known to the bit, and draw the rest given it.
@@ -59,7 +52,7 @@ def inpaint(
     component, and looks like no input.
 
     Args:
-        model: A model trained with a generative recipe, or with `chain` and `domain` set.
+        model: A model trained with a generative recipe, or with `sampler` and `domain` set.
         x: Inputs, shape (B, *shape), floats in the network's units. What stands in unknown places
             is never looked at; it may be NaN.
         known: Booleans that broadcast to `x`: True is kept, False is drawn. One of shape (B, H, W)
@@ -70,7 +63,6 @@ def inpaint(
         guidance: See `sample`; without labels of no effect.
         initial_noise: See `sample`; None takes 0.5, or the noise of training throughout where
             chains begin at class Gaussians, which is near enough.
-        step_decay: See `sample`.
         progress: Called after each step with steps done and steps in all.
 
     Returns:
@@ -79,54 +71,72 @@ def inpaint(
     Raises:
         InputError: If the model keeps no sampler settings, known values are not finite, or an
             argument does not fit.
+
+    Example:
+        >>> from jem.sampling import LangevinStep, UniformBase
+        >>> model = JEM(torch.nn.Linear(2, 2), domain=(-1.0, 1.0))
+        >>> init, step = UniformBase(-1.0, 1.0, (2,)), LangevinStep(0.1, 0.01)
+        >>> model.sampler = SamplerSettings(init, 20, step, torch.tensor([0.5, 0.5]))
+        >>> x = torch.tensor([[0.5, torch.nan]])
+        >>> inpaint(model, x, ~x.isnan())[:, 0]
+        tensor([0.5000])
     """
-    chain = chain_of(model)
-    x = checked_inputs(model, x)
-    known = _checked_mask(known, x)
-    if not bool(x[known].isfinite().all()):
-        raise InputError("known values of `x` must be finite; mark others as unknown in `known`")
-    noise = usual_noise(chain) if initial_noise is None else initial_noise
-    count = chain.num_steps if num_steps is None else num_steps
-    steps = annealed(chain.step, count, noise, step_decay)
-    classes = _checked_classes(model, labels, len(x))
-    on_step = counted(len(steps) * -(-len(x) // BLOCK), progress)
+    sampler = sampler_of(model)
+    check_inputs("x", x, model.input_shape)
+    x = x.detach()
+    known = _mask(known, x)
+    check_finite("known values of x", x.masked_fill(~known, 0.0))
+    if labels is not None:
+        labels = class_indices("labels", labels, len(sampler.class_frequencies), len(x))
+    noise = usual_noise(sampler) if initial_noise is None else initial_noise
+    num_steps = sampler.num_steps if num_steps is None else num_steps
 
-    def run(rows: slice, generator: torch.Generator) -> Tensor:
+    def begin(rows: slice, generator: torch.Generator) -> Beginning:
         given, kept = (padded(part, rows, model.device) for part in (x, known))
-        y = None if classes is None else padded(classes, rows, model.device)
+        y = None if labels is None else padded(labels, rows, model.device)
         given = given.float()
-        return sgld_chain(
-            chain.init.complete(given, kept, y, generator=generator),
-            guided_energy(model, y, guidance),
-            steps,
-            generator=generator,
-            bounds=model.bounds(),
-            after_step=lambda moved: on_step(torch.where(kept, given, moved)),
-        )
+        start = sampler.init.complete(given, kept, y, generator=generator)
+        return Beginning(start, y, lambda moved: torch.where(kept, given, moved))
 
-    drawn = run_blocks(model, len(x), run, seed=seed, name="inpaint")
+    drawn = run_blocks(
+        model,
+        len(x),
+        begin,
+        annealed(sampler.step, num_steps, noise),
+        guidance=guidance,
+        seed=seed,
+        name="inpaint",
+        progress=progress,
+    )
     return torch.where(known, x, drawn.to(x))
 
 
-def usual_noise(chain: SamplerSettings) -> float:
+def usual_noise(sampler: SamplerSettings) -> float:
     """Noise of the first step of a completion, where none is asked for; in data units."""
-    return chain.step.noise_std if isinstance(chain.init, GaussianBase) else INITIAL_NOISE
+    return sampler.step.noise_std if isinstance(sampler.init, GaussianBase) else INITIAL_NOISE
+
+
+def _mask(known: Tensor, x: Tensor) -> Tensor:
+    """Check a mask of known places, and expand it to the inputs."""
+    if not isinstance(known, Tensor) or known.dtype != torch.bool:
+        got = known.dtype if isinstance(known, Tensor) else type(known).__name__
+        refuse("known", "be a tensor of booleans, True = keep", got)
+    shape = tuple(known.shape)
+    if known.ndim == x.ndim - 1 > 1 and len(known) == len(x) == x.shape[1] > 1:
+        remedy = "pass known[:, None] for a mask for each input, known[None] for each channel"
+        refuse("known", "say what its first axis counts, inputs or channels", shape, remedy)
+    try:
+        return known.to(x.device).expand_as(x)
+    except RuntimeError:
+        refuse("known", f"broadcast to the inputs, {tuple(x.shape)}", f"shape {shape}")
 
 
 def denoise(
-    model: JEM,
-    x: Tensor,
-    *,
-    noise_std: float = 0.3,
-    labels: Tensor | Sequence[int] | None = None,
-    seed: int = 0,
-    num_steps: int = DENOISING_STEPS,
-    guidance: float = 1.0,
-    progress: Progress | None = None,
+    model: JEM, x: Tensor, *, noise_std: float = 0.3, seed: int = 0, num_steps: int = 20
 ) -> Tensor:
     r"""Clean inputs of Gaussian noise: move each to where the model holds it likely, nearby.
 
-    Chains begin at the input x_0 and move down E(x), or E_s(x, y), inside the ball
+    Chains begin at the input x_0 and move down E(x) inside the ball
 
     .. math:: \sqrt{\tfrac{1}{D} \sum_i (x_i - x_{0,i})^2} \le \tfrac{1}{2}\,\mathrm{noise\_std}
 
@@ -134,15 +144,12 @@ def denoise(
     you state does.
 
     Args:
-        model: A model trained with a generative recipe, or with `chain` and `domain` set.
+        model: A model trained with a generative recipe, or with `sampler` and `domain` set.
         x: Noisy inputs, shape (B, *shape), floats in the network's units; first clipped to the
             domain.
         noise_std: Standard deviation of the noise, in data units; 0 only clips.
-        labels: Class of each input, shape (B,), if known.
         seed: Result i depends on the seed, i and input i alone, not on how many there are.
         num_steps: Langevin steps.
-        guidance: See `sample`; without labels of no effect.
-        progress: Called after each step with steps done and steps in all.
 
     Returns:
         Cleaned inputs, shape, dtype and device of `x`.
@@ -152,53 +159,30 @@ def denoise(
 
     References:
         Morozov (1966), for a bound on the residual set by the size of the noise.
+
+    Example:
+        >>> from jem.sampling import LangevinStep, UniformBase
+        >>> model = JEM(torch.nn.Linear(2, 2), domain=(-1.0, 1.0))
+        >>> init, step = UniformBase(-1.0, 1.0, (2,)), LangevinStep(0.1, 0.01)
+        >>> model.sampler = SamplerSettings(init, 20, step, torch.tensor([0.5, 0.5]))
+        >>> noisy = torch.tensor([[0.4, 0.1]])
+        >>> cleaned = denoise(model, noisy, noise_std=0.2)
+        >>> bool((cleaned - noisy).square().mean().sqrt() <= 0.1 + 1e-6)
+        True
     """
-    chain = chain_of(model)
-    x = checked_inputs(model, x)
-    refuse_not_finite(x)
-    if not 0 <= noise_std < math.inf:
-        raise InputError(f"`noise_std` must be at least 0, but got {noise_std}")
-    steps = annealed(chain.step, num_steps, None, 1.0)
-    classes = _checked_classes(model, labels, len(x))
-    on_step = counted(len(steps) * -(-len(x) // BLOCK), progress)
+    sampler = sampler_of(model)
+    check_inputs("x", x, model.input_shape)
+    check_finite("x", x)
+    check_number("noise_std", noise_std, "[0, inf)")
 
-    def run(rows: slice, generator: torch.Generator) -> Tensor:
-        y = None if classes is None else padded(classes, rows, model.device)
-        noisy = clip_to_bounds(padded(x, rows, model.device).float(), model.bounds())
-        return sgld_chain(
-            noisy,
-            guided_energy(model, y, guidance),
-            steps,
-            generator=generator,
-            bounds=model.bounds(),
-            # The ball's centre lies in the domain, so the way back to it does too.
-            after_step=lambda x: on_step(noisy + cap_rms(x - noisy, REACH * noise_std)),
+    def begin(rows: slice, generator: torch.Generator) -> Beginning:
+        noisy = padded(x.detach(), rows, model.device).float()
+        noisy = clip_to_bounds(noisy, model.bounds())
+        # The ball's centre lies in the domain, so the way back to it does too.
+        return Beginning(
+            noisy, None, lambda moved: noisy + cap_rms(moved - noisy, REACH * noise_std)
         )
 
-    return run_blocks(model, len(x), run, seed=seed, name="denoise").to(x)
-
-
-def _checked_mask(known: Tensor, x: Tensor) -> Tensor:
-    if not isinstance(known, Tensor) or known.dtype != torch.bool:
-        came = known.dtype if isinstance(known, Tensor) else type(known).__name__
-        raise InputError(f"`known` must be a tensor of booleans, True = keep, but got {came}")
-    if known.ndim == x.ndim - 1 > 1 and len(known) == len(x) == x.shape[1] > 1:
-        raise InputError(
-            f"`known` of shape {tuple(known.shape)} could be a mask for each of {len(x)} inputs "
-            f"or of {len(x)} channels: pass known[:, None] for inputs, known[None] for channels"
-        )
-    try:
-        return known.to(x.device).expand_as(x)
-    except RuntimeError as error:
-        raise InputError(
-            f"`known` must broadcast to the inputs, {tuple(x.shape)}, "
-            f"but got shape {tuple(known.shape)}"
-        ) from error
-
-
-def _checked_classes(
-    model: JEM, labels: Tensor | Sequence[int] | None, count: int
-) -> Tensor | None:
-    if labels is None:
-        return None
-    return checked_labels(labels, len(chain_of(model).class_frequencies), count)
+    steps = annealed(sampler.step, num_steps)
+    cleaned = run_blocks(model, len(x), begin, steps, guidance=1.0, seed=seed, name="denoise")
+    return cleaned.to(x)

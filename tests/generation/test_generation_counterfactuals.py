@@ -139,38 +139,25 @@ def test_a_reference_input_helps_where_no_gradient_leads():
     torch.testing.assert_close(found.distance, torch.tensor([1.1, 0.6]), rtol=0.01, atol=0)
 
 
-def test_the_energy_allowed_is_a_quantile_of_the_reference(wells):
+def test_the_energy_allowed_is_that_of_95_percent_of_the_reference(wells):
     data = points(200, seed=1)
     with torch.no_grad():
         energies = wells.energy(data)
-    for quantile in (0.5, 0.95, 1.0):
-        found = jem.counterfactual(
-            wells, points(2), 0, reference=data, quantile=quantile, num_rounds=5
-        )
-        allowed = energies.quantile(quantile, interpolation="higher")
-        assert found.max_energy == pytest.approx(float(allowed))
-        assert (energies <= found.max_energy).double().mean() >= quantile
-        assert (found.energy <= found.max_energy).all()
-    assert (
-        jem.counterfactual(wells, points(2), 0, reference=data, max_energy=0.1).max_energy == 0.1
-    )
+    found = jem.counterfactual(wells, points(2), 0, reference=data)
+    allowed = energies.quantile(0.95, interpolation="higher")
+    assert found.max_energy == pytest.approx(float(allowed))
+    assert (energies <= found.max_energy).double().mean() >= 0.95
+    assert (found.energy <= found.max_energy).all()
+    given = jem.counterfactual(wells, points(2), 0, reference=data, max_energy=0.1)
+    assert given.max_energy == 0.1
 
 
 def test_row_i_does_not_depend_on_the_batch(wells):
     x, target = points(BLOCK + 3), torch.arange(BLOCK + 3) % 3
-    many = jem.counterfactual(wells, x, target, max_energy=0.1, num_rounds=15)
+    many = jem.counterfactual(wells, x, target, max_energy=0.1)
     for count in (1, BLOCK, BLOCK + 1):
-        few = jem.counterfactual(wells, x[:count], target[:count], max_energy=0.1, num_rounds=15)
+        few = jem.counterfactual(wells, x[:count], target[:count], max_energy=0.1)
         assert torch.equal(few.x, many.x[:count])
-
-
-def test_progress_counts_rounds_of_both_searches(wells):
-    told = []
-    jem.counterfactual(
-        wells, points(BLOCK + 1), 0, reference=points(9), num_rounds=2,
-        progress=lambda *rounds: told.append(rounds),
-    )  # fmt: skip
-    assert told == [(done, 8) for done in range(1, 9)]
 
 
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
@@ -179,40 +166,33 @@ def test_the_model_is_left_as_it_was_in_any_gradient_mode(point_model, context):
     point_model.train()
     with context():
         x = points(3)
-        found = jem.counterfactual(point_model, x, 1, reference=points(20, seed=2), num_rounds=10)
+        found = jem.counterfactual(point_model, x, 1, reference=points(20, seed=2))
     assert all(m.training for m in point_model.modules())
     assert all(p.grad is None and p.requires_grad for p in point_model.parameters())
-    again = jem.counterfactual(
-        point_model.eval(), x, 1, reference=points(20, seed=2), num_rounds=10
-    )
+    again = jem.counterfactual(point_model.eval(), x, 1, reference=points(20, seed=2))
     assert torch.equal(found.x, again.x)
 
 
 @pytest.mark.parametrize(
-    ("target", "words", "message"),
+    ("x", "target", "words", "name"),
     [
-        (0, {}, "expected `max_energy`, or `reference` data to take it from, got neither"),
-        (3, {"max_energy": 0.0}, r"`target` must lie in 0\.\.2, but got 3\.\.3"),
-        ([0], {"max_energy": 0.0}, "`target` must be 2, one an input, but got 1"),
-        ([0.5, 1.0], {"max_energy": 0.0}, "`target` must be class indices"),
-        (0, {"max_energy": float("nan")}, "`max_energy` must be a number, but got nan"),
-        (0, {"reference": points(5), "quantile": 0.0}, r"`quantile` must lie in \(0, 1\]"),
-        (0, {"reference": points(5) * torch.nan}, "`reference` must be finite"),
-        (0, {"reference": torch.zeros(5, 3)}, r"`reference` must be of shape \(B, 2\)"),
-        (0, {"max_energy": 0.0, "num_rounds": -1}, "`num_rounds` must be at least 0"),
+        (points(2), 0, {}, "max_energy"),
+        (points(2), 3, {"max_energy": 0.0}, "target"),
+        (points(2), [0], {"max_energy": 0.0}, "target"),
+        (points(2), [0.5, 1.0], {"max_energy": 0.0}, "target"),
+        (points(2), 0, {"max_energy": float("nan")}, "max_energy"),
+        (points(2), 0, {"reference": points(5) * torch.nan}, "reference"),
+        (points(2), 0, {"reference": torch.zeros(5, 3)}, "reference"),
+        (points(2) * torch.nan, 0, {"max_energy": 0.0}, "x"),
+        (torch.zeros(2, 3), 0, {"max_energy": 0.0}, "x"),
     ],
 )
-def test_arguments_are_checked(point_model, target, words, message):
-    with pytest.raises(InputError, match=message):
-        jem.counterfactual(point_model, points(2), target, **words)
+def test_arguments_are_checked(point_model, x, target, words, name):
+    with pytest.raises(InputError, match=f"`{name}`"):
+        jem.counterfactual(point_model, x, target, **words)
 
 
-def test_inputs_and_model_are_checked(point_model):
-    x = torch.tensor([[0.0, 0.0], [torch.nan, 0.0]])
-    with pytest.raises(InputError, match="`x` must be finite, but input 1 is not"):
-        jem.counterfactual(point_model, x, 0, max_energy=0.0)
-    with pytest.raises(InputError, match=r"`x` must be of shape \(B, 2\)"):
-        jem.counterfactual(point_model, torch.zeros(2, 3), 0, max_energy=0.0)
+def test_a_model_without_classes_is_refused():
     with pytest.raises(InputError, match="K = 1"):
         jem.counterfactual(JEM(Wells([[0.0, 0.0]])), points(2), 0, max_energy=0.0)
 

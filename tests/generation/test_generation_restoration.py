@@ -13,11 +13,9 @@ from jem.sampling import LangevinStep, SamplerSettings, UniformBase
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
 
-def settings(shape=(2,), num_classes=3, **changes):
-    init, num_steps = UniformBase(-1.0, 1.0, shape), changes.pop("num_steps", 30)
-    step = LangevinStep(**({"step_size": 0.2, "noise_std": 0.01} | changes))
-    frequencies = torch.full((num_classes,), 1 / num_classes)
-    return SamplerSettings(init, num_steps, step, frequencies, class_conditional_chains=True)
+def settings(shape=(2,), num_classes=3, num_steps=30, step_size=0.2, noise_std=0.01):
+    init, step = UniformBase(-1.0, 1.0, shape), LangevinStep(step_size, noise_std)
+    return SamplerSettings(init, num_steps, step, torch.full((num_classes,), 1 / num_classes))
 
 
 class Alike(nn.Module):
@@ -58,7 +56,7 @@ def points(count, seed=0):
 FIRST = torch.tensor([True, False])
 
 
-# -- completion -----------------------------------------------------------------------------------
+# -- completion
 
 
 def test_the_rest_is_drawn_given_what_is_known():
@@ -106,26 +104,21 @@ def test_completion_i_does_not_depend_on_the_batch(pictures):
     many = jem.inpaint(pictures, x, known, seed=4)
     for count in (1, 7, BLOCK, BLOCK + 1):
         assert torch.equal(jem.inpaint(pictures, x[:count], known, seed=4), many[:count])
-    other = torch.cat([x[:1], x[5:]])
-    assert torch.equal(jem.inpaint(pictures, other, known, seed=4)[0], many[0])
     same_input = jem.inpaint(pictures, x[:1].expand(3, -1, -1, -1), known, seed=4)
     assert len(same_input.unique(dim=0)) == 3
     assert not torch.equal(jem.inpaint(pictures, x, known, seed=5), many)
 
 
-def test_masks_broadcast(pictures):
+def test_masks_broadcast_unless_their_first_axis_could_be_inputs_or_channels(pictures):
     x = torch.zeros(3, 1, 8, 8)
     plane = torch.arange(64).view(8, 8) % 2 == 0
     expected = jem.inpaint(pictures, x, plane)
     for known in (plane[None], plane[None, None], plane.expand(3, 1, 8, 8)):
         assert torch.equal(jem.inpaint(pictures, x, known), expected)
-
-
-def test_a_mask_that_could_be_of_inputs_or_of_channels_is_refused():
     model = JEM(nn.Flatten(), input_shape=(3, 8, 8), domain=(-1.0, 1.0))
     model.sampler = settings((3, 8, 8), num_steps=2)
     x, known = torch.zeros(3, 3, 8, 8), torch.arange(192).view(3, 8, 8) % 5 < 2
-    with pytest.raises(InputError, match=r"pass known\[:, None\] for inputs, known\[None\] for"):
+    with pytest.raises(InputError, match=r"known\[:, None\]"):
         jem.inpaint(model, x, known)
     assert torch.equal(jem.inpaint(model, x[:2], known), jem.inpaint(model, x, known[None])[:2])
 
@@ -137,78 +130,41 @@ def test_all_known_and_nothing_known(model):
     assert torch.equal(drawn, jem.inpaint(model, -x, torch.tensor(False)))
 
 
-@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_restoring_works_in_any_gradient_mode(model, context):
-    done, clean = jem.inpaint(model, points(3), FIRST), jem.denoise(model, points(3))
-    with context():
-        labels = torch.tensor([0, 1, 2])
-        assert torch.equal(jem.inpaint(model, points(3), FIRST.clone()), done)
-        assert torch.equal(jem.denoise(model, points(3)), clean)
-        jem.inpaint(model, points(3), FIRST, labels=labels)
-        jem.denoise(model, points(3), labels=labels, guidance=2.0)
-
-
-def test_restoring_leaves_model_and_inputs_as_they_were(model):
-    model.network.body.append(nn.Dropout(0.5))
-    model.train()
-    x = points(3).requires_grad_()
-    before = x.detach().clone()
-    done, clean = jem.inpaint(model, x, FIRST), jem.denoise(model, x)
-    assert all(m.training for m in model.modules())
-    assert all(p.grad is None and p.requires_grad for p in model.parameters())
-    assert torch.equal(x.detach(), before)
-    assert not done.requires_grad
-    assert torch.equal(done, jem.inpaint(model.eval(), x, FIRST))  # chains ran without dropout
-    assert torch.equal(clean, jem.denoise(model, x))
-
-
-def test_progress_counts_moves(model):
-    told = []
-    jem.inpaint(model, points(20), FIRST, num_steps=2, progress=lambda *m: told.append(m))
-    assert told == [(1, 4), (2, 4), (3, 4), (4, 4)]
+def test_progress_counts_steps(model):
+    seen = []
+    jem.inpaint(model, points(20), FIRST, num_steps=2, progress=lambda *s: seen.append(s))
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 @pytest.mark.parametrize(
-    ("x", "known", "message"),
+    ("x", "known", "words", "name"),
     [
-        (points(3), torch.ones(2), "`known` must be a tensor of booleans.* got torch.float32"),
-        (points(3), [True, False], "`known` must be a tensor of booleans.* got list"),
-        (points(3), torch.ones(5, dtype=torch.bool), r"must broadcast to .*\(3, 2\).* \(5,\)"),
-        (points(3)[:, :1], FIRST, r"`x` must be of shape \(B, 2\), B >= 1, but got \(3, 1\)"),
-        (points(3)[0], FIRST, r"`x` must be of shape"),
-        (points(0), FIRST, r"`x` must be of shape .* but got \(0, 2\)"),
-        (points(3).long(), FIRST, "`x` must be a tensor of floats .* got torch.int64"),
-        ([[0.0, 1.0]], FIRST, "`x` must be a tensor of floats .* got list"),
-        (points(3) / 0, FIRST, "known values of `x` must be finite"),
+        (points(3), torch.ones(2), {}, "known"),
+        (points(3), [True, False], {}, "known"),
+        (points(3), torch.ones(5, dtype=torch.bool), {}, "known"),
+        (points(3)[:, :1], FIRST, {}, "x"),
+        (points(0), FIRST, {}, "x"),
+        (points(3).long(), FIRST, {}, "x"),
+        ([[0.0, 1.0]], FIRST, {}, "x"),
+        (points(3) / 0, FIRST, {}, "known values of x"),
+        (points(3), FIRST, {"labels": [0]}, "labels"),
+        (points(3), FIRST, {"labels": [0, 1, 3]}, "labels"),
+        (points(3), FIRST, {"num_steps": -1}, "num_steps"),
+        (points(3), FIRST, {"initial_noise": -1.0}, "initial_noise"),
     ],
 )
-def test_completion_checks_inputs_and_mask(model, x, known, message):
-    with pytest.raises(InputError, match=message):
-        jem.inpaint(model, x, known)
+def test_arguments_of_a_completion_are_checked(model, x, known, words, name):
+    with pytest.raises(InputError, match=f"`{name}` must"):
+        jem.inpaint(model, x, known, **words)
 
 
-def test_other_arguments_of_a_completion_are_checked(model):
-    for words, message in [
-        ({"labels": [0]}, "`labels` must be 3, one an input, but got 1"),
-        ({"labels": [0, 1, 3]}, r"`labels` must lie in 0\.\.2"),
-        ({"num_steps": -1}, "`num_steps` must be"),
-        ({"initial_noise": -1.0}, "`initial_noise` must be at least 0"),
-        ({"labels": [0, 1, 2], "guidance": -1.0}, "`guidance` must be at least 0"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            jem.inpaint(model, points(3), FIRST, **words)
-    model.sampler = None
-    with pytest.raises(InputError, match="keeps no sampler settings"):
-        jem.inpaint(model, points(3), FIRST)
+# -- denoising
 
 
-# -- denoising ------------------------------------------------------------------------------------
-
-
-def well(step_size=0.1, noise_std=0.0):
+def well():
     """E(x) = |x|^2 / 2 of two components."""
     model = JEM(Wells([0.0]), domain=(-1.0, 1.0))
-    model.sampler = settings(num_classes=1, step_size=step_size, noise_std=noise_std)
+    model.sampler = settings(num_classes=1, step_size=0.1, noise_std=0.0)
     return model
 
 
@@ -223,13 +179,9 @@ def test_denoising_goes_down_the_energy_as_far_as_the_noise_allows():
 
 
 def test_denoising_brings_noisy_points_nearer_to_where_they_came_from():
-    model = JEM(Wells([-0.5, 0.0, 0.5]), domain=(-1.0, 1.0))
-    model.sampler = settings(step_size=0.3)
-    labels = torch.arange(300) % 3
-    clean = model.network.centres.detach()[labels, None].expand(-1, 2)
-    noise = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
-    noisy = (clean + 0.2 * noise).clamp(-1, 1)
-    cleaned = jem.denoise(model, noisy, noise_std=0.2, labels=labels)
+    clean = torch.zeros(300, 2)
+    noisy = 0.2 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    cleaned = jem.denoise(well(), noisy, noise_std=0.2)
     assert (cleaned - clean).square().mean() < 0.6 * (noisy - clean).square().mean()
 
 
@@ -251,13 +203,33 @@ def test_denoising_of_input_i_does_not_depend_on_the_batch(pictures):
     assert not torch.equal(jem.denoise(pictures, x, seed=2), many)
 
 
-def test_arguments_of_denoising_are_checked(model):
-    for x, words, message in [
-        (points(3), {"noise_std": -0.1}, "`noise_std` must be at least 0"),
-        (points(3), {"noise_std": float("nan")}, "`noise_std` must be at least 0"),
-        (points(3), {"labels": [0]}, "`labels` must be 3"),
-        (points(3) * torch.nan, {}, "`x` must be finite, but input 0 is not"),
-        (points(3)[0], {}, "`x` must be of shape"),
-    ]:
-        with pytest.raises(InputError, match=message):
-            jem.denoise(model, x, **words)
+@pytest.mark.parametrize(
+    ("x", "noise_std", "name"),
+    [
+        (points(3), -0.1, "noise_std"), (points(3), float("nan"), "noise_std"),
+        (points(3) * torch.nan, 0.3, "x"), (points(3)[0], 0.3, "x"),
+    ],
+)  # fmt: skip
+def test_arguments_of_denoising_are_checked(model, x, noise_std, name):
+    with pytest.raises(InputError, match=f"`{name}` must"):
+        jem.denoise(model, x, noise_std=noise_std)
+
+
+# -- both
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_restoring_works_in_any_gradient_mode_and_leaves_the_model_as_it_was(model, context):
+    model.network.body.append(nn.Dropout(0.5))
+    model.eval()  # chains run without dropout
+    done, clean = jem.inpaint(model, points(3), FIRST), jem.denoise(model, points(3))
+    x, before = points(3).requires_grad_(), points(3)
+    model.train()
+    with context():
+        assert torch.equal(jem.inpaint(model, x, FIRST.clone()), done)
+        assert torch.equal(jem.denoise(model, x), clean)
+        jem.inpaint(model, x, FIRST, labels=torch.tensor([0, 1, 2]), guidance=2.0)
+    assert all(m.training for m in model.modules())
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+    assert torch.equal(x.detach(), before)
+    assert not done.requires_grad
