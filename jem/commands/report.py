@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -36,7 +36,7 @@ data set those that come first."""
 class Report:
     """Measure a run on its test part, and write report.html and report.json into it."""
 
-    run: tyro.conf.Positional[Path]
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     ood: tuple[str, ...] = ()
     """More OOD sets: gaussian_noise, constant_images or rotations, which are made; names of

@@ -20,7 +20,6 @@ from jem.errors import InputError, RunFolderError
 from jem.runs.files import replacing
 
 if TYPE_CHECKING:
-    from jem.data.arrays import Array
     from jem.data.files import InputStream
     from jem.serving.scorer import Prediction, Scorer
 
@@ -86,7 +85,11 @@ def run(argv: list[str]) -> int:
     with written as file, _progress(args, stream) as advance:
         writer = csv.writer(file, lineterminator="\n")
         for names, raw in stream.batches:
-            found = _predict(args.inputs, names, raw, lambda raw: scorer.predict(scale(raw)))
+            try:
+                found = scorer.predict(scale(raw))
+            except InputError as error:
+                where = f"{args.inputs}, inputs {names[0]} to {names[-1]}"
+                raise InputError(f"{where}: {error}") from error
             columns = _columns(scorer, names, found)
             if not count:
                 writer.writerow(columns)
@@ -134,20 +137,6 @@ def _scorer(args: Score, run: Run) -> Scorer:
         acceptance_rate=args.acceptance_rate,
         batch_size=args.batch_size,
     )
-
-
-def _predict(
-    path: Path, names: Sequence[str], raw: Array, predict: Callable[[Array], Prediction]
-) -> Prediction:
-    """Score a batch; an error names the input that it is about."""
-    try:
-        return predict(raw)
-    except InputError as error:
-        if len(names) == 1:
-            raise InputError(f"{path}, input {names[0]}, taken alone: {error}") from error
-        for name, row in zip(names, raw, strict=True):
-            _predict(path, [name], row[None], predict)
-        raise
 
 
 def _columns(scorer: Scorer, names: Sequence[str], found: Prediction) -> dict[str, Sequence[Any]]:

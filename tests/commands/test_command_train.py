@@ -1,0 +1,321 @@
+"""`jem train`: what it makes, where settings come from, and what it refuses."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import jem
+from jem.commands.train import control_recipe, default_folder
+from jem.training.recipe import RECIPES, Recipe
+
+WITHOUT = ["--quiet", "--device", "cpu", "--no-report"]  # for runs whose settings are given
+QUICK = [
+    *WITHOUT, "--epochs", "1", "--num-chains", "16", "--buffer-size", "16", "--sample-steps", "2",
+]  # fmt: skip
+OWN_NETWORK = (
+    "import math, torch\n"
+    "def make(shape, k):\n"
+    "    linear = torch.nn.Linear(math.prod(shape), k)\n"
+    "    return torch.nn.Sequential(torch.nn.Flatten(), linear)\n"
+)
+
+
+def config_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def resolved(shown):
+    """The configuration that a dry run prints."""
+    return json.loads(shown[: shown.index("\n}") + 2])
+
+
+def weights(folder):
+    return jem.load(folder).state_dict()
+
+
+@pytest.fixture(scope="module")
+def quick_run(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("train") / "run"
+    assert run("train", "--out", folder, "--control", *QUICK) == 0
+    return folder
+
+
+# -- what it makes --------------------------------------------------------------------------------
+
+
+def test_a_run_explains_itself_and_has_a_control(quick_run):
+    names = {path.name for path in quick_run.iterdir()}
+    assert {"config.json", "metrics.jsonl", "checkpoints", "samples.png", "control"} <= names
+    assert not (quick_run / "report.html").exists()
+    control = config_of(quick_run / "control")
+    assert control["recipe"]["objective"] == "none"
+    assert control["recipe"]["epochs"] == 1
+
+
+def test_the_control_shares_the_data_and_nothing_generative():
+    shared = {
+        "epochs": 3, "batch_size": 7, "precision": "bfloat16", "label_smoothing": 0.2,
+        "class_weight": "balanced", "augment_shift": 2, "augment_flip": True, "augment_noise": 0.4,
+    }  # fmt: skip
+    control = control_recipe(Recipe(learning_rate=0.7, generative_weight=9.0, **shared))
+    assert control == replace(RECIPES["plain"], **shared)
+
+
+def test_without_a_report_the_test_part_is_still_measured(run, tmp_path, capsys):
+    assert run("train", "--data", "iris", "--out", tmp_path / "run", *QUICK) == 0
+    shown = capsys.readouterr().out.lower()
+    for name in ("accuracy", "nll", "ece"):
+        assert name in shown
+
+
+def test_a_run_ends_in_a_report(run, tmp_path, capsys, quick_judge):
+    words = [word for word in QUICK if word != "--no-report"]
+    folder = tmp_path / "run"
+    assert run("train", "--data", "iris", "--out", folder, "--control", *words) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert json.loads((folder / "report.json").read_text())["classification"]
+
+
+def test_the_configuration_of_a_run_makes_the_same_run_again(run, quick_run, tmp_path):
+    words = ("--config", quick_run / "config.json", "--out", tmp_path / "b", *WITHOUT)
+    assert run("train", *words) == 0
+    assert config_of(quick_run) == config_of(tmp_path / "b")
+    before, after = weights(quick_run), weights(tmp_path / "b")
+    assert all(torch.equal(before[name], after[name]) for name in before if "extra" not in name)
+
+
+def test_a_dry_run_shows_the_cost_and_writes_nothing(run, tmp_path, capsys):
+    assert run("train", "--dry-run", "--out", tmp_path / "x", "--epochs", 2) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"cost: +2 epochs, 38 iterations, [\d.]+ ms each here: about \d+ s", shown)
+    assert not (tmp_path / "x").exists()
+
+
+def test_folders_of_images_and_tables_train(run, pictures, table, tmp_path):
+    table(tmp_path / "table.csv")
+    pictures(tmp_path / "pictures", size=(9, 10))
+    for name in ("table.csv", "pictures"):
+        out = tmp_path / "runs" / name
+        assert run("train", "--data", tmp_path / name, "--out", out, *QUICK) == 0
+
+
+def test_a_run_on_images_of_any_size_takes_images_of_any_size(run, refused, pictures, tmp_path):
+    data = pictures(tmp_path / "pictures", 30, (9, 10))
+    (pictures(tmp_path / "more", 1, (12, 10)) / "a" / "0.png").rename(data / "a" / "x.png")
+    out, words = tmp_path / "run", ("--data", data, *QUICK)
+    assert "--image-size" in refused("train", "--out", out, *words)
+    assert run("train", "--out", out, "--image-size", 8, *words) == 0
+    assert config_of(out)["image_size"] == 8
+    scores, inputs = tmp_path / "scores.csv", tmp_path / "more" / "b"
+    assert run("score", out, inputs, "--out", scores, "--acceptance-rate", 0.5, "--quiet") == 0
+    assert len(scores.read_text().splitlines()) == 2
+    assert run("inpaint", out, inputs, "--out", tmp_path / "filled.png") == 0
+    assert run("train", "--out", out, "--resume", *WITHOUT) == 0
+
+
+def test_damaged_images_are_left_out_where_that_is_asked_for(run, refused, pictures, tmp_path):
+    data, out = pictures(tmp_path / "pictures", 30), tmp_path / "run"
+    (data / "a" / "7.png").write_bytes(b"no image")
+    words = ("train", "--data", data, "--out", out, *QUICK)
+    assert "--skip-damaged" in refused(*words)
+    again = ("train", "--out", out, "--resume", *WITHOUT)
+    scores = ("score", out, data / "a", "--acceptance-rate", 0.5, "--quiet", "--out")
+    for asked in (
+        (*words, "--skip-damaged"), again, (*scores, tmp_path / "s.csv", "--skip-damaged"),
+    ):  # fmt: skip
+        with pytest.warns(UserWarning, match="1 of .0 images"):
+            assert run(*asked) == 0
+    assert "7.png" in refused(*scores, tmp_path / "t.csv")
+    assert config_of(out)["skip_damaged"] is True
+    assert len((tmp_path / "s.csv").read_text().splitlines()) == 30
+
+
+def test_your_own_network_is_named_trained_and_loaded(run, tmp_path, monkeypatch):
+    (tmp_path / "my_train_net.py").write_text(OWN_NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert run("train", "--network", "my_train_net:make", "--out", "run", *QUICK) == 0
+    assert config_of(Path("run"))["network"] == "my_train_net:make"
+    assert run("sample", "run", "--labels", 3, "--count", 1, "--out", "s.png") == 0
+
+
+def test_a_run_of_no_epochs_is_a_classifier_as_given(run, tmp_path, capsys, quick_judge):
+    folder = tmp_path / "run"
+    words = ["0" if word == "1" else word for word in QUICK if word != "--no-report"]
+    assert run("train", "--data", "iris", "--out", folder, *words) == 0
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "nothing was trained" in shown
+    assert "samples:" not in shown
+    figures = json.loads((folder / "report.json").read_text())
+    assert "0 updates were made" in figures["run"]["as_given"]
+    assert "--control" not in (folder / "report.html").read_text()
+    assert run("sample", folder, "--count", 1, "--out", tmp_path / "s.png", "--quiet") == 0
+    assert "trained no density" in capsys.readouterr().err
+
+
+def test_a_network_that_no_epoch_kept_accurate_is_as_given(run, tmp_path, monkeypatch, capsys):
+    accuracies = iter([0.9, 0.5])
+    monkeypatch.setattr(
+        "jem.training.trainer.validate", lambda *_: {"valid_accuracy": next(accuracies)}
+    )
+    words = [*QUICK, "--data", "iris", "--accuracy-margin", "0.1"]
+    folder = tmp_path / "run"
+    with pytest.warns(UserWarning, match="the model is as it was given"):
+        assert run("train", "--out", folder, *words) == 0
+    assert "samples:" not in capsys.readouterr().out
+    assert "accuracy margin of 0.1" in config_of(folder)["as_given"]
+    again = ("--config", folder / "config.json", "--out", tmp_path / "again", "--dry-run")
+    assert run("train", *again) == 0  # what a run writes of itself can be given to another
+
+
+# -- settings -------------------------------------------------------------------------------------
+
+
+def test_flags_change_what_the_file_changed_in_the_recipe(run, tmp_path, capsys):
+    config = tmp_path / "c.json"
+    config.write_text(json.dumps({"learning_rate": 0.5, "weight_decay": 0.25, "seed": 7}))
+    words = ("--recipe", "jem", "--config", config, "--weight-decay", "0.125", "--dry-run")
+    assert run("train", *words, "--num-steps=3", "--buffer-size", 64) == 0
+    found = resolved(capsys.readouterr().out)
+    recipe = found["recipe"]
+    assert (found["seed"], recipe["learning_rate"], recipe["weight_decay"]) == (7, 0.5, 0.125)
+    assert (recipe["num_steps"], recipe["init"]) == (3, RECIPES["jem"].init)
+
+
+def test_a_recipe_is_not_hidden_by_that_of_a_file(run, refused, tmp_path):
+    config = tmp_path / "c.json"
+    words = ("train", "--data", "iris", "--config", config, "--dry-run", "--out", tmp_path / "r")
+    for recipe in (asdict(RECIPES["fast"]), "fast"):
+        config.write_text(json.dumps({"recipe": recipe}))
+        assert "leave out --recipe" in refused(*words, "--recipe", "plain")
+        assert run(*words, "--recipe", "fast") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("{", "JSON"), ("[1]", "JSON object"), ('{"learning_rat": 1}', "learning_rat"),
+        ('{"learning_rate": -1}', "learning_rate"), ('{"learning_rate": "high"}', "learning_rate"),
+        ('{"schedule": "linear"}', "schedule"), ('{"recipe": {"no_such": 1}}', "no_such"),
+        ('{"recipe": ["a"]}', "recipe"), ('{"seed": "x"}', "seed"), ('{"seed": 1.5}', "seed"),
+        ('{"seed": true}', "seed"), ('{"network": 5}', "network"), ('{"data_root": 3}', "data_root"),
+        ('{"data": null}', "data"), ('{"image_size": 0}', "image_size"),
+        ('{"skip_damaged": 1}', "skip_damaged"),
+    ],
+)  # fmt: skip
+def test_files_that_hold_no_settings_are_refused(refused, tmp_path, text, named):
+    (tmp_path / "c.json").write_text(text)
+    message = refused("train", "--config", tmp_path / "c.json")
+    assert "c.json" in message
+    assert named in message
+
+
+# -- where runs go, and how they go on ------------------------------------------------------------
+
+
+def test_the_default_folder_is_free_and_resume_takes_the_last_that_holds_a_run(tmp_path):
+    assert default_folder(tmp_path, "x", resume=False).name == "x"
+    for name in ("x", "x-2"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "x" / "config.json").write_text("{}")
+    assert default_folder(tmp_path, "x", resume=False).name == "x-3"
+    assert default_folder(tmp_path, "x", resume=True).name == "x"
+
+
+def test_resuming_a_finished_run_changes_nothing(run, quick_run):
+    before = weights(quick_run)
+    assert run("train", "--out", quick_run, "--resume", "--epochs", 1, *WITHOUT) == 0
+    after = weights(quick_run)
+    assert all(torch.equal(before[name], after[name]) for name in before if "extra" not in name)
+
+
+def test_resume_takes_no_other_settings(refused, quick_run):
+    words = ("train", "--out", quick_run, "--resume")
+    message = refused(*words, "--data", "wine", "--epochs", 7, "--seed", 3)
+    assert all(name in message for name in ("data", "seed", "epochs"))
+
+
+def test_a_run_begun_in_python_goes_on_there(refused, train, tmp_path):
+    train(tmp_path / "run", "iris", detector=False)
+    assert "resume=True" in refused("train", "--out", tmp_path / "run", "--resume")
+
+
+def test_a_run_folder_must_be_free_writable_and_no_class_of_its_data(
+    run, refused, quick_run, pictures, tmp_path, monkeypatch
+):
+    assert "already holds a run" in refused("train", "--out", quick_run, *QUICK)
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in refused("train", "--out", tmp_path / "file" / "run", *QUICK)
+    assert "holds no run" in refused("train", "--out", tmp_path / "none", "--resume")
+    monkeypatch.chdir(pictures(tmp_path / "pets"))
+    for words in (["--data", "."], ["--data", tmp_path / "pets", "--out", "."]):
+        assert "folder of the data" in refused("train", *words, *QUICK)
+    assert sorted(path.name for path in Path().iterdir()) == ["a", "b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_signal_saves_and_resume_finishes(run, tmp_path, number):
+    words = ["train", "--out", str(tmp_path / "run"), *WITHOUT]
+    command = [sys.executable, "-m", "jem", *words, "--epochs", "30"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while not list((tmp_path / "run" / "checkpoints").glob("*.pt")):
+        time.sleep(0.05)
+    time.sleep(1)
+    child.send_signal(number)
+    _, message = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert re.search(r"stopped at iteration \d+ of 570; the state is in .*--resume", message)
+    assert run(*words, "--resume") == 0
+    last = torch.load(tmp_path / "run" / "checkpoints" / "00000570.pt", weights_only=True)
+    assert last["progress"]["iteration"] == 570
+
+
+# -- mistakes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["--data", "digit"], "Did you mean digits?"),
+        (["--recipe", "fasst"], "fasst"),
+        (["--network", "resnet"], "module:factory"),
+        (["--network", "no_such_module:f"], "no_such_module"),
+        (["--device", "tpu", "--epochs", 1], "tpu"),
+        (["--learning-rate", -1], "learning_rate"),
+        (["--data", ""], "''"),
+        (["--data", "gone.npz"], "gone.npz"),
+        (["--config", "gone.json"], "gone.json"),
+        (["--data", "mnist", "--data-root", "gone"], "--download"),
+        (["folder/"], "--data folder/"),
+        (["--data", "iris", "--control", "--epochs", 0], "--control"),
+    ],
+)
+def test_what_does_not_exist_or_fit_is_named(refused, tmp_path, monkeypatch, words, named):
+    monkeypatch.chdir(tmp_path)
+    assert named in refused("train", *words)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "named"),
+    [
+        ({"x": np.zeros((40, 4)), "labels": np.zeros(40, int)}, "class"),
+        ({"x": np.full((40, 4), np.nan), "labels": np.arange(40) % 2}, "finite|NaN|nan"),
+        ({"x": np.zeros((40, 4)), "labels": np.arange(30) % 2}, "40.*30|30.*40"),
+        ({"x": np.zeros((40, 4))}, "labels"),
+        ({"x": np.zeros((4, 4)), "labels": np.arange(4) % 2}, "examples"),
+        ({"x": np.zeros((40, 2, 2, 2, 2)), "labels": np.arange(40) % 2}, "shape"),
+    ],
+)
+def test_arrays_that_are_no_data_set_are_refused(refused, tmp_path, arrays, named):
+    np.savez(tmp_path / "bad.npz", **arrays)
+    assert re.search(named, refused("train", "--data", tmp_path / "bad.npz"))
