@@ -11,7 +11,8 @@ import pytest
 from jem import __version__
 from jem.cli import COMMANDS
 from jem.errors import InputError, TrainingDivergedError, TrainingInterrupted
-from jem.training.recipe import DEFAULTS, RECIPES, Recipe
+from jem.training.recipe import DEFAULTS, Recipe
+from jem.training.recipes import RECIPES
 
 
 def test_it_runs_as_a_module():

@@ -15,7 +15,8 @@ import torch
 
 import jem
 from jem.commands.train import control_recipe, default_folder
-from jem.training.recipe import RECIPES, Recipe
+from jem.training.recipe import Recipe
+from jem.training.recipes import RECIPES
 
 WITHOUT = ["--quiet", "--device", "cpu", "--no-report"]  # for runs whose settings are given
 QUICK = [
@@ -207,8 +208,8 @@ def test_a_recipe_is_not_hidden_by_that_of_a_file(run, refused, tmp_path):
         ('{"learning_rate": -1}', "learning_rate"), ('{"learning_rate": "high"}', "learning_rate"),
         ('{"schedule": "linear"}', "schedule"), ('{"recipe": {"no_such": 1}}', "no_such"),
         ('{"recipe": ["a"]}', "recipe"), ('{"seed": "x"}', "seed"), ('{"seed": 1.5}', "seed"),
-        ('{"seed": true}', "seed"), ('{"network": 5}', "network"), ('{"data_root": 3}', "data_root"),
-        ('{"data": null}', "data"), ('{"image_size": 0}', "image_size"),
+        ('{"seed": true}', "seed"), ('{"network": 5}', "network"), ('{"data": null}', "data"),
+        ('{"data_root": 3}', "data_root"), ('{"image_size": 0}', "image_size"),
         ('{"skip_damaged": 1}', "skip_damaged"),
     ],
 )  # fmt: skip
