@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from jem.checks import check_integer
-from jem.commands.outputs import Drawing, steps_shown
+from jem.commands.outputs import Drawing
 from jem.commands.runs import Run, note_if_as_given, open_run, run_config
 from jem.errors import InputError
 
@@ -148,14 +148,15 @@ def _complete(args: Inpaint, run: Run, x: Tensor, known: Tensor, labels: Tensor 
     import torch
 
     from jem.generation import inpaint
+    from jem.progress import ProgressBar
     from jem.randomness import derive_seed
 
     drawn = []
-    with steps_shown("completing", args.quiet) as show:
+    with ProgressBar("completing", quiet=args.quiet) as bar:
         for j in range(args.count):
 
             def progress(done: int, total: int, j: int = j) -> None:
-                show(j * total + done, args.count * total)
+                bar.update(j * total + done, args.count * total)
 
             made = inpaint(
                 run.model,

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,16 +151,3 @@ def _is_drawing(arrays: Path) -> bool:
             return "metadata.npy" in archive.namelist()
     except (OSError, zipfile.BadZipFile):
         return False
-
-
-@contextmanager
-def steps_shown(what: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A bar on a terminal's stderr; yields what is told of steps done and steps in all."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-    off = quiet or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=off) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

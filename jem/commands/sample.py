@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jem.checks import check_integer
-from jem.commands.outputs import Drawing, steps_shown
+from jem.commands.outputs import Drawing
 from jem.commands.runs import Run, note_if_as_given, open_run, run_config
 from jem.errors import InputError
 
@@ -66,6 +66,7 @@ def run(argv: list[str]) -> int:
     from jem.generation.chains import sampler_of
     from jem.generation.samples import SAVED_STEPS
     from jem.plotting import inputs_figure
+    from jem.progress import ProgressBar
 
     check_integer("--count", args.count, 1)
     config = run_config(args.run)
@@ -82,9 +83,9 @@ def run(argv: list[str]) -> int:
     asked["num_steps"] = args.num_steps
     if args.num_steps is None:
         asked["num_steps"] = SAVED_STEPS if args.init == "saved" else usual
-    with steps_shown("drawing", args.quiet) as progress:
+    with ProgressBar("drawing", quiet=args.quiet) as bar:
         drawn = sample(
-            trained.model, labels, init=_init(args, trained), progress=progress, **asked
+            trained.model, labels, init=_init(args, trained), progress=bar.update, **asked
         )
     raw, of_rows = trained.raw_units(drawn), [n for n in names for _ in range(args.count)]
     bounds = trained.model.bounds("cpu")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,7 +18,6 @@ from jem.errors import InputError, RunFolderError
 from jem.runs.files import replacing
 
 if TYPE_CHECKING:
-    from jem.data.files import InputStream
     from jem.serving.scorer import Prediction, Scorer
 
 
@@ -66,6 +63,7 @@ def run(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
     from jem.data.scaling import unit_warning
+    from jem.progress import ProgressBar
 
     check_integer("--batch-size", args.batch_size, 1)
     config = run_config(args.run)
@@ -82,7 +80,7 @@ def run(argv: list[str]) -> int:
     count = rejected = 0
     # A file name need not be text; its bytes are written as they are.
     written = replacing(out, "t", encoding="utf-8", errors="surrogateescape", newline="")
-    with written as file, _progress(args, stream) as advance:
+    with written as file, ProgressBar("scoring", stream.total, quiet=args.quiet) as bar:
         writer = csv.writer(file, lineterminator="\n")
         for names, raw in stream.batches:
             try:
@@ -100,7 +98,7 @@ def run(argv: list[str]) -> int:
                     note(f"{args.inputs}: {doubt}")
             writer.writerows(zip(*columns.values(), strict=True))
             count, rejected = count + len(names), rejected + int(found.is_ood.sum())
-            advance(len(names))
+            bar.update(count, stream.total)
     detector = scorer.detector
     print(
         f"{count:,} inputs, {rejected:,} rejected ({rejected / count:.2%}): {out}\n"
@@ -152,16 +150,3 @@ def _columns(scorer: Scorer, names: Sequence[str], found: Prediction) -> dict[st
         **{f: [f"{value:.6g}" for value in getattr(found, f).tolist()] for f in figures},
         "ood": [str(flag).lower() for flag in found.is_ood.tolist()],
     }
-
-
-@contextmanager
-def _progress(args: Score, stream: InputStream) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; yields what moves it."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    off = args.quiet or not sys.stderr.isatty()
-    with Progress(*columns, console=Console(stderr=True), disable=off) as bar:
-        task = bar.add_task("scoring", total=stream.total)
-        yield lambda count: bar.advance(task, count)

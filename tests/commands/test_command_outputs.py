@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jem.commands.outputs import Drawing, check_out, steps_shown
+from jem.commands.outputs import Drawing, check_out
 from jem.errors import InputError
 
 
@@ -46,9 +46,3 @@ def test_only_an_earlier_drawing_is_replaced_beside_the_picture(tmp_path, name):
     assert Drawing.at(tmp_path / name, table=True)
     with pytest.raises(InputError, match="is read"):  # unless it is read now
         Drawing.at(tmp_path / name, tmp_path / f"{Path(name).stem}.npz", table=True)
-
-
-def test_no_bar_where_stderr_is_no_terminal(capsys):
-    with steps_shown("drawing", quiet=False) as progress:
-        progress(1, 2)
-    assert capsys.readouterr().err == ""

@@ -213,12 +213,12 @@ def test_bad_images_and_cells_are_named(refused, digits_run, wine_run, tmp_path)
     (tmp_path / "in" / "wide.png").write_bytes(b"no image")
     assert "wide.png" in refused("score", digits_run, tmp_path / "in", *out)
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
-    assert "1 x 8 x 8" in refused("score", digits_run, tmp_path / "t.csv", *out)
+    assert "(1, 8, 8)" in refused("score", digits_run, tmp_path / "t.csv", *out)
     header, good = ",".join(f"c{i}" for i in range(13)), ",".join(["1"] * 13)
     bad = good.replace("1", "tall", 1)
     (tmp_path / "t.csv").write_text("\n".join([header, *[good] * 8, bad]))
     message = refused("score", wine_run, tmp_path / "t.csv", "--batch-size", 4, *out)
-    assert all(part in message for part in ("c0", "tall", "line 10"))
+    assert all(part in message for part in ("c0", "tall", "row 8"))
 
 
 @pytest.mark.parametrize(

@@ -287,7 +287,7 @@ def test_a_stop_signal_saves_and_resume_finishes(run, tmp_path, number):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--data", "digit"], "Did you mean digits?"),
+        (["--data", "digit"], "did you mean digits?"),
         (["--recipe", "fasst"], "fasst"),
         (["--network", "resnet"], "module:factory"),
         (["--network", "no_such_module:f"], "no_such_module"),
