@@ -78,7 +78,7 @@ def test_without_a_report_the_test_part_is_still_measured(run, tmp_path, capsys)
         assert name in shown
 
 
-def test_a_run_ends_in_a_report(run, tmp_path, capsys, quick_judge):
+def test_a_run_ends_in_a_report(run, tmp_path, capsys, quick_reference):
     words = [word for word in QUICK if word != "--no-report"]
     folder = tmp_path / "run"
     assert run("train", "--data", "iris", "--out", folder, "--control", *words) == 0
@@ -149,7 +149,7 @@ def test_your_own_network_is_named_trained_and_loaded(run, tmp_path, monkeypatch
     assert run("sample", "run", "--labels", 3, "--count", 1, "--out", "s.png") == 0
 
 
-def test_a_run_of_no_epochs_is_a_classifier_as_given(run, tmp_path, capsys, quick_judge):
+def test_a_run_of_no_epochs_is_a_classifier_as_given(run, tmp_path, capsys, quick_reference):
     folder = tmp_path / "run"
     words = ["0" if word == "1" else word for word in QUICK if word != "--no-report"]
     assert run("train", "--data", "iris", "--out", folder, *words) == 0
@@ -158,6 +158,7 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(run, tmp_path, capsys, quic
     assert "samples:" not in shown
     figures = json.loads((folder / "report.json").read_text())
     assert "0 updates were made" in figures["run"]["as_given"]
+    assert not any(row["used_in_training"] for row in figures["ood"]["sets"])
     assert "--control" not in (folder / "report.html").read_text()
     assert run("sample", folder, "--count", 1, "--out", tmp_path / "s.png", "--quiet") == 0
     assert "trained no density" in capsys.readouterr().err
