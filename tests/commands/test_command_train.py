@@ -78,7 +78,7 @@ def test_without_a_report_the_test_part_is_still_measured(run, tmp_path, capsys)
         assert name in shown
 
 
-def test_a_run_ends_in_a_report(run, tmp_path, capsys, quick_reference):
+def test_a_run_ends_in_a_report(run, tmp_path, capsys, quick_reference_classifier):
     words = [word for word in QUICK if word != "--no-report"]
     folder = tmp_path / "run"
     assert run("train", "--data", "iris", "--out", folder, "--control", *words) == 0
@@ -149,7 +149,9 @@ def test_your_own_network_is_named_trained_and_loaded(run, tmp_path, monkeypatch
     assert run("sample", "run", "--labels", 3, "--count", 1, "--out", "s.png") == 0
 
 
-def test_a_run_of_no_epochs_is_a_classifier_as_given(run, tmp_path, capsys, quick_reference):
+def test_a_run_of_no_epochs_is_a_classifier_as_given(
+    run, tmp_path, capsys, quick_reference_classifier
+):
     folder = tmp_path / "run"
     words = ["0" if word == "1" else word for word in QUICK if word != "--no-report"]
     assert run("train", "--data", "iris", "--out", folder, *words) == 0
