@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -267,8 +268,6 @@ def _read_csv(path: Path, label_column: str | None) -> tuple[Array, Array, list[
         (_numbers(path, rows[names]), rows[label].str.strip().to_numpy(object))
         for rows in _rows(path, header, separator, ROWS_AT_ONCE, label)
     ]
-    if not parts:
-        refuse(str(path), "have rows below the header", "none")
     x, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
     try:
         return x, labels.astype(np.float64), names  # 1 and 1.0 are one class, and 9 before 10
@@ -295,15 +294,8 @@ def _open_table(
         expected = f"have the columns of the training data ({', '.join(missing)} is missing)"
         refuse(str(path), expected, ", ".join(header))
 
-    def batches() -> Iterator[Named]:
-        empty = True
-        for rows in _rows(path, header, separator, batch_size):
-            empty = False
-            yield [str(row) for row in rows.index], _numbers(path, rows[chosen])
-        if empty:
-            refuse(str(path), "have rows below the header", "none")
-
-    return batches()
+    tables = _rows(path, header, separator, batch_size)
+    return (([str(row) for row in rows.index], _numbers(path, rows[chosen])) for rows in tables)
 
 
 def _features(path: Path, header: list[str], count: int, label_column: str | None) -> list[str]:
@@ -350,23 +342,18 @@ def _rows(
     """So many rows of a table at a time, numbered from 0; labels stay text."""
     import pandas as pd  # takes half a second, which only those who have tables should pay
 
-    with (
-        reading(path),
-        pd.read_csv(
-            path,
-            sep=separator,
-            header=0,
-            names=header,
-            index_col=False,
-            dtype={} if label is None else {label: str},
-            skipinitialspace=True,
-            chunksize=count,
-        ) as reader,
-    ):
+    empty = True
+    form: Any = {"sep": separator, "skipinitialspace": True, "header": 0, "index_col": False}
+    types = {} if label is None else {label: str}
+    table = partial(pd.read_csv, names=header, dtype=types, chunksize=count, **form)
+    with reading(path), table(path) as reader:
         for rows in reader:
             rows = rows.dropna(how="all")
             if len(rows):
+                empty = False
                 yield rows
+    if empty:
+        refuse(str(path), "have rows below the header", "none")
 
 
 def _numbers(path: Path, rows: pd.DataFrame) -> Array:
@@ -378,10 +365,9 @@ def _numbers(path: Path, rows: pd.DataFrame) -> Array:
     if bad.any():
         row, column = np.argwhere(bad)[0]
         got = f"{rows.iloc[row, column]} in row {rows.index[row]}, column '{rows.columns[column]}'"
-        others = [name for name in rows.columns[bad.any(axis=0)] if name != rows.columns[column]]
-        more = f" (and others in {', '.join(others)})" if others else ""
-        remedy = "encode text as numbers, and fill in what is missing, or leave it out"
-        refuse(str(path), "hold finite numbers in the columns it is read for", got + more, remedy)
+        columns = ", ".join(rows.columns[bad.any(axis=0)])
+        remedy = f"encode text as numbers, fill in what is missing, or leave it out, in {columns}"
+        refuse(str(path), "hold finite numbers in the columns it is read for", got, remedy)
     return x
 
 

@@ -308,15 +308,8 @@ def load_folder(
         LazyPart([files[i] for i in part], torch.from_numpy(y[part]), read) for part in rows
     ]
     if 4 * len(files) * math.prod(scaling.input_shape) <= memory_limit:
-        images = [image for _, image in usable(files, read)]
-        empty = torch.empty(0, *scaling.input_shape)
-        made = [
-            DataPart(
-                torch.stack([images[i] for i in part]) if len(part) else empty,
-                torch.from_numpy(y[part]),
-            )
-            for part in rows
-        ]
+        x = [image for _, image in usable(files, read)]
+        made = [DataPart(torch.stack([x[i] for i in r]), torch.from_numpy(y[r])) for r in rows]
     splits = assemble(folder.name, made, classes, scaling)
     return replace(splits, ignored=sum(file not in class_of for file in walk(folder)))
 

@@ -151,7 +151,7 @@ def test_the_delimiter_is_that_of_the_names_not_one_in_them(tmp_path, header):
     [
         ("a,b,c\n1,2,x\n", "one column of labels.*columns a, b, c: .*--label-column"),
         ("a,label\n1,x\ntall,y\n", "tall in row 1, column 'a'"),
-        ("id,a,b,label\nid0,1,,x\nid1,2,3,y\n", "id0 in row 0, column 'id' .and others in b."),
+        ("id,a,b,label\nid0,1,,x\nid1,2,3,y\n", "id0 in row 0, column 'id': .* in id, b$"),
         ("a,label\n1,x\n,y\n", "nan in row 1, column 'a'"),
         ("a,label\n1,x\n\nnan,y\n", "nan in row 1, column 'a'"),
         ("a,label\n1,x\ninf,y\n", "inf in row 1, column 'a'"),
