@@ -33,13 +33,6 @@ def test_statistics_come_from_the_training_part_alone():
     assert again.test.x.min() > 50
 
 
-def test_every_example_keeps_its_label():
-    x, y = rebuilt(from_arrays(np.stack([LABELS, np.arange(60)], 1), LABELS))
-    for label in range(3):
-        assert len(x[y == label][:, 0].unique()) == 1
-    assert len(x[:, 1].unique()) == 60
-
-
 def test_table_domain_is_the_training_range_and_a_tenth():
     x = ROWS.copy()
     x[:, 1] = 4.0
@@ -60,9 +53,7 @@ def test_table_domain_is_the_training_range_and_a_tenth():
         np.array(["pear", "apple", "fig"]),
         np.array(["b", "a", "c"], dtype=object),
         np.array([3.0, 0.0, 12.0]),
-        np.array([3.0, 0.0, 12.0], dtype=object),
         np.array([b"b", b"a", b"c"]),
-        np.array([False, True, True]),
     ],
 )
 def test_classes_are_sorted_as_scikit_learn_sorts_them(values):
@@ -80,9 +71,7 @@ def test_classes_are_sorted_as_scikit_learn_sorts_them(values):
     ("low", "high", "dtype", "shift", "scale"),
     [
         (0, 255, np.uint8, 127.5, 127.5),
-        (0, 240, np.int64, 127.5, 127.5),
         (0, 1, np.float32, 0.5, 0.5),
-        (0, 1, np.uint8, 0.5, 0.5),
         (-1, 1, np.float32, 0, 1),
         (0, 16, np.float64, 8, 8),
         (0, 0.2, np.float64, 0.1, 0.1),
@@ -105,7 +94,6 @@ def test_range_of_images_is_recognised(low, high, dtype, shift, scale):
         ((60, 5, 7), None, (1, 5, 7)),
         ((60, 5, 7, 3), None, (3, 5, 7)),
         ((60, 3, 5, 7), None, (3, 5, 7)),
-        ((60, 1, 5, 7), None, (1, 5, 7)),
         ((60, 3, 5, 3), "first", (3, 5, 3)),
         ((60, 3, 5, 3), "last", (3, 3, 5)),
         ((60, 8, 5, 9), "first", (8, 5, 9)),
@@ -146,26 +134,18 @@ def with_value(x, place, value=np.nan):
         (ROWS, LABELS[:50], {}, r"`y` .*\(60,\), got \(50,\)"),
         (ROWS, LABELS * 0, {}, "`classes` must be at least two"),
         (ROWS, LABELS + 0.5, {}, "another task"),
-        (ROWS, (LABELS + 0.5).astype(object), {}, "another task"),
         (ROWS, np.eye(3)[LABELS], {}, r"`y` .*y.argmax\(1\)"),
         (ROWS, [None, *LABELS[1:]], {}, "`y` .*none in row 0"),
-        (ROWS, [np.inf, *LABELS[1:]], {}, "`y` .*none in row 0"),
         (ROWS, ["a", "b", math.nan] * 20, {}, "`y` .*none in row 2"),
-        (ROWS, np.array([np.float32("nan"), *"ab" * 29, "a"], object), {}, "none in row 0"),
         (ROWS, np.array([math.inf, *"ab" * 29, "a"], object), {}, "none in row 0"),
         (ROWS, pd.array(["a", pd.NA] * 30), {}, "`y` .*none in row 1"),
         (ROWS, ["a", " "] * 30, {}, "`y` .*none in row 1"),
         (ROWS, np.array([b"\xff", b"a"] * 30), {}, "`y` .*UTF-8"),
-        (with_value(ROWS, (4, 2)), LABELS, {}, r"`x` .*nan in row 4, position \(2,\)"),
         (with_value(ROWS, (4, 2), 1e39), LABELS, {"columns": "abc"}, "1e.39 in row 4, column 'c'"),
         (with_value(RNG.random((60, 5, 5)), (3, 1, 2)), LABELS, {}, r"row 3, position \(1, 2\)"),
-        (ROWS[:0], [], {}, r"`x` .*N > 0, got \(0, 3\)"),
         (ROWS[:, 0], LABELS, {}, r"`x` .*got \(60,\)"),
-        (RNG.random((60, 2, 2, 2, 2)), LABELS, {}, r"`x` .*got \(60, 2, 2, 2, 2\)"),
         ([["a", "b"]] * 60, LABELS, {}, "`inputs` must form one array"),
-        ([[1, 2], [3]], LABELS, {}, "`inputs` must form one array"),
         (RNG.random((60, 3, 5, 3)), LABELS, {}, "`channels` must be 'first' or 'last'"),
-        (RNG.random((60, 8, 5, 9)), LABELS, {}, "`channels` must be 'first' or 'last'"),
         (ROWS, LABELS, {"channels": "chw"}, "`channels` must be one of 'first', 'last'"),
         (np.ones((60, 5, 5)), LABELS, {}, "`x` .*got 1 in every pixel"),
         (ROWS[:7], LABELS[:7], {}, "at least 4 examples of every class.*got 2 of class '1'"),
@@ -175,13 +155,9 @@ def with_value(x, place, value=np.nan):
             {"test": (ROWS[:2], [0, 9])},
             "among the training classes 0, 1, 2, got '9'",
         ),
-        (ROWS, LABELS, {"test": (ROWS[:2, :2], [0, 1])}, r"`inputs` .*got \(2, 2\)"),
         (ROWS, LABELS, {"classes": ["a", "b"]}, "`y` .*0 to 1, got 0 to 2"),
-        (ROWS, np.array(list("abc"))[LABELS], {"classes": ["a", "b"]}, "`y` .*got 'a'"),
         (ROWS, LABELS, {"classes": ["crane", "crane", "dog"]}, "own name, got crane, crane"),
-        (ROWS, LABELS, {"counts": (60, 1)}, "`counts`"),
         (ROWS, LABELS, {"test": (ROWS, LABELS), "counts": (30, 10, 10, 10)}, "`counts` must end"),
-        (ROWS, LABELS, {"seed": None}, "seed"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(x, y, options, message):

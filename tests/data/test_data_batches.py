@@ -54,10 +54,6 @@ def test_length_counts_the_batches(size, drop_last, length):
     assert len(list(batches.epoch(0))) == length
 
 
-def test_set_smaller_than_a_batch_gives_one_smaller_batch():
-    assert [len(y) for _, y in stream(batch_size=100).epoch(0)] == [23]
-
-
 @pytest.mark.parametrize("dataset", [DataPart(X, Y), OnDisk()])
 def test_resuming_within_an_epoch_equals_going_on(dataset):
     whole = labels(stream(dataset).epoch(4))
@@ -84,11 +80,6 @@ def test_loader_and_memory_give_the_same_batches(num_workers):
         assert torch.equal(x, x_expected)
         assert torch.equal(y, y_expected)
         assert y.dtype == torch.int64
-
-
-def test_tensor_dataset_is_used_in_memory():
-    assert labels(stream(TensorDataset(X, Y)).epoch(0)) == labels(stream().epoch(0))
-    assert stream(TensorDataset(X, Y))._in_memory is not None
 
 
 @pytest.mark.parametrize("dataset", [DataPart(X, Y), OnDisk()])
@@ -121,11 +112,9 @@ def test_batches_on_cuda_equal_those_on_cpu(dataset):
     [
         (X, Y),
         [X.double(), Y.int()],
-        (X.numpy(), Y.numpy()),
         (X.numpy().astype(np.float64), Y.numpy().astype(np.uint8)),
         (X.flip(0).numpy()[::-1], Y.numpy().astype(np.uint16)),
         (X.numpy().astype(">f4"), Y.numpy().astype(">i8")),
-        (X, Y.to(torch.uint16)),
         (X.clone().requires_grad_() * 1, Y),
         DataPart(X, Y),
         TensorDataset(X, Y),
@@ -157,25 +146,15 @@ def infinite():
         ((X.byte(), Y), "`x` must be float, got torch.uint8"),
         ((infinite(), Y), "`x` must be finite, got .* row 4"),
         ((X, Y.float()), "`y` .*got torch.float32"),
-        ((X, Y > 3), "`y` .*got torch.bool"),
         ((X, Y - 1), "`y` must be at least 0, got -1"),
         ((X, Y[:9]), r"`y` must have shape \(23,\), got \(9,\)"),
-        ((X, Y[:, None]), r"`y` .*got \(23, 1\)"),
-        ((X[:0], Y[:0]), r"`x` .*got \(0, 2\)"),
-        ((X[:, 0], Y), r"`x` .*got \(23,\)"),
-        (DataPart(X.byte(), Y), "`x` .*torch.uint8"),
-        (TensorDataset(X, Y.float()), "`y` must be .*class indices"),
         (TensorDataset(X), "`data` must give pairs"),
         ("digits", "`data` .*got str"),
-        ((X, Y, Y), "`data` .*got tuple"),
         (Endless(), "`data` .*got Endless"),
         (OnDisk(size=0), "`data` .*empty"),
         (OnDisk(X[0]), "`data` must give pairs"),
         (OnDisk(("image", 0)), "`x` must be a float tensor, got str"),
-        (OnDisk((X[0].byte(), 0)), "`x` .*torch.uint8"),
         (OnDisk((X[0] * torch.nan, 0)), "`x` must be finite"),
-        (OnDisk((X[0], torch.eye(3)[0])), "`y` must be"),
-        (OnDisk((X[0], 0.5)), "`y` .*class indices"),
         (OnDisk((X[0], -1)), "`y` .*got -1"),
         (OnDisk((X[0], "cat")), "`y` must be a class index, got str"),
     ],
@@ -235,19 +214,13 @@ def test_noise_has_its_standard_deviation_and_is_not_clipped():
     assert noise.max() > 0
 
 
-def test_shape_dtype_and_input_are_kept():
-    x = images()
-    copy = x.clone()
-    out = apply(x, shift=3, flip=True, noise_std=0.1)
-    assert out.shape == x.shape
-    assert out.dtype == x.dtype
-    assert torch.equal(x, copy)
-
-
 def test_same_seed_same_result_and_global_generator_untouched():
     x, before = images(), torch.get_rng_state()
     options = {"shift": 2, "flip": True, "noise_std": 0.1}
-    assert torch.equal(apply(x, **options), apply(x, **options))
+    out, copy = apply(x, **options), x.clone()
+    assert torch.equal(out, apply(x, **options))
+    assert torch.equal(x, copy)
+    assert (out.shape, out.dtype) == (x.shape, x.dtype)
     assert not torch.equal(apply(x, **options), apply(x, **options, seed=1))
     assert torch.equal(before, torch.get_rng_state())
 
@@ -258,12 +231,3 @@ def test_rows_of_a_table_take_noise_but_no_shift():
     for options in ({"shift": 1}, {"flip": True}):
         with pytest.raises(InputError, match=r"`x` .*to shift or flip, got \(6, 3\)"):
             apply(x, **options)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_equals_cpu_with_a_generator_of_the_cpu():
-    x = images()
-    options = {"shift": 2, "flip": True, "noise_std": 0.1}
-    torch.testing.assert_close(apply(x.cuda(), **options).cpu(), apply(x, **options))
-    source = torch.Generator("cuda").manual_seed(0)
-    assert augment(x.cuda(), generator=source, **options).is_cuda

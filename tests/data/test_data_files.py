@@ -153,23 +153,17 @@ def test_the_delimiter_is_that_of_the_names_not_one_in_them(tmp_path, header):
         ("a,label\n1,x\ntall,y\n", "tall in row 1, column 'a'"),
         ("id,a,b,label\nid0,1,,x\nid1,2,3,y\n", "id0 in row 0, column 'id': .* in id, b$"),
         ("a,label\n1,x\n,y\n", "nan in row 1, column 'a'"),
-        ("a,label\n1,x\n\nnan,y\n", "nan in row 1, column 'a'"),
-        ("a,label\n1,x\ninf,y\n", "inf in row 1, column 'a'"),
         ("a,b,label\n1,2,x\n2\n", "nan in row 1, column 'b'"),
         ("a,label\n1,x,3\n", "2 values a row, as in the header, got 3"),
         ("a,label\n1,x\n2,y,3\n", "damaged"),
         ("a,label\n1,x\n2, \n", "`y` must hold a label .* row 1"),
-        ("a,label\n1,x\n2,NA\n", "`y` must hold a label .* row 1"),
         ("a,label\n1,1.5\n2,2.5\n", "1.5: quantities are another task"),
         ("y,a,Label\n1,2,x\n", "one column of labels.*got the columns y, Label"),
         (",a,label\n0,1,x\n", "a row number that was saved"),
         ("Unnamed: 0,a,label\n0,1,x\n", "a row number that was saved"),
         ("a,a,label\n0,1,x\n", "'a' twice"),
-        ("label\nx\ny\n", "a column besides the labels"),
         ("a,label\n", "rows below the header"),
         ("\n \n", "blank lines alone"),
-        ("a,label\n1,x\n2,x\n", "at least two, .*got x"),
-        ("a,label\n1,x\n2,y\n", "at least 4 examples of every class"),
         ('a,label\n"1,x\n', "damaged"),
         (bytes(range(128, 256)), "damaged"),
     ],
@@ -179,11 +173,6 @@ def test_csv_problems(tmp_path, text, message):
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=message):
         load(path)
-
-
-def test_a_column_of_labels_that_is_not_there(tmp_path):
-    with pytest.raises(InputError, match="'kind', got the columns a, b, label"):
-        load(write_csv(tmp_path / "a.csv", ["a", "b", "label"], TABLE), label_column="kind")
 
 
 @pytest.mark.slow
@@ -262,13 +251,10 @@ def with_value(value):
     [
         (np.zeros((7, 4)), (1, 5, 6), "(N, 1, 5, 6) or (N, 5, 6, 1) or (N, 5, 6) with N > 0, got"),
         (np.zeros((7, 4)), (3,), "(N, 3) with N > 0, got (7, 4)"),
-        (np.zeros((0, 3)), (3,), "got (0, 3)"),
         (np.float64(1), (3,), "got ()"),
         (with_value(np.nan), (3,), "got nan in row 7, position (1,)"),
-        (with_value(-np.inf), (3,), "got -inf in row 7"),
         (with_value(1e39), (3,), "got 1e+39 in row 7"),
         (with_value(1).astype(str), (3,), "must hold numbers"),
-        (with_value(1).astype(complex), (3,), "values of type complex128"),
         (np.array([[1, None]]), (2,), "values of type object"),
         (np.zeros(3, [("a", float), ("ü", float)]), (3,), "must hold numbers"),
     ],
@@ -361,7 +347,6 @@ def test_columns_of_a_table_are_found_by_name(tmp_path):
     [
         ("a,b\n1,2\n3,tall\n", "tall in row 1, column 'b'"),
         ("a,b\n1,2\n\n,4\n", "nan in row 1, column 'a'"),
-        ("a,b\n", "rows below the header"),
         ("1,2\n3,4\n", "names of columns in its first line"),
         ("a,b,c\n1,2,3\n", "one column of labels"),
         ("a,b,c,label\n1,2,3,x\n", "2 columns .*got a, b, c, label"),

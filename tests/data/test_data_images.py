@@ -158,11 +158,6 @@ def test_images_of_several_sizes_are_brought_to_one(tmp_path, memory_limit):
         load(folder, image_size=2)
 
 
-def test_images_of_the_size_asked_for_stay_as_they_are(tmp_path):
-    folder = write_folder(tmp_path / "pets", size=(6, 6), mode="RGB")
-    assert torch.equal(load(folder, image_size=6).train.x, load(folder).train.x)
-
-
 def test_one_colour_image_makes_all_of_them_colour(tmp_path):
     folder = write_folder(tmp_path / "pets")
     save(folder / "cat" / "red.png", mode="RGB")
@@ -300,14 +295,6 @@ def test_what_leaving_damaged_images_out_cannot_mend(tmp_path):
     for use in (load, read):
         with pytest.raises(InputError, match=r"deep\.png` must have 8 bits a channel"):
             use(deep, skip_damaged=True)
-
-
-def test_a_damaged_image_found_in_training_says_how_to_leave_it_out(tmp_path):
-    folder = write_folder(tmp_path / "pets")
-    damage(*folder.rglob("*.png"))
-    part = load(folder, memory_limit=100).train
-    with pytest.raises(InputError, match=r"damaged .*--skip-damaged"):
-        part[0]
 
 
 def test_images_that_do_not_fit_the_network_are_named(tmp_path):

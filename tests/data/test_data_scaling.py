@@ -22,18 +22,12 @@ def images(*shape):
 
 
 @pytest.mark.parametrize("shape", [(4, 6), (1, 4, 6), (4, 6, 1)])
-def test_single_grey_image_gains_the_batch_axis(shape):
-    raw = images(4, 6)
-    x = GREY(raw.reshape(shape))
-    assert x.shape == (1, 1, 4, 6)
+@pytest.mark.parametrize("batch", [(), (5,)])
+def test_grey_images_in_any_arrangement(shape, batch):
+    raw = images(*batch, 4, 6)
+    x = GREY(raw.reshape(*batch, *shape))
     assert x.dtype == torch.float32
-    np.testing.assert_allclose(x[0, 0].numpy(), raw / 127.5 - 1, atol=1e-6)
-
-
-@pytest.mark.parametrize("shape", [(5, 4, 6), (5, 1, 4, 6), (5, 4, 6, 1)])
-def test_batch_of_grey_images_in_any_arrangement(shape):
-    raw = images(5, 4, 6)
-    np.testing.assert_allclose(GREY(raw.reshape(shape))[:, 0].numpy(), raw / 127.5 - 1, atol=1e-6)
+    np.testing.assert_allclose(x[:, 0], raw.reshape(-1, 4, 6) / 127.5 - 1, atol=1e-6)
 
 
 def test_colour_images_in_both_orders_give_the_same():
@@ -68,12 +62,6 @@ def test_lists_tensors_and_read_only_arrays_agree():
     torch.testing.assert_close(TABLE(raw[0].tolist()), expected[:1])
 
 
-def test_raw_array_is_left_alone():
-    raw = np.ones((2, 3))
-    TABLE(raw)
-    assert (raw == 1).all()
-
-
 @pytest.mark.parametrize(
     ("scaling", "raw"), [(GREY, images(5, 1, 4, 6)), (TABLE, np.arange(6.0).reshape(2, 3))]
 )
@@ -100,13 +88,6 @@ def test_time_stamps_are_standardised_too(mean, std):
     np.testing.assert_allclose(scaling.invert(scaled.double()), x, atol=1e-5 * std, rtol=0)
 
 
-def test_large_numbers_keep_their_differences():
-    seconds = 1.7e9 + np.arange(50.0)[:, None]
-    scaled = Scaling.of_table(seconds)(seconds)
-    assert len(scaled.unique()) == 50
-    torch.testing.assert_close(scaled.diff(dim=0).std(), torch.tensor(0.0), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("scaling", "shape", "message"),
     [
@@ -115,11 +96,9 @@ def test_large_numbers_keep_their_differences():
             (5, 4, 5),
             r"shape \(N, 1, 4, 6\) or \(N, 4, 6, 1\) or \(N, 4, 6\).*got \(5, 4, 5\)",
         ),
-        (GREY, (6,), r"got \(6,\)"),
         (GREY, (0, 4, 6), r"N > 0.*got \(0, 4, 6\)"),
         (COLOUR, (4, 6), r"shape \(N, 4, 6, 3\) or \(N, 3, 4, 6\).*got \(4, 6\)"),
         (TABLE, (5, 2), r"shape \(N, 3\) .*got \(5, 2\)"),
-        (TABLE, (), r"got \(\)"),
     ],
 )
 def test_wrong_shape_is_named(scaling, shape, message):

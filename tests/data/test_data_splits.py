@@ -34,13 +34,6 @@ def test_counts_are_kept_exactly_and_zero_leaves_a_part_empty():
     assert [len(part) for part in parts] == [20, 10, 20, 0]
 
 
-def test_a_seed_decides_the_parts():
-    y = labels(50, 50)
-    first, again, other = (split_indices(y, seed=seed) for seed in (5, 5, 6))
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert set(first[3]) != set(other[3])
-
-
 def test_rows_in_file_order_do_not_decide_the_part():
     y = np.repeat([0, 1], 500)
     test = split_indices(y, seed=0)[3]
@@ -85,14 +78,6 @@ def test_large_sets_keep_small_parts_and_given_parts_stay_with_the_training_part
 def test_impossible_splits_say_why(y, options, message):
     with pytest.raises(InputError, match=message):
         split_indices(y, seed=0, **options)
-
-
-def test_part_gives_one_example_or_many():
-    part = DataPart(torch.arange(12.0).reshape(6, 2), torch.arange(6))
-    x, y = part[2]
-    assert x.tolist() == [4.0, 5.0]
-    assert y == 2
-    assert part[torch.tensor([5, 0])][1].tolist() == [5, 0]
 
 
 def test_lazy_part_answers_like_a_part_in_memory():
