@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from jem.generation import counterfactual, denoise, inpaint, sample
     from jem.model import JEM
     from jem.report.page import write_report
-    from jem.runs.load import load
+    from jem.runs.model_file import load, save
     from jem.serving.export import export_onnx
     from jem.serving.scorer import fit_scorer, load_scorer
     from jem.training.recipe import Recipe
@@ -50,10 +50,11 @@ _HOME = {
     "export_onnx": "jem.serving.export",
     "fit_scorer": "jem.serving.scorer",
     "inpaint": "jem.generation",
-    "load": "jem.runs.load",
+    "load": "jem.runs.model_file",
     "load_scorer": "jem.serving.scorer",
     "ood_metrics": "jem.evaluation.ood.metrics",
     "sample": "jem.generation",
+    "save": "jem.runs.model_file",
     "write_report": "jem.report.page",
 }
 _MODULES = (
@@ -89,6 +90,7 @@ __all__ = [
     "plotting",
     "sample",
     "sampling",
+    "save",
     "write_report",
 ]
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from jem.checks import refuse
 from jem.data.scaling import Scaling
 from jem.errors import InputError
+from jem.sampling.settings import SamplerSettings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -79,14 +81,14 @@ def batched_logits(model: JEM, x: Tensor, batch_size: int = 256) -> Tensor:
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no JEM, where a person passes a model.
+    """Check that a model is a `JEM`, compiled or not.
 
     Raises:
         InputError: If it is anything else, such as the network alone.
     """
     if not isinstance(getattr(model, "_orig_mod", model), JEM):  # where torch.compile keeps it
-        hint = ": wrap it, jem.JEM(network)" if isinstance(model, nn.Module) else ""
-        raise InputError(f"expected a jem.JEM, but got {type(model).__name__}{hint}")
+        remedy = "wrap it, jem.JEM(network)" if isinstance(model, nn.Module) else ""
+        refuse("model", "be a jem.JEM", type(model).__name__, remedy)
 
 
 _KEEP_VALUES = {
@@ -96,11 +98,11 @@ _KEEP_VALUES = {
 """Operations of torch's graph that give values another shape, order, place or type alone."""
 
 
-def refuse_softmax(model: JEM, x: Tensor) -> None:
-    """Refuse a network that ends in a softmax or its logarithm, which leave no density.
+def check_no_softmax(model: JEM, x: Tensor) -> None:
+    """Check that a network does not end in a softmax or its logarithm, which leave no density.
 
-    The graph of the logits tells, not their values: the logsumexp of an honest factored head may
-    be 0 as well, before it has learned.
+    The check looks at the graph of the logits, not at their values: the logsumexp of a factored
+    head may be 0 too, before the head has learned.
 
     Args:
         model: The model.
@@ -122,6 +124,20 @@ def refuse_softmax(model: JEM, x: Tensor) -> None:
             "the network must return logits, but ends in a softmax or log-softmax, which leaves "
             "no density: give it without that last layer"
         )
+
+
+def log_density(logits: Tensor) -> Tensor:
+    r"""Log-density of inputs whose logits are at hand: *unnormalised*, and no likelihood.
+
+    .. math:: \log p(x) + \log Z = \log \sum_y \exp f(x)[y]
+
+    Args:
+        logits: f(x), shape (B, K).
+
+    Returns:
+        Log-density, shape (B,), nats; high = likely.
+    """
+    return torch.logsumexp(logits, dim=1)
 
 
 def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
@@ -147,24 +163,21 @@ def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
         -1.3862943649291992
     """
     if y is None:
-        return -torch.logsumexp(logits, dim=1)
+        return -log_density(logits)
     if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
-        came = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise InputError(f"`y` must be a tensor of class indices, but got {came}")
+        refuse("y", "be a tensor of class indices", getattr(y, "dtype", type(y).__name__))
     if y.shape != logits.shape[:1]:  # `gather` would quietly drop the rows that have no index
-        raise InputError(f"`y` must have shape ({len(logits)},), but got {tuple(y.shape)}")
+        refuse("y", f"have shape ({len(logits)},)", tuple(y.shape))
     y = y.to(logits.device, torch.long)
     if y.is_inference():  # no gradient goes past such a tensor
         y = y.clone()
     try:
         return -logits.gather(1, y[:, None]).squeeze(1)
-    except RuntimeError as error:
+    except RuntimeError:
         low, high = int(y.min()), int(y.max())
         if 0 <= low <= high < logits.shape[1]:
             raise
-        raise InputError(
-            f"`y` must lie in 0..{logits.shape[1] - 1}, but got {low}..{high}"
-        ) from error
+        refuse("y", f"lie in 0..{logits.shape[1] - 1}", f"{low}..{high}")
 
 
 class JEM(nn.Module):
@@ -178,16 +191,20 @@ class JEM(nn.Module):
     `logits`, `energy` and `log_density` are differentiable and run in the mode that the network is
     in; `predict_proba` runs in evaluation mode without gradients and restores the mode.
 
+    `state_dict` holds the network's weights, and as extra state what the model knows besides:
+    domain, classes, scaling, input shape and sampler. `load_state_dict` takes weights without
+    that too, and leaves the rest as it is.
+
     Args:
         network: Maps (B, *shape) to logits (B, K). Rows must not interact in evaluation mode.
-            Training puts all of it in training mode: statistics of batch normalisation move also
-            where parameters are frozen. The recipe's `freeze_norm_and_dropout` keeps them, as
-            `finetune` does.
+            Training puts all of it in training mode, so that the statistics of batch
+            normalisation move where parameters are frozen too. The recipe's
+            `freeze_norm_and_dropout` prevents that; `finetune` sets it.
         input_shape: Shape of one input without the batch axis; set by training if left out.
         classes: Names of the K classes, in the order of the logits; set by training if left out.
         domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to
             `input_shape`: sampling stays inside. Set by training if left out.
-        scaling: What turns a person's raw data into inputs; see `preprocess`.
+        scaling: What turns raw data into inputs; see `preprocess`.
 
     Attributes:
         sampler: Settings of the sampler (`jem.sampling.SamplerSettings`), set by training.
@@ -214,15 +231,43 @@ class JEM(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(network, nn.Module):
-            raise InputError(
-                f"`network` must be a torch.nn.Module, but got {type(network).__name__}"
-            )
+            refuse("network", "be a torch.nn.Module", type(network).__name__)
         self.network = network
         self.input_shape = None if input_shape is None else tuple(int(n) for n in input_shape)
         self.classes = None if classes is None else tuple(str(name) for name in classes)
         self.domain = domain
         self.scaling = scaling
         self.sampler: Any = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What `state_dict` holds beside the weights: tensors and plain values."""
+        return {
+            "input_shape": self.input_shape,
+            "classes": self.classes,
+            "domain": self.domain,
+            "scaling": None if self.scaling is None else self.scaling.state_dict(),
+            "sampler": None if self.sampler is None else self.sampler.state_dict(),
+        }
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over what `get_extra_state` gave."""
+        shape, classes = state["input_shape"], state["classes"]
+        self.input_shape = None if shape is None else tuple(shape)
+        self.classes = None if classes is None else tuple(classes)
+        self.domain = state["domain"]
+        scaling, sampler = state["scaling"], state["sampler"]
+        self.scaling = None if scaling is None else Scaling.from_state_dict(scaling)
+        self.sampler = None if sampler is None else SamplerSettings.from_state(sampler)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        *others: Any,  # noqa: ANN401
+    ) -> None:
+        # torch would call weights without extra state incomplete.
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
     def domain(self) -> tuple[Tensor, Tensor] | None:
@@ -236,7 +281,7 @@ class JEM(nn.Module):
             return
         low, high = (torch.as_tensor(b, dtype=torch.float32).detach().cpu() for b in bounds)
         if not bool((low < high).all()):
-            raise InputError(f"`domain` must be (low, high) with low < high, but got {bounds}")
+            refuse("domain", "be (low, high) with low < high", bounds)
         self._domain = (low, high)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -269,14 +314,12 @@ class JEM(nn.Module):
     def _check(self, x: Tensor) -> None:
         """Refuse what the network was not made for; values are not looked at."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
-            came = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            hint = "" if self.scaling is None else ": `model.preprocess` makes one from raw data"
-            raise InputError(
-                f"inputs must be a float tensor in the network's units, but got {came}{hint}"
-            )
+            remedy = "" if self.scaling is None else "`model.preprocess` makes one from raw data"
+            got = getattr(x, "dtype", type(x).__name__)
+            refuse("x", "be a float tensor in the network's units", got, remedy)
         if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
             wanted = ", ".join(map(str, ("B", *self.input_shape)))
-            raise InputError(f"inputs must be of shape ({wanted}), but got {tuple(x.shape)}")
+            refuse("x", f"have shape ({wanted})", tuple(x.shape))
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Energy E(x) = -logsumexp f(x), or E(x, y) = -f(x)[y].
@@ -301,7 +344,7 @@ class JEM(nn.Module):
         Returns:
             Log-density, shape (B,), nats; high = likely.
         """
-        return -self.energy(x)
+        return log_density(self.logits(x))
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """Class probabilities p(y|x) = softmax f(x), in evaluation mode and without gradients.
@@ -322,7 +365,7 @@ class JEM(nn.Module):
         return logits.softmax(dim=1)
 
     def preprocess(self, raw: ArrayLike | Tensor) -> Tensor:
-        """Turn what a person has into what the network takes: layout, dtype and scale.
+        """Turn raw data into what the network takes: layout, dtype and scale.
 
         Args:
             raw: One input or a batch, in the raw units of the training data (for example uint8

@@ -32,7 +32,8 @@ from memory import peak_memory
 import jem
 from jem import networks
 from jem.cli import main as command
-from jem.serving.scorer import DETECTOR_FILE, fit_scorer
+from jem.runs.model_file import save
+from jem.serving.scorer import fit_scorer
 from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
@@ -62,7 +63,8 @@ def make_run(folder: Path) -> None:
     model = jem.JEM(network, classes=digits.classes, domain=digits.domain, scaling=digits.scaling)
     recipe = replace(RECIPES["fast"], epochs=1)
     Trainer(model, recipe, run_dir=folder, device="cpu").fit(digits.train)
-    fit_scorer(model, digits).save(folder / DETECTOR_FILE)
+    scorer = fit_scorer(model, digits)
+    save(model, folder / "model.pt", detector=scorer.detector, temperature=scorer.temperature)
 
 
 def write_inputs(path: Path, count: int) -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from jem import JEM
 from jem.data import Scaling
 from jem.errors import InputError
-from jem.model import evaluation_mode, joint_energy, refuse_softmax
+from jem.model import check_no_softmax, evaluation_mode, joint_energy
 
 
 def normal(*shape, seed=1):
@@ -274,7 +274,7 @@ def test_a_softmax_behind_a_change_of_shape_is_refused(change):
             return change(self.last(self.convolution(x)))
 
     x = torch.randn(2, 1, 3, 3)
-    refuse_softmax(JEM(Network(nn.Identity())), x)
+    check_no_softmax(JEM(Network(nn.Identity())), x)
     for last in (nn.Softmax(dim=1), nn.LogSoftmax(dim=1)):
         with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
-            refuse_softmax(JEM(Network(last)), x)
+            check_no_softmax(JEM(Network(last)), x)

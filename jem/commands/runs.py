@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass
 class Run:
-    """A run folder with its model.
+    """A run folder or a model file, with its model.
 
     Attributes:
-        path: The folder.
+        path: The folder or file.
         config: Its settings.
         model: The trained model.
+        content: What `jem.runs.model_file.read_model` found: detector and temperature too.
     """
 
     path: Path
     config: RunConfig
     model: JEM
+    content: dict[str, Any]
 
     @cached_property
     def state(self) -> dict[str, Any]:
@@ -167,8 +169,16 @@ def run_config(path: Path) -> RunConfig:
         RunFolderError: If the folder holds no run, or the file is damaged.
     """
     from jem.runs.folder import RunFolder
+    from jem.runs.model_file import read_model
 
-    return settings_of(RunFolder(path).read_config(), str(path), strict=False)
+    values = read_model(path)["metadata"] if path.is_file() else RunFolder(path).read_config()
+    return settings_of(values, str(path), strict=False)
+
+
+def shipped_values(config: RunConfig) -> dict[str, Any]:
+    """What a model file keeps of a run: how inputs are read, and no path of this machine."""
+    names = ("columns", "label_column", "image_size", "skip_damaged", "seed", "data_checksum")
+    return {name: config.values[name] for name in names if config.values.get(name) is not None}
 
 
 def open_run(
@@ -177,7 +187,7 @@ def open_run(
     """Load the model of a run.
 
     Args:
-        path: The folder.
+        path: The run folder, or a model file.
         config: Its settings, as `run_config` read them.
         network: `module:factory` of a network that the run does not name, looked for where the
             command runs.
@@ -188,17 +198,19 @@ def open_run(
         InputError: If the network cannot be built, or does not fit the weights.
     """
     from jem.networks import network_from_reference
-    from jem.runs.load import load
+    from jem.runs.model_file import build_model, read_model
 
     sys.path.insert(0, str(Path.cwd()))
-    built = None
+    built, content = None, read_model(path)
     if network is not None:
-        shape, classes = config.values.get("input_shape"), config.values.get("classes")
+        settings = content["weights"]["_extra_state"]
+        shape, classes = settings["input_shape"], settings["classes"]
         if not shape or not classes:
             raise InputError(f"{path} does not say the input shape and classes of its network")
         built = network_from_reference(network, shape, len(classes))
-    run = Run(path, config, load(path, built, device=device))
-    _note_if_unfinished(run)
+    run = Run(path, config, build_model(content, path, built, device=device), content)
+    if path.is_dir():
+        _note_if_unfinished(run)
     return run
 
 

@@ -14,7 +14,7 @@ import tyro
 from jem.checks import check_integer
 from jem.commands.outputs import check_out
 from jem.commands.runs import Run, note, open_run, run_config
-from jem.errors import InputError, RunFolderError
+from jem.errors import InputError
 from jem.runs.files import replacing
 
 if TYPE_CHECKING:
@@ -110,21 +110,17 @@ def run(argv: list[str]) -> int:
 
 def _scorer(args: Score, run: Run) -> Scorer:
     """What the run has saved, where it is what was asked for; otherwise fitted anew."""
-    from jem.serving.scorer import DETECTOR_FILE, Scorer, fit_scorer
+    from jem.serving.scorer import fit_scorer, scorer_from_state
 
-    file = run.path / DETECTOR_FILE
-    saved, reason = None, f"there is no {file}"
-    if file.exists():
-        try:
-            saved = Scorer.load(file, run.model)
-            reason = f"{file} has the score '{saved.detector.score_name}'"
-        except RunFolderError as error:
-            reason = str(error)
-    if saved is not None and args.score in (None, saved.detector.score_name):
-        saved.detector.batch_size = args.batch_size
-        if args.acceptance_rate is not None:
-            saved.detector.accepting(args.acceptance_rate)
-        return saved
+    reason = f"{run.path} holds no detector"
+    if run.content["detector"] is not None:
+        saved = scorer_from_state(run.content, run.model, run.path)
+        reason = f"{run.path} has the score '{saved.detector.score_name}'"
+        if args.score in (None, saved.detector.score_name):
+            saved.detector.batch_size = args.batch_size
+            if args.acceptance_rate is not None:
+                saved.detector.accepting(args.acceptance_rate)
+            return saved
     splits = run.splits(args.data, args.data_root, quiet=args.quiet)
     score = args.score or "log_density"
     note(f"{reason}: fitting '{score}' on the calibration part of {splits.name}")

@@ -19,7 +19,7 @@ from jem.commands.report import (
     print_summary,
     quick_summary,
 )
-from jem.commands.runs import check_same_data, checksum, load_data, run_config
+from jem.commands.runs import check_same_data, checksum, load_data, run_config, shipped_values
 from jem.errors import InputError
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
@@ -58,7 +58,9 @@ def run(argv: list[str]) -> int:
         _dry_run(flags, config, splits, out)
         return 0
 
-    from jem.serving.scorer import DETECTOR_FILE, fit_scorer
+    from jem.runs.folder import RunFolder
+    from jem.runs.model_file import save
+    from jem.serving.scorer import fit_scorer
 
     recipes = {out: config.recipe}
     if flags.control or (flags.resume and (out / "control").exists()):
@@ -70,7 +72,14 @@ def run(argv: list[str]) -> int:
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
     for folder, model in fitted.items():
-        fit_scorer(model, splits).save(folder / DETECTOR_FILE)
+        scorer = fit_scorer(model, splits)
+        save(
+            model,
+            RunFolder(folder).model,
+            detector=scorer.detector,
+            temperature=scorer.temperature,
+            metadata=shipped_values(run_config(folder)),
+        )
     report = Report(out, data_root=flags.files.data_root, quiet=flags.quiet)
     if flags.report:
         figures = make_report(report)

@@ -93,11 +93,11 @@ class BestEpoch:
         """Whether to end training after this epoch."""
         if metrics["valid_nll"] < self.best:
             self.best, self.best_epoch = metrics["valid_nll"], metrics["epoch"]
-            state = self.trainer.state.averaged_model.state_dict()
+            state = self.trainer.state.averaged_model.network.state_dict()
             self.weights = {name: value.clone() for name, value in state.items()}
         return bool(metrics["epoch"] - self.best_epoch >= self.patience)
 
     def restore(self) -> None:
         """Give the model the averaged weights of the best epoch."""
         if self.weights:
-            self.trainer.model.load_state_dict(self.weights)
+            self.trainer.model.network.load_state_dict(self.weights)

@@ -7,6 +7,7 @@ from jem.networks.build import (
     network_for,
     network_from_reference,
     network_from_spec,
+    spec_of,
 )
 from jem.networks.heads import HEADS, FactoredHead, Head, JointHead
 
@@ -25,5 +26,6 @@ __all__ = [
     "network_from_reference",
     "network_from_spec",
     "small_cnn",
+    "spec_of",
     "wide_resnet",
 ]

@@ -136,7 +136,21 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
         raise InputError(
             f"{reference!r} must return a torch.nn.Module, but got {type(network).__name__}"
         )
+    if spec_of(network) is None:
+        network.spec = reference  # type: ignore[assignment]
     return network
+
+
+def spec_of(network: nn.Module) -> dict[str, Any] | str | None:
+    """How a network can be built again: name and arguments, `module:factory`, or None.
+
+    Args:
+        network: The network. Those of `jem.networks` and of `network_from_reference` say it in
+            `network.spec`; a network of your own does where you set it.
+    """
+    spec = getattr(network, "spec", None)
+    ours = isinstance(spec, dict) and spec.get("name") in NETWORKS
+    return spec if ours or (isinstance(spec, str) and ":" in spec) else None
 
 
 def _in_one_line(error: Exception) -> str:

@@ -27,12 +27,15 @@ def serialise(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def deserialise(content: bytes, source: str = "checkpoint") -> dict[str, Any]:
+def deserialise(
+    content: bytes, source: str = "checkpoint", kind: str = "checkpoint"
+) -> dict[str, Any]:
     """Turn the bytes of a checkpoint back into tensors (on the CPU) and plain values.
 
     Args:
         content: What `serialise` returned.
         source: How to name it in an error.
+        kind: What it should be, for the error.
 
     Raises:
         RunFolderError: If it is truncated or damaged (every part carries a checksum), holds
@@ -56,7 +59,7 @@ def deserialise(content: bytes, source: str = "checkpoint") -> dict[str, Any]:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunFolderError(f"{source} cannot be read: {reason[:200]}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise RunFolderError(f"{source} is no checkpoint of format {FORMAT}")
+        raise RunFolderError(f"{source} is no {kind} of format {FORMAT}")
     return state
 
 

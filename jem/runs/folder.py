@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-from torch import nn
 
 from jem.errors import RunFolderError
 from jem.runs.files import remove_unfinished, write_atomically
 
 WRITTEN = (
-    "metrics.jsonl", "samples.png", "detector.pt", "report.html", "report.json",
+    "metrics.jsonl", "samples.png", "model.pt", "report.html", "report.json",
 )  # fmt: skip
 """Files that a run writes into its folder, beside its configuration and checkpoints."""
 
@@ -32,6 +31,7 @@ class RunFolder:
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.png"
+        self.model = self.path / "model.pt"
         self.checkpoints = self.path / "checkpoints"
 
     def holds_run(self) -> bool:
@@ -125,12 +125,3 @@ class RunFolder:
         if not isinstance(config, dict):
             raise RunFolderError(f"{self.config} must hold a JSON object")
         return config
-
-
-def network_spec(network: nn.Module, metadata: dict[str, Any]) -> dict[str, Any] | str | None:
-    """How a network can be built again: its spec, the `module:factory` it came from, or None."""
-    spec = getattr(network, "spec", None)
-    if isinstance(spec, dict):
-        return spec
-    named = metadata.get("network")
-    return named if isinstance(named, str) else None

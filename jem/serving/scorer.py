@@ -1,14 +1,10 @@
-"""What a model needs in production: class, calibrated probability, and a verdict on each input.
-
-A fitted detector and a fitted temperature, saved together as one file of the run.
-"""
+"""What a model needs in production: class, calibrated probability, and a verdict on each input."""
 
 from __future__ import annotations
 
-import hashlib
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +17,13 @@ from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector, Option
 from jem.evaluation.ood.scores import SCORES
 from jem.evaluation.statistics import largest_acceptance_rate
-from jem.model import JEM, batched_logits, check_model, joint_energy
-from jem.runs.checkpoint import FORMAT, deserialise, serialise
-from jem.runs.files import write_atomically
-from jem.runs.load import load
+from jem.model import JEM, batched_logits, check_model, log_density
+from jem.runs.model_file import build_model, read_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import ArrayLike
-
-DETECTOR_FILE = "detector.pt"
-"""Name of the file in a run folder."""
 
 
 class Prediction(NamedTuple):
@@ -80,7 +71,7 @@ class Scorer:
                 `model.preprocess` makes them from raw data.
 
         Returns:
-            A column an entry; the model's mode, flags and gradients are as before.
+            One entry for each column; the model's mode, flags and gradients are as before.
 
         Raises:
             InputError: If the inputs do not fit, or the network or the score gives NaN.
@@ -94,64 +85,10 @@ class Scorer:
                 logits.argmax(dim=1),
                 logits.softmax(dim=1).amax(dim=1),
                 scaled.softmax(dim=1).amax(dim=1),
-                -joint_energy(logits),
+                log_density(logits),
                 scores,
                 *self.detector.verdict(scores),
             )
-
-    def save(self, path: str | Path) -> None:
-        """Write detector and temperature, whole or not at all; the model is saved by its run.
-
-        Args:
-            path: The file; `DETECTOR_FILE` in the run folder is where `jem score` looks.
-
-        Raises:
-            RunFolderError: If it cannot be written.
-        """
-        temperature = None if self.temperature is None else self.temperature.state_dict()
-        state = {
-            "format": FORMAT,
-            "weights": weights_checksum(self.model),
-            "detector": self.detector.state_dict(),
-            "temperature": temperature,
-        }
-        write_atomically(Path(path), serialise(state))
-
-    @classmethod
-    def load(cls, path: str | Path, model: JEM) -> Self:
-        """Read what `save` wrote, for the model that it was fitted on.
-
-        Args:
-            path: The file.
-            model: The model, with the same weights: for others a threshold means nothing.
-
-        Returns:
-            The scorer.
-
-        Raises:
-            RunFolderError: If the file is missing or damaged, or belongs to other weights.
-        """
-        path = Path(path)
-        try:
-            state = deserialise(path.read_bytes(), str(path))
-        except FileNotFoundError as error:
-            raise RunFolderError(
-                f"there is no detector at {path}: `jem train` leaves one in its folder; else fit "
-                f"one and keep it there, jem.fit_scorer(model, data).save({str(path)!r})"
-            ) from error
-        except OSError as error:
-            raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
-        if state.get("weights") != weights_checksum(model):
-            raise RunFolderError(f"{path} was fitted on other weights than this model's")
-        try:
-            detector = OODDetector(model).load_state_dict(state["detector"])
-            temperature = None
-            if state["temperature"] is not None:
-                temperature = TemperatureScaling()
-                temperature.load_state_dict(state["temperature"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise RunFolderError(f"{path} holds no detector: {error}") from error
-        return cls(detector, temperature)
 
 
 def fit_scorer(
@@ -177,7 +114,7 @@ def fit_scorer(
         options: Passed to the score.
 
     Returns:
-        The scorer, ready to be saved.
+        The scorer; `jem.save` keeps its detector and its temperature beside the model.
 
     Raises:
         InputError: If the calibration part is too small for the share, a part is empty, the score
@@ -204,32 +141,51 @@ def fit_scorer(
 
 
 def load_scorer(
-    run: str | Path, network: nn.Module | None = None, *, device: str = "cpu"
+    path: str | Path, network: nn.Module | None = None, *, device: str = "cpu"
 ) -> Scorer:
-    """Load the model of a run with the detector and the temperature that `jem train` saved.
+    """Load a model with the detector and the temperature that were saved beside it.
 
     Args:
-        run: The run folder.
-        network: The network that was trained, freshly built, if it is not one of `jem.networks`.
-        device: Where to put it.
+        path: What `jem.save` wrote, or the folder of a run whose training has ended.
+        network: The network that was trained, freshly built, if it cannot be built from the file.
+        device: Where to put the model.
 
     Returns:
         The scorer; its `model` and `detector` serve by themselves too.
 
     Raises:
-        RunFolderError: If the folder holds no usable checkpoint or detector.
+        RunFolderError: If the file is missing, damaged or without a detector.
         InputError: If `network` is needed, or does not fit the weights.
     """
-    return Scorer.load(Path(run) / DETECTOR_FILE, load(run, network, device=device))
+    state = read_model(path)
+    return scorer_from_state(state, build_model(state, path, network, device=device), path)
 
 
-def weights_checksum(model: JEM) -> str:
-    """SHA-256 over names, shapes and bytes of the weights and buffers, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+def scorer_from_state(state: dict[str, Any], model: JEM, source: str | Path) -> Scorer:
+    """Build the scorer of what `jem.runs.model_file.read_model` returned.
+
+    Args:
+        state: What was read.
+        model: The model built from it.
+        source: Where from, for messages.
+
+    Raises:
+        RunFolderError: If there is no detector, or what is there is damaged.
+    """
+    if state["detector"] is None:
+        raise RunFolderError(
+            f"{source} holds no detector: fit one, jem.fit_scorer(model, data), and keep it, "
+            "jem.save(model, path, detector=scorer.detector, temperature=scorer.temperature)"
+        )
+    try:
+        detector = OODDetector(model).load_state_dict(state["detector"])
+        temperature = None
+        if state["temperature"] is not None:
+            temperature = TemperatureScaling()
+            temperature.load_state_dict(state["temperature"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunFolderError(f"{source} holds no usable detector: {error}") from error
+    return Scorer(detector, temperature)
 
 
 def _check_classes(model: JEM, splits: DataSplits) -> None:

@@ -132,7 +132,8 @@ class AccuracyGuard:
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+    state = model.state_dict().items()
+    return {name: value.detach().clone() for name, value in state if isinstance(value, Tensor)}
 
 
 def give_up(recipe: Recipe, iteration: int, recoveries: int) -> TrainingDivergedError:

@@ -13,7 +13,7 @@ from torch import Tensor
 from jem.data.batches import BatchStream, augment
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
-from jem.model import JEM, refuse_softmax
+from jem.model import JEM, check_no_softmax
 from jem.objectives.classification import balanced_class_weights
 from jem.randomness import named_generator
 from jem.sampling.base_distributions import (
@@ -137,7 +137,7 @@ def set_up(
     all_labels = _labels_of(train, labels, every=recipe.class_weight == "balanced")
     num_classes = check_network(model, x[:2], all_labels)
     with lowered(recipe.precision, model.device):
-        refuse_softmax(model, x[:2].to(model.device))
+        check_no_softmax(model, x[:2].to(model.device))
     check_images(recipe, x[:1])
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(

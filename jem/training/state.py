@@ -11,9 +11,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from jem.errors import RunFolderError
 from jem.model import JEM
+from jem.networks.build import spec_of
 from jem.randomness import named_generator
-from jem.runs.folder import network_spec
-from jem.runs.load import model_settings, restore_settings
 from jem.sampling.buffer import PersistentChains, ReplayBuffer
 from jem.training.distributed import Processes
 from jem.training.optimisation import make_optimizer, moving_average
@@ -100,7 +99,7 @@ class RunState:
             generators["torch mps"] = torch.mps.get_rng_state()
         return {
             "modules": {
-                "model": self.model.state_dict(),
+                "model": self.model.network.state_dict(),
                 "average": self.averaged_model.state_dict(),
             },
             "averaged": int(self._average.n_averaged),
@@ -109,7 +108,6 @@ class RunState:
             "guard": None if self.guard is None else self.guard.state_dict(),
             "generators": self.ranks.gather(generators),
             "progress": asdict(self.position),
-            "settings": model_settings(self.model),
         }
 
     def _joined(self, buffer: ReplayBuffer) -> dict[str, Any]:
@@ -139,11 +137,11 @@ class RunState:
                 f"torchrun --nproc-per-node {made_by}; now there are {self.ranks.count}"
             )
         generators = state["generators"][self.ranks.rank]
-        self.model.load_state_dict(state["modules"]["model"])
+        self.model.network.load_state_dict(state["modules"]["model"])
         self.averaged_model.load_state_dict(state["modules"]["average"])
+        self.model.set_extra_state(self.averaged_model.get_extra_state())
         self._average.n_averaged.fill_(state["averaged"])
         self.optimizer.load_state_dict(state["optimizers"]["parameters"])
-        restore_settings(self.model, state["settings"])
         for name, generator in self._generators().items():
             generator.set_state(generators[name])
         torch.set_rng_state(generators["torch"])
@@ -158,19 +156,18 @@ class RunState:
         self.position = Progress(**state["progress"])
 
 
-def identity(model: JEM, recipe: Recipe, seed: int, metadata: dict[str, Any]) -> dict[str, Any]:
+def identity(model: JEM, recipe: Recipe, seed: int) -> dict[str, Any]:
     """What a run is: network, recipe, seed and versions, in its configuration and checkpoints.
 
     Args:
         model: The model.
         recipe: The recipe, with nothing left open.
         seed: The run's seed.
-        metadata: `Trainer`'s argument of that name.
     """
     from jem import __version__
 
     return {
-        "network": network_spec(model.network, metadata),
+        "network": spec_of(model.network),
         "recipe": asdict(recipe),
         "seed": seed,
         "versions": {

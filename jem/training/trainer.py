@@ -94,8 +94,7 @@ class Trainer:
             after being killed and resumed.
         device: `"cpu"`, `"cuda"`, `"mps"`, or `"auto"` for the best there is.
         progress: Show a progress bar on the standard error stream.
-        metadata: Plain values to keep in `config.json`, such as where the data came from; under
-            `"network"` the `module:factory` of a network of your own, so that `jem.load` finds it.
+        metadata: Plain values to keep in `config.json`, such as where the data came from.
 
     Attributes:
         recipe: The recipe; once `fit` has seen the data, with nothing left open.
@@ -366,6 +365,8 @@ class Trainer:
         )
         if resume and self.checkpoints.iterations():
             self._restore(self.checkpoints.load_latest()[1])
+            if folder is not None and self.ranks.first:
+                folder.model.unlink(missing_ok=True)  # it holds the weights from before
             self.watch.log.truncate(self.state.position.log_position)
             return
         if folder is not None and self.ranks.first:
@@ -377,7 +378,7 @@ class Trainer:
         """What `config.json` says of the run, once `fit` has seen the data."""
         return {
             **self.metadata,
-            **identity(self.model, self.recipe, self.seed, self.metadata),
+            **identity(self.model, self.recipe, self.seed),
             "input_shape": self.model.input_shape,
             "classes": self.model.classes,
             "epochs": self.num_epochs,
@@ -439,7 +440,7 @@ class Trainer:
         self._require_clean()
         self._tick()
         self.state.position.log_position = self.watch.log.position()
-        run = identity(self.model, self.recipe, self.seed, self.metadata)
+        run = identity(self.model, self.recipe, self.seed)
         self.checkpoints.save(self.state.position.iteration, self.state.state_dict() | run)
 
     def _restore(self, state: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 import jem
 from jem import networks
 from jem.cli import main
-from jem.serving.scorer import DETECTOR_FILE, fit_scorer
+from jem.serving.scorer import fit_scorer
 
 
 @pytest.fixture(scope="session")
@@ -81,7 +81,9 @@ def train():
         trainer = jem.Trainer(model, recipe, run_dir=folder, device="cpu", metadata=metadata)
         trainer.fit((splits.train[:256][0], splits.train[:256][1]))
         if detector:
-            fit_scorer(model, splits).save(folder / DETECTOR_FILE)
+            scorer = fit_scorer(model, splits)
+            fitted = {"detector": scorer.detector, "temperature": scorer.temperature}
+            jem.save(model, folder / "model.pt", **fitted)
         return folder
 
     return make

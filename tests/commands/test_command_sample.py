@@ -110,9 +110,10 @@ def test_a_network_of_your_own_is_found_where_the_command_runs(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path])
     words = ("--labels", 3, "--count", 1, "--out", "s.png")
-    for name, metadata in (("named", {"network": "my_sample_net:make"}), ("unnamed", {})):
+    for name, spec in (("named", "my_sample_net:make"), ("unnamed", None)):
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-        train(tmp_path / name, "digits", module=network, detector=False, **metadata)
+        network.spec = spec
+        train(tmp_path / name, "digits", module=network, detector=False)
     assert run("sample", "named", *words) == 0
     assert "--network" in refused("sample", "unnamed", *words)
     assert run("sample", "unnamed", *words, "--network", "my_sample_net:make") == 0

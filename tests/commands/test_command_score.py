@@ -1,6 +1,7 @@
 """`jem score`: the table it writes, and what it refuses."""
 
 import csv
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,8 @@ from PIL import Image
 from torch import nn
 
 import jem
-from jem import networks
 from jem.commands.runs import Run
-from jem.serving.scorer import DETECTOR_FILE, fit_scorer, load_scorer
+from jem.serving.scorer import fit_scorer, load_scorer
 
 FIGURES = ["probability", "calibrated_probability", "log_density", "p_value"]
 
@@ -91,18 +91,13 @@ def test_without_a_detector_one_is_fitted(score, wine_run, raw_wine, tmp_path, c
     np.testing.assert_allclose([float(row["score"]) for row in rows], found.score, atol=1e-5)
     np.testing.assert_allclose([float(row["p_value"]) for row in rows], found.p_value, atol=1e-5)
     assert {row["class"] for row in rows} <= set(wine.classes)
-    assert not (wine_run / DETECTOR_FILE).exists()
 
 
-def test_a_stale_or_damaged_detector_is_replaced(score, train, raw_wine, tmp_path, capsys):
-    folder = train(tmp_path / "wine", "wine", "plain", detector=False, data="wine")
-    other = jem.JEM(networks.mlp((13,), 3, width=8, depth=1), input_shape=(13,))
-    fit_scorer(other, jem.data.load("wine")).save(folder / DETECTOR_FILE)
-    right = score(folder, raw_wine)
-    assert "other weights" in capsys.readouterr().err
-    (folder / DETECTOR_FILE).write_bytes(b"damaged")
-    assert score(folder, raw_wine) == right
-    assert "cannot be read" in capsys.readouterr().err
+def test_a_model_file_scores_as_its_run_does(score, refused, wine_run, raw_wine, tmp_path):
+    shipped = Path(shutil.copy(wine_run / "model.pt", tmp_path / "shipped.pt"))
+    assert score(shipped, raw_wine) == score(wine_run, raw_wine)
+    shipped.write_bytes(b"damaged")
+    assert "shipped.pt" in refused("score", shipped, tmp_path / "x.npy")
 
 
 def test_a_share_that_few_inputs_cannot_promise(

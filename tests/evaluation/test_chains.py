@@ -179,14 +179,14 @@ def test_the_model_is_left_as_it_was(global_rng_untouched):
     model = JEM(network, input_shape=(2,), domain=(-1.0, 1.0)).train()
     network[3].weight.requires_grad_(False)
     model.sampler = settings(3)
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.network.state_dict().items()}
     data, chains = normal(30).clamp(-1, 1), normal(20, 1).clamp(-1, 1)
     kept = chains.clone()
     first = chain_health(model, data, chains, num_steps=20, seed=0)
     assert all(module.training for module in model.modules())
     assert all(p.grad is None for p in model.parameters())
     assert [p.requires_grad for p in model.parameters()].count(False) == 1
-    assert all(value.equal(before[name]) for name, value in model.state_dict().items())
+    assert all(value.equal(before[name]) for name, value in model.network.state_dict().items())
     assert chains.equal(kept)
     assert chain_health(model, data, chains, num_steps=20, seed=0) == first
     assert chain_health(model, data, chains, num_steps=20, seed=1) != first

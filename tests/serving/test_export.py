@@ -184,11 +184,11 @@ def test_a_network_of_ones_own_is_exported_in_evaluation_mode_and_left_as_it_was
     model(torch.randn(16, 1, 8, 8))  # running statistics that are not those of a new layer
     model.network.head.eval()
     modes = [module.training for module in model.modules()]
-    state = {name: value.clone() for name, value in model.state_dict().items()}
+    state = {name: value.clone() for name, value in model.network.state_dict().items()}
     export_onnx(model, tmp_path / "own.onnx")
     assert [module.training for module in model.modules()] == modes
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
-    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert all(torch.equal(value, state[name]) for name, value in model.network.state_dict().items())
 
     x = torch.randn(7, 1, 8, 8)
     got = run_onnx(tmp_path / "own.onnx", x.numpy())

@@ -125,7 +125,7 @@ def test_true_from_a_callback_ends_the_run_as_its_last_epoch_would(tmp_path):
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
     assert_same_bits(weights(model), weights(jem.load(run)))
-    assert_same_bits(weights(model), trainer.state.averaged_model.state_dict())
+    assert_same_bits(weights(model), weights(trainer.state.averaged_model))
     assert [r["iteration"] for r in read_metrics(run / "metrics.jsonl", "end")] == [12]
     assert (run / "samples.png").exists()
 

@@ -14,7 +14,7 @@ from jem.errors import InputError
 from jem.evaluation.ood.features import Fit, features_of
 from jem.evaluation.ood.scores import SCORES
 from jem.evaluation.statistics import smallest_calibration
-from jem.model import JEM, batched_logits, check_model, inference, on_model, refuse_softmax
+from jem.model import JEM, batched_logits, check_model, inference, on_model, check_no_softmax
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -162,7 +162,7 @@ class OODDetector:
             InputError: If it ends in a softmax, which makes all densities alike.
         """
         if SCORES[self.score_name].of_density:
-            refuse_softmax(self.model, on_model(self.model, x))
+            check_no_softmax(self.model, on_model(self.model, x))
 
     def fit_scores(self, scores: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
         """Choose the threshold by scores of calibration inputs: the one place where it is fitted.

@@ -129,7 +129,7 @@ def test_mode_flags_and_gradients_stay_as_they_were(name):
     x = torch.randn(20, 2, requires_grad=True)
     modes = [m.training for m in model.modules()]
     flags = [p.requires_grad for p in model.parameters()]
-    buffers = {key: value.clone() for key, value in model.state_dict().items()}
+    buffers = {key: value.clone() for key, value in model.network.state_dict().items()}
 
     first, second = (score(model, x, name, (x, torch.arange(20) % 3)) for _ in range(2))
 
@@ -140,7 +140,7 @@ def test_mode_flags_and_gradients_stay_as_they_were(name):
     assert body[1].weight.grad.equal(torch.ones(8, 2))
     assert x.grad is None
     assert all(p.grad is None for p in network.head.parameters())
-    assert all(value.equal(buffers[key]) for key, value in model.state_dict().items())
+    assert all(value.equal(buffers[key]) for key, value in model.network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", SCORES)
