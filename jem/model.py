@@ -315,7 +315,7 @@ class JEM(nn.Module):
         """Refuse what the network was not made for; values are not looked at."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             remedy = "" if self.scaling is None else "`model.preprocess` makes one from raw data"
-            got = getattr(x, "dtype", type(x).__name__)
+            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
             refuse("x", "be a float tensor in the network's units", got, remedy)
         if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
             wanted = ", ".join(map(str, ("B", *self.input_shape)))

@@ -48,7 +48,7 @@ def save(
         RunFolderError: If the file cannot be written.
 
     Example:
-        >>> import tempfile
+        >>> import jem, tempfile
         >>> network = jem.networks.mlp((2,), 3)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     jem.save(jem.JEM(network, classes=["a", "b", "c"]), f"{folder}/model.pt")

@@ -158,7 +158,7 @@ def test_a_factored_head_whose_density_begins_constant_is_trained():
 
 
 def test_a_network_alone_is_refused():
-    with pytest.raises(InputError, match=r"expected a jem\.JEM, but got Linear: wrap"):
+    with pytest.raises(InputError, match=r"be a jem\.JEM, got Linear: wrap"):
         Trainer(nn.Linear(2, 2), SMALL, device="cpu")
 
 
