@@ -148,7 +148,7 @@ def test_other_arguments_are_checked(model, argument, value):
 
 
 def test_the_model_is_checked(model):
-    with pytest.raises(InputError, match=r"expected a jem\.JEM"):
+    with pytest.raises(InputError, match=r"be a jem\.JEM"):
         jem.sample(nn.Identity())
     model.sampler = None
     with pytest.raises(InputError, match="keeps no sampler settings"):

@@ -14,7 +14,7 @@ from jem.errors import InputError
 from jem.evaluation.ood.features import Fit, features_of
 from jem.evaluation.ood.scores import SCORES
 from jem.evaluation.statistics import smallest_calibration
-from jem.model import JEM, batched_logits, check_model, inference, on_model, check_no_softmax
+from jem.model import JEM, batched_logits, check_model, check_no_softmax, inference, on_model
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
