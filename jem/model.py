@@ -375,7 +375,7 @@ class JEM(nn.Module):
             Inputs, shape (B, *input_shape), float32, on the model's device.
 
         Raises:
-            InputError: If the shape does not fit, or a value is not finite.
+            InputError: If the shape does not fit, or a value is no number; NaN stays NaN.
         """
         if self.scaling is None:
             raise InputError(

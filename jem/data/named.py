@@ -135,15 +135,6 @@ _SMALL: dict[str, Callable[[int], DataSplits]] = {
     "rings": _rings,
 }
 
-_TORCHVISION = {
-    "fashion_mnist": "FashionMNIST",
-    "mnist": "MNIST",
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "svhn": "SVHN",
-}
-"""Classes of `torchvision.datasets`."""
-
 
 def _load_downloaded(
     name: str, root: str | os.PathLike[str] | None, download: bool, seed: int
@@ -169,7 +160,7 @@ def _load_downloaded(
 def _read_official(name: str, folder: Path, download: bool, *, train: bool) -> Any:  # noqa: ANN401
     import torchvision.datasets  # takes a second, which only those who download should pay
 
-    read = getattr(torchvision.datasets, _TORCHVISION[name])
+    read = getattr(torchvision.datasets, name.upper().replace("FASHION_", "Fashion"))
     svhn = {"split": "train" if train else "test"}
     which: dict[str, Any] = svhn if name == "svhn" else {"train": train}
     try:
