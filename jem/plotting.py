@@ -321,7 +321,7 @@ def reliability_diagram(
     reach = np.stack([y - accuracy_low[filled], accuracy_high[filled] - y]).clip(min=0)
     upper.plot([0, 1], [0, 1], color="grey", ls=":", label="calibrated")
     upper.errorbar(
-        x, y, reach, fmt="o-", ms=4, lw=1, capsize=2, color=BLUE, label="observed, 95% band"
+        x, y, reach, fmt="o", ms=4, lw=1, capsize=2, color=BLUE, label="observed, 95% band"
     )
     upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="accuracy", title=title)
     upper.text(0.97, 0.04, note, ha="right", va="bottom", fontsize=SMALL)

@@ -13,7 +13,6 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from jem.checks import check_finite, check_integer, check_labels, refuse
 from jem.errors import InputError
 from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate
 from jem.generation.chains import sampler_of
@@ -21,7 +20,6 @@ from jem.model import JEM, batched_logits, inference, joint_energy, on_model
 from jem.randomness import named_generator
 from jem.sampling.langevin import sgld_chain
 
-FEWEST_STEPS = 16
 CLOSED_GAP = 0.5
 """A gap below this many standard deviations of the data's energy counts as closed."""
 LONG_ENOUGH = 10
@@ -104,22 +102,13 @@ def chain_health(
         Gaps, verdict and effective sample size.
 
     Raises:
-        InputError: If the model has no sampler settings, an argument does not fit, or chains
-            leave the finite numbers.
+        InputError: If the model has no sampler settings, or chains leave the finite numbers.
 
     References:
         Nijkamp et al. (2020), arXiv:1903.12370, on chains that have the data's energy only at
         the step where training stops them.
     """
     settings = sampler_of(model)
-    check_integer("num_steps", num_steps, FEWEST_STEPS)
-    check_integer("max_chains", max_chains, 2)
-    for name, x in (("x_data", x_data), ("chains", chains)):
-        check_finite(name, x)
-        if len(x) < 2 or x.shape[1:] != x_data.shape[1:]:
-            refuse(name, f"have shape (B, {tuple(x_data.shape[1:])}), B >= 2", tuple(x.shape))
-    if labels is not None:
-        check_labels("labels", labels, len(chains), len(settings.class_frequencies))
     if len(chains) > max_chains:
         generator = named_generator(seed, "rows", "chains")
         rows = torch.randperm(len(chains), generator=generator)[:max_chains]

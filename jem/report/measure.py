@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from jem.data.splits import PART_NAMES, DataSplits
 from jem.errors import InputError
 from jem.evaluation.calibration.report import CalibrationReport, calibration_report
 from jem.evaluation.calibration.temperature import TemperatureScaling
@@ -40,8 +41,6 @@ from jem.serving.scorer import Scorer, fit_scorer
 
 SCHEMA_VERSION = 2
 """Of `report.json`; grows when a key changes its meaning or goes."""
-
-PARTS = ("train", "validation", "calibration", "test")
 
 MOST_CORRUPTED = 2000
 """Test images that are damaged."""
@@ -86,17 +85,6 @@ class Classification:
 
 
 @dataclass(frozen=True)
-class DataFacts:
-    """Name, shape and sizes of the data."""
-
-    name: str
-    kind: str
-    input_shape: tuple[int, ...]
-    classes: tuple[str, ...]
-    sizes: dict[str, int]  # of each of the four parts
-
-
-@dataclass(frozen=True)
 class Training:
     """The course of training, by the run's own records.
 
@@ -135,7 +123,7 @@ class Report:
     """
 
     run: TrainingRun
-    data: DataFacts
+    data: DataSplits
     classification: Classification | None
     ood: OODDetection
     samples: Samples | None
@@ -147,8 +135,14 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but pictures and curves as plain values for JSON; NaN as None."""
-        values: dict[str, Any] = _plain_values(self)
-        return {"schema_version": SCHEMA_VERSION} | values
+        data = {
+            "name": self.data.name,
+            "kind": self.data.kind,
+            "input_shape": list(self.data.input_shape),
+            "classes": list(self.data.classes),
+            "sizes": {part: len(getattr(self.data, part)) for part in PART_NAMES},
+        }
+        return {"schema_version": SCHEMA_VERSION, **_plain_values(self), "data": data}
 
 
 def _plain_values(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value
@@ -161,7 +155,7 @@ def _plain_values(value: Any) -> Any:  # noqa: ANN401 - a report holds many kind
             for name, entry in fields
             if entry is not None
             and not isinstance(entry, Tensor)
-            and name not in ("records", "pictures")
+            and name not in ("records", "pictures", "data")
         }
     if isinstance(value, dict):
         return {name: _plain_values(entry) for name, entry in value.items()}
@@ -232,13 +226,7 @@ def measure(
     reference = cache(lambda: reference_classifier_of(subject, seed))
     return Report(
         run=subject.run,
-        data=DataFacts(
-            splits.name,
-            splits.kind,
-            tuple(splits.input_shape),
-            tuple(splits.classes),
-            {part: len(getattr(splits, part)) for part in PARTS},
-        ),
+        data=splits,
         classification=classification,
         ood=ood,
         samples=attempt(

@@ -129,7 +129,8 @@ def _calibrated(found: Classification | None) -> tuple[Answer, str]:
         return "cannot tell", "there are no probabilities, or no bootstrap replicates"
     both = found.model.before, found.model.after
     before, after = (
-        f"{of.ece:.4f} (calibrated: below {of.if_calibrated['ece']:.4f})" for of in both
+        f"{of.ece:.4f} (a calibrated classifier: below {of.if_calibrated['ece']:.4f})"
+        for of in both
     )
     because = f"ECE {before}, after temperature scaling {after}"
     if not found.model.improved:

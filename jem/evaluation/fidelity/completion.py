@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jem.checks import check_integer
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
 from jem.evaluation.fidelity.reference_classifier import ReferenceClassifier
@@ -108,10 +107,8 @@ def completion_accuracy(
         Accuracies, errors, differences and pictures.
 
     Raises:
-        InputError: If the model draws nothing, or an argument does not fit.
+        InputError: If the model draws nothing, or inputs are not images.
     """
-    check_integer("count", count, 1)
-    check_integer("num_draws", num_draws, 1)
     x_train, _ = draw_subset(train, REFERENCE_LIMIT, seed=seed, name="completion reference")
     x, y = draw_subset(test, count, seed=seed, name="completion")
     known = upper_half(x.shape[1:])
@@ -132,14 +129,9 @@ def completion_accuracy(
 
     def figures_of(name: str) -> Filling:
         error = (fillings[name] - x)[:, ~known].double().square().mean().sqrt()
-        gains = (
-            (None, None)
-            if name in (ORIGINAL, MEAN_FILL, NEAREST)
-            else (
-                difference_estimate(correct[name], correct[MEAN_FILL]),
-                difference_estimate(correct[name], correct[NEAREST]),
-            )
-        )
+        simple = name in (ORIGINAL, MEAN_FILL, NEAREST)
+        others = () if simple else (correct[MEAN_FILL], correct[NEAREST])
+        gains = (difference_estimate(correct[name], other) for other in others)
         return Filling(share_estimate(correct[name]), float(error), *gains)
 
     pictures = {ORIGINAL: x, KEPT: x.masked_fill(~known, torch.nan)} | fillings

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jem.checks import check_finite, check_integer, check_labels, refuse
+from jem.checks import check_integer
 from jem.data.splits import DataPart, LazyPart
 from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
 from jem.evaluation.fidelity.neighbours import diversity, nearest_distances, prdc
@@ -137,16 +137,12 @@ def fidelity(
             taken over if it holds as many inputs, which saves the time of measuring it again.
 
     Raises:
-        InputError: If samples and labels do not fit each other, are not finite, or a set holds no
-            more than 5 inputs.
+        InputError: If a set holds no more than 5 inputs.
 
     References:
         Ravuri and Vinyals (2019), arXiv:1905.10887, for the classification accuracy; the
         functions that this one calls name the others.
     """
-    check_finite("samples", samples)
-    if labels is not None:
-        check_labels("labels", labels, len(samples), reference.num_classes)
     num = min(len(samples), len(test), len(train), REFERENCE_LIMIT)
     check_integer("number of samples, test and training inputs", num, NEIGHBOURS + 1)
     x_train, y_train = draw_subset(
@@ -156,9 +152,6 @@ def fidelity(
     kept = choose_rows(len(samples), num, seed=seed, name="take")
     x, y = samples.detach().cpu()[kept], None if labels is None else labels.cpu()[kept]
     x_test, y_test = draw_subset(test, num, seed=seed, name="test")
-    for name, shape in (("samples", x.shape[1:]), ("test", x_test.shape[1:])):
-        if shape != x_train.shape[1:]:
-            refuse(name, f"have inputs of shape {tuple(x_train.shape[1:])}", tuple(shape))
     features = reference.features(x_train)
     alike = features[choose_rows(len(x_train), num, seed=seed, name="support")]
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from jem.data.corruptions import CORRUPTIONS, corrupt
-from jem.errors import InputError
 from jem.evaluation.calibration.report import calibration_report
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector
@@ -64,14 +63,9 @@ def corruption_curves(
     Returns:
         Figures by kind of `jem.data.CORRUPTIONS`.
 
-    Raises:
-        InputError: If inputs are not images.
-
     References:
         Hendrycks and Dietterich (2019), arXiv:1903.12261. Ovadia et al. (2019), arXiv:1906.02530.
     """
-    if x.ndim != 4:
-        raise InputError(f"corruptions are of images, but inputs have shape {tuple(x.shape[1:])}")
     low, high = model.bounds(x.device) or (-1.0, 1.0)
     centre, reach = (low + high) / 2, (high - low) / 2
 

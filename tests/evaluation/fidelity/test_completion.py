@@ -134,12 +134,9 @@ def test_the_upper_half_of_an_odd_height():
         upper_half((13,))
 
 
-def test_arguments_are_checked(model):
-    words = {"train": part(model, 20, 1), "test": part(model, 10, 2), "seed": 0}
-    words["reference"] = LowerHalf()
-    for name in ("num_draws", "count"):
-        with pytest.raises(InputError, match=f"`{name}`"):
-            completion_accuracy(model, **words, **{name: 0})
+def test_a_model_that_draws_nothing_is_refused(model):
     model.sampler = None
     with pytest.raises(InputError, match="sampler settings"):
-        completion_accuracy(model, **words)
+        completion_accuracy(
+            model, train=part(model, 20, 1), test=part(model, 10, 2), reference=LowerHalf(), seed=0
+        )

@@ -8,13 +8,11 @@ import torch
 from torch import nn
 
 from jem.data import CORRUPTIONS, corrupt, load
-from jem.errors import InputError
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector
 from jem.evaluation.robustness import corruption
 from jem.evaluation.robustness.corruption import corruption_curves
 from jem.model import JEM
-from jem.networks import mlp
 from jem.randomness import derive_seed
 
 DIGITS = load("digits")
@@ -107,8 +105,3 @@ def test_images_of_another_domain_are_damaged_alike(model, fitted):
     assert curves.accuracy == expected.accuracy
     for kind in CORRUPTIONS:
         assert curves.ece[kind] == pytest.approx(expected.ece[kind], rel=1e-3)
-
-
-def test_only_images_can_be_damaged(model, fitted):
-    with pytest.raises(InputError, match="corruptions are of images"):
-        corruption_curves(JEM(mlp((4,), 3)), torch.zeros(5, 4), torch.zeros(5).long(), *fitted)
