@@ -91,7 +91,6 @@ class CalibrationReport:
         aurc: Area under the risk-coverage curve.
         augrc: Area under the generalised risk-coverage curve.
         confidence: Level of the intervals and bands.
-        num_bootstrap: Replicates behind the intervals.
         intervals: Interval of each figure by its name; empty without replicates.
         if_calibrated: What each calibration error stays below, with probability `confidence`, for
             a perfectly calibrated classifier of the same probabilities and N: an error below it is
@@ -114,7 +113,6 @@ class CalibrationReport:
     aurc: float
     augrc: float
     confidence: float
-    num_bootstrap: int
     intervals: dict[str, Interval]
     if_calibrated: dict[str, float]
     bins: ReliabilityBins
@@ -131,8 +129,7 @@ class CalibrationReport:
             >>> report.to_dict()["bins"]["accuracy"]
             [None, 1.0]
         """
-        values: dict[str, Any] = plain(self)
-        return values
+        return dict(plain(self))
 
     def plot(self, title: str = "Reliability") -> Figure:
         """Draw the reliability diagram with its bands and counts.
@@ -217,7 +214,6 @@ def calibration_report(
         num_bins=num_bins,
         **figures,
         confidence=confidence,
-        num_bootstrap=num_bootstrap,
         intervals=_intervals(figures, replicates, if_calibrated, confidence, len(y)),
         if_calibrated=if_calibrated,
         bins=_reliability_bins(bin_totals(groups, edges[0]), edges[0], confidence),

@@ -55,8 +55,7 @@ class OODMetrics:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, lists and dicts, as JSON takes them."""
-        values: dict[str, Any] = plain(self)
-        return values
+        return dict(plain(self))
 
 
 def ood_metrics(

@@ -73,11 +73,6 @@ def test_bins_of_equal_mass_differ_by_one_at_most(num_samples, num_bins):
     assert counts.max() - counts.min() <= 1
 
 
-def test_ties_share_a_bin_of_equal_mass():
-    confidence = np.array([0.5] * 9 + [0.9])
-    assert set(bin_index(confidence, equal_mass_edges(confidence, 5))[:9]) == {0}
-
-
 def test_binned_errors_equal_a_loop_over_bins():
     confidence, correct = pairs(300)
     edges = equal_width_edges(10)

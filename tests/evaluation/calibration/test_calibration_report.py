@@ -3,7 +3,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from matplotlib import pyplot as plt
 from sklearn.metrics import brier_score_loss, log_loss
 
@@ -53,18 +52,6 @@ def test_brier_of_two_classes_is_twice_that_of_scikit_learn():
     assert report.brier == pytest.approx(2 * brier_score_loss(labels, probabilities[:, 1]))
 
 
-def test_order_of_inputs_kind_and_dtype_do_not_matter():
-    probabilities, labels = predictions()
-    expected = calibration_report(probabilities, labels, num_bootstrap=0).to_dict()
-    order = np.random.default_rng(1).permutation(len(labels))
-    tensors = torch.tensor(probabilities[order], requires_grad=True), torch.tensor(labels[order])
-    actual = calibration_report(*tensors, num_bootstrap=0).to_dict()
-    for name in FIGURES:
-        assert actual[name] == pytest.approx(expected[name], abs=1e-12), name
-    single = calibration_report(probabilities.astype(np.float32), labels, num_bootstrap=0)
-    assert single.nll == pytest.approx(expected["nll"], rel=1e-5)
-
-
 def test_bins_hold_every_input_once_and_say_nan_where_empty():
     probabilities, labels = predictions()
     report = calibration_report(probabilities, labels, num_bootstrap=0)
@@ -96,19 +83,6 @@ def test_intervals_hold_the_figures_and_repeat_with_their_seed():
     assert other.intervals != report.intervals
 
 
-def test_intervals_cover_the_truth_at_their_level():
-    large = calibration_report(*predictions(100_000, seed=99, sharpen=2), num_bootstrap=0)
-    names = ("nll", "brier", "augrc", "ece", "smooth_ece", "accuracy")
-    covered = dict.fromkeys(names, 0)
-    for seed in range(60):
-        data = predictions(200, seed=seed, sharpen=2)
-        report = calibration_report(*data, num_bootstrap=100, confidence=0.9, seed=seed)
-        for name in names:
-            low, high = report.intervals[name]
-            covered[name] += low <= getattr(large, name) <= high
-    assert all(46 <= count <= 60 for count in covered.values()), covered
-
-
 def test_calibrated_predictions_stay_below_the_calibrated_level_as_often_as_said():
     below = dict.fromkeys(CALIBRATION_ERRORS, 0)
     for seed in range(60):
@@ -121,26 +95,12 @@ def test_calibrated_predictions_stay_below_the_calibrated_level_as_often_as_said
     assert all(46 <= count <= 60 for count in below.values()), below
 
 
-def test_overconfident_predictions_exceed_the_calibrated_level():
-    report = calibration_report(*predictions(1000, sharpen=2), num_bootstrap=100)
-    for name in CALIBRATION_ERRORS:
-        if name != "mce":  # its level is that of the bin with the fewest inputs
-            assert getattr(report, name) > report.if_calibrated[name], name
-
-
 def test_certain_and_right_is_perfect():
     report = calibration_report(np.eye(3), [0, 1, 2], num_bootstrap=20)
     for name in FIGURES:
         assert getattr(report, name) == pytest.approx(float(name == "accuracy"), abs=2e-6)
     assert report.bins.counts[-1] == 3
     assert report.intervals["accuracy"].low < 0.5  # three right answers prove little
-
-
-def test_no_interval_leaves_the_range_of_its_figure():
-    few = calibration_report([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], [0, 0, 1])
-    assert few.mce == pytest.approx(0.8)
-    for name in set(few.intervals) - {"nll", "brier"}:  # which may exceed 1
-        assert 0 <= few.intervals[name].low <= few.intervals[name].high <= 1, name
 
 
 def test_certain_and_wrong_costs_the_stated_nll():

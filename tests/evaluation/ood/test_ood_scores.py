@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from jem.errors import InputError
-from jem.evaluation.ood import SCORES, OODDetector, Score, ood_metrics
+from jem.evaluation.ood import SCORES, OODDetector, Score
 from jem.model import JEM
-from jem.networks import mlp, small_cnn
+from jem.networks import mlp
 from jem.sampling.langevin import LangevinStep
 
 CLASS_SCORES = ["max_probability", "max_logit", "entropy", "gen"]
@@ -73,35 +73,6 @@ def test_far_away_points_score_lower(name, islands, reference):
     near_scores = score(islands, near, name, reference=reference)
     far_scores = score(islands, 40 * directions, name, reference=reference)
     assert near_scores.min() > far_scores.max()
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """A perceptron that tells two blobs apart, and both from uniform points, in a plain loop."""
-    torch.manual_seed(0)
-    model = JEM(mlp((2,), 2, width=32, depth=2))
-    labels = torch.arange(256) % 2
-    x = 0.3 * torch.randn(256, 2) + (2.0 * labels - 1)[:, None]
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    for _ in range(200):
-        logits, background = model.logits(x), model.logits(8 * torch.rand(256, 2) - 4)
-        contrast = F.softplus(-logits.logsumexp(1)) + F.softplus(background.logsumexp(1))
-        flat = -background.log_softmax(1).mean()
-        loss = F.cross_entropy(logits, labels) + contrast.mean() + flat
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model, (x, labels)
-
-
-@pytest.mark.parametrize("name", [n for n in SCORES if n != "approximate_mass"])
-def test_scores_of_a_trained_network_find_the_corners_of_its_domain(name, trained):
-    # Its gradient vanishes far out, which is why the approximate mass is left out here.
-    model, (x, labels) = trained
-    corners = torch.tensor([[-3.5, 3.5], [3.5, -3.5]]).repeat(20, 1) + 0.4 * torch.randn(40, 2)
-    scores_in = score(model, x, name, reference=(x, labels))
-    scores_out = score(model, corners, name, reference=(x, labels))
-    assert ood_metrics(scores_in, scores_out).auroc > 0.9
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -166,17 +137,6 @@ def test_arrays_are_taken_in_the_precision_of_the_model(name, reference):
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_images_of_a_convolutional_network_are_scored(name):
-    torch.manual_seed(0)
-    model = JEM(small_cnn((1, 8, 8), 3, width=4), input_shape=(1, 8, 8), domain=(-1.0, 1.0))
-    x = 2 * torch.rand(6, 1, 8, 8) - 1
-    found = score(model, x, name, reference=(x, torch.arange(6) % 3))
-    assert found.shape == (6,)
-    assert found.isfinite().all()
-    assert score(model, x[0], name, reference=(x, torch.arange(6) % 3)).shape == (1,)
-
-
 def test_a_new_score_is_a_function_and_a_line_in_the_table(monkeypatch, islands, reference):
     def margin(logits, *, scale=1.0):
         best = logits.topk(2, dim=1).values
@@ -226,12 +186,6 @@ def test_gen_ranks_confident_inputs_and_counts_the_largest_classes():
     p = x.softmax(1).sort(1, descending=True).values[:, :2]
     expected = -(p**0.5 * (1 - p) ** 0.5).sum(1)
     torch.testing.assert_close(score(model, x, "gen", gamma=0.5, num_classes=2), expected)
-
-
-def test_certain_inputs_have_no_entropy():
-    x = torch.tensor([[0.0, -torch.inf], [0.0, 0.0]])
-    found = score(JEM(Passed()), x, "entropy")
-    torch.testing.assert_close(found, torch.tensor([0.0, -0.6931472]))
 
 
 def test_approximate_mass_of_a_bowl_is_minus_the_radius():
