@@ -190,49 +190,6 @@ def test_images_on_another_scale_get_one_warning():
         classifier.predict(x)
 
 
-def test_images_of_another_shape_are_refused():
-    x, y = images()
-    classifier = quick(epochs=1, network=narrow).fit(x, y)
-    for other in (x[0], x.reshape(60, 64), x[:, :4], x[:, None], [[1, 2], [3]]):
-        with pytest.raises(InputError, match=r"shape \(N, 8, 8\), as in training"):
-            classifier.predict(other)
-    with pytest.raises(InputError, match=r"got \(8, 8\): for one image x give x\[None\]$"):
-        classifier.predict(x[0])
-    with pytest.raises(ValueError, match="dim"):
-        quick(epochs=1).fit(x.reshape(60, 64), y).predict(x)
-    hole = x.copy()
-    hole[3, 4, 5] = np.nan
-    with pytest.raises(ValueError, match="NaN"):
-        classifier.predict(hole)
-
-
-def test_tables_of_whole_numbers_come_back_as_whole_numbers():
-    rng = np.random.default_rng(0)
-    x = np.stack([rng.integers(0, 200, 60), rng.integers(-5, 5, 60)], axis=1).astype(np.int16)
-    classifier = quick(epochs=2).fit(x, x[:, 0] > 100)
-    drawn = classifier.sample([True, False, True])
-    assert drawn.dtype == np.int16
-    assert drawn[:, 0].max() > 5  # in the units of the table
-
-
-def test_a_shape_that_fits_both_ways_is_asked_about():
-    x = np.random.default_rng(0).uniform(size=(20, 3, 8, 3))
-    y = np.arange(20) % 2
-    with pytest.raises(InputError, match='channels="first" or channels="last"'):
-        quick().fit(x, y)
-    assert quick(epochs=1, channels="last").fit(x, y).model_.input_shape == (3, 3, 8)
-    assert quick(epochs=1, channels="first").fit(x, y).model_.input_shape == (3, 8, 3)
-
-
-def test_data_frames_keep_their_names(iris):
-    pandas = pytest.importorskip("pandas", reason="data frames need pandas")
-    frame = pandas.DataFrame(iris[0], columns=["a", "b", "c", "d"])
-    classifier = quick().fit(frame, iris[1])
-    assert list(classifier.feature_names_in_) == ["a", "b", "c", "d"]
-    with pytest.raises(ValueError, match="feature names"):
-        classifier.predict(frame.rename(columns={"a": "z"}))
-
-
 # -- settings -------------------------------------------------------------------------------------
 
 
@@ -250,17 +207,6 @@ def test_a_network_given_as_a_module_is_copied_and_as_a_function_is_called(iris)
 
     quick(network=factory).fit(*iris)
     assert seen == [((4,), 3)]
-
-
-def test_a_network_of_another_kind_is_refused(iris):
-    for network, message in (
-        (mlp((4,), 5), "must have 3 outputs, but has 5"),
-        (mlp((7,), 3), r"does not take inputs of shape \(4,\)"),
-        ("mlp", "must be a torch module or a function"),
-        (lambda shape, classes: "mlp", "must be a torch.nn.Module, but got str"),
-    ):
-        with pytest.raises(InputError, match=message):
-            quick(network=network).fit(*iris)
 
 
 def test_a_given_network_is_trained_on_from_the_weights_it_has(iris):
@@ -320,16 +266,14 @@ def test_same_random_state_same_bits_and_the_global_state_is_left_alone(iris):
     assert np.array_equal(numpy_state, np.random.get_state()[1])  # noqa: NPY002
 
 
-def test_balanced_classes_move_the_decision():
-    rng = np.random.default_rng(0)
-    x = np.concatenate([rng.normal(0, 1, (180, 2)), rng.normal(1.2, 1, (20, 2))])
-    y = np.repeat([0, 1], [180, 20])
-    plain = quick(epochs=30).fit(x, y).predict(x).mean()
-    balanced = quick(epochs=30, class_weight="balanced").fit(x, y).predict(x).mean()
-    assert balanced > plain + 0.05
+@pytest.mark.parametrize("random_state", [np.random.RandomState(3), None])
+def test_any_random_state_of_scikit_learn_will_do(iris, random_state):
+    one = quick(epochs=1, random_state=random_state).fit(*iris).decision_function(iris[0])
+    two = quick(epochs=1, random_state=random_state).fit(*iris).decision_function(iris[0])
+    assert not np.array_equal(one, two)
 
 
-def test_class_weights_of_ones_own(iris):
+def test_class_weights_are_those_of_the_recipe_or_your_own(iris):
     x, y = iris[0][40:], np.array(["a", "b", "c"])[iris[1][40:]]  # 10, 50 and 50 rows
     own = {"a": 110 / 30, "b": 110 / 150, "c": 110 / 150}
     fits = [
@@ -343,78 +287,73 @@ def test_class_weights_of_ones_own(iris):
     assert not np.allclose(fits[2], by_recipe, atol=1e-2)
 
 
-@pytest.mark.parametrize("random_state", [np.random.RandomState(3), None])
-def test_any_random_state_of_scikit_learn_will_do(iris, random_state):
-    one = quick(epochs=1, random_state=random_state).fit(*iris).decision_function(iris[0])
-    two = quick(epochs=1, random_state=random_state).fit(*iris).decision_function(iris[0])
-    assert not np.array_equal(one, two)
-
-
 def test_progress_is_shown_only_when_asked_for(iris, capfd):
     quick(epochs=1).fit(*iris)
     assert capfd.readouterr() == ("", "")
-    quick(epochs=1, verbose=True).fit(*iris)
-    line = capfd.readouterr().err
-    assert re.fullmatch(r"training epoch 1/1  seconds \S+  loss -?\d\S*\n", line)
     quick(epochs=1, verbose=True, early_stopping=True).fit(*iris)
     assert re.search(r"loss -?\d.*  valid_accuracy 0\.\d", capfd.readouterr().err)
 
 
+# -- mistakes -------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "named"),
     [
-        ({"class_weight": {"a": 2.0}}, r"`class_weight` must name classes .*got \['a'\]"),
-        ({"class_weight": {0: 0.0}}, "`class_weight` must hold numbers above 0"),
-        ({"channels": "middle"}, "channels 'first', 'last' or None, got 'middle'"),
-        ({"acceptance_rate": "x"}, r"`acceptance_rate` must lie in \(0, 1\), got 'x'"),
-        ({"calibration_fraction": None}, r"lie in \[0, 0.5\), got None"),
-        (
-            {"early_stopping": True, "n_iter_no_change": None},
-            "`n_iter_no_change` must be",
-        ),
-        ({"acceptance_rate": 1.0}, r"`acceptance_rate` must lie in \(0, 1\)"),
-        ({"calibration_fraction": 0.7}, r"`calibration_fraction` must lie in \[0, 0.5\)"),
-        (
-            {"early_stopping": True, "validation_fraction": 0},
-            "`validation_fraction` must",
-        ),
-        ({"early_stopping": True, "n_iter_no_change": 0}, "`n_iter_no_change` must be"),
-        ({"recipe": "slow"}, "unknown recipe 'slow'"),
-        ({"epochs": 1.5}, "`epochs`"),
+        ({"class_weight": {"a": 2.0}}, r"`class_weight` .*\['a'\]"),
+        ({"class_weight": {0: 0.0}}, "`class_weight`"), ({"channels": "middle"}, "middle"),
+        ({"acceptance_rate": "x"}, "`acceptance_rate`"), ({"acceptance_rate": 1.0}, "(0, 1)"),
+        ({"calibration_fraction": None}, "`calibration_fraction`"),
+        ({"calibration_fraction": 0.7}, "[0, 0.5)"), ({"recipe": "slow"}, "slow"),
+        ({"early_stopping": True, "n_iter_no_change": 0}, "`n_iter_no_change`"),
+        ({"early_stopping": True, "validation_fraction": 0}, "(0, 0.5)"),
+        ({"epochs": 1.5}, "epochs"), ({"network": mlp((4,), 5)}, "5"), ({"network": "mlp"}, "str"),
+        ({"network": mlp((7,), 3)}, r"\(4,\)"), ({"network": lambda shape, k: "mlp"}, "Module"),
     ],
-)
-def test_wrong_settings_are_named(iris, changes, message):
-    with pytest.raises(InputError, match=message):
+)  # fmt: skip
+def test_wrong_settings_are_named(iris, changes, named):
+    named = re.escape(named) if named[0] in "([" else named
+    with pytest.raises(InputError, match=named):
         quick(**changes).fit(*iris)
 
 
-@pytest.mark.parametrize("label", [None, float("nan"), ""])
-def test_missing_labels_are_no_class(iris, label):
-    with pytest.raises(InputError, match="a label for every example, got none in row 2"):
-        quick().fit(iris[0], ["a", "b", label] * 50)
+@pytest.mark.parametrize(
+    ("x", "y", "named"),
+    [
+        (np.zeros((150, 4)), ["a", "b", None] * 50, "row 2"),
+        (np.zeros((150, 4)), ["cat"] * 150, "one class"),
+        (np.arange(80.0).reshape(40, 2), [0] * 39 + [1], "two examples of every class"),
+        (np.random.default_rng(0).uniform(size=(20, 3, 8, 3)), np.arange(20) % 2, "`channels`"),
+    ],
+)
+def test_data_that_cannot_be_learned_are_refused(x, y, named):
+    with pytest.raises(InputError, match=named):
+        quick(early_stopping=True).fit(x, y)
 
 
-def test_no_images_are_no_samples():
+def test_images_of_another_shape_are_refused():
     x, y = images()
     classifier = quick(epochs=1, network=narrow).fit(x, y)
+    for other in (x[0], x.reshape(60, 64), x[:, :4], x[:, None], [[1, 2], [3]]):
+        with pytest.raises(InputError, match=r"shape \(N, 8, 8\), as in training"):
+            classifier.predict(other)
+    with pytest.raises(ValueError, match="NaN"):
+        classifier.predict(np.full_like(x, np.nan))
     with pytest.raises(ValueError, match=r"0 sample\(s\)"):
         classifier.predict(x[:0])
 
 
-def test_mistakes_in_use_are_named(fitted, iris):
-    with pytest.raises(InputError, match="an integer of at least 0, but got None"):
-        fitted.sample([1], random_state=None)
-    with pytest.raises(InputError, match="`labels` must be classes among"):
-        fitted.sample(["cat"])
-    with pytest.raises(InputError, match=r"one class only: 'cat'$"):
-        quick().fit(iris[0], np.array(["cat"] * 150))
-    with pytest.raises(NotFittedError):
-        quick().predict(iris[0])
-    with pytest.raises(ValueError, match="3 features"):
-        fitted.predict(iris[0][:, :3])
+def test_labels_and_seeds_of_samples_are_checked(fitted):
+    for labels in (["2"], ["cat"], [[1]]):
+        with pytest.raises(InputError, match="`labels` must be classes among"):
+            fitted.sample(labels)
+    for seed in (-1, None):
+        with pytest.raises(InputError, match="seed"):
+            fitted.sample([1], random_state=seed)
+
+
+def test_too_few_rows_for_a_threshold_are_said_when_it_is_needed(iris):
     tiny = quick().fit(iris[0][::10], iris[1][::10])
     assert tiny.detector_ is None
-    with pytest.raises(InputError, match=r"held out for a threshold .*: fit on 75 inputs or more"):
+    with pytest.raises(InputError, match="75 inputs or more"):
         tiny.is_ood(iris[0])
-    with pytest.raises(InputError, match="two examples of every class for early stopping"):
-        quick(early_stopping=True).fit(np.arange(80.0).reshape(40, 2), [0] * 39 + [1])

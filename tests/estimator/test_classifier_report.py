@@ -11,7 +11,6 @@ from sklearn.datasets import load_wine
 from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import train_test_split
 
-import jem
 from jem import JEMClassifier
 from jem.errors import InputError
 from jem.estimator.report import subject_of
@@ -75,19 +74,6 @@ def test_held_out_rows_are_those_of_fit(figures, fitted):
     assert sizes["train"] + sizes["calibration"] + sizes["test"] == 178
 
 
-def test_other_data_are_refused(fitted, parts):
-    x_train, x_test, y_train, y_test = parts
-    with pytest.raises(InputError, match="what `fit` was given"):
-        fitted.report(x_test, y_test, x_train[::-1], y_train[::-1])
-    with pytest.raises(InputError, match="`y` must hold 45 labels among"):
-        fitted.report(x_test, ["merlot"] * len(x_test), x_train, y_train)
-    with pytest.raises(InputError, match="`y_train` must hold 133 labels"):
-        fitted.report(x_test, y_test, x_train, y_train[:5])
-    other = JEMClassifier("plain", epochs=1, random_state=1).fit(x_train, y_train)
-    with pytest.raises(InputError, match="same `random_state`"):
-        fitted.report(x_test, y_test, x_train, y_train, control=other)
-
-
 def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
     x_train, x_test, y_train, y_test = parts
     monkeypatch.setattr("jem.report.page.write_report", lambda *_, **__: {})
@@ -100,27 +86,6 @@ def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fitted.report(x_test, y_test, x_train, y_train)
-
-
-def test_a_model_and_its_data_are_enough_for_the_page(tmp_path):
-    data = jem.data.load("iris", seed=0)
-    model = jem.JEM(
-        jem.networks.mlp(data.input_shape, 3, width=4), classes=data.classes, domain=data.domain
-    )
-    found = jem.write_report(
-        model, data, tmp_path / "page", title="Mine & theirs", ood_sets={"zeros": data.test.x * 0}
-    )
-    assert found == json.loads((tmp_path / "page" / "report.json").read_text())
-    assert found["data"]["name"] == "iris"
-    assert "zeros" in [row["name"] for row in found["ood"]["sets"]]
-    assert "Mine &amp; theirs" in (tmp_path / "page" / "report.html").read_text()
-
-
-def test_without_held_out_rows_there_is_no_report(parts):
-    x_train, x_test, y_train, y_test = parts
-    bare = JEMClassifier(epochs=1, calibration_fraction=0, random_state=0).fit(x_train, y_train)
-    with pytest.raises(InputError, match="held out"):
-        bare.report(x_test, y_test, x_train, y_train)
 
 
 def test_images_without_labels_as_numbers(tmp_path, capsys):
@@ -140,34 +105,6 @@ def test_images_without_labels_as_numbers(tmp_path, capsys):
     assert "samples" in found["left_out"]
 
 
-@pytest.mark.parametrize("layout", ["fortran", "strided", "frame"])
-def test_what_fit_was_given_is_known_again_however_it_lies_in_memory(layout):
-    rng = np.random.default_rng(0)
-    wide = rng.normal(size=(120, 6))
-    X = {  # noqa: N806
-        "fortran": np.asfortranarray(wide),
-        "strided": wide[:, ::2],
-        "frame": pd.DataFrame({f"c{i}": wide[:, i] for i in range(6)}),
-    }[layout]
-    y = np.arange(120) % 2
-    classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(X, y)
-    held_out = X[:20] if layout != "frame" else X.iloc[:20]
-    with pytest.warns(UserWarning, match="rows of `X` are rows of `X_train` too"):
-        subject = subject_of(classifier, (held_out, y[:20]), (X, y), None)
-    assert len(subject.splits.test) == 20
-    with pytest.raises(InputError, match="must be what `fit` was given"):
-        subject_of(classifier, (held_out, y[:20]), (X, y[::-1]), None)
-
-
-def test_the_report_accepts_the_share_that_the_estimator_does(parts, tmp_path):
-    x_train, x_test, y_train, y_test = parts
-    classifier = JEMClassifier("plain", epochs=1, acceptance_rate=0.8, random_state=0).fit(
-        x_train, y_train
-    )
-    found = classifier.report(x_test, y_test, x_train, y_train, folder=tmp_path)
-    assert found["ood"]["acceptance_rate"] == classifier.detector_.acceptance_rate == 0.8
-
-
 def test_the_parts_are_those_of_fit_whatever_parameters_say_now(parts):
     x_train, x_test, y_train, y_test = parts
     classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(x_train, y_train)
@@ -179,21 +116,42 @@ def test_the_parts_are_those_of_fit_whatever_parameters_say_now(parts):
     assert after.run == before.run
 
 
-@pytest.mark.parametrize("changes", [{"calibration_fraction": 0.3}, {"early_stopping": True}])
-def test_a_control_that_trained_on_what_is_held_out_is_refused(fitted, parts, changes):
+@pytest.mark.parametrize("layout", ["fortran", "strided", "frame"])
+def test_data_are_known_again_however_they_lie_in_memory(layout):
+    wide, y = np.random.default_rng(0).normal(size=(120, 6)), np.arange(120) % 2
+    x = {
+        "fortran": np.asfortranarray(wide), "strided": wide[:, ::2], "frame": pd.DataFrame(wide),
+    }[layout].copy()  # fmt: skip
+    x = x.rename(columns=str) if layout == "frame" else x
+    classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(x, y)
+    with pytest.warns(UserWarning, match="rows of `X` are rows of `X_train` too"):
+        subject = subject_of(classifier, (x[:20], y[:20, None]), (x, y))
+    assert len(subject.splits.test) == 20
+    with pytest.raises(InputError, match="what `fit` was given"):
+        subject_of(classifier, (x[:20], y[:20]), (x, y[::-1]))
+
+
+def test_labels_that_do_not_fit_are_refused(fitted, parts):
     x_train, x_test, y_train, y_test = parts
-    control = JEMClassifier("plain", epochs=1, random_state=0, **changes).fit(x_train, y_train)
-    with pytest.raises(InputError, match="same shares held out"):
-        fitted.report(x_test, y_test, x_train, y_train, control=control)
+    with pytest.raises(InputError, match="`y` must hold 45 labels"):
+        subject_of(fitted, (x_test, ["merlot"] * len(x_test)), (x_train, y_train))
+    with pytest.raises(InputError, match="`y_train` must hold 133 labels"):
+        subject_of(fitted, (x_test, y_test), (x_train, y_train[:5]))
 
 
-def test_labels_in_a_column_are_taken_as_in_fit(fitted, parts):
+@pytest.mark.parametrize("changes", [{"calibration_fraction": 0.3}, {"random_state": 1}])
+def test_a_control_must_be_fitted_on_the_same_parts(fitted, parts, changes):
     x_train, x_test, y_train, y_test = parts
-    subject = subject_of(fitted, (x_test, y_test[:, None]), (x_train, y_train[:, None]), None)
-    assert len(subject.splits.test) == len(x_test)
-
-
-def test_a_control_must_be_fitted(fitted, parts, tmp_path):
-    x_train, x_test, y_train, y_test = parts
+    asked = (x_test, y_test), (x_train, y_train)
+    control = JEMClassifier("plain", epochs=1, **({"random_state": 0} | changes))
     with pytest.raises(NotFittedError):
-        fitted.report(x_test, y_test, x_train, y_train, folder=tmp_path, control=JEMClassifier())
+        subject_of(fitted, *asked, control)
+    with pytest.raises(InputError, match="`control` must be fitted on the same data"):
+        subject_of(fitted, *asked, control.fit(x_train, y_train))
+
+
+def test_without_held_out_rows_there_is_no_report(parts):
+    x_train, x_test, y_train, y_test = parts
+    bare = JEMClassifier(epochs=1, calibration_fraction=0, random_state=0).fit(x_train, y_train)
+    with pytest.raises(InputError, match="held out"):
+        subject_of(bare, (x_test, y_test), (x_train, y_train))
