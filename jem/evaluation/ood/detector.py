@@ -27,7 +27,7 @@ Option = int | float | None
 """Value of an option of a score."""
 
 
-class Verdict(NamedTuple):
+class OODVerdict(NamedTuple):
     """What a detector says of scored inputs, each of shape (B,), on the device of the scores."""
 
     p_value: Tensor  # multiples of 1 / (n + 1), double precision
@@ -289,7 +289,7 @@ class OODDetector:
         """
         return self.verdict(self.score(x)).p_value
 
-    def verdict(self, scores: Tensor | ArrayLike) -> Verdict:
+    def verdict(self, scores: Tensor | ArrayLike) -> OODVerdict:
         """Compare scores that are at hand with the calibration scores.
 
         Args:
@@ -311,7 +311,7 @@ class OODDetector:
         is_ood = exact < self.threshold
         not_above = torch.searchsorted(self._calibration, exact, right=True)
         p_value = (1 + not_above).double() / (self.num_calibration + 1)
-        return Verdict(p_value.to(scores.device), is_ood.to(scores.device))
+        return OODVerdict(p_value.to(scores.device), is_ood.to(scores.device))
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: everything but the model, which is saved by itself."""

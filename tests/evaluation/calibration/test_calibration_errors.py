@@ -5,10 +5,8 @@ import pytest
 import torch
 from scipy.integrate import quad
 from scipy.optimize import brentq
-from scipy.stats import binom
 
 from jem.evaluation.calibration.errors import (
-    Confidences,
     bin_index,
     bin_totals,
     binned_error,
@@ -89,20 +87,6 @@ def test_binned_errors_equal_a_loop_over_bins():
     assert binned_error(totals)[0] == pytest.approx(sum(share * gap for share, gap in gaps))
     assert maximum_error(totals)[0] == pytest.approx(max(gap for _, gap in gaps))
     assert debiased_rms_error(totals)[0] == pytest.approx(np.sqrt(max(squares, 0)))
-
-
-def test_debiased_squared_error_is_unbiased():
-    """The mean over every outcome of one bin of five equals the squared gap, 0.3^2."""
-    hits = np.arange(6.0)[:, None]
-    counts = np.full((6, 1), 5.0)
-    accuracy = hits / 5
-    squares = (accuracy - 0.9) ** 2 - accuracy * (1 - accuracy) / 4
-    chance = binom.pmf(hits[:, 0], 5, 0.6)
-    assert chance @ squares[:, 0] == pytest.approx(0.09)
-    totals = bin_totals(Confidences(np.array([0.9]), counts, hits), equal_width_edges(1))
-    np.testing.assert_allclose(
-        debiased_rms_error(totals), np.sqrt(np.maximum(squares[:, 0], 0)), atol=1e-12
-    )
 
 
 @pytest.mark.parametrize(("norm", "figure"), [("l1", binned_error), ("max", maximum_error)])

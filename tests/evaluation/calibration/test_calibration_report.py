@@ -111,13 +111,6 @@ def test_certain_and_wrong_costs_the_stated_nll():
     assert (report.aurc, report.augrc) == (1, 0.5)
 
 
-def test_one_sample_has_a_report():
-    report = calibration_report([[0.3, 0.7]], [1], num_bootstrap=10)
-    assert report.ece == pytest.approx(0.3)
-    assert report.debiased_rmsce == 0
-    json.dumps(report.to_dict(), allow_nan=False)
-
-
 def test_tied_probabilities_predict_the_first_class():
     assert calibration_report([[0.5, 0.5]] * 4, [0, 0, 0, 1], num_bootstrap=0).accuracy == 0.75
 

@@ -43,12 +43,6 @@ def test_augrc_equals_its_form_in_auroc_and_accuracy(levels):
     assert augrc(group(confidence, correct))[0] == pytest.approx(expected)
 
 
-def test_uninformative_confidence_gives_the_error_rate_and_half_of_it():
-    groups = group(np.full(10, 0.7), np.arange(10) < 7)
-    assert aurc(groups)[0] == pytest.approx(0.3)
-    assert augrc(groups)[0] == pytest.approx(0.15)
-
-
 def test_curve_says_what_each_threshold_does():
     confidence, correct = pairs(1000, levels=300)
     curve = risk_coverage_curve(group(confidence, correct))

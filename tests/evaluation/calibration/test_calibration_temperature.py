@@ -73,12 +73,6 @@ def test_the_temperature_stays_in_its_range():
     assert wrong.temperature == pytest.approx(100, rel=1e-5)
 
 
-def test_large_logits_do_not_overflow():
-    logits = np.array([[1e6, -1e6], [1e6, -1e6]])
-    scaling = TemperatureScaling().fit(logits, [0, 1])
-    assert math.isfinite(scaling.nll_after)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_transform_keeps_kind_and_dtype_and_predicted_class(dtype):
     logits, labels = labelled_logits(1000, 3.0)
@@ -116,8 +110,3 @@ def test_misuse_is_refused():
         TemperatureScaling().fit([[0.0, 1.0]], [2])
     with pytest.raises(InputError, match="`temperature`"):
         TemperatureScaling().load_state_dict({"temperature": -1.0})
-
-
-def test_lists_are_transformed_as_arrays():
-    scaling = TemperatureScaling().fit(np.eye(2) * 9, [0, 1])
-    assert scaling.transform([[1.0, 2.0]]) == pytest.approx(scaling.transform(np.array([[1, 2]])))

@@ -127,16 +127,6 @@ def test_batches_change_nothing_but_rounding(name, batch_size, islands, referenc
     torch.testing.assert_close(single, whole[3:4])
 
 
-@pytest.mark.parametrize("name", SCORES)
-def test_arrays_are_taken_in_the_precision_of_the_model(name, reference):
-    model, (x, _) = JEM(Islands(torch.float32)), island_points(5)
-    arrays = tuple(part.numpy() for part in reference)
-    found = score(model, x.numpy(), name, reference=arrays)
-    expected = score(JEM(Islands()), x, name, reference=reference)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-3)
-
-
 def test_a_new_score_is_a_function_and_a_line_in_the_table(monkeypatch, islands, reference):
     def margin(logits, *, scale=1.0):
         best = logits.topk(2, dim=1).values
