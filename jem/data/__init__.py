@@ -1,12 +1,12 @@
 """Data sets by name, the user's arrays and files, and out-of-distribution sets."""
 
 from jem.data.arrays import from_arrays
-from jem.data.batches import BatchStream, as_part, augment
+from jem.data.batches import BatchStream
 from jem.data.corruptions import CORRUPTIONS, corrupt
 from jem.data.named import NAMES, load
-from jem.data.ood_sets import OOD_SETS, hold_out, make_ood_set, rotations
+from jem.data.ood_sets import OOD_SETS, hold_out, make_ood_set
 from jem.data.scaling import Scaling
-from jem.data.splits import DataPart, DataSplits, LazyPart, split_indices
+from jem.data.splits import DataPart, DataSplits, LazyPart
 
 __all__ = [
     "CORRUPTIONS",
@@ -17,13 +17,9 @@ __all__ = [
     "DataSplits",
     "LazyPart",
     "Scaling",
-    "as_part",
-    "augment",
     "corrupt",
     "from_arrays",
     "hold_out",
     "load",
     "make_ood_set",
-    "rotations",
-    "split_indices",
 ]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jem.checks import check_choice, refuse
+from jem.checks import check_choice, check_labels, refuse
 from jem.data.scaling import Layout, Scaling, as_numeric
 from jem.data.splits import PART_NAMES, DataPart, DataSplits, Indices, LazyPart, split_indices
 from jem.errors import InputError
@@ -68,15 +68,15 @@ def from_arrays(
     raw = _inputs("x", x, columns)
     layout, input_shape = _read_layout(raw, channels)
     labels = _labels("y", y, len(raw))
-    names = (
-        [str(value) for value in np.unique(labels)] if classes is None else [*map(str, classes)]
-    )
+    names = [str(value) for value in (np.unique(labels) if classes is None else classes)]
     check_classes(names)
 
     def index(what: str, values: Array) -> Indices:
         if classes is None:
             return known_indices([str(value) for value in values], names)
-        return _check_indices(what, values, len(names))
+        indices: Any = torch.from_numpy(values) if values.dtype.kind in "iu" else values
+        check_labels(what, indices, len(values), len(names))
+        return values.astype(np.int64)
 
     indices = index("y", labels)
     if test is not None and counts is not None and counts[-1]:
@@ -221,13 +221,6 @@ def _labels(name: str, values: Data, length: int) -> Array:
     if y.dtype.kind not in "iubU":
         refuse(name, "hold strings or integers", y.dtype)
     return y
-
-
-def _check_indices(name: str, y: Array, num_classes: int) -> Indices:
-    if y.dtype.kind not in "iu" or y.min() < 0 or y.max() >= num_classes:
-        came = f"{y.min()} to {y.max()}" if y.dtype.kind in "iu" else f"{y.tolist()[0]!r}"
-        refuse(name, f"hold indices of `classes`, 0 to {num_classes - 1}", came)
-    return y.astype(np.int64)
 
 
 def _read_layout(x: Array, channels: str | None) -> tuple[Layout, tuple[int, ...]]:

@@ -155,7 +155,7 @@ def with_value(x, place, value=np.nan):
             {"test": (ROWS[:2], [0, 9])},
             "among the training classes 0, 1, 2, got '9'",
         ),
-        (ROWS, LABELS, {"classes": ["a", "b"]}, "`y` .*0 to 1, got 0 to 2"),
+        (ROWS, LABELS, {"classes": ["a", "b"]}, r"`y` must lie in 0\.\.1, got 0\.\.2"),
         (ROWS, LABELS, {"classes": ["crane", "crane", "dog"]}, "own name, got crane, crane"),
         (ROWS, LABELS, {"test": (ROWS, LABELS), "counts": (30, 10, 10, 10)}, "`counts` must end"),
     ],

@@ -3,7 +3,8 @@ import pytest
 import torch
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from jem.data import BatchStream, DataPart, as_part, augment
+from jem.data import BatchStream, DataPart
+from jem.data.batches import as_part, augment
 from jem.errors import InputError
 
 X, Y = torch.arange(46.0).reshape(23, 2), torch.arange(23)

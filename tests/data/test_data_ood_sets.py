@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from jem.data import OOD_SETS, LazyPart, load, rotations
-from jem.data.ood_sets import ROTATIONS, hold_out, make_ood_set
+from jem.data import OOD_SETS, LazyPart, load
+from jem.data.ood_sets import ROTATIONS, hold_out, make_ood_set, rotations
 from jem.data.splits import PART_NAMES
 from jem.errors import InputError
 

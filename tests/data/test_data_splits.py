@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from jem.data import DataPart, LazyPart, load, split_indices
+from jem.data import DataPart, LazyPart, load
+from jem.data.splits import split_indices
 from jem.errors import InputError
 
 
