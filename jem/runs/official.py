@@ -74,7 +74,7 @@ def load_official(
     path = Path(path)
     state, chains = _weights_and_chains(_read(path), path)
     try:
-        arguments = {
+        arguments: dict[str, Any] = {
             "depth": 4 + 6 * len({k.split(".")[2] for k in state if k.startswith("f.layer1.")}),
             "width": state["f.layer1.0.conv2.weight"].shape[0] // 16,
             "norm": "batch" if "f.bn1.running_mean" in state else "none",
@@ -95,7 +95,7 @@ def load_official(
     model = JEM(
         network,
         input_shape=shape,
-        classes=range(arguments["num_classes"]) if classes is None else classes,
+        classes=classes or [str(k) for k in range(arguments["num_classes"])],
         domain=(-1.0, 1.0),
         scaling=Scaling.of_bytes(shape, "channels_last"),
     ).eval()
