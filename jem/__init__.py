@@ -6,101 +6,74 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from jem import data, evaluation, networks, objectives, plotting, sampling
-    from jem.errors import (
-        InputError,
-        JemError,
-        RunFolderError,
-        TrainingDivergedError,
-        TrainingInterrupted,
-    )
-    from jem.estimator.classifier import JEMClassifier
-    from jem.evaluation.calibration.report import calibration_report
-    from jem.evaluation.calibration.temperature import TemperatureScaling
-    from jem.evaluation.ood.detector import OODDetector
-    from jem.evaluation.ood.metrics import ood_metrics
-    from jem.generation import counterfactual, denoise, inpaint, sample
-    from jem.model import JEM
-    from jem.report.page import write_report
-    from jem.runs.model_file import load, save
-    from jem.serving.export import export_onnx
-    from jem.serving.scorer import fit_scorer, load_scorer
-    from jem.training.recipe import Recipe
-    from jem.training.recipes import RECIPES
-    from jem.training.trainer import Trainer
+    from jem import data as data
+    from jem import errors as errors
+    from jem import evaluation as evaluation
+    from jem import networks as networks
+    from jem import objectives as objectives
+    from jem import plotting as plotting
+    from jem import sampling as sampling
+    from jem.errors import InputError as InputError
+    from jem.errors import JemError as JemError
+    from jem.errors import RunFolderError as RunFolderError
+    from jem.errors import TrainingDivergedError as TrainingDivergedError
+    from jem.errors import TrainingInterrupted as TrainingInterrupted
+    from jem.estimator.classifier import JEMClassifier as JEMClassifier
+    from jem.evaluation.calibration.conformal import ConformalSets as ConformalSets
+    from jem.evaluation.calibration.report import calibration_report as calibration_report
+    from jem.evaluation.calibration.temperature import TemperatureScaling as TemperatureScaling
+    from jem.evaluation.ood.detector import OODDetector as OODDetector
+    from jem.evaluation.ood.metrics import ood_metrics as ood_metrics
+    from jem.generation import counterfactual as counterfactual
+    from jem.generation import denoise as denoise
+    from jem.generation import inpaint as inpaint
+    from jem.generation import sample as sample
+    from jem.model import JEM as JEM
+    from jem.report.page import write_report as write_report
+    from jem.runs.model_file import load as load
+    from jem.runs.model_file import save as save
+    from jem.runs.official import load_official as load_official
+    from jem.serving.export import export_onnx as export_onnx
+    from jem.serving.scorer import fit_scorer as fit_scorer
+    from jem.serving.scorer import load_scorer as load_scorer
+    from jem.training.recipe import Recipe as Recipe
+    from jem.training.recipes import RECIPES as RECIPES
+    from jem.training.trainer import Trainer as Trainer
 
-# Names are imported when they are first asked for: `jem --help` answers without loading torch, and
-# the command line can settle how threads wait before torch starts any.
-_HOME = {
-    "JEM": "jem.model",
-    "InputError": "jem.errors",
-    "JEMClassifier": "jem.estimator.classifier",
-    "JemError": "jem.errors",
-    "OODDetector": "jem.evaluation.ood.detector",
-    "RECIPES": "jem.training.recipes",
-    "Recipe": "jem.training.recipe",
-    "RunFolderError": "jem.errors",
-    "TemperatureScaling": "jem.evaluation.calibration.temperature",
-    "Trainer": "jem.training.trainer",
-    "TrainingDivergedError": "jem.errors",
-    "TrainingInterrupted": "jem.errors",
-    "calibration_report": "jem.evaluation.calibration.report",
-    "counterfactual": "jem.generation",
-    "denoise": "jem.generation",
-    "export_onnx": "jem.serving.export",
-    "fit_scorer": "jem.serving.scorer",
-    "inpaint": "jem.generation",
-    "load": "jem.runs.model_file",
-    "load_scorer": "jem.serving.scorer",
-    "ood_metrics": "jem.evaluation.ood.metrics",
-    "sample": "jem.generation",
-    "save": "jem.runs.model_file",
-    "write_report": "jem.report.page",
+# What the type checker sees above is imported when it is first asked for: `jem --help` answers
+# without loading torch, and the command line can settle how threads wait before torch starts any.
+_NAMES = {
+    "jem": "data errors evaluation networks objectives plotting sampling",
+    "jem.errors": "InputError JemError RunFolderError TrainingDivergedError TrainingInterrupted",
+    "jem.estimator.classifier": "JEMClassifier",
+    "jem.evaluation.calibration.conformal": "ConformalSets",
+    "jem.evaluation.calibration.report": "calibration_report",
+    "jem.evaluation.calibration.temperature": "TemperatureScaling",
+    "jem.evaluation.ood.detector": "OODDetector",
+    "jem.evaluation.ood.metrics": "ood_metrics",
+    "jem.generation": "counterfactual denoise inpaint sample",
+    "jem.model": "JEM",
+    "jem.report.page": "write_report",
+    "jem.runs.model_file": "load save",
+    "jem.runs.official": "load_official",
+    "jem.serving.export": "export_onnx",
+    "jem.serving.scorer": "fit_scorer load_scorer",
+    "jem.training.recipe": "Recipe",
+    "jem.training.recipes": "RECIPES",
+    "jem.training.trainer": "Trainer",
 }
-_MODULES = (
-    "data", "evaluation", "networks", "objectives", "plotting", "sampling",
-)  # fmt: skip
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "JEM",
-    "RECIPES",
-    "InputError",
-    "JEMClassifier",
-    "JemError",
-    "OODDetector",
-    "Recipe",
-    "RunFolderError",
-    "TemperatureScaling",
-    "Trainer",
-    "TrainingDivergedError",
-    "TrainingInterrupted",
-    "calibration_report",
-    "counterfactual",
-    "data",
-    "denoise",
-    "evaluation",
-    "export_onnx",
-    "fit_scorer",
-    "inpaint",
-    "load",
-    "load_scorer",
-    "networks",
-    "objectives",
-    "ood_metrics",
-    "plotting",
-    "sample",
-    "sampling",
-    "save",
-    "write_report",
-]
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401
-    if name in _HOME:
-        return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _MODULES:
+    if name not in _HOME:
+        raise AttributeError(f"module 'jem' has no attribute {name!r}")
+    home = _HOME[name]
+    if home == "jem":
         return importlib.import_module(f"jem.{name}")
-    raise AttributeError(f"module 'jem' has no attribute {name!r}")
+    return getattr(importlib.import_module(home), name)
 
 
 def __dir__() -> list[str]:

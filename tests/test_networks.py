@@ -10,10 +10,12 @@ from jem.networks import (
     NETWORKS,
     FactoredHead,
     JointHead,
+    make_network,
     mlp,
     network_for,
     network_from_reference,
     network_from_spec,
+    network_from_text,
     small_cnn,
     wide_resnet,
 )
@@ -166,14 +168,15 @@ def test_the_chooser_goes_by_shape():
     [
         (lambda: mlp((), 3), "`shape` must be positive sizes"),
         (lambda: mlp((0, 2), 3), "`shape` must be positive sizes"),
-        (lambda: mlp((2,), 0), "`num_classes` must be at least 1, but got 0"),
+        (lambda: mlp((2,), 0), "`num_classes` must"),
         (lambda: mlp((2,), 3, head="both"), "`head` must be one of .*'both'"),
         (lambda: small_cnn((8, 8), 3), r"`shape` must be \(C, H, W\)"),
-        (lambda: small_cnn((1, 3, 8), 3), "at least 4x4 pixels"),
+        (lambda: small_cnn((1, 3, 8), 3), "`shape` must"),
         (lambda: wide_resnet((1, 8, 8), 3, depth=12), r"`depth` must be 6 n \+ 4"),
         (lambda: wide_resnet((1, 8, 8), 3, norm="layer"), "`norm` must be .*'layer'"),
-        (lambda: network_from_spec({"name": "transformer"}), "unknown network 'transformer'"),
-        (lambda: network_from_spec({}), "unknown network None"),
+        (lambda: mlp((2,), 3, width=0), "`width` must"),
+        (lambda: network_from_spec({"name": "transformer"}), "`network` must .*'transformer'"),
+        (lambda: network_from_spec({}), "`network` must .*None"),
         (lambda: network_from_spec({"name": "mlp", "widht": 3}), "cannot build the network"),
         (lambda: network_from_spec({"name": "mlp"}), "cannot build the network"),
     ],
@@ -183,7 +186,48 @@ def test_arguments_are_checked(build, message):
         build()
 
 
-# -- a person's own network
+@pytest.mark.parametrize(
+    ("text", "shape", "expected"),
+    [
+        ("mlp", (2,), mlp((2,), 3, head="joint")),
+        ("mlp:width=8, depth=2,dropout=0.1", (2,), mlp((2,), 3, width=8, depth=2, dropout=0.1)),
+        (
+            "small_cnn:width=4,head=factored",
+            (1, 8, 8),
+            small_cnn((1, 8, 8), 3, 4, head="factored"),
+        ),
+        (
+            "wide_resnet:depth=10,width=1,norm=group",
+            (3, 8, 8),
+            wide_resnet((3, 8, 8), 3, depth=10, width=1, norm="group"),
+        ),
+    ],
+)
+def test_a_text_chooses_and_sizes_a_network(text, shape, expected):
+    assert network_from_text(text, shape, 3, head="joint").spec == expected.spec
+    assert make_network(text, shape, 3, "joint", 0).spec == expected.spec
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("mpl:width=3", "`network` must .*mlp, small_cnn, wide_resnet.*'mpl:width=3'"),
+        ("mpl", "`network` must .*'mpl'"),
+        ("mlp:widht=3", "`network` must set only width, depth, dropout, head of mlp"),
+        ("mlp:width", "`width` must be a whole number"),
+        ("mlp:width=3.5", "`width` must be a whole number"),
+        ("mlp:dropout=much", "`dropout` must be a number"),
+        ("mlp:dropout=2", "`dropout` must lie in"),
+        ("mlp:head=both", "`head` must be one of"),
+        ("small_cnn", "`shape` must"),
+    ],
+)
+def test_an_unknown_name_key_or_value_in_a_text_is_named(text, message):
+    with pytest.raises(InputError, match=message):
+        network_from_text(text, (2,), 3)
+
+
+# -- networks of the user's
 
 
 @pytest.fixture
@@ -203,8 +247,9 @@ def own_module(tmp_path, monkeypatch):
     sys.modules.pop("own_nets_for_test", None)
 
 
-def test_a_factory_of_ones_own_is_called_with_shape_and_classes(own_module):
-    network = network_from_reference(f"{own_module}:make", [2, 3], 4)
+def test_a_factory_is_called_with_shape_and_classes(own_module):
+    network = network_from_text(f"{own_module}:make", [2, 3], 4)
+    assert network.spec == "own_nets_for_test:make"
     assert network(torch.zeros(5, 2, 3)).shape == (5, 4)
 
 

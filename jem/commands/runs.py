@@ -197,7 +197,7 @@ def open_run(
         RunFolderError: If the folder holds no run, or is damaged.
         InputError: If the network cannot be built, or does not fit the weights.
     """
-    from jem.networks import network_from_reference
+    from jem.networks import network_from_text
     from jem.runs.model_file import build_model, read_model
 
     sys.path.insert(0, str(Path.cwd()))
@@ -207,7 +207,7 @@ def open_run(
         shape, classes = settings["input_shape"], settings["classes"]
         if not shape or not classes:
             raise InputError(f"{path} does not say the input shape and classes of its network")
-        built = network_from_reference(network, shape, len(classes))
+        built = network_from_text(network, shape, len(classes))
     run = Run(path, config, build_model(content, path, built, device=device), content)
     if path.is_dir():
         _note_if_unfinished(run)

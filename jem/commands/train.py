@@ -6,7 +6,6 @@ import itertools
 import json
 import sys
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -162,15 +161,12 @@ def _load(flags: TrainFlags, config: RunConfig, out: Path, *, quiet: bool) -> Da
 
 def _make_model(config: RunConfig, splits: DataSplits) -> JEM:
     from jem.model import JEM
-    from jem.networks import make_network, network_from_reference
+    from jem.networks import make_network
 
-    given = None
-    if config.network is not None:
-        sys.path.insert(0, str(Path.cwd()))
-        given = partial(network_from_reference, config.network)
+    sys.path.insert(0, str(Path.cwd()))  # where a network of your own may be
     shape, num_classes = splits.input_shape, len(splits.classes)
     return JEM(
-        make_network(given, shape, num_classes, config.recipe.head, config.seed),
+        make_network(config.network, shape, num_classes, config.recipe.head, config.seed),
         input_shape=shape,
         classes=splits.classes,
         domain=splits.domain,

@@ -7,6 +7,7 @@ from jem.networks.build import (
     network_for,
     network_from_reference,
     network_from_spec,
+    network_from_text,
     spec_of,
 )
 from jem.networks.heads import HEADS, FactoredHead, Head, JointHead
@@ -25,6 +26,7 @@ __all__ = [
     "network_for",
     "network_from_reference",
     "network_from_spec",
+    "network_from_text",
     "small_cnn",
     "spec_of",
     "wide_resnet",

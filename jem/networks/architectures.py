@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from jem.errors import InputError
+from jem.checks import check_choice, check_integer, check_number, refuse
 from jem.networks.heads import HEADS, Head
 
 Norm = Literal["none", "batch", "group"]
@@ -46,11 +46,9 @@ def _checked(
     shape = tuple(int(n) for n in shape)
     if not shape or min(shape) < 1 or (axes is not None and len(shape) != axes):
         wanted = "(C, H, W)" if axes == 3 else "positive sizes"
-        raise InputError(f"`shape` must be {wanted}, without the batch axis, but got {shape}")
-    if num_classes < 1:
-        raise InputError(f"`num_classes` must be at least 1, but got {num_classes}")
-    if head not in HEADS:
-        raise InputError(f"`head` must be one of {sorted(HEADS)}, but got {head!r}")
+        refuse("shape", f"be {wanted}, without the batch axis", shape)
+    check_integer("num_classes", num_classes, 1)
+    check_choice("head", head, HEADS)
     return shape
 
 
@@ -77,11 +75,9 @@ def mlp(
         A network (B, *shape) -> (B, K).
     """
     shape = _checked(shape, num_classes, head)
-    if depth < 1 or width < 1 or not 0 <= dropout < 1:
-        raise InputError(
-            "`depth` and `width` must be at least 1 and `dropout` in [0, 1), "
-            f"but got {depth}, {width} and {dropout}"
-        )
+    check_integer("width", width, 1)
+    check_integer("depth", depth, 1)
+    check_number("dropout", dropout, "[0, 1)")
     layers: list[nn.Module] = [nn.Flatten()]
     inputs = math.prod(shape)
     for _ in range(depth):
@@ -118,10 +114,9 @@ def small_cnn(
     """
     shape = _checked(shape, num_classes, head, axes=3)
     channels, *size = shape
+    check_integer("width", width, 1)
     if min(size) < 4:
-        raise InputError(
-            f"`small_cnn` takes images of at least 4x4 pixels, but got {shape}; use `mlp`"
-        )
+        refuse("shape", "have at least 4x4 pixels for `small_cnn`", shape, "use `mlp`")
     layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
     now = width
     while True:
@@ -195,9 +190,10 @@ def wide_resnet(
     """
     shape = _checked(shape, num_classes, head, axes=3)
     if depth < 10 or (depth - 4) % 6:
-        raise InputError(f"`depth` must be 6 n + 4 (10, 16, 22, 28, ...), but got {depth}")
-    if norm not in ("none", "batch", "group"):
-        raise InputError(f"`norm` must be 'none', 'batch' or 'group', but got {norm!r}")
+        refuse("depth", "be 6 n + 4 (10, 16, 22, 28, ...)", depth)
+    check_integer("width", width, 1)
+    check_choice("norm", norm, ("none", "batch", "group"))
+    check_number("dropout", dropout, "[0, 1)")
     layers: list[nn.Module] = [nn.Conv2d(shape[0], 16, 3, padding=1)]
     now = 16
     for stage in range(3):

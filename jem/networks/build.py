@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Sequence
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import nn
 
+from jem.checks import check_choice, refuse
 from jem.errors import InputError
 from jem.networks.architectures import NETWORKS, Network, mlp, small_cnn
 from jem.networks.heads import Head
@@ -36,39 +38,82 @@ def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factore
 
 
 def make_network(
-    given: nn.Module | NetworkFactory | None,
+    given: nn.Module | NetworkFactory | str | None,
     shape: Sequence[int],
     num_classes: int,
     head: Head,
     seed: int,
 ) -> nn.Module:
-    """A network of one's own, a copy if it is a module, or the usual one for a shape.
+    """Make the network of a run: a copy of yours, one by name, or the usual one for a shape.
 
     Args:
-        given: A module, a function (shape, number of classes) -> module, or None.
+        given: A module, a function (shape, number of classes) -> module, a name as
+            `network_from_text` takes it, or None.
         shape: Shape of one input.
         num_classes: K.
-        head: Head of the usual network.
+        head: Head of networks of ours, unless the name says another.
         seed: Seed of new weights; torch's global generator is left as it was.
 
     Returns:
-        What maps (B, *shape) to logits, if a person's own network does.
+        A network (B, *shape) -> (B, K).
 
     Raises:
         InputError: If this is neither a module nor a function.
     """
     if isinstance(given, nn.Module):
         return copy.deepcopy(given)
-    if given is not None and not callable(given):
-        raise InputError(
-            "`network` must be a torch module or a function (shape, number of classes) -> module, "
-            f"but got {type(given).__name__}"
-        )
+    if given is not None and not isinstance(given, str) and not callable(given):
+        wanted = "be a torch module, a name or a function (shape, number of classes) -> module"
+        refuse("network", wanted, type(given).__name__)
     with global_generators_kept():
         torch.manual_seed(derive_seed(seed, "network") % 2**32)
         if given is None:
             return network_for(shape, num_classes, head=head)
+        if isinstance(given, str):
+            return network_from_text(given, shape, num_classes, head=head)
         return given(tuple(shape), num_classes)
+
+
+def network_from_text(
+    text: str, shape: Sequence[int], num_classes: int, *, head: Head = "factored"
+) -> nn.Module:
+    """Build a network from its name and sizes, or from `module:factory`.
+
+    Args:
+        text: `NAME` or `NAME:key=value,...` with a name of `NETWORKS`, such as
+            `wide_resnet:depth=16,width=4,norm=group`; or what `network_from_reference` takes.
+        shape: Shape of one input, without the batch axis.
+        num_classes: K.
+        head: Head of a network of ours, unless the text says another.
+
+    Returns:
+        A network (B, *shape) -> (B, K).
+
+    Raises:
+        InputError: If a name, a key or a value is unknown or out of range, or a network of your
+            own cannot be built.
+
+    Example:
+        >>> network_from_text("mlp:width=16,depth=2", (4,), 3).spec["width"]
+        16
+    """
+    name, _, sizes = text.partition(":")
+    if name not in NETWORKS:
+        if not sizes or "=" in sizes:
+            refuse("network", f"be one of {', '.join(NETWORKS)}, or module:factory", repr(text))
+        return network_from_reference(text, shape, num_classes)
+    kinds = {p.name: type(p.default) for p in signature(NETWORKS[name]).parameters.values()}
+    del kinds["shape"], kinds["num_classes"]
+    arguments: dict[str, Any] = {"head": head}
+    for pair in sizes.split(",") if sizes else ():
+        key, _, value = (word.strip() for word in pair.partition("="))
+        if key not in kinds:
+            refuse("network", f"set only {', '.join(kinds)} of {name}", repr(pair))
+        try:
+            arguments[key] = kinds[key](value)
+        except ValueError:
+            refuse(key, "be a whole number" if kinds[key] is int else "be a number", repr(value))
+    return NETWORKS[name](shape, num_classes, **arguments)
 
 
 def network_from_spec(spec: dict[str, Any]) -> Network:
@@ -84,10 +129,7 @@ def network_from_spec(spec: dict[str, Any]) -> Network:
         InputError: If the name or an argument is unknown, or one is missing or out of range.
     """
     arguments = {key: value for key, value in spec.items() if key != "name"}
-    if spec.get("name") not in NETWORKS:
-        raise InputError(
-            f"unknown network {spec.get('name')!r}: expected one of {sorted(NETWORKS)}"
-        )
+    check_choice("network", spec.get("name"), NETWORKS)
     try:
         return NETWORKS[spec["name"]](**arguments)
     except TypeError as error:  # an argument is missing, unknown or of the wrong type
@@ -95,7 +137,7 @@ def network_from_spec(spec: dict[str, Any]) -> Network:
 
 
 def network_from_reference(reference: str, shape: Sequence[int], num_classes: int) -> nn.Module:
-    """Build a person's own network from `module:factory`, called as factory(shape, num_classes).
+    """Build a network of the user's from `module:factory`, called as factory(shape, num_classes).
 
     Args:
         reference: Such as `"my_package.nets:make"`; the module is imported.
@@ -154,6 +196,6 @@ def spec_of(network: nn.Module) -> dict[str, Any] | str | None:
 
 
 def _in_one_line(error: Exception) -> str:
-    """Kind and first lines of an error in a person's own code."""
+    """Kind and first lines of an error in the user's code."""
     first = " ".join(line.strip() for line in str(error).splitlines()[:2])
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

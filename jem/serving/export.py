@@ -1,4 +1,4 @@
-"""A trained model as one file that runs without this package: ONNX, or PyTorch's own format.
+"""A trained model as an ONNX file, which runs without this package and without PyTorch.
 
 The graph takes raw inputs, as `model.preprocess` does (the scaling is inside), a batch of any
 size, and returns what a service needs: logits, energy, log-density and, with a fitted detector,
@@ -8,7 +8,6 @@ the verdict. Gradients are not part of it: samples and the scores that need them
 from __future__ import annotations
 
 import importlib
-import io
 import json
 import warnings
 from pathlib import Path
@@ -58,8 +57,18 @@ def export_onnx(
         InputError: If a package is missing, the network cannot be traced, the input shape is not
             known, or the detector cannot be exported.
         RunFolderError: If the file cannot be written.
+
+    Example:
+        `jem.export_onnx(model, "model.onnx", detector=detector)`, then
+        `onnxruntime.InferenceSession("model.onnx").run(["logits", "is_ood"], {"inputs": raw})`.
     """
-    _require("onnx", "onnxscript")
+    for name in ("onnx", "onnxscript"):
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise InputError(
+                f"ONNX needs the package {name!r}: pip install 'jem-classifier[onnx]'"
+            ) from error
     program, about = _program(model, detector)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about its own parts
@@ -78,34 +87,6 @@ def export_onnx(
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
     write_atomically(Path(path), proto.SerializeToString())
-    return about
-
-
-def export_torch(
-    model: JEM, path: str | Path, *, detector: OODDetector | None = None
-) -> dict[str, Any]:
-    """Write a model as a PyTorch program: `torch.export.load(path).module()` runs it.
-
-    The program takes and returns what `export_onnx` describes, as a dict by name; it needs torch
-    but not this package.
-
-    Args:
-        model: The model, exported in evaluation mode; it is left as it was.
-        path: The file to write, whole or not at all, usually `*.pt2`.
-        detector: As for `export_onnx`.
-
-    Returns:
-        The metadata, as `export_onnx` writes them; here they are the extra file `jem.json`.
-
-    Raises:
-        InputError: If the network cannot be traced, the input shape is not known, or the detector
-            cannot be exported.
-        RunFolderError: If the file cannot be written.
-    """
-    program, about = _program(model, detector)
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files={"jem.json": json.dumps(about)})
-    write_atomically(Path(path), buffer.getvalue())
     return about
 
 
@@ -216,16 +197,6 @@ def _name_batch(proto: Any) -> None:  # noqa: ANN401
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == free:
                 dim.dim_param = "batch"
-
-
-def _require(*packages: str) -> None:
-    for name in packages:
-        try:
-            importlib.import_module(name)
-        except ImportError as error:
-            raise InputError(
-                f"ONNX needs the package {name!r}: pip install 'jem-classifier[onnx]'"
-            ) from error
 
 
 def _refused(what: str, error: Exception) -> InputError:

@@ -93,9 +93,9 @@ def test_without_a_detector_one_is_fitted(score, wine_run, raw_wine, tmp_path, c
     assert {row["class"] for row in rows} <= set(wine.classes)
 
 
-def test_a_model_file_scores_as_its_run_does(score, refused, wine_run, raw_wine, tmp_path):
-    shipped = Path(shutil.copy(wine_run / "model.pt", tmp_path / "shipped.pt"))
-    assert score(shipped, raw_wine) == score(wine_run, raw_wine)
+def test_a_model_file_scores_as_its_run_does(score, refused, digits_run, raw_digits, tmp_path):
+    shipped = Path(shutil.copy(digits_run / "model.pt", tmp_path / "shipped.pt"))
+    assert score(shipped, raw_digits) == score(digits_run, raw_digits)
     shipped.write_bytes(b"damaged")
     assert "shipped.pt" in refused("score", shipped, tmp_path / "x.npy")
 
