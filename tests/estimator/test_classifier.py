@@ -209,20 +209,6 @@ def test_a_network_given_as_a_module_is_copied_and_as_a_function_is_called(iris)
     assert seen == [((4,), 3)]
 
 
-<<<<<<< HEAD
-=======
-def test_a_network_of_another_kind_is_refused(iris):
-    for network, message in (
-        (mlp((4,), 5), "must have 3 outputs, but has 5"),
-        (mlp((7,), 3), r"does not take inputs of shape \(4,\)"),
-        (5, "`network` must be a torch module, a name or a function"),
-        (lambda shape, classes: "mlp", "must be a torch.nn.Module, but got str"),
-    ):
-        with pytest.raises(InputError, match=message):
-            quick(network=network).fit(*iris)
-
-
->>>>>>> 9a2932e (jem train --network NAME:key=value; public names in one table; export_onnx alone)
 def test_a_given_network_is_trained_on_from_the_weights_it_has(iris):
     module = mlp((4,), 3, width=8, depth=1)
     classifier = quick(network=module, epochs=0).fit(*iris)
