@@ -112,10 +112,10 @@ def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyF
 
 
 class Beginning(NamedTuple):
-    """Where the chains of a block begin, and what they are held to."""
+    """Where the chains of a block begin, what they move on, and what they are held to."""
 
     x: Tensor  # (BLOCK, *shape)
-    labels: Tensor | None = None  # (BLOCK,) classes that they move towards
+    energy: EnergyFunction
     constrain: Callable[[Tensor], Tensor] = lambda x: x  # applied after each step
 
 
@@ -125,7 +125,6 @@ def run_blocks(
     begin: Callable[[slice, torch.Generator], Beginning],
     steps: Sequence[LangevinStep],
     *,
-    guidance: float,
     seed: int,
     name: str,
     progress: Progress | None = None,
@@ -142,7 +141,6 @@ def run_blocks(
         begin: Maps the rows of a block (the last may be short) and its generator to where its
             chains begin, always a full block.
         steps: Langevin steps of each chain.
-        guidance: See `guided_energy`.
         seed: Seed of all generators.
         name: What the generators are for.
         progress: Called after each step of each block.
@@ -152,8 +150,9 @@ def run_blocks(
     """
     blocks, done, total = [], 0, len(steps) * math.ceil(count / BLOCK)
     constrain: Callable[[Tensor], Tensor]
+    bounds = model.bounds()
 
-    def after_step(x: Tensor) -> Tensor:
+    def on_step(x: Tensor) -> Tensor:
         nonlocal done
         done += 1
         if progress is not None:
@@ -163,14 +162,9 @@ def run_blocks(
     with inference(model):
         for number, rows in enumerate(blocks_of(count)):
             generator = named_generator(seed, name, number, device=model.device)
-            x, labels, constrain = begin(rows, generator)
+            x, energy, constrain = begin(rows, generator)
             x = sgld_chain(
-                x,
-                guided_energy(model, labels, guidance),
-                steps,
-                generator=generator,
-                bounds=model.bounds(),
-                after_step=after_step,
+                x, energy, steps, generator=generator, bounds=bounds, after_step=on_step
             )
             blocks.append(x[: rows.stop - rows.start])
     return torch.cat(blocks)

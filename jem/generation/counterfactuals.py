@@ -121,25 +121,16 @@ def counterfactual(
         assert max_energy is not None, "one of the two was given"
         origins, parts = on_model(model, x), []
         for rows in blocks_of(len(x)):
-            goal = _Goal(
-                model,
-                padded(origins, rows, model.device),
-                padded(allowed, rows, model.device),
-                max_energy,
-                model.bounds(),
-            )
+            origin, would_do = (padded(part, rows, model.device) for part in (origins, allowed))
+            goal = _Goal(model, origin, would_do, max_energy, model.bounds())
             parts.append(_search(goal, examples)[: rows.stop - rows.start])
         found = torch.cat(parts)
     logits = batched_logits(model, found)
     labels, energy = logits.argmax(dim=1), joint_energy(logits)
-    return Counterfactuals(
-        x=found.to(x),
-        distance=_length(found - origins).to(x.device),
-        success=(allowed.gather(1, labels[:, None])[:, 0] & (energy <= max_energy)).to(x.device),
-        labels=labels.to(x.device),
-        energy=energy.to(x.device),
-        max_energy=max_energy,
-    )
+    success = allowed.gather(1, labels[:, None])[:, 0] & (energy <= max_energy)
+    found, distance = found.to(x), _length(found - origins).to(x.device)
+    success, labels, energy = (part.to(x.device) for part in (success, labels, energy))
+    return Counterfactuals(found, distance, success, labels, energy, max_energy)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from jem.generation.chains import (
     Progress,
     annealed,
     class_indices,
+    guided_energy,
     padded,
     run_blocks,
     sampler_of,
@@ -96,18 +97,11 @@ def inpaint(
         y = None if labels is None else padded(labels, rows, model.device)
         given = given.float()
         start = sampler.init.complete(given, kept, y, generator=generator)
-        return Beginning(start, y, lambda moved: torch.where(kept, given, moved))
+        energy = guided_energy(model, y, guidance)
+        return Beginning(start, energy, lambda moved: torch.where(kept, given, moved))
 
-    drawn = run_blocks(
-        model,
-        len(x),
-        begin,
-        annealed(sampler.step, num_steps, noise),
-        guidance=guidance,
-        seed=seed,
-        name="inpaint",
-        progress=progress,
-    )
+    steps = annealed(sampler.step, num_steps, noise)
+    drawn = run_blocks(model, len(x), begin, steps, seed=seed, name="inpaint", progress=progress)
     return torch.where(known, x, drawn.to(x))
 
 
@@ -178,11 +172,10 @@ def denoise(
     def begin(rows: slice, generator: torch.Generator) -> Beginning:
         noisy = padded(x.detach(), rows, model.device).float()
         noisy = clip_to_bounds(noisy, model.bounds())
+        radius = REACH * noise_std
         # The ball's centre lies in the domain, so the way back to it does too.
-        return Beginning(
-            noisy, None, lambda moved: noisy + cap_rms(moved - noisy, REACH * noise_std)
-        )
+        return Beginning(noisy, model.energy, lambda x: noisy + cap_rms(x - noisy, radius))
 
     steps = annealed(sampler.step, num_steps)
-    cleaned = run_blocks(model, len(x), begin, steps, guidance=1.0, seed=seed, name="denoise")
+    cleaned = run_blocks(model, len(x), begin, steps, seed=seed, name="denoise")
     return cleaned.to(x)

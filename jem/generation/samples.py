@@ -15,6 +15,7 @@ from jem.generation.chains import (
     Progress,
     annealed,
     class_indices,
+    guided_energy,
     run_blocks,
     sampler_of,
 )
@@ -99,20 +100,11 @@ def sample(
             y = torch.zeros_like(y)
             y[: rows.stop - rows.start] = labels[rows]
         x = base.sample(BLOCK, y, generator=generator) if dealt is None else dealt(y)
-        return Beginning(x, y)
+        return Beginning(x, guided_energy(model, y, guidance))
 
-    return run_blocks(
-        model,
-        count,
-        begin,
-        annealed(
-            sampler.step, usual if num_steps is None else num_steps, initial_noise, step_decay
-        ),
-        guidance=guidance,
-        seed=seed,
-        name="sample",
-        progress=progress,
-    )
+    num_steps = usual if num_steps is None else num_steps
+    steps = annealed(sampler.step, num_steps, initial_noise, step_decay)
+    return run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
 
 
 def deal(model: JEM, chains: Tensor, seed: int) -> Callable[[Tensor], Tensor]:

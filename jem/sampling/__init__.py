@@ -7,12 +7,10 @@ from jem.sampling.base_distributions import (
     MixtureBase,
     UniformBase,
 )
-from jem.sampling.buffer import Draw, PersistentChains, ReplayBuffer, slots_by_class
+from jem.sampling.buffer import PersistentChains, ReplayBuffer
 from jem.sampling.langevin import (
     LangevinStep,
     SGLDInfo,
-    blur,
-    clip_to_bounds,
     energy_and_gradient,
     langevin_update,
     sgld_chain,
@@ -25,7 +23,6 @@ from jem.sampling.settings import SamplerSettings, base_from_state
 __all__ = [
     "BaseDistribution",
     "ContrastBase",
-    "Draw",
     "GaussianBase",
     "LangevinStep",
     "MixtureBase",
@@ -37,11 +34,8 @@ __all__ = [
     "SmoothNoiseBase",
     "UniformBase",
     "base_from_state",
-    "blur",
-    "clip_to_bounds",
     "energy_and_gradient",
     "langevin_update",
     "sgld_chain",
     "sgld_step",
-    "slots_by_class",
 ]

@@ -81,9 +81,16 @@ class BaseDistribution(nn.Module):
         return {"kind": self.kind, **{name: getattr(self, name) for name in self.arguments}}
 
 
-class _Box(BaseDistribution):
-    """Bounds expanded to the shape of one input, for the distributions that fill a box."""
+class UniformBase(BaseDistribution):
+    """Uniform noise in the box of the domain.
 
+    Args:
+        low: Lower bound, a number or a tensor that broadcasts to `shape`.
+        high: Upper bound, likewise.
+        shape: Shape of one input; that of the bounds if left out.
+    """
+
+    kind = "uniform"
     arguments = ("low", "high")
     low: Tensor
     high: Tensor
@@ -99,33 +106,18 @@ class _Box(BaseDistribution):
         if not bool((self.low < self.high).all()):
             refuse("low", "lie below `high` in every component", f"{low} and {high}")
 
-    def _noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """Uniform noise in [-1, 1], shape (count, *shape), and both bounds beside it."""
-        noise = torch.empty(count, *self.low.shape, device=generator.device)
-        noise.uniform_(-1.0, 1.0, generator=generator)
-        return noise, self.low.to(noise), self.high.to(noise)
-
-    def _log_volume(self) -> float:
-        return float((self.high - self.low).double().log().sum())
-
-
-class UniformBase(_Box):
-    """Uniform noise in the box of the domain.
-
-    Args:
-        low: Lower bound, a number or a tensor that broadcasts to `shape`.
-        high: Upper bound, likewise.
-        shape: Shape of one input; that of the bounds if left out.
-    """
-
-    kind = "uniform"
-
     def sample(
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
         """Draw (count, *shape); see `BaseDistribution.sample`."""
         noise, low, high = self._noise(count, generator)
         return low + (noise + 1) / 2 * (high - low)
+
+    def _noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Uniform noise in [-1, 1], shape (count, *shape), and both bounds beside it."""
+        noise = torch.empty(count, *self.low.shape, device=generator.device)
+        noise.uniform_(-1.0, 1.0, generator=generator)
+        return noise, self.low.to(noise), self.high.to(noise)
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Minus the log-volume of the box inside it, -inf outside; shape (B,), nats."""
@@ -134,8 +126,11 @@ class UniformBase(_Box):
         constant = torch.full((len(x),), -self._log_volume(), dtype=x.dtype, device=x.device)
         return torch.where(inside, constant, -math.inf)
 
+    def _log_volume(self) -> float:
+        return float((self.high - self.low).double().log().sum())
 
-class ContrastBase(_Box):
+
+class ContrastBase(UniformBase):
     r"""Uniform noise whose contrast is itself random: from nearly flat to full.
 
     .. math:: x = m + s\,h\,u, \qquad s \sim U(0.05, 1), \; u_i \sim U(-1, 1)
@@ -214,10 +209,9 @@ class GaussianBase(BaseDistribution):
         bounds: Bounds | None = None,
     ) -> None:
         super().__init__()
-        self.register_buffer("means", means)
-        self.register_buffer("factors", factors)
-        self.register_buffer("variances", variances)
-        self.register_buffer("frequencies", frequencies)
+        moments = (means, factors, variances, frequencies)
+        for name, moment in zip(self.arguments, moments, strict=False):
+            self.register_buffer(name, moment)
         self.bounds = bounds
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jem.errors import InputError
+from jem.checks import check_integer, check_labels, refuse
 from jem.sampling.base_distributions import BaseDistribution
 from jem.sampling.langevin import Bounds, EnergyFunction, LangevinStep, per_row, sgld_chain
 
@@ -37,10 +37,7 @@ def slots_by_class(capacity: int, frequencies: Tensor) -> Tensor:
         tensor([0, 0, 0, 1, 1])
     """
     occurs = frequencies > 0
-    if capacity < int(occurs.sum()):
-        raise InputError(
-            f"`capacity` must give each of {int(occurs.sum())} classes a slot, but got {capacity}"
-        )
+    check_integer("capacity", capacity, int(occurs.sum()))
     wanted = frequencies.double() / frequencies.double().sum() * capacity
     slots = torch.where(occurs, wanted.floor().clamp_min(1), 0).long()
     while int(slots.sum()) != capacity:  # hand out, or take back, where rounding was least fair
@@ -72,12 +69,10 @@ class ReplayBuffer:
     """
 
     def __init__(self, chains: Tensor, labels: Tensor | None = None) -> None:
-        if not len(chains) or (labels is not None and labels.shape != (len(chains),)):
-            raise InputError(
-                "`chains` must be (capacity, *shape) with capacity >= 1 and `labels` None or "
-                f"(capacity,), but got {tuple(chains.shape)} and "
-                f"{None if labels is None else tuple(labels.shape)}"
-            )
+        if not len(chains):
+            refuse("chains", "have shape (capacity, *shape), capacity >= 1", tuple(chains.shape))
+        if labels is not None:
+            check_labels("labels", labels, len(chains))
         self.chains = chains
         self.labels = None if labels is None else labels.to(chains.device)
         self.ages = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
@@ -137,11 +132,8 @@ class ReplayBuffer:
         Raises:
             InputError: If more chains are asked for than there are, without replacement.
         """
-        if count > len(self) and not replacement:
-            raise InputError(
-                f"cannot draw {count} different chains from a buffer of {len(self)}; "
-                "lower the number of chains or raise the buffer's capacity"
-            )
+        if not replacement:
+            check_integer("count", count, 0, len(self))
         device = self.chains.device
         if replacement:
             indices = torch.randint(len(self), (count,), generator=generator, device=device)
