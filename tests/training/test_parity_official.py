@@ -42,8 +42,8 @@ from jem.sampling import (
     UniformBase,
     langevin_update,
     sgld_chain,
-    slots_by_class,
 )
+from jem.sampling.buffer import slots_by_class
 from jem.training.optimisation import clip_gradients, learning_rate
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
