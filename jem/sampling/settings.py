@@ -41,6 +41,7 @@ class SamplerSettings:
             `init`.
 
     Example:
+        >>> import torch
         >>> from jem.sampling import UniformBase
         >>> settings = SamplerSettings(
         ...     init=UniformBase(-1.0, 1.0, (2,)),
