@@ -103,7 +103,7 @@ def quick_summary(args: Report) -> list[dict[str, Any]]:
     """The summary of a run by classification and OOD detection alone; nothing is written."""
     from jem.evaluation.statistics import plain
     from jem.report.measure import measure
-    from jem.report.summary import summary
+    from jem.report.verdicts import summary
 
     report = measure(subject_of(args), quick=True, num_bootstrap=0, seed=args.seed)
     return [plain(row) for row in summary(report)]

@@ -1,1 +1,1 @@
-"""The report of a model: measured, answered, and written as a page and as JSON."""
+"""The report of a model: measured, and written as a page and as JSON."""

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import chain
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -274,12 +275,10 @@ def _corruption(subject: Subject, x: Tensor, y: Tensor, scorer: Scorer) -> Corru
 
 
 def _training(records: list[dict[str, Any]]) -> Training:
-    by_kind: dict[str, list[dict[str, Any]]] = {"step": [], "epoch": [], "recovery": []}
-    for record in records:
-        by_kind.setdefault(record["kind"], []).append(record)
-    steps, epochs, recoveries = (by_kind[kind] for kind in ("step", "epoch", "recovery"))
+    kinds = ("step", "epoch", "recovery")
+    steps, epochs, recoveries = ([r for r in records if r["kind"] == kind] for kind in kinds)
     thinned = steps[:: max(1, -(-len(steps) // MOST_POINTS))]
-    phases = [name for name in (steps[0] if steps else {}) if name.startswith("seconds_")]
+    phases = [name for name in chain(*steps[:1]) if name.startswith("seconds_")]
     return Training(
         recorded=bool(records),
         gap=[(r["iteration"], r["gap"]) for r in thinned if r.get("gap") is not None],

@@ -20,8 +20,7 @@ from jem.errors import RunFolderError
 from jem.evaluation.statistics import estimate_of, plain
 from jem.report.measure import SCHEMA_VERSION, Progress, Report, measure
 from jem.report.subject import Subject, TrainingRun
-from jem.report.summary import summary
-from jem.report.verdicts import verdicts
+from jem.report.verdicts import summary, verdicts
 from jem.runs.files import write_atomically
 
 if TYPE_CHECKING:

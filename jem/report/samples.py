@@ -130,10 +130,10 @@ def _labels(frequencies: Tensor, count: int, seed: int) -> Tensor:
 
 def _by_class(model: JEM, drawn: Tensor, labels: Tensor, seed: int) -> Tensor:
     """Samples to show, as many of each of the first classes; more are drawn where some lack."""
-    classes = torch.arange(min(len(model.sampler.class_frequencies), 10))
-    lacking = torch.cat(
-        [k.repeat(max(0, SHOWN_OF_CLASS - int((labels == k).sum()))) for k in classes]
-    )
+    num_classes = len(model.sampler.class_frequencies)
+    counts = torch.bincount(labels, minlength=num_classes)[:10]
+    classes = torch.arange(len(counts))
+    lacking = classes.repeat_interleave((SHOWN_OF_CLASS - counts).clamp(min=0))
     if len(lacking):
         more = sample(model, lacking, seed=seed + 1).cpu()
         drawn, labels = torch.cat([drawn, more]), torch.cat([labels, lacking])

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jem
 from jem.cli import main
 from jem.commands.report import print_answers, read_ood_inputs
 from jem.commands.runs import open_run, run_config
@@ -55,6 +56,9 @@ def test_report_writes_page_and_figures_and_prints_the_answers(trained, capsys):
     figures = json.loads((trained / "report.json").read_text())
     assert figures["run"]["config"] == json.loads((trained / "config.json").read_text())
     assert figures["data"]["name"] == "wine"
+    scorer = jem.load_scorer(trained)  # what production uses, to the bit
+    assert figures["ood"]["threshold"] == scorer.detector.threshold
+    assert figures["classification"]["model"]["temperature"] == scorer.temperature.temperature
     page = (trained / "report.html").read_text()
     assert "jem train --config" in page
     assert "--control" in page
