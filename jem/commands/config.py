@@ -141,4 +141,6 @@ def _network_name(spec: dict[str, Any], recipe: Recipe) -> str | None:
     if network_for(shape, num_classes, head=recipe.head).spec.items() >= spec.items():
         return None
     name = spec.pop("name", "")
+    if spec.get("head") == recipe.head:  # the control of the run has that of its own recipe
+        del spec["head"]
     return f"{name}:{','.join(f'{key}={value}' for key, value in spec.items())}"

@@ -149,6 +149,30 @@ def test_your_own_network_is_named_trained_and_loaded(run, tmp_path, monkeypatch
     assert run("sample", "run", "--labels", 3, "--count", 1, "--out", "s.png") == 0
 
 
+def test_a_network_of_ours_is_sized_by_name_and_again_by_the_configuration(run, tmp_path):
+    words = ("--data", "iris", "--network", "mlp:width=8,depth=1,dropout=0.1", *QUICK)
+    assert run("train", *words, "--out", tmp_path / "a") == 0
+    spec = config_of(tmp_path / "a")["network"]
+    assert (spec["name"], spec["width"], spec["depth"], spec["head"]) == ("mlp", 8, 1, "factored")
+    again = ("--config", tmp_path / "a" / "config.json", "--out", tmp_path / "b", "--control")
+    assert run("train", *again, *WITHOUT) == 0
+    assert config_of(tmp_path / "b")["network"] == spec
+    control = config_of(tmp_path / "b" / "control")["network"]
+    assert control == spec | {"head": "joint"}
+
+
+def test_one_file_ships_the_run(run, tmp_path, table):
+    data = table(tmp_path / "own.csv")
+    assert run("train", "--data", data, "--out", tmp_path / "run", *QUICK) == 0
+    for name, source in (("a", tmp_path / "run"), ("b", tmp_path / "run" / "model.pt")):
+        words = ("--acceptance-rate", 0.5, "--quiet", "--out", tmp_path / f"{name}.scores.csv")
+        assert run("score", source, data, *words) == 0
+    scores = [(tmp_path / f"{name}.scores.csv").read_text() for name in "ab"]
+    assert scores[0] == scores[1]
+    out = ("--count", 1, "--quiet", "--out", tmp_path / "s.png")
+    assert run("sample", tmp_path / "run" / "model.pt", *out) == 0
+
+
 def test_a_run_of_no_epochs_is_a_classifier_as_given(
     run, tmp_path, capsys, quick_reference_classifier
 ):
@@ -293,6 +317,7 @@ def test_a_stop_signal_saves_and_resume_finishes(run, tmp_path, number):
         (["--data", "digit"], "did you mean digits?"),
         (["--recipe", "fasst"], "fasst"),
         (["--network", "resnet"], "module:factory"),
+        (["--network", "mlp:size=8"], "size"),
         (["--network", "no_such_module:f"], "no_such_module"),
         (["--device", "tpu", "--epochs", 1], "tpu"),
         (["--learning-rate", -1], "learning_rate"),
