@@ -39,8 +39,8 @@ class BaseDistribution(nn.Module):
 
         Args:
             count: How many.
-            labels: The class of each point, shape (count,), for distributions that know classes;
-                the others ignore it. None draws classes at their frequencies.
+            labels: The class of each point, shape (count,); distributions that know no classes
+                ignore it. None draws classes at their frequencies.
             generator: Source of all randomness.
         """
         raise NotImplementedError
@@ -48,10 +48,7 @@ class BaseDistribution(nn.Module):
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Normalised log-density of points (B, *shape), in nats, shape (B,).
 
-        Args:
-            x: The points.
-            labels: Their classes, shape (B,), for the density given the class; None sums the
-                classes out.
+        With labels, shape (B,), the density given the class; None sums the classes out.
         """
         raise NotImplementedError
 
@@ -135,12 +132,8 @@ class ContrastBase(UniformBase):
 
     .. math:: x = m + s\,h\,u, \qquad s \sim U(0.05, 1), \; u_i \sim U(-1, 1)
 
-    with m the middle and h half the width of the box; all components of one input share s.
-
-    Args:
-        low: Lower bound, a number or a tensor that broadcasts to `shape`.
-        high: Upper bound, likewise.
-        shape: Shape of one input; that of the bounds if left out.
+    with m the middle and h half the width of the box; all components of one input share s. The
+    arguments are those of `UniformBase`.
     """
 
     kind = "contrast"

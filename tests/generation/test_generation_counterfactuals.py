@@ -37,6 +37,12 @@ def wells():
     return JEM(Wells([[-0.5, -0.5], [0.5, -0.4], [0.1, 0.6]]), domain=(-1.0, 1.0))
 
 
+def linear(weight, bias):
+    layer = nn.utils.skip_init(nn.Linear, len(weight[0]), len(weight))  # draws no first weights
+    layer.weight.data, layer.bias.data = torch.as_tensor(weight), torch.tensor(bias)
+    return layer
+
+
 def points(count, seed=0):
     return torch.rand(count, 2, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
@@ -63,11 +69,8 @@ def test_distances_are_those_of_a_search_of_the_whole_plane(wells, max_energy):
 
 def test_from_a_corner_the_search_goes_on_along_one_condition():
     """Flat boundaries: where both were met first is seldom where the way is shortest."""
-    linear = nn.utils.skip_init(nn.Linear, 2, 3)
-    with torch.no_grad():
-        linear.weight.copy_(torch.tensor([[0.9, -0.3], [-0.6, 1.8], [1.5, 0.6]]))
-        linear.bias.copy_(torch.tensor([0.2, -0.4, -0.3]))
-    model = JEM(linear, domain=(-3.0, 3.0))
+    layer = linear([[0.9, -0.3], [-0.6, 1.8], [1.5, 0.6]], [0.2, -0.4, -0.3])
+    model = JEM(layer, domain=(-3.0, 3.0))
     plane = torch.cartesian_prod(*[torch.linspace(-3, 3, 1201)] * 2)
     x = points(BLOCK)
     found = jem.counterfactual(model, x, 2, max_energy=-2.0)
@@ -79,21 +82,15 @@ def test_from_a_corner_the_search_goes_on_along_one_condition():
 
 
 def test_a_hyperplane_is_met_at_its_nearest_point():
-    linear = nn.utils.skip_init(nn.Linear, 6, 2)  # draws no first weights
-    with torch.no_grad():
-        weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
-        linear.weight.copy_(torch.stack([weights, -weights]))
-        linear.bias.copy_(torch.tensor([0.3, 0.0]))
+    weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
+    model = JEM(linear(torch.stack([weights, -weights]), [0.3, 0.0]))
     x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
     lead = 2 * x @ weights + 0.3  # of class 0
-    found = jem.counterfactual(JEM(linear), x, max_energy=100.0)
+    found = jem.counterfactual(model, x, max_energy=100.0)
     assert (found.labels == (lead > 0).long()).all()
-    torch.testing.assert_close(
-        found.distance, lead.abs() / (2 * weights.norm()), rtol=2e-3, atol=1e-5
-    )
-    torch.testing.assert_close(
-        found.x, x - (lead / (2 * weights.square().sum()))[:, None] * weights, rtol=0, atol=5e-3
-    )
+    nearest = x - (lead / (2 * weights.square().sum()))[:, None] * weights
+    torch.testing.assert_close(found.x, nearest, rtol=0, atol=5e-3)
+    torch.testing.assert_close(found.distance, (nearest - x).norm(dim=1), rtol=2e-3, atol=1e-5)
 
 
 def test_without_a_target_the_nearest_of_all_other_classes_is_found(wells):

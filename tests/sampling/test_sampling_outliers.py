@@ -21,8 +21,8 @@ def outliers_of(x, **settings):
     return Outliers(LOW, HIGH, x, torch.arange(len(x)) % 3, 3, **settings)
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (5,)])
-@pytest.mark.parametrize("count", [1, 4, 18, 23])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (1, 3, 2), (5,)])
+@pytest.mark.parametrize("count", [1, 4, 23])
 def test_as_many_as_asked_for_inside_the_domain_and_by_the_generator_alone(shape, count):
     x = images(shape=shape)
     made = outliers_of(x)
@@ -144,11 +144,6 @@ def test_shuffled_columns_keep_each_column_and_break_rows():
         assert shuffled.shape == (count, 3)
         assert bool((shuffled[:, None] == x[None]).any(dim=1).all())  # each value is of its column
         assert ((shuffled[:, 1] - shuffled[:, 0]) == 100).float().mean() < 0.3
-
-
-def test_small_images_have_patches_of_a_pixel():
-    x = images(shape=(1, 3, 2))
-    assert shuffle_patches(x, len(x), fresh()).shape == x.shape
 
 
 def test_a_single_column_is_not_shuffled():
