@@ -178,7 +178,11 @@ def reading(path: Path) -> Iterator[None]:
             remedy = "save labels with .astype(str), and inputs as one array of numbers"
             refuse(str(path), "hold plain numbers and text", "Python objects", remedy)
         why = "" if "pickle" in str(error) else f" ({error})"  # numpy's advice would run code
-        refuse(str(path), f"be a whole {path.suffix} file", f"a damaged or another one{why}")
+        refuse(
+            str(path),
+            f"be a whole {path.suffix} file",
+            f"one that is damaged or of another kind{why}",
+        )
 
 
 # -- arrays ---------------------------------------------------------------------------------------
@@ -367,7 +371,7 @@ def _numbers(path: Path, rows: pd.DataFrame) -> Array:
         got = f"{rows.iloc[row, column]} in row {rows.index[row]}, column '{rows.columns[column]}'"
         columns = ", ".join(rows.columns[bad.any(axis=0)])
         remedy = f"encode text as numbers, fill in what is missing, or leave it out, in {columns}"
-        refuse(str(path), "hold finite numbers in the columns it is read for", got, remedy)
+        refuse(str(path), "hold finite numbers in every column of inputs", got, remedy)
     return x
 
 
@@ -377,8 +381,8 @@ def _find_label(path: Path, header: Sequence[str], label_column: str | None) -> 
     if label_column is not None:
         wanted = [name for name in header if name == label_column]
     if len(wanted) != 1:
-        usual = f"one of {', '.join(LABEL_COLUMNS)}"
-        expected = f"have one column of labels, '{label_column or usual}'"
+        called = f"'{label_column}'" if label_column else " or ".join(LABEL_COLUMNS)
+        expected = f"have one column of labels called {called}"
         remedy = "name it with --label-column (label_column= in Python)"
         got = f"the columns {', '.join(wanted or header)}"
         refuse(str(path), expected, got, remedy)
