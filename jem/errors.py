@@ -6,7 +6,7 @@ diverged, 130 where it was stopped); anything else is a bug and keeps its traceb
 
 
 class JemError(Exception):
-    """Root of the errors that a person can cause and mend."""
+    """Root of the errors that a user can cause and mend."""
 
 
 class InputError(JemError, ValueError):
@@ -14,7 +14,7 @@ class InputError(JemError, ValueError):
 
 
 class RunFolderError(JemError):
-    """A run folder is missing, taken, locked, damaged or cannot be written."""
+    """A run folder or model file is missing, taken, locked, damaged or cannot be written."""
 
 
 class TrainingDivergedError(JemError, RuntimeError):
@@ -22,4 +22,4 @@ class TrainingDivergedError(JemError, RuntimeError):
 
 
 class TrainingInterrupted(JemError):  # noqa: N818
-    """A person or the system asked the run to stop; its state was saved first."""
+    """The user or the system asked the run to stop; its state was saved first."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from jem.errors import InputError
+from jem.checks import check_integer
 
 _TURN = threading.RLock()
 
@@ -26,16 +26,6 @@ def global_generators_kept(devices: Sequence[torch.device] = ()) -> Iterator[Non
         yield
 
 
-def check_seed(seed: int) -> None:
-    """Refuse what is no seed.
-
-    Raises:
-        InputError: If it is no integer, or negative.
-    """
-    if not isinstance(seed, int | np.integer) or seed < 0:
-        raise InputError(f"a seed must be an integer of at least 0, but got {seed!r}")
-
-
 def derive_seed(seed: int, *names: str | int) -> int:
     """Derive a 63-bit seed from a base seed and a path of names, independent of every other path.
 
@@ -49,7 +39,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
     Raises:
         InputError: If the seed is no integer, or negative.
     """
-    check_seed(seed)
+    check_integer("seed", seed, 0)
     keys = [zlib.crc32(name.encode()) if isinstance(name, str) else int(name) for name in names]
     # Keys in one list with the seed would be zero-padded: (name,) and (name, 0) would be the same.
     words = np.random.SeedSequence(int(seed), spawn_key=keys).generate_state(2, np.uint32)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jem.checks import refuse
 from jem.errors import InputError
 from jem.evaluation.ood.detector import OODDetector
 from jem.evaluation.ood.scores import SCORES
@@ -69,20 +70,31 @@ def export_onnx(
             raise InputError(
                 f"ONNX needs the package {name!r}: pip install 'jem-classifier[onnx]'"
             ) from error
-    program, about = _program(model, detector)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+    check_model(model)
+    if detector is not None:
+        _check_detector(model, detector)
+    graph = _Graph(model, detector)
+    example = graph.example()
+    with torch.no_grad(), evaluation_mode(graph), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer and the exporter, about their own parts
         try:
-            onnx_program: Any = torch.onnx.export(
+            batch = {"inputs": {0: torch.export.Dim("batch")}}
+            program = torch.export.export(graph, (example,), dynamic_shapes=batch)
+            _forget_sources(program)
+            exported: Any = torch.onnx.export(
                 program,
                 dynamo=True,
                 verbose=False,
                 input_names=[INPUT],
                 output_names=list(OUTPUTS[: 4 if detector is not None else 3]),
             )
-        except Exception as error:
-            raise _refused("written as ONNX", error) from error
-    proto = onnx_program.model_proto
+        except Exception as error:  # it fails in many ways, few of them with a type of their own
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise InputError(
+                f"the network cannot be traced: {reason} (its forward must not branch on values, "
+                "and must take a batch of any size)"
+            ) from error
+    proto, about = exported.model_proto, _metadata(model, example, detector)
     _name_batch(proto)
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
@@ -108,7 +120,7 @@ class _Graph(nn.Module):
         model, scaling = self.model, self.scaling
         shape = model.input_shape if scaling is None else scaling.input_shape
         if shape is None:
-            raise InputError("set `model.input_shape`: an exported graph has a fixed input shape")
+            refuse("model.input_shape", "be set for an exported graph", None)
         if scaling is not None and scaling.layout == "channels_last":
             shape = (*shape[1:], shape[0])
         table = scaling is not None and scaling.layout == "table"
@@ -134,25 +146,6 @@ class _Graph(nn.Module):
         return ((x - self.shift) / self.scale).float()
 
 
-def _program(
-    model: JEM, detector: OODDetector | None
-) -> tuple[torch.export.ExportedProgram, dict[str, Any]]:
-    """Trace a model with a batch of free size, and say what was traced."""
-    check_model(model)
-    _check_detector(model, detector)
-    graph = _Graph(model, detector)
-    example = graph.example()
-    batch = {"inputs": {0: torch.export.Dim("batch")}}
-    with torch.no_grad(), evaluation_mode(graph), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer, about its own parts
-        try:
-            program = torch.export.export(graph, (example,), dynamic_shapes=batch)
-        except Exception as error:  # it fails in many ways, few of them with a type of their own
-            raise _refused("traced", error) from error
-    _forget_sources(program)
-    return program, _metadata(model, example, detector)
-
-
 def _forget_sources(program: torch.export.ExportedProgram) -> None:
     """Drop the notes that quote source lines and paths of this machine."""
     for module in program.graph_module.modules():
@@ -161,20 +154,15 @@ def _forget_sources(program: torch.export.ExportedProgram) -> None:
                 node.meta.pop("stack_trace", None)
 
 
-def _check_detector(model: JEM, detector: OODDetector | None) -> None:
-    if detector is None:
-        return
+def _check_detector(model: JEM, detector: OODDetector) -> None:
     if SCORES[detector.score_name].needs != "logits":
-        of_logits = (name for name, score in SCORES.items() if score.needs == "logits")
-        raise InputError(
-            f"only a detector with a score that follows from the logits ({', '.join(of_logits)})"
-            f" can be exported (the others need gradients or training data), but got "
-            f"{detector.score_name!r}"
-        )
+        of_logits = ", ".join(name for name, score in SCORES.items() if score.needs == "logits")
+        wanted = f"have a score that follows from the logits ({of_logits}) to be exported"
+        refuse("detector", wanted, repr(detector.score_name))
     if detector.model is not model:
-        raise InputError("`detector` belongs to another model: make it with OODDetector(model)")
+        refuse("detector", "belong to the model", "one of another model")
     if detector.threshold is None:
-        raise InputError("the detector has no threshold yet: call `fit(x_calibration)` first")
+        refuse("detector", "be fitted", "one without a threshold", "call `fit` first")
 
 
 def _metadata(model: JEM, example: Tensor, detector: OODDetector | None) -> dict[str, Any]:
@@ -197,12 +185,3 @@ def _name_batch(proto: Any) -> None:  # noqa: ANN401
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == free:
                 dim.dim_param = "batch"
-
-
-def _refused(what: str, error: Exception) -> InputError:
-    lines = str(error).strip().splitlines()
-    reason = lines[0][:200] if lines else type(error).__name__
-    return InputError(
-        f"the network cannot be {what}: {reason} (its forward must not branch on values, and "
-        "must take a batch of any size)"
-    )

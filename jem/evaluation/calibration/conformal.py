@@ -12,13 +12,13 @@ from jem.checks import (
     as_labels,
     as_tensor,
     check_choice,
+    check_integer,
     check_number,
     check_probabilities,
     refuse,
 )
 from jem.errors import InputError
 from jem.evaluation.statistics import BoolArray, FloatArray, smallest_calibration
-from jem.randomness import check_seed
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -70,7 +70,7 @@ class ConformalSets:
     ) -> None:
         check_choice("method", method, ("lac", "aps"))
         check_number("coverage", coverage, "(0, 1)")
-        check_seed(seed)
+        check_integer("seed", seed, 0)
         self.method, self.coverage, self.seed = method, coverage, seed
         self.threshold = math.nan
 

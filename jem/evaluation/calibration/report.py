@@ -41,7 +41,6 @@ from jem.evaluation.statistics import (
     share_interval,
     wilson_interval,
 )
-from jem.randomness import check_seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -194,7 +193,7 @@ def calibration_report(
     check_integer("num_bins", num_bins, 1)
     check_integer("num_bootstrap", num_bootstrap, 0)
     check_number("confidence", confidence, "(0, 1)")
-    check_seed(seed)
+    check_integer("seed", seed, 0)
     p, y = stated.numpy(), as_labels("labels", labels, *stated.shape).numpy()
     # b / B is the float nearest to it; steps of 1 / B would add up their rounding.
     edges = np.arange(num_bins + 1) / num_bins, equal_mass_edges(p.max(axis=1), num_bins)

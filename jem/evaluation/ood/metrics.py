@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit, logit
 from torch import Tensor
 
-from jem.checks import as_tensor, check_number, refuse
+from jem.checks import as_tensor, check_integer, check_number, refuse
 from jem.evaluation.statistics import (
     FloatArray,
     Interval,
@@ -19,7 +19,6 @@ from jem.evaluation.statistics import (
     plain,
     share_interval,
 )
-from jem.randomness import check_seed
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -97,7 +96,7 @@ def ood_metrics(
         (4, 2)
     """
     check_number("confidence", confidence, "(0, 1)")
-    check_seed(seed)
+    check_integer("seed", seed, 0)
     inside, outside = _sorted("scores_in", scores_in), _sorted("scores_out", scores_out)
     rng = np.random.default_rng(seed)
     found = {
