@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -250,16 +249,12 @@ def load_data(name: str, *, quiet: bool = False, **options: Any) -> DataSplits: 
         options: Those of `jem.data.load`.
     """
     from jem.data import load
+    from jem.progress import ProgressBar
 
     if not name:
         raise InputError("expected the name of a data set, a file or a folder, but got ''")
-    with ExitStack() as stack:
-        if not quiet and Path(name).expanduser().is_dir():
-            from rich.console import Console
-            from rich.markup import escape
-
-            status = Console(stderr=True).status(f"reading the images in {escape(name)}")
-            stack.enter_context(status)
+    is_folder = Path(name).expanduser().is_dir()
+    with ProgressBar(f"reading the images in {name}", quiet=quiet or not is_folder):
         return load(name, **options)
 
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn import config_context
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state, column_or_1d
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -27,6 +23,8 @@ from jem.data.splits import DataSplits
 from jem.errors import InputError, TrainingInterrupted
 from jem.estimator.data import (
     RawFormat,
+    call_of,
+    class_weights,
     content_hash,
     divide,
     flat,
@@ -59,7 +57,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Columns are standardised and images brought to [-1, 1] by the statistics of the training part.
     Inputs that look as if they were in other units get a warning when the classifier is used.
     Labels may be strings or integers. There is no `sample_weight` and no `partial_fit`: the chains
-    that train the density have no weights, and must follow the model from its first update.
+    that train the density have no weights, and follow the model from its first update.
 
     Args:
         recipe: Name of a recipe, or a `jem.Recipe`. A search over settings goes over recipes:
@@ -153,11 +151,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X: Table (N, D), or images (N, H, W), (N, H, W, C) or (N, C, H, W).
             y: Labels, shape (N,), strings or integers, of at least two classes.
 
-        Returns:
-            The classifier.
-
         Raises:
-            InputError: (a ValueError) If the data or a setting cannot be used.
+            InputError: If the data or a setting cannot be used.
             TrainingDivergedError: If training diverges more often than the recipe allows.
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
@@ -167,12 +162,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raw, labels = self._training_arrays(X, y)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._data_hash = content_hash(raw, labels)
-        with config_context(print_changed_only=True):
-            call = " ".join(BaseEstimator.__repr__(self, N_CHAR_MAX=sys.maxsize).split())
-        self._metadata: dict[str, Any] = {
-            "command": f"{call}.fit(X_train, y_train)",
-            "config": {name: _plain(value) for name, value in self.get_params().items()},
-        }
+        self._metadata = call_of(self)
         self._division: dict[str, Any] = {
             "validation": self.validation_fraction if self.early_stopping else 0,
             "calibration": self.calibration_fraction,
@@ -235,7 +225,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         trainer = WeightedTrainer(
             model,
             recipe,
-            class_weight=self._class_weights(splits),
+            class_weight=class_weights(
+                self.class_weight, self.classes_, splits.train[:][1].numpy()
+            ),
             seed=self._seed,
             device=self.device,
             progress=bool(self.verbose),
@@ -251,31 +243,16 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             best.restore()
         return result
 
-    def _class_weights(self, splits: DataSplits) -> Tensor | None:
-        if self.class_weight is None:
-            return None
-        labels = self.classes_[splits.train[:][1].numpy()]
-        if isinstance(self.class_weight, Mapping):
-            unknown = [key for key in self.class_weight if key not in self.classes_]
-            if unknown:
-                refuse("class_weight", f"name classes among {self.classes_.tolist()}", unknown)
-        weights = compute_class_weight(self.class_weight, classes=self.classes_, y=labels)
-        if not (np.isfinite(weights) & (weights > 0)).all():
-            refuse("class_weight", "hold numbers above 0", self.class_weight)
-        return torch.as_tensor(weights, dtype=torch.float32)
-
     # -- use --------------------------------------------------------------------------------------
 
     def predict(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Most probable class of each input, shape (N,), as in `classes_`."""
         indices = self._logits_of(X).argmax(dim=1).numpy()
-        labels: Array = self.classes_[indices]
-        return labels
+        return np.asarray(self.classes_[indices])
 
     def predict_proba(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Class probabilities, shape (N, K), in the order of `classes_`."""
-        probabilities: Array = self._logits_of(X).softmax(dim=1).numpy()
-        return probabilities
+        return np.asarray(self._logits_of(X).softmax(dim=1))
 
     def decision_function(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Logits, shape (N, K); for two classes their difference, shape (N,)."""
@@ -284,13 +261,10 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def score_samples(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Log-density, shape (N,): unnormalised nats, higher = more in-distribution."""
-        log_density: Array = -joint_energy(self._logits_of(X)).numpy()
-        return log_density
+        return np.asarray(-joint_energy(self._logits_of(X)))
 
     def is_ood(self, X: npt.ArrayLike) -> Array:  # noqa: N803
-        """Whether each input is flagged as out-of-distribution, booleans of shape (N,).
-
-        An input is flagged where its log-density is below `detector_.threshold`.
+        """Whether the log-density of each input is below the threshold, booleans of shape (N,).
 
         Raises:
             InputError: If the training data were too few to hold any out for the threshold.
@@ -304,8 +278,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 f"{needed:,} inputs or more, a few of each class, with `calibration_fraction` "
                 "above 0, or lower `acceptance_rate`"
             )
-        flagged: Array = self.detector_.verdict(-joint_energy(logits)).is_ood.numpy()
-        return flagged
+        return np.asarray(self.detector_.verdict(-joint_energy(logits)).is_ood)
 
     def sample(
         self,
@@ -351,8 +324,6 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         control: JEMClassifier | None = None,
     ) -> dict[str, Any]:
         """Measure the classifier, and write `report.html`, a page for people, and `report.json`.
-
-        Accuracy and calibration with intervals, what is rejected, samples, decay with corruption.
 
         Args:
             X: Test inputs, which trained and chose nothing; as in `fit`.
@@ -417,8 +388,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         raw = rows.reshape(-1, *self._format.shape)
         x = self.model_.preprocess(raw)
         assert self.model_.scaling is not None, "set in fit"
-        doubt = unit_warning(raw, x, self.model_.scaling, self.model_.domain)
-        if doubt is not None:
+        if doubt := unit_warning(raw, x, self.model_.scaling, self.model_.domain):
             warnings.warn(doubt, stacklevel=4)  # where a method of this class was called
         return x
 
@@ -427,10 +397,3 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         fill = -len(x) % BLOCK
         padded = torch.cat([x, x[-1:].expand(fill, *x.shape[1:])])
         return batched_logits(self.model_, padded, BATCH_SIZE)[: len(x)].cpu().double()
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    """A parameter as JSON holds it."""
-    if isinstance(value, Recipe):
-        return asdict(value)
-    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 import joblib
 import numpy as np
 import numpy.typing as npt
+import torch
+from sklearn import config_context
+from sklearn.base import BaseEstimator
+from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 
 from jem.checks import refuse
@@ -18,6 +23,7 @@ from jem.data.arrays import from_arrays
 from jem.data.scaling import Scaling
 from jem.data.splits import DataSplits
 from jem.evaluation.statistics import smallest_calibration
+from jem.training.recipe import Recipe
 
 Array = npt.NDArray[Any]
 
@@ -190,3 +196,38 @@ def content_hash(raw: Array, labels: Array) -> str:
 def flat(images: Array) -> Array:
     """Images (N, ...) as rows (N, D)."""
     return images.reshape(len(images), math.prod(images.shape[1:]))  # -1 fails where N is 0
+
+
+def class_weights(
+    wanted: Mapping[Any, float] | str | None, classes: Array, labels: Array
+) -> Tensor | None:
+    """Weight of each class in the cross-entropy, shape (K,); None where all weigh the same.
+
+    Args:
+        wanted: `JEMClassifier`'s argument `class_weight`.
+        classes: The K labels.
+        labels: Class indices of the training part, shape (N,).
+
+    Raises:
+        InputError: If it names no class, or a weight is not above 0.
+    """
+    if wanted is None:
+        return None
+    if isinstance(wanted, Mapping) and (unknown := [key for key in wanted if key not in classes]):
+        refuse("class_weight", f"name classes among {classes.tolist()}", unknown)
+    weights = compute_class_weight(wanted, classes=classes, y=classes[labels])
+    if not (np.isfinite(weights) & (weights > 0)).all():
+        refuse("class_weight", "hold numbers above 0", wanted)
+    return torch.as_tensor(weights, dtype=torch.float32)
+
+
+def call_of(estimator: BaseEstimator) -> dict[str, Any]:
+    """The call that fits an estimator, and its parameters as JSON holds them."""
+    with config_context(print_changed_only=True):
+        call = " ".join(BaseEstimator.__repr__(estimator, N_CHAR_MAX=sys.maxsize).split())
+    config = {}
+    for name, value in estimator.get_params().items():
+        plain = value is None or isinstance(value, bool | int | float | str)
+        fields = asdict(value) if isinstance(value, Recipe) else repr(value)
+        config[name] = value if plain else fields
+    return {"command": f"{call}.fit(X_train, y_train)", "config": config}

@@ -307,7 +307,8 @@ def test_progress_is_shown_only_when_asked_for(iris, capfd):
         ({"calibration_fraction": 0.7}, "[0, 0.5)"), ({"recipe": "slow"}, "slow"),
         ({"early_stopping": True, "n_iter_no_change": 0}, "`n_iter_no_change`"),
         ({"early_stopping": True, "validation_fraction": 0}, "(0, 0.5)"),
-        ({"epochs": 1.5}, "epochs"), ({"network": mlp((4,), 5)}, "5"), ({"network": "mlp"}, "str"),
+        ({"epochs": 1.5}, "epochs"), ({"network": mlp((4,), 5)}, "5"),
+        ({"network": "nothing"}, "nothing"),
         ({"network": mlp((7,), 3)}, r"\(4,\)"), ({"network": lambda shape, k: "mlp"}, "Module"),
     ],
 )  # fmt: skip
