@@ -312,7 +312,7 @@ class JEM(nn.Module):
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
     def _check(self, x: Tensor) -> None:
-        """Refuse what the network was not made for; values are not looked at."""
+        """Check dtype and shape; values are not looked at."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
             remedy = "" if self.scaling is None else "`model.preprocess` makes one from raw data"
             got = x.dtype if isinstance(x, Tensor) else type(x).__name__

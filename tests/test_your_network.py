@@ -1,4 +1,4 @@
-"""Networks of one's own: batch norm, dropout, own input scaling, frozen layers; nothing disturbed.
+"""Networks of the user's: batch norm, dropout, own scaling, frozen layers; nothing disturbed.
 
 Every network is trained for a few updates on made-up data: what is tested is what chains and
 scores must not touch, not what is learned.
@@ -209,24 +209,11 @@ def test_frozen_layers_stay_as_they_are():
     assert not torch.equal(network.fc.weight, head)
 
 
-def test_a_run_of_ones_own_network_is_loaded_into_a_fresh_one(tmp_path):
-    model = jem.JEM(seeded(WithOwnScaling), domain=(0.0, 1.0), classes=("dark", "grey", "bright"))
-    jem.Trainer(model, TINY, run_dir=tmp_path / "run", device="cpu").fit(examples())
-    loaded = jem.load(tmp_path / "run", network=WithOwnScaling())
-    x, _ = examples()
-    assert torch.equal(loaded.predict_proba(x), model.predict_proba(x))
-    assert torch.equal(jem.sample(loaded, [0, 2]), jem.sample(model, [0, 2]))
-    assert loaded.classes == ("dark", "grey", "bright")
-    assert [float(bound) for bound in loaded.domain] == [0, 1]
-    with pytest.raises(jem.InputError, match="network of your own"):
-        jem.load(tmp_path / "run")
-
-
 # -- scores and samples ---------------------------------------------------------------------------
 
 
 def everything(model, x):
-    """All that a person does with a trained model, on one batch."""
+    """All that a user does with a trained model, on one batch."""
     for name in SCORES_OF_ANY_NETWORK:
         jem.OODDetector(model, score=name).score(x)
     detector = jem.OODDetector(model).fit(x)

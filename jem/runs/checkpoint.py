@@ -117,11 +117,7 @@ class Checkpoints:
         if path is None:
             self._memory[iteration] = content
         else:
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                reason = error.strerror or error
-                raise RunFolderError(f"cannot make {path.parent}: {reason}") from error
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
         fixed = self.fixed_iterations(iteration)  # newer ones are damaged
         for other in self.iterations():

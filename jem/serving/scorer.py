@@ -189,7 +189,7 @@ def scorer_from_state(state: dict[str, Any], model: JEM, source: str | Path) -> 
 
 
 def _check_classes(model: JEM, splits: DataSplits) -> None:
-    """Refuse a model whose classes are not those of the data, in their order.
+    """Check that the classes of a model are those of the data, in their order.
 
     Classes that are only numbered, as training does without names, are those of any data.
     """

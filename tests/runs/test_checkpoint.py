@@ -1,6 +1,5 @@
 import io
 import pickle
-import warnings
 from pathlib import Path
 
 import pytest
@@ -59,13 +58,6 @@ def test_flipped_bits_anywhere_are_refused_or_harmless(flip):
     assert refused > 300
 
 
-def test_a_flipped_byte_of_a_tensor_is_named():
-    content = bytearray(serialise({"format": 1, "x": torch.full((1000,), 1.5)}))
-    content[content.index(torch.full((4,), 1.5).numpy().tobytes()) + 7] ^= 1
-    with pytest.raises(RunFolderError, match=r"mine is damaged: the checksum of .*data/0"):
-        deserialise(bytes(content), "mine")
-
-
 def test_a_truncated_file_is_refused_at_any_length():
     content = serialise({"format": 1, **state()})
     for length in [0, 1, 100, *range(0, len(content), 97), len(content) - 1]:
@@ -119,12 +111,6 @@ def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, monkeypatch, fil
     iteration, loaded = checkpoints.load_latest()
     assert iteration == 2
     assert same(loaded, {"format": 1, **state(2.0)})
-
-
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
-    (tmp_path / "a file").write_bytes(b"")
-    with pytest.raises(RunFolderError, match=r"cannot make .*checkpoints"):
-        Checkpoints(tmp_path / "a file" / "checkpoints").save(1, state())
 
 
 # -- the checkpoints of a run
@@ -190,13 +176,6 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(checkpoints, how):
     assert same(loaded, {"format": 1, **state(1.0)})
     with pytest.raises(RunFolderError, match=r"00000002\.pt"):
         checkpoints.load(2)
-
-
-def test_whole_checkpoints_load_without_a_warning(checkpoints):
-    checkpoints.save(1, state())
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        checkpoints.load_latest()
 
 
 def test_if_none_is_usable_every_problem_is_named(checkpoints):

@@ -142,14 +142,6 @@ def test_an_empty_part_is_named(part, model, iris, tmp_path):
             jem.write_report(model, lacking, tmp_path)
 
 
-def test_foreign_sets_of_a_report_may_be_arrays(model, iris, tmp_path):
-    sets = {"far": np.full((30, 4), 9.0)}
-    found = jem.write_report(model, iris, tmp_path, ood_sets=sets)
-    assert found["ood"]["sets"][-1]["num"] == 30
-    with pytest.raises(InputError, match=r"shape \(B, 4\), got \(30, 5\)"):
-        jem.write_report(model, iris, tmp_path, ood_sets={"far": np.full((30, 5), 9.0)})
-
-
 def test_a_scorer_needs_a_model_with_a_density(model, iris):
     with pytest.raises(InputError, match=r"be a jem\.JEM, got Network: wrap it"):
         fit_scorer(model.network, iris)
