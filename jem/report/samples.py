@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from jem.evaluation.fidelity.reference_classifier import (
     train_reference_classifier,
 )
 from jem.evaluation.fidelity.report import FidelityReport, fidelity
-from jem.evaluation.subsets import choose_rows, draw_subset
+from jem.evaluation.subsets import draw_subset
 from jem.generation import sample
 from jem.model import JEM
 from jem.report.subject import Subject
@@ -48,14 +47,12 @@ class Samples:
     """Quality of samples.
 
     Attributes:
-        fresh: Figures of samples drawn from the start.
-        chains: Figures of persistent chains, where there are any.
+        fresh: Figures of samples drawn anew.
         fresh_by_class: Fresh samples to show, ten of each class.
         persistent: Persistent chains to show.
     """
 
     fresh: FidelityReport
-    chains: FidelityReport | None
     fresh_by_class: Tensor
     persistent: Tensor | None
 
@@ -79,7 +76,7 @@ def reference_classifier_of(subject: Subject, seed: int) -> ReferenceClassifier:
 
 
 def samples_section(subject: Subject, reference: ReferenceClassifier, seed: int) -> Samples:
-    """Measure fresh samples, and persistent chains where there are any."""
+    """Measure fresh samples, and keep some of them and of the persistent chains to show."""
     model, splits, run = subject.model, subject.splits, subject.run
     frequencies = model.sampler.class_frequencies.cpu()
     fewest = max(FEWEST_SAMPLES, SHOWN_OF_CLASS * len(frequencies))
@@ -87,18 +84,13 @@ def samples_section(subject: Subject, reference: ReferenceClassifier, seed: int)
     count = min(wanted, len(splits.test))
     labels = _labels(frequencies, count, seed)
     drawn = sample(model, labels, seed=seed).cpu()
-    measure = partial(
-        fidelity, train=splits.train, test=splits.test, reference=reference, seed=seed
+    return Samples(
+        fresh=fidelity(
+            drawn, labels, train=splits.train, test=splits.test, reference=reference, seed=seed
+        ),
+        fresh_by_class=_by_class(model, drawn, labels, seed),
+        persistent=None if run.chains is None else run.chains[:100].cpu(),
     )
-    fresh = measure(drawn, labels)
-    found = Samples(fresh, None, _by_class(model, drawn, labels, seed), None)
-    if run.chains is None:
-        return found
-    chains, of_class = run.chains.cpu(), run.chain_labels
-    rows = choose_rows(len(chains), count, seed=seed, name="report chains")
-    of_class = None if of_class is None else of_class.cpu()[rows]
-    persistent = measure(chains[rows], of_class, real=fresh.real)
-    return replace(found, chains=persistent, persistent=chains[:100])
 
 
 def affordable(shape: Sequence[int], num_steps: int, fewest: int, most: int) -> int:

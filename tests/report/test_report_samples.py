@@ -66,6 +66,5 @@ def test_large_images_cost_fewer_samples_completions_and_chains(monkeypatch, mak
     monkeypatch.setattr("jem.report.samples.AFFORDABLE", 0)
     report = measure(of, num_bootstrap=20)
     assert report.samples.fresh.samples.num == 30  # ten of each of three classes
-    assert report.samples.chains.samples.num == 30
     assert report.completions.num_inputs == 20
     assert report.chains.num_chains == 20

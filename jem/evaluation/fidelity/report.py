@@ -23,7 +23,6 @@ from jem.evaluation.fidelity.reference_classifier import (
 )
 from jem.evaluation.ood.metrics import ood_metrics
 from jem.evaluation.statistics import (
-    UNKNOWN,
     Estimate,
     estimate_of,
     mean_estimate,
@@ -51,7 +50,7 @@ class SetFidelity:
     Attributes:
         num: Inputs measured, N.
         agreement: Share in which the reference classifier sees the class asked for (for real
-            inputs, the true one: its accuracy); higher is better. NaN for samples without labels.
+            inputs, the true one: its accuracy); higher is better.
         diversity: Mean distance of pairs within a class, over that of training inputs of the
             class; 1 is as varied as the data, near 0: samples of a class look alike.
         frechet: Frechet distance to the training data; lower is better. NaN where N is no larger
@@ -63,7 +62,7 @@ class SetFidelity:
         coverage: Share of neighbourhoods of training inputs that hold one; higher is better.
         classification_accuracy: Share of test inputs that a network of the same kind classifies
             rightly after training on the set (for the real row: on as many *training* inputs);
-            higher is better. NaN for samples without labels.
+            higher is better.
         nearest_distance: Mean Euclidean distance to the nearest training input, in the network's
             units. Much below that of test inputs: copies, or inputs smoother than real ones.
     """
@@ -103,38 +102,33 @@ class FidelityReport:
 
 def fidelity(
     samples: Tensor,
-    labels: Tensor | None,
+    labels: Tensor,
     *,
     train: Part,
     test: Part,
     reference: ReferenceClassifier,
     seed: int,
     num_bootstrap: int = 100,
-    real: SetFidelity | None = None,
 ) -> FidelityReport:
     """Measure samples against training data, and as many test inputs in the same way.
 
     Both rows hold N inputs, the least of the numbers of samples, of test and training inputs, and
     5,000 (less for large images): what more there is, is left out at random, since most figures
     depend on N. Draw labels at the class frequencies of the data, or the difference counts as one
-    of the samples. Fresh samples and persistent chains are different sets: measure each for
-    itself.
+    of the samples.
 
     Stratified parts have the same class frequencies by construction, more alike than independent
     sets: the kernel distance of the real row may then lie a little below 0.
 
     Args:
         samples: Samples in the network's units, shape (M, *shape), M > 5.
-        labels: The classes asked for, shape (M,); None for samples of no class (marginal chains),
-            whose diversity is measured within the classes that the reference classifier sees.
+        labels: The classes asked for, shape (M,).
         train: The training part; all of it is searched for nearest inputs.
         test: The test part.
         reference: A classifier trained on the training part.
         seed: Decides what is left out, bootstrap replicates, and the networks that learn from
             samples.
         num_bootstrap: Replicates behind the standard error of the Frechet distance.
-        real: The row of real inputs in a report with the same other arguments, on other samples;
-            taken over if it holds as many inputs, which saves the time of measuring it again.
 
     Raises:
         InputError: If a set holds no more than 5 inputs.
@@ -150,24 +144,21 @@ def fidelity(
     )
     num, num_classes = min(num, len(x_train)), reference.num_classes
     kept = choose_rows(len(samples), num, seed=seed, name="take")
-    x, y = samples.detach().cpu()[kept], None if labels is None else labels.cpu()[kept]
+    x, y = samples.detach().cpu()[kept], labels.cpu()[kept]
     x_test, y_test = draw_subset(test, num, seed=seed, name="test")
     features = reference.features(x_train)
     alike = features[choose_rows(len(x_train), num, seed=seed, name="support")]
 
-    def accuracy_after_training_on(x: Tensor, y: Tensor | None) -> Estimate:
-        if y is None or len(y.unique()) < 2:
-            return UNKNOWN
+    def accuracy_after_training_on(x: Tensor, y: Tensor) -> Estimate:
         learner = train_reference_classifier(x, y, num_classes, seed=seed)
         return share_estimate(learner.predict(x_test) == y_test)
 
-    def figures_of(x: Tensor, y: Tensor | None, learned: Estimate, near: Tensor) -> SetFidelity:
-        fake, predicted = reference.features(x), reference.predict(x)
-        classes = predicted if y is None else y
+    def figures_of(x: Tensor, y: Tensor, learned: Estimate, near: Tensor) -> SetFidelity:
+        fake = reference.features(x)
         return SetFidelity(
             num=num,
-            agreement=UNKNOWN if y is None else share_estimate(predicted == y),
-            diversity=diversity(features, y_train, fake, classes, num_classes),
+            agreement=share_estimate(reference.predict(x) == y),
+            diversity=diversity(features, y_train, fake, y, num_classes),
             frechet=frechet_distance(features, fake, num_bootstrap=num_bootstrap, seed=seed),
             kernel=kernel_distance(features, fake, seed=seed),
             **prdc(alike, fake, NEIGHBOURS)._asdict(),
@@ -177,15 +168,13 @@ def fidelity(
 
     # Training data on disk are read once.
     near, near_test = nearest_distances(torch.cat([x, x_test]), _batches(train)).split(num)
-    if real is None or real.num != num:
-        rows = choose_rows(len(x_train), num, seed=seed, name="take")
-        learned = accuracy_after_training_on(x_train[rows], y_train[rows])
-        real = figures_of(x_test, y_test, learned, near_test)
+    rows = choose_rows(len(x_train), num, seed=seed, name="take")
+    learned = accuracy_after_training_on(x_train[rows], y_train[rows])
     return FidelityReport(
         reference=reference.name,
         num_features=reference.num_features,
         samples=figures_of(x, y, accuracy_after_training_on(x, y), near),
-        real=real,
+        real=figures_of(x_test, y_test, learned, near_test),
         nearer=estimate_of(ood_metrics(-near, -near_test), "auroc"),
     )
 

@@ -100,18 +100,6 @@ def test_samples_of_the_wrong_class(measure, honest):
     assert share.low < share.value < share.high
 
 
-def test_samples_of_no_class_have_no_figures_of_classes(measure, honest):
-    x, _ = blobs(150, 3)
-    found = measure(x, None)
-    assert math.isnan(found.samples.agreement.value)
-    assert math.isnan(found.samples.classification_accuracy.value)
-    assert found.samples.kernel == honest.samples.kernel
-    assert found.samples.diversity.value == pytest.approx(
-        honest.samples.diversity.value, rel=0.1
-    )  # within the classes that the classifier sees
-    assert found.real == honest.real
-
-
 def test_figures_are_those_of_the_functions_they_name(reference):
     # Wide enough that no network classifies them all: accuracies tell what was learned from.
     train, test = (DataPart(*blobs(90, seed, spread=1.2)) for seed in (1, 2))
@@ -143,17 +131,6 @@ def test_both_rows_are_of_equal_size_whatever_is_given(measure):
     tiny = measure(*blobs(16, 3))
     assert math.isnan(tiny.samples.frechet.value)
     assert math.isfinite(tiny.samples.kernel.value)
-
-
-def test_the_row_of_real_inputs_is_the_same_for_other_samples_and_can_be_taken_over(
-    measure, honest
-):
-    x, y = blobs(150, 4)
-    taken = measure(x, y, real=honest.real)
-    assert taken.real is honest.real
-    assert taken == measure(x, y) != honest
-    fewer = measure(x[:40], y[:40], real=honest.real)
-    assert fewer.real.num == 40  # of another size: measured for itself
 
 
 def test_same_seed_same_report_and_nothing_global_moves(measure, honest, global_rng_untouched):
