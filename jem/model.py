@@ -49,10 +49,6 @@ def on_model(model: JEM, x: Tensor) -> Tensor:
     """Copy inputs to where the parameters are, and to their precision.
 
     Always a copy: a network that works in place must not reach the user's data.
-
-    Args:
-        model: The model.
-        x: Inputs, shape (B, *shape).
     """
     like = next((p for p in model.parameters() if p.is_floating_point()), x)
     return x.to(like.device, like.dtype, copy=True)

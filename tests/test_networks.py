@@ -167,7 +167,6 @@ def test_the_chooser_goes_by_shape():
     ("build", "message"),
     [
         (lambda: mlp((), 3), "`shape` must be positive sizes"),
-        (lambda: mlp((0, 2), 3), "`shape` must be positive sizes"),
         (lambda: mlp((2,), 0), "`num_classes` must"),
         (lambda: mlp((2,), 3, head="both"), "`head` must be one of .*'both'"),
         (lambda: small_cnn((8, 8), 3), r"`shape` must be \(C, H, W\)"),
@@ -212,7 +211,6 @@ def test_a_text_chooses_and_sizes_a_network(text, shape, expected):
     ("text", "message"),
     [
         ("mpl:width=3", "`network` must .*mlp, small_cnn, wide_resnet.*'mpl:width=3'"),
-        ("mpl", "`network` must .*'mpl'"),
         ("mlp:widht=3", "`network` must set only width, depth, dropout, head of mlp"),
         ("mlp:width", "`width` must be a whole number"),
         ("mlp:width=3.5", "`width` must be a whole number"),
