@@ -1,11 +1,11 @@
-"""The `jem` command: runs a subcommand; a person's mistake is one line and exit status 2."""
+"""The `jem` command: runs a subcommand; a mistake of the user is one line and exit status 2."""
 
 from __future__ import annotations
 
 import os
 
-# Threads that spin while they wait make two runs on one machine many times slower; this must be
-# settled before torch.
+# Threads that spin while they wait make two runs on one machine many times slower. Torch reads
+# this when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import importlib
@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from jem.errors import JemError, TrainingDivergedError, TrainingInterrupted
 
 COMMANDS = {
-    "train": "train on a named data set or on your own",
-    "score": "classify inputs and reject foreign ones, a row of a .csv file each",
-    "report": "measure a run: calibration, rejection, samples, on one page",
+    "train": "train on a named data set or on your own data",
+    "score": "classify inputs and flag those unlike the training data, in a .csv file",
+    "report": "measure a run: accuracy, calibration, OOD detection, samples, on one page",
     "compare": "put runs side by side",
-    "sample": "draw inputs of the classes you name",
+    "sample": "draw new inputs of the classes you name",
     "inpaint": "complete inputs of which a part is missing",
     "recipes": "show the named recipes side by side",
     "data": "list the named data sets, or describe one",
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         argv: Arguments without the program's name; those of the process if None.
 
     Returns:
-        Exit status: 0; 1 if training diverged; 2 for a mistake in what was asked; 130 if stopped.
+        Exit status: 0; 1 if training diverged; 2 if what was asked cannot be done; 130 if stopped.
     """
     argv = sys.argv[1:] if argv is None else argv
     _show_any_name()
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _show_any_name() -> None:
-    """Let names of files and classes be written to a terminal that lacks some of their letters."""
+    """Escape letters of file and class names that the terminal cannot show."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -79,7 +79,7 @@ def _show_any_name() -> None:
 
 @contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Show a warning as a person wants it, without the line of code that it comes from."""
+    """Show a warning without the line of code that it comes from."""
     usual = warnings.formatwarning
     warnings.formatwarning = lambda message, *_, **__: f"jem: warning: {message}\n"
     try:
@@ -97,7 +97,7 @@ def _overview() -> str:
     commands = "\n".join(f"  {name:9} {does}" for name, does in COMMANDS.items())
     return (
         "usage: jem COMMAND ...\n\n"
-        "Classifiers that are calibrated, reject foreign inputs and draw new ones.\n\n"
+        "Classifiers that are calibrated, detect inputs unlike their data, and draw new ones.\n\n"
         f"{commands}\n\n"
         "jem COMMAND --help shows what each takes."
     )
