@@ -24,7 +24,7 @@ def scripts():
 
 
 def row(recipe, seed, **figures):
-    auroc = {"letters": {"value": 0.5 + 0.1 * seed, "seen": recipe == "fast"}}
+    auroc = {"letters": {"value": 0.5 + 0.1 * seed, "used_in_training": recipe == "fast"}}
     known = {"recipe": recipe, "seed": seed, "auroc": auroc, "iterations": 5, "recoveries": seed}
     return known | {"accuracy": 0.9 + 0.01 * seed} | figures
 
@@ -48,12 +48,12 @@ def test_the_makefile_names_every_benchmark():
         assert name.removeprefix("benchmark_") in told
 
 
-def test_the_race_prints_mean_and_range_and_marks_what_was_seen(scripts):
+def test_the_race_prints_mean_and_range_and_marks_what_was_used_in_training(scripts):
     rows = [row(name, seed) for name in ("plain", "fast") for seed in (0, 1, 2)]
     got = cells(scripts("benchmark_recipes").table(rows, ("plain", "fast")))
     assert got["accuracy"] == ["0.9100 (0.9000 to 0.9200)"] * 2
     spread = "0.6000 (0.5000 to 0.7000)"
-    assert got["AUROC of log-density, letters"] == [spread, f"{spread} *seen*"]
+    assert got["AUROC of log-density, letters"] == [spread, f"{spread} *used in training*"]
     assert got["recoveries"] == ["3", "3"]
     assert got["NLL, nats"] == ["-", "-"]
 

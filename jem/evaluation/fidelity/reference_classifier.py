@@ -121,6 +121,7 @@ def train_reference_classifier(
     name = f"{data}, {len(x):,} training inputs, seed {seed}"
     with torch.inference_mode(False), torch.enable_grad(), global_generators_kept():
         # Of the global generators that of the CPU alone: `torch.manual_seed` reaches others too.
+        # The words are parts of the seeds: others would change every figure that was measured.
         torch.default_generator.manual_seed(derive_seed(seed, "judge", "weights"))
         network = ReferenceClassifier(x.shape[1:], num_classes, name)
         _fit(network, x.clone(), labels.clone(), named_generator(seed, "judge", "batches"))
