@@ -40,22 +40,15 @@ def labels(batches):
 
 def test_an_epoch_visits_each_example_once_with_its_own_label():
     batches = list(stream(drop_last=False).epoch(0))
+    assert (len(stream()), len(stream(drop_last=False))) == (4, 5)
     assert [len(y) for _, y in batches] == [5, 5, 5, 5, 3]
     assert sorted(torch.cat([y for _, y in batches]).tolist()) == list(range(23))
     for x, y in batches:
         assert torch.equal(x[:, 0], 2.0 * y)
 
 
-@pytest.mark.parametrize(
-    ("size", "drop_last", "length"), [(5, True, 4), (5, False, 5), (23, True, 1), (100, True, 1)]
-)
-def test_length_counts_the_batches(size, drop_last, length):
-    batches = stream(batch_size=size, drop_last=drop_last)
-    assert len(batches) == length
-    assert len(list(batches.epoch(0))) == length
-
-
 @pytest.mark.parametrize("dataset", [DataPart(X, Y), OnDisk()])
+@pytest.mark.usefixtures("global_rng_untouched")
 def test_resuming_within_an_epoch_equals_going_on(dataset):
     whole = labels(stream(dataset).epoch(4))
     for start in range(5):
@@ -83,13 +76,6 @@ def test_loader_and_memory_give_the_same_batches(num_workers):
         assert y.dtype == torch.int64
 
 
-@pytest.mark.parametrize("dataset", [DataPart(X, Y), OnDisk()])
-def test_global_generator_is_left_alone(dataset):
-    before = torch.get_rng_state()
-    list(stream(dataset).epoch(0))
-    assert torch.equal(before, torch.get_rng_state())
-
-
 def test_what_gives_no_batches_is_refused():
     with pytest.raises(InputError, match="`batch_size` must be a whole number"):
         stream(batch_size=0)
@@ -112,12 +98,9 @@ def test_batches_on_cuda_equal_those_on_cpu(dataset):
     "data",
     [
         (X, Y),
-        [X.double(), Y.int()],
         (X.numpy().astype(np.float64), Y.numpy().astype(np.uint8)),
-        (X.flip(0).numpy()[::-1], Y.numpy().astype(np.uint16)),
         (X.numpy().astype(">f4"), Y.numpy().astype(">i8")),
         (X.clone().requires_grad_() * 1, Y),
-        DataPart(X, Y),
         TensorDataset(X, Y),
     ],
 )
@@ -130,33 +113,18 @@ def test_pairs_and_sets_in_memory_become_a_part(data):
     assert part.y.dtype == torch.int64
 
 
-def test_other_sets_come_back_as_they_are():
-    dataset = OnDisk()
-    assert as_part(dataset) is dataset
-
-
-def infinite():
-    x = X.clone()
-    x[4, 1] = torch.inf
-    return x
-
-
 @pytest.mark.parametrize(
     ("data", "message"),
     [
         ((X.byte(), Y), "`x` must be float, got torch.uint8"),
-        ((infinite(), Y), "`x` must be finite, got .* row 4"),
+        ((X / 0, Y), "`x` must be finite, got .* row 0"),
         ((X, Y.float()), "`y` .*got torch.float32"),
         ((X, Y - 1), "`y` must be at least 0, got -1"),
         ((X, Y[:9]), r"`y` must have shape \(23,\), got \(9,\)"),
-        (TensorDataset(X), "`data` must give pairs"),
-        ("digits", "`data` .*got str"),
         (Endless(), "`data` .*got Endless"),
         (OnDisk(size=0), "`data` .*empty"),
         (OnDisk(X[0]), "`data` must give pairs"),
         (OnDisk(("image", 0)), "`x` must be a float tensor, got str"),
-        (OnDisk((X[0] * torch.nan, 0)), "`x` must be finite"),
-        (OnDisk((X[0], -1)), "`y` .*got -1"),
         (OnDisk((X[0], "cat")), "`y` must be a class index, got str"),
     ],
 )

@@ -1,12 +1,9 @@
 """Files of arrays and tables: the numbers that stand in them, whole or a batch at a time."""
 
 import csv
-import io
 import tracemalloc
-import zipfile
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
@@ -47,20 +44,16 @@ def refused(path, shape, **options):
 # -- arrays to train on ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("x_key", "y_key"), [("images", "labels"), ("x", "y")])
-def test_npz_of_images(tmp_path, x_key, y_key):
+def test_npz_of_images(tmp_path):
     images = RNG.integers(0, 256, (40, 6, 5)).astype(np.uint8)
-    np.savez(tmp_path / "mine.npz", **{x_key: images, y_key: LABELS})
+    np.savez(tmp_path / "mine.npz", images=images, labels=LABELS)
     splits = load(tmp_path / "mine.npz")
     assert (splits.name, splits.input_shape, splits.classes) == ("mine", (1, 6, 5), ("cat", "dog"))
     assert len(splits.train) + len(splits.test) == 32
 
 
-@pytest.mark.parametrize("key", ["x", "labels"])
-def test_npz_of_python_objects_runs_no_code(tmp_path, key):
-    arrays = {"x": np.zeros((40, 2)), "labels": LABELS}
-    arrays[key] = arrays[key].astype(object)
-    np.savez(tmp_path / "a.npz", **arrays)
+def test_npz_of_python_objects_runs_no_code(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.zeros((40, 2)), labels=LABELS.astype(object))
     with pytest.raises(InputError, match=r"Python objects: .*astype\(str\)"):
         load(tmp_path / "a.npz")
 
@@ -70,25 +63,15 @@ def test_npz_problems(tmp_path):
     np.savez(path, images=ROWS)
     with pytest.raises(InputError, match=r"'labels' or 'y', got the keys images"):
         load(path)
-    np.savez(path, data=ROWS, y=LABELS)
-    with pytest.raises(InputError, match=r"'images' or 'x', got the keys data, y"):
-        load(path)
     np.savez(path, x=ROWS, y=LABELS[:9])
     with pytest.raises(InputError, match=r"a\.npz: `y` .*\(40,\), got \(9,\)"):
         load(path)
     whole = path.read_bytes()
-    np.savez_compressed(path, x=np.zeros((40, 500)), y=LABELS)
-    broken = bytearray(path.read_bytes())
-    broken[60:90] = bytes(30)
-    for content in (whole[: len(whole) // 2], broken, b"", b"no archive"):
+    for content in (whole[: len(whole) // 2], b"", b"no archive"):
         path.write_bytes(content)
         with pytest.raises(InputError, match=r"a\.npz.* damaged") as caught:
             load(path)
         assert "allow_pickle" not in str(caught.value)
-    with open(path, "wb") as file:
-        np.save(file, ROWS)
-    with pytest.raises(InputError, match="the keys none"):
-        load(path)
     (tmp_path / "a.xlsx").write_text("anything")
     with pytest.raises(InputError, match=r"a\.xlsx.* an \.npz file, a \.csv file or a folder"):
         load(tmp_path / "a.xlsx")
@@ -96,13 +79,14 @@ def test_npz_problems(tmp_path):
 
 def test_an_option_of_another_kind_of_source_is_refused(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((8, 2)), y=np.arange(8) % 2)
-    for source in ("iris", tmp_path, tmp_path / "a.npz"):
-        with pytest.raises(InputError, match="`label_column` must be left out"):
-            load(source, label_column="kind")
-    for options in ({"image_size": 16}, {"skip_damaged": True}):
-        for source in ("digits", write_csv(tmp_path / "a.csv", ["a", "b", "label"], TABLE)):
-            with pytest.raises(InputError, match=f"`{next(iter(options))}` must be left out"):
-                load(source, **options)
+    table = write_csv(tmp_path / "a.csv", ["a", "b", "label"], TABLE)
+    for source, name, value in (
+        ("iris", "label_column", "kind"), (tmp_path, "label_column", "kind"),
+        (tmp_path / "a.npz", "label_column", "kind"), ("digits", "image_size", 16),
+        (table, "skip_damaged", True),
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=f"`{name}` must be left out"):
+            load(source, **{name: value})
 
 
 # -- tables to train on ---------------------------------------------------------------------------
@@ -152,18 +136,11 @@ def test_the_delimiter_is_that_of_the_names_not_one_in_them(tmp_path, header):
         ("a,b,c\n1,2,x\n", "one column of labels.*columns a, b, c: .*--label-column"),
         ("a,label\n1,x\ntall,y\n", "tall in row 1, column 'a'"),
         ("id,a,b,label\nid0,1,,x\nid1,2,3,y\n", "id0 in row 0, column 'id': .* in id, b$"),
-        ("a,label\n1,x\n,y\n", "nan in row 1, column 'a'"),
         ("a,b,label\n1,2,x\n2\n", "nan in row 1, column 'b'"),
-        ("a,label\n1,x,3\n", "2 values a row, as in the header, got 3"),
         ("a,label\n1,x\n2,y,3\n", "damaged"),
-        ("a,label\n1,x\n2, \n", "`y` must hold a label .* row 1"),
-        ("a,label\n1,1.5\n2,2.5\n", "1.5: quantities are another task"),
-        ("y,a,Label\n1,2,x\n", "one column of labels.*got the columns y, Label"),
         (",a,label\n0,1,x\n", "a row number that was saved"),
-        ("Unnamed: 0,a,label\n0,1,x\n", "a row number that was saved"),
         ("a,a,label\n0,1,x\n", "'a' twice"),
         ("a,label\n", "rows below the header"),
-        ("\n \n", "blank lines alone"),
         ('a,label\n"1,x\n', "damaged"),
         (bytes(range(128, 256)), "damaged"),
     ],
@@ -175,17 +152,6 @@ def test_csv_problems(tmp_path, text, message):
         load(path)
 
 
-@pytest.mark.slow
-def test_a_table_takes_a_few_times_its_size_in_memory(tmp_path):
-    table = pd.DataFrame(RNG.normal(size=(40_000, 30)).round(6)).add_prefix("c")
-    table.assign(label=np.arange(len(table)) % 2).to_csv(tmp_path / "a.csv", index=False)
-    tracemalloc.start()
-    load(tmp_path / "a.csv")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 6 * (tmp_path / "a.csv").stat().st_size
-
-
 # -- arrays, a batch at a time --------------------------------------------------------------------
 
 
@@ -193,21 +159,12 @@ def test_a_table_takes_a_few_times_its_size_in_memory(tmp_path):
 @pytest.mark.parametrize("stored", [(10, 5, 6), (10, 1, 5, 6), (10, 5, 6, 1), (1, 5, 6)])
 @pytest.mark.parametrize("save", [np.save, np.savez, np.savez_compressed])
 def test_arrays_give_what_numpy_gives(tmp_path, stored, dtype, save):
-    x = RNG.integers(0, 2, stored).astype(dtype)
+    x = RNG.integers(0, 2, stored).astype(dtype, order="F" if dtype == "int64" else "C")
     path = tmp_path / ("x.npy" if save is np.save else "x.npz")
     save(path, x) if save is np.save else save(path, labels=np.arange(11), x=x)
     names, raw = read(path, (1, 5, 6))
     assert names == [str(i) for i in range(len(x))]
     np.testing.assert_array_equal(raw.reshape(x.shape), x)
-
-
-@pytest.mark.parametrize("name", ["x.npy", "x.npz"])
-@pytest.mark.parametrize("shape", [(9, 3, 4, 5), (3, 4, 5)])
-def test_fortran_order_is_read_rightly(tmp_path, name, shape):
-    x = np.asfortranarray(RNG.normal(size=shape))
-    np.save(tmp_path / name, x) if name == "x.npy" else np.savez(tmp_path / name, images=x)
-    _, raw = read(tmp_path / name, (3, 4, 5))
-    np.testing.assert_array_equal(raw, x.reshape(-1, 3, 4, 5))
 
 
 @pytest.mark.parametrize(
@@ -250,13 +207,9 @@ def with_value(value):
     ("x", "shape", "message"),
     [
         (np.zeros((7, 4)), (1, 5, 6), "(N, 1, 5, 6) or (N, 5, 6, 1) or (N, 5, 6) with N > 0, got"),
-        (np.zeros((7, 4)), (3,), "(N, 3) with N > 0, got (7, 4)"),
-        (np.float64(1), (3,), "got ()"),
         (with_value(np.nan), (3,), "got nan in row 7, position (1,)"),
         (with_value(1e39), (3,), "got 1e+39 in row 7"),
         (with_value(1).astype(str), (3,), "must hold numbers"),
-        (np.array([[1, None]]), (2,), "values of type object"),
-        (np.zeros(3, [("a", float), ("ü", float)]), (3,), "must hold numbers"),
     ],
 )
 def test_array_problems_are_named(tmp_path, x, shape, message):
@@ -272,7 +225,7 @@ def test_damaged_arrays_are_named(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((10, 3)))
     whole = path.read_bytes()
-    for content in (whole[:20], b"", b"no array at all", b"\x93NUMPY\x09\x00" + whole[8:]):
+    for content in (whole[:20], b"", b"\x93NUMPY\x09\x00" + whole[8:]):
         path.write_bytes(content)
         assert "x.npy" in refused(path, (3,))
     path.write_bytes(whole[:-50])
@@ -288,11 +241,6 @@ def test_damaged_arrays_are_named(tmp_path):
     assert "x.npz" in refused(path, (3,))  # numbers may come out before the damage is noticed
     np.savez(path, data=np.zeros(3))
     assert "under 'images' or 'x'" in refused(path, (3,))
-    held = io.BytesIO()
-    np.save(held, np.zeros((9, 3)))
-    with zipfile.ZipFile(path, "w") as made:
-        made.writestr("x.npy", held.getvalue()[:-10])
-    assert "x.npz` must be a whole .npz file" in refused(path, (3,))
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
@@ -319,12 +267,6 @@ def test_table_leaves_labels_out(tmp_path, kind, label_column):
     np.testing.assert_array_equal(raw, rows)
 
 
-def test_table_gives_the_numbers_that_were_written(tmp_path):
-    x = RNG.normal(size=(50, 3)) * 10.0 ** RNG.integers(-9, 9, (50, 3))
-    pd.DataFrame(x, columns=list("abc")).to_csv(tmp_path / "a.csv", index=False)
-    np.testing.assert_array_equal(read(tmp_path / "a.csv", (3,))[1], x)
-
-
 def test_table_without_labels_may_name_a_column_like_one(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n3,4\n")
     for options in ({}, {"label_column": "kind"}):  # the run's column of labels is not there
@@ -346,9 +288,7 @@ def test_columns_of_a_table_are_found_by_name(tmp_path):
     ("text", "message"),
     [
         ("a,b\n1,2\n3,tall\n", "tall in row 1, column 'b'"),
-        ("a,b\n1,2\n\n,4\n", "nan in row 1, column 'a'"),
         ("1,2\n3,4\n", "names of columns in its first line"),
-        ("a,b,c\n1,2,3\n", "one column of labels"),
         ("a,b,c,label\n1,2,3,x\n", "2 columns .*got a, b, c, label"),
         ("a,kind\n1,2\n", "2 columns .*got a, kind"),  # a column is missing, one is of labels
     ],

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from torchvision.datasets import ImageFolder
 
-from jem.data import BatchStream, DataPart, LazyPart, load
+from jem.data import DataPart, LazyPart, load
 from jem.data.files import stream_inputs
 from jem.data.images import load_image
 from jem.data.splits import PART_NAMES
@@ -59,17 +59,18 @@ def read(path, shape=(1, 4, 5), **options):
 # -- folders to train on --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
-def test_folder_of_images(tmp_path, mode, channels):
-    folder = write_folder(tmp_path / "pets", mode=mode)
+def test_folder_of_images_of_which_one_in_colour_makes_all_of_them_colour(tmp_path):
+    folder = write_folder(tmp_path / "pets")
     (folder / ".cache").mkdir()
     splits = load(folder)
-    assert (splits.name, splits.input_shape) == ("pets", (channels, 4, 5))
+    assert (splits.name, splits.input_shape) == ("pets", (1, 4, 5))
     assert splits.classes == ("cat", "dog")
     assert isinstance(splits.train, DataPart)
     brightness = splits.train.x.flatten(1).mean(1)
     assert (brightness[splits.train.y == 0] < -0.55).all()
     assert (brightness[splits.train.y == 1] > -0.25).all()
+    save(folder / "cat" / "red.png", mode="RGB")
+    assert load(folder).input_shape == (3, 4, 5)
 
 
 def test_classes_and_images_are_those_of_image_folder(tmp_path):
@@ -94,7 +95,6 @@ def test_classes_and_images_are_those_of_image_folder(tmp_path):
         (("train", "val", "test"), (36, 8, 4, 8)),
         (("train", "test"), (32, 4, 4, 8)),
         (("train", "valid"), (28, 8, 4, 8)),
-        (("train", "validation"), (28, 8, 4, 8)),
     ],
 )
 def test_parts_that_the_user_made_are_kept(tmp_path, folders, sizes):
@@ -129,16 +129,6 @@ def test_large_folder_stays_on_disk_and_gives_the_same(tmp_path):
             assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_batches_from_disk_equal_those_from_memory(tmp_path, num_workers):
-    folder = write_folder(tmp_path / "pets")
-    parts = [load(folder, memory_limit=limit).train for limit in (100, 10**9)]
-    streams = [BatchStream(p, 3, seed=1, name="b", num_workers=num_workers) for p in parts]
-    for pairs in zip(*(stream.epoch(2) for stream in streams), strict=True):
-        for ours, theirs in zip(*pairs, strict=True):
-            assert torch.equal(ours, theirs)
-
-
 @pytest.mark.parametrize("memory_limit", [10**9, 100])
 def test_images_of_several_sizes_are_brought_to_one(tmp_path, memory_limit):
     folder = write_folder(tmp_path / "pets", size=(40, 40))
@@ -156,12 +146,6 @@ def test_images_of_several_sizes_are_brought_to_one(tmp_path, memory_limit):
     assert brightness[y == 1].amax() > 0.95
     with pytest.raises(InputError, match="`image_size` must"):
         load(folder, image_size=2)
-
-
-def test_one_colour_image_makes_all_of_them_colour(tmp_path):
-    folder = write_folder(tmp_path / "pets")
-    save(folder / "cat" / "red.png", mode="RGB")
-    assert load(folder).input_shape == (3, 4, 5)
 
 
 def test_other_files_of_a_folder_are_counted(tmp_path):
@@ -255,10 +239,8 @@ def test_damaged_images_are_named_all_at_once(tmp_path, cut):
     for use in (load, read):
         with pytest.raises(InputError, match="In all, 4 images cannot be used: ") as caught:
             use(folder)
-        message = str(caught.value)
-        assert message.startswith(f"`{names[1]}` must be an image, got a damaged one")
-        assert "--skip-damaged" in message
-        assert message.endswith(", ".join(str(path) for path in names[1:8:2]))
+        assert "--skip-damaged" in str(caught.value)
+        assert all(str(path) in str(caught.value) for path in names[1:8:2])
 
 
 @pytest.mark.parametrize("memory_limit", [10**9, 100])

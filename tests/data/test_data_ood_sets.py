@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -25,16 +24,6 @@ def test_ood_sets_have_shape_and_range_and_vary(name, shape):
     assert len(x.flatten(1).unique(dim=0)) == 9
 
 
-@pytest.mark.parametrize("name", OOD_SETS)
-def test_ood_sets_depend_on_their_seed_alone(name):
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    x = OOD_SETS[name](6, (1, 8, 8), seed=0)
-    assert torch.equal(x, OOD_SETS[name](6, (1, 8, 8), seed=0))
-    assert not torch.equal(x, OOD_SETS[name](6, (1, 8, 8), seed=1))
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])  # noqa: NPY002
-
-
 def test_photographs_have_contrast_and_neighbours_alike():
     x = OOD_SETS["photo_patches"](200, (1, 16, 16), seed=0)
     assert x.flatten(1).std(1).min() > 0.05
@@ -49,18 +38,8 @@ def test_letters_look_like_digits_in_brightness_and_place():
     assert abs(x.std() - DIGITS.test.x[:40].std()) < 0.15
     assert x.amax((2, 3)).min() > 0  # every one is visible
     mass = (x + 1).sum((0, 1))
-    centre = (
-        (mass * torch.arange(8.0)).sum() / mass.sum(),
-        (mass.T * torch.arange(8.0)).sum() / mass.sum(),
-    )
-    assert all(abs(c - 3.5) < 0.5 for c in centre)
-
-
-def test_letters_keep_the_margin_of_larger_digits():
-    x = OOD_SETS["letters"](200, (1, 28, 28), seed=0)
-    assert (x[..., :2, :] == -1).all()
-    assert (x[..., -2:, :] == -1).all()
-    assert (x[..., 8:20, 8:20] > 0.9).flatten(1).any(1).all()
+    for along in (mass, mass.T):
+        assert abs((along * torch.arange(8.0)).sum() / mass.sum() - 3.5) < 0.5
 
 
 def test_quarter_turns():
@@ -69,6 +48,7 @@ def test_quarter_turns():
     assert rotations(torch.zeros(2, 1, 4, 6)).shape == (2, 1, 6, 4)
 
 
+@pytest.mark.usefixtures("global_rng_untouched")
 @pytest.mark.parametrize("name", [*OOD_SETS, ROTATIONS])
 def test_sets_by_name_fit_the_data_and_repeat(name):
     x = make_ood_set(name, DIGITS, 20, seed=1)

@@ -130,24 +130,13 @@ def test_all_known_and_nothing_known(model):
     assert torch.equal(drawn, jem.inpaint(model, -x, torch.tensor(False)))
 
 
-def test_progress_counts_steps(model):
-    seen = []
-    jem.inpaint(model, points(20), FIRST, num_steps=2, progress=lambda *s: seen.append(s))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
-
-
 @pytest.mark.parametrize(
     ("x", "known", "words", "name"),
     [
         (points(3), torch.ones(2), {}, "known"),
-        (points(3), [True, False], {}, "known"),
         (points(3), torch.ones(5, dtype=torch.bool), {}, "known"),
-        (points(3)[:, :1], FIRST, {}, "x"),
-        (points(0), FIRST, {}, "x"),
         (points(3).long(), FIRST, {}, "x"),
-        ([[0.0, 1.0]], FIRST, {}, "x"),
         (points(3) / 0, FIRST, {}, "known values of x"),
-        (points(3), FIRST, {"labels": [0]}, "labels"),
         (points(3), FIRST, {"labels": [0, 1, 3]}, "labels"),
         (points(3), FIRST, {"num_steps": -1}, "num_steps"),
         (points(3), FIRST, {"initial_noise": -1.0}, "initial_noise"),
@@ -176,13 +165,6 @@ def test_denoising_goes_down_the_energy_as_far_as_the_noise_allows():
     many = jem.denoise(well(), x, noise_std=0.2, num_steps=200)
     radius = 0.1 * 2**0.5
     torch.testing.assert_close(many, x * (1 - radius / x.norm(dim=1, keepdim=True)))
-
-
-def test_denoising_brings_noisy_points_nearer_to_where_they_came_from():
-    clean = torch.zeros(300, 2)
-    noisy = 0.2 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
-    cleaned = jem.denoise(well(), noisy, noise_std=0.2)
-    assert (cleaned - clean).square().mean() < 0.6 * (noisy - clean).square().mean()
 
 
 def test_denoising_stays_in_the_ball_and_in_the_domain(pictures):

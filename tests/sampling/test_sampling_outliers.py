@@ -21,7 +21,7 @@ def outliers_of(x, **settings):
     return Outliers(LOW, HIGH, x, torch.arange(len(x)) % 3, 3, **settings)
 
 
-@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (1, 3, 2), (5,)])
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (1, 3, 2), (5,), (1,)])
 @pytest.mark.parametrize("count", [1, 4, 23])
 def test_as_many_as_asked_for_inside_the_domain_and_by_the_generator_alone(shape, count):
     x = images(shape=shape)
@@ -128,15 +128,6 @@ def test_drawn_shapes_have_one_ink_on_the_ground_of_an_image():
     assert ((mask < 0.1) | (mask > 0.9)).float().mean() > 0.8  # nearly all is ground or ink
 
 
-def test_half_of_the_drawn_shapes_keep_a_margin():
-    drawn = draw_shapes(images(400, (1, 28, 28)), 400, fresh(), bounds=(LOW, HIGH))
-    edge = torch.ones(28, 28, dtype=torch.bool)
-    edge[4:24, 4:24] = False
-    even = drawn[:, 0][:, edge]
-    kept = ((even - even[:, :1]).abs() < 1e-6).all(dim=1)
-    assert 0.4 < kept.float().mean() < 0.7
-
-
 def test_shuffled_columns_keep_each_column_and_break_rows():
     x = torch.arange(30.0)[:, None] + torch.tensor([0.0, 100.0, 200.0])
     for count in (1, 30):
@@ -144,10 +135,3 @@ def test_shuffled_columns_keep_each_column_and_break_rows():
         assert shuffled.shape == (count, 3)
         assert bool((shuffled[:, None] == x[None]).any(dim=1).all())  # each value is of its column
         assert ((shuffled[:, 1] - shuffled[:, 0]) == 100).float().mean() < 0.3
-
-
-def test_a_single_column_is_not_shuffled():
-    x = images(40, (1,))
-    drawn = outliers_of(x).draw(32, x, generator=fresh())
-    assert drawn.shape == (32, 1)
-    assert not bool((drawn[:, None] == x[None]).any())
