@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import jem
 from jem.model import joint_energy
-from jem.objectives import contrastive_loss
+from jem.objectives import generative_loss
 from jem.sampling import ReplayBuffer, sgld_chain
 from jem.training.steps import input_gradient
 
@@ -49,8 +49,9 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
             logits, logits_negative = module(torch.cat([x, x_negative])).split([len(x), 64])
             energy, energy_negative = joint_energy(logits), joint_energy(logits_negative)
             energy_negative.retain_grad()
-            contrast = contrastive_loss(energy, energy_negative, weight=0.3, energy_l2=0.03)
-            loss = cross_entropy(logits, labels) + contrast.loss
+            contrast = generative_loss(energy, energy_negative)
+            penalty = (energy.square().mean() + energy_negative.square().mean()) / 2
+            loss = cross_entropy(logits, labels) + 0.3 * contrast + 0.03 * penalty
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()

@@ -116,13 +116,13 @@ def test_training_updates_the_network_and_leaves_nothing_behind(trained, name):
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert not any(module.training for module in model.modules())
     assert model.input_shape == (3, 32, 32)
-    assert trainer.state.position.iteration == 3
+    assert trainer.state.progress.iteration == 3
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_chains_and_samples_stay_in_the_domain(trained, name):
     model, trainer = trained[name]
-    buffer = trainer.state.negatives.buffer
+    buffer = trainer.state.chains.buffer
     assert (buffer.ages > 0).sum() > 12
     samples = jem.sample(model, [0, 1, 2])
     for x in (buffer.chains, samples):
@@ -138,7 +138,7 @@ def test_a_domain_of_every_channel_is_kept():
     model = jem.JEM(seeded(WithDropout), domain=(low, high))
     trainer = jem.Trainer(model, replace(TINY, step_size=30.0), device="cpu")
     trainer.fit(((x - mean) / std, y))
-    for images in (trainer.state.negatives.buffer.chains, jem.sample(model, [0, 1, 2])):
+    for images in (trainer.state.chains.buffer.chains, jem.sample(model, [0, 1, 2])):
         assert (images >= low).all()
         assert (images <= high).all()
         reached = images.amax(dim=(0, 2, 3))

@@ -199,7 +199,7 @@ def _training_run(run: Run, splits: DataSplits, control: Run | None) -> Training
     """What was trained, on what, how, and how to do it again."""
     from jem.report.subject import TrainingRun
     from jem.runs.folder import RunFolder
-    from jem.training.log import read_metrics
+    from jem.training.monitor import read_metrics
 
     config, progress = run.config.values, run.state["progress"]
     network = config.get("network")

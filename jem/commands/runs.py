@@ -216,7 +216,7 @@ def open_run(
 def _note_if_unfinished(run: Run) -> None:
     from jem.runs.checkpoint import Checkpoints
     from jem.runs.folder import RunFolder
-    from jem.training.log import read_metrics
+    from jem.training.monitor import read_metrics
 
     folder = RunFolder(run.path)
     done = Checkpoints(folder.checkpoints).iterations()[-1]

@@ -38,7 +38,7 @@ compute alike."""
 def run(argv: list[str]) -> int:
     """Train, measure on the test part and print the comparison."""
     flags, config, changed = parse_train(argv)
-    from jem.training.distributed import join
+    from jem.training.process import join
 
     ranks = join()
     stem = Path(config.data or "").resolve().stem

@@ -31,15 +31,15 @@ from jem.estimator.data import (
     images_or_none,
     rows_needed,
 )
-from jem.estimator.training import BestEpoch, WeightedTrainer
+from jem.estimator.training import BestEpoch, LossMonitor
 from jem.evaluation.ood.detector import OODDetector
 from jem.generation import sample as draw
 from jem.model import JEM, batched_logits, joint_energy
 from jem.networks import NetworkFactory, make_network
-from jem.training.problem_checks import check_network
+from jem.training.probe import check_network
 from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
-from jem.training.trainer import FitResult
+from jem.training.trainer import FitResult, Trainer
 
 Array = npt.NDArray[Any]
 
@@ -222,15 +222,15 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return model
 
     def _train(self, model: JEM, splits: DataSplits, recipe: Recipe) -> FitResult:
-        trainer = WeightedTrainer(
+        trainer = Trainer(
             model,
             recipe,
             class_weight=class_weights(
                 self.class_weight, self.classes_, splits.train[:][1].numpy()
             ),
+            monitor=LossMonitor(quiet=not self.verbose),
             seed=self._seed,
             device=self.device,
-            progress=bool(self.verbose),
         )
         best = BestEpoch(trainer, self.n_iter_no_change)
         try:

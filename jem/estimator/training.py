@@ -1,79 +1,48 @@
-"""What the estimator trains, and what it asks of training beyond a recipe."""
+"""What the estimator asks of training beyond a recipe: each epoch's loss, and when to stop."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jem.training.log import ProgressDisplay
-from jem.training.method import Batch, StepContext, StepResult
+from jem.objectives import Batch
 from jem.training.monitor import RunMonitor
 from jem.training.state import RunState
-from jem.training.trainer import Data, Trainer
+from jem.training.steps import StepContext, StepResult
+from jem.training.trainer import Trainer
 
 
-class LossWatch(RunMonitor):
-    """A watch whose line of an epoch tells the mean loss of its steps.
+class LossMonitor(RunMonitor):
+    """A monitor whose record of an epoch tells the mean loss of its updates.
 
     Args:
-        progress: Whether to show a progress bar.
+        quiet: Show no progress.
     """
 
-    def __init__(self, progress: bool) -> None:
-        super().__init__(None, progress)
+    def __init__(self, *, quiet: bool) -> None:
+        super().__init__(quiet=quiet)
         self._losses: list[Tensor] = []
 
-    def shown(self, total_iterations: int, title: str) -> ProgressDisplay:
-        """Make the progress bar; the kind of step says nothing to who called `fit`."""
-        del title
-        return super().shown(total_iterations, "training")
-
-    def step(
+    def update(
         self,
         state: RunState,
-        method: StepContext,
+        context: StepContext,
         batch: Batch,
-        outcome: StepResult,
+        result: StepResult,
         **settings: float | Tensor,
     ) -> None:
-        """Record a step, as `Watch.step`, and keep its loss."""
-        super().step(state, method, batch, outcome, **settings)
-        self._losses.append(outcome.loss.detach())
+        """Record an update, and keep its loss."""
+        super().update(state, context, batch, result, **settings)
+        self._losses.append(result.terms.loss.detach())
 
     def epoch(self, metrics: dict[str, Any], num_epochs: int, state: RunState) -> None:
-        """Record an epoch, as `Watch.epoch`, with its loss."""
+        """Record an epoch, with its loss."""
         loss = float(torch.stack(self._losses).mean()) if self._losses else math.nan
         self._losses.clear()
         super().epoch({"seconds": metrics["seconds"], "loss": loss} | metrics, num_epochs, state)
-
-
-class WeightedTrainer(Trainer):
-    """A trainer with class weights of a person's own, of which a recipe names but one kind.
-
-    Args:
-        arguments: As `Trainer` takes them.
-        class_weight: Weight of each class in the cross-entropy, shape (K,), above 0; None leaves
-            the recipe's.
-        settings: As `Trainer` takes them.
-    """
-
-    def __init__(
-        self,
-        *arguments: Any,  # noqa: ANN401
-        class_weight: Tensor | None,
-        **settings: Any,  # noqa: ANN401
-    ) -> None:
-        super().__init__(*arguments, **settings)
-        self.class_weight = None if class_weight is None else class_weight.to(self.device)
-
-    def _prepare(self, train: Data, watch: RunMonitor) -> None:
-        super()._prepare(train, LossWatch(watch.progress))
-        if self.class_weight is not None:
-            self.method = replace(self.method, class_weight=self.class_weight)
 
 
 class BestEpoch:

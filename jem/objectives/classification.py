@@ -1,10 +1,14 @@
-"""The classifier's half of the objective."""
+"""The classifier's part of the loss."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from jem.objectives.base import Mean
 
 
 def cross_entropy(
@@ -32,6 +36,38 @@ def cross_entropy(
         return logits.sum() * 0.0
     weight = None if class_weight is None else class_weight.to(logits)
     return F.cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
+
+
+@dataclass(frozen=True)
+class Classification:
+    """Cross-entropy with the weights and the smoothing of a run.
+
+    Attributes:
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+        class_weight: Weight of each class, shape (K,), or None.
+    """
+
+    label_smoothing: float = 0.0
+    class_weight: Tensor | None = None
+
+    def __call__(self, logits: Tensor, labels: Tensor, *, mean: Mean = torch.mean) -> Tensor:
+        """Mean cross-entropy of this process's part of a batch, in nats.
+
+        Args:
+            logits: f(x), shape (B, K).
+            labels: Class indices, shape (B,).
+            mean: How values are averaged; for a run in several processes, over all of them.
+        """
+        loss = cross_entropy(
+            logits,
+            labels,
+            class_weight=self.class_weight,
+            label_smoothing=self.label_smoothing,
+        )
+        if self.class_weight is None or mean is torch.mean:
+            return loss
+        weight = self.class_weight[labels].sum()  # a process with heavier examples counts more
+        return loss * weight / mean(weight)
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:

@@ -1,45 +1,40 @@
-"""The density's half of the objective: data against chains, as a function of their energies alone.
+"""Maximum likelihood by contrast: the energy of data against that of chains.
 
-Because a chain enters only through its energy, the backward pass of these losses also holds the
-gradient that moves the chain: see `jem.training.steps.fused_step`.
+A chain enters only through its energy, so the backward pass of this loss also holds the gradient
+that moves the chain: see `jem.training.steps.take_step`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jem.errors import InputError
-
-Mean = Callable[[Tensor], Tensor]
+from jem.model import JEM
+from jem.objectives.base import Batch, Energies, Mean, Terms
 
 
 def generative_loss(
-    energy_data: Tensor, energy_negative: Tensor, *, mean: Mean = torch.mean
+    energy_data: Tensor, energy_chains: Tensor, *, mean: Mean = torch.mean
 ) -> Tensor:
     r"""Contrast data with chains: the surrogate whose gradient estimates that of -log p(x).
 
     .. math:: L = \tfrac{1}{N}\sum_i E(x_i) - \tfrac{1}{M}\sum_j E(\tilde x_j)
 
     The *value* is no likelihood: it may be negative, has no floor, and must not be reported as
-    NLL. It is unbiased only if the negatives follow the model; short chains make it an
-    approximation.
+    NLL. It is unbiased only if the chains follow the model; short chains make it an approximation.
 
     Args:
         energy_data: E of training points, shape (N,), nats.
-        energy_negative: E of chain ends, shape (M,); M may differ from N. Detach the ends from the
+        energy_chains: E of chain ends, shape (M,); M may differ from N. Detach the ends from the
             chain's graph.
         mean: How energies are averaged; for a run in several processes, over all of them.
 
     Returns:
-        Scalar; descending it lowers the energy of data and raises that of negatives.
-
-    Raises:
-        InputError: If either input is empty or not one-dimensional (a (B, 1) energy is refused).
+        Scalar; descending it lowers the energy of data and raises that of chains.
 
     References:
         Hinton (2002), contrastive divergence. Tieleman (2008), persistent chains.
@@ -48,25 +43,7 @@ def generative_loss(
         >>> generative_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.5]))
         tensor(1.5000)
     """
-    for name, energy in (("energy_data", energy_data), ("energy_negative", energy_negative)):
-        if energy.ndim != 1 or not len(energy):
-            raise InputError(
-                f"`{name}` must have shape (B,) with B >= 1, but got {tuple(energy.shape)}"
-            )
-    return mean(energy_data) - mean(energy_negative)
-
-
-def energy_gap(energy_data: Tensor, energy_negative: Tensor, *, mean: Mean = torch.mean) -> Tensor:
-    """Mean energy of chains minus that of data, a scalar in nats, without gradient.
-
-    Near zero when chains follow the model; large and positive when they are left behind.
-
-    Args:
-        energy_data: E of training points, shape (N,).
-        energy_negative: E of chains, shape (M,).
-        mean: How energies are averaged.
-    """
-    return mean(energy_negative.detach()) - mean(energy_data.detach())
+    return mean(energy_data) - mean(energy_chains)
 
 
 def outlier_loss(
@@ -81,7 +58,7 @@ def outlier_loss(
 
     Args:
         energy_data: E of training points, shape (N,), nats.
-        energy_outlier: E of outliers, shape (M,), nats.
+        energy_outlier: E of outliers, shape (O,), nats.
         margin: m >= 0, nats.
         mean: How values are averaged; for a run in several processes, over all of them.
 
@@ -104,29 +81,8 @@ def outlier_loss(
     return mean(F.softplus(margin + level - energy_outlier)) + slope * (centre - level)
 
 
-class ContrastiveTerms(NamedTuple):
-    """The contrastive objective and what it is made of, all scalars in nats."""
-
-    loss: Tensor  # weighted sum, to be minimised
-    contrast: Tensor  # E(data) - E(negatives), unweighted
-    gap: Tensor  # E(negatives) - E(data), without gradient
-    regulariser: Tensor  # the energy penalties, as they enter the loss
-    outlier: Tensor | None = None  # the bounded contrast with outliers, unweighted
-
-
-def contrastive_loss(
-    energy_data: Tensor,
-    energy_negative: Tensor,
-    *,
-    weight: float,
-    energy_l2: float = 0.0,
-    mean_energy_l2: float = 0.0,
-    gap_limit: float | None = None,
-    energy_outlier: Tensor | None = None,
-    outlier_weight: float = 0.0,
-    outlier_margin: float = 0.0,
-    mean: Mean = torch.mean,
-) -> ContrastiveTerms:
+@dataclass(frozen=True)
+class Contrastive:
     r"""Weighted contrast with the penalties that keep energies in place.
 
     .. math:: L = w\,\tau\,(\bar E - \bar{\tilde E})
@@ -134,37 +90,57 @@ def contrastive_loss(
               + \gamma \Big(\tfrac{\bar E + \bar{\tilde E}}{2}\Big)^2
 
     The penalty c on each energy has a fixed point: once the gap opens, energies settle at -w/c and
-    w/c with the contrast cancelled exactly, and chains stay stuck. The gauge penalises only the
-    common level and leaves the gap alone. The gap_limit tau = clip(1 - gap / g_max, 0.02, 1), a
-    constant for the gradient, makes the model wait for its chains. Where there are outliers, their
-    `outlier_loss` is added with a weight of its own.
+    w/c with the contrast cancelled exactly, and chains stay stuck. The penalty gamma acts on the
+    common level alone and leaves the gap as it is. The factor tau = clip(1 - gap / g_max, 0.02,
+    1), a constant for the gradient, makes the model wait for its chains. Where there are outliers,
+    their `outlier_loss` is added.
 
-    Args:
-        energy_data: E of training points, shape (N,), nats.
-        energy_negative: Energy that moves the chains, at the chains, shape (M,), nats.
-        weight: w >= 0.
+    Attributes:
         energy_l2: c >= 0.
         mean_energy_l2: gamma >= 0.
         gap_limit: g_max > 0 in nats, or None for tau = 1.
-        energy_outlier: E of made-up outliers, shape (O,), nats, or None.
-        outlier_weight: Weight of `outlier_loss`, >= 0.
-        outlier_margin: m of `outlier_loss`.
-        mean: How energies are averaged; for a run in several processes, over all of them.
+        outlier_weight: Weight of `outlier_loss`, as a multiple of w.
+        outlier_margin: m of `outlier_loss`, nats.
 
-    Returns:
-        The loss and its terms.
+    References:
+        Grathwohl et al. (2020), arXiv:1912.03263, algorithm 1. Du and Mordatch (2019),
+        arXiv:1903.08689, for the penalty c.
     """
-    contrast = generative_loss(energy_data, energy_negative, mean=mean)
-    gap = energy_gap(energy_data, energy_negative, mean=mean)
-    scale = 1.0 if gap_limit is None else (1 - gap / gap_limit).clamp(0.02, 1.0)
-    level = (mean(energy_data) + mean(energy_negative)) / 2
-    regulariser = mean_energy_l2 * level.square()
-    if energy_l2:
-        squares = mean(energy_data.square()) + mean(energy_negative.square())
-        regulariser = regulariser + energy_l2 / 2 * squares
-    loss = weight * scale * contrast + regulariser
-    if energy_outlier is None:
-        return ContrastiveTerms(loss, contrast, gap, regulariser)
-    outlier = outlier_loss(energy_data, energy_outlier, margin=outlier_margin, mean=mean)
-    loss = loss + outlier_weight * outlier
-    return ContrastiveTerms(loss, contrast, gap, regulariser, outlier)
+
+    energy_l2: float = 0.0
+    mean_energy_l2: float = 0.0
+    gap_limit: float | None = None
+    outlier_weight: float = 0.0
+    outlier_margin: float = 0.0
+
+    needs: ClassVar[frozenset[str]] = frozenset({"chains"})
+
+    def __call__(
+        self,
+        model: JEM,
+        batch: Batch,
+        energies: Energies,
+        *,
+        weight: float,
+        generator: torch.Generator,
+        mean: Mean,
+    ) -> Terms:
+        """The loss and its terms; `contrast` and `outlier` are unweighted, `gap` is -contrast."""
+        data, chains = energies.data, energies.chains
+        assert chains is not None, "asked for in `needs`"
+        contrast = generative_loss(data, chains, mean=mean)
+        gap = -contrast.detach()
+        tau = 1.0 if self.gap_limit is None else (1 - gap / self.gap_limit).clamp(0.02, 1.0)
+        level = (mean(data) + mean(chains)) / 2
+        regulariser = self.mean_energy_l2 * level.square()
+        if self.energy_l2:
+            squares = mean(data.square()) + mean(chains.square())
+            regulariser = regulariser + self.energy_l2 / 2 * squares
+        loss = weight * tau * contrast + regulariser
+        named = {"contrast": contrast, "gap": gap, "regulariser": regulariser}
+        if energies.outliers is not None:
+            margin = self.outlier_margin
+            outlier = outlier_loss(data, energies.outliers, margin=margin, mean=mean)
+            loss = loss + weight * self.outlier_weight * outlier
+            named["outlier"] = outlier
+        return Terms(loss, named)

@@ -1,7 +1,9 @@
-"""What a run shows of itself: figures of steps and epochs, pictures of its chains and samples."""
+"""What a run shows of itself: metrics, a progress bar, pictures of its chains and samples."""
 
 from __future__ import annotations
 
+import json
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,77 +13,163 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jem.errors import RunFolderError
 from jem.generation import sample
 from jem.model import JEM
+from jem.objectives import Batch
+from jem.progress import ProgressBar
 from jem.runs.folder import RunFolder
 from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.langevin import Bounds
-from jem.training.log import MetricsLog, ProgressDisplay
-from jem.training.method import Batch, StepContext, StepResult
 from jem.training.state import RunState
+from jem.training.steps import StepContext, StepResult
 
 SAMPLES_A_CLASS = 8
 """Fresh samples a class in the picture at the end of a run."""
 
 
+class MetricsLog:
+    """Lines of JSON, one a record, appended to a file whose length is part of every checkpoint.
+
+    Args:
+        path: The file, or None to keep nothing.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+
+    def position(self) -> int:
+        """Length of the file in bytes."""
+        return self.path.stat().st_size if self.path is not None and self.path.exists() else 0
+
+    def truncate(self, position: int) -> None:
+        """Forget what was written after a checkpoint: a resumed run writes it again."""
+        if self.path is None or not self.path.exists():
+            return
+        with self.path.open("r+b") as file:
+            kept = file.read(position)
+            # A power cut can leave less than that, and the last record torn: growing the file
+            # would fill it with zeros, going on in mid-line would spoil the next record.
+            file.truncate(kept.rfind(b"\n") + 1)
+
+    def write(self, kind: str, **values: Any) -> None:  # noqa: ANN401
+        """Append a record; numbers that are not finite become null, since JSON has none.
+
+        Raises:
+            RunFolderError: If the file cannot be written.
+        """
+        if self.path is None:
+            return
+        line = json.dumps({"kind": kind, **{k: _plain(v) for k, v in values.items()}})
+        try:
+            with self.path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write {self.path}: {error.strerror or error}; "
+                "make room, then go on from the last checkpoint with --resume"
+            ) from error
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Round floats to six significant digits and turn NaN and infinity into None."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
+    """Read the records of a metrics file.
+
+    Args:
+        path: `metrics.jsonl` of a run.
+        kind: Keep only records of this kind: `"step"`, `"epoch"`, `"recovery"`,
+            `"gave_up"` or `"end"`.
+
+    Returns:
+        The records, oldest first. A last line that is not finished (the run was killed, or is
+        writing it now) is left out.
+
+    Raises:
+        RunFolderError: If the file is missing or damaged.
+    """
+    try:
+        lines = path.read_text().split("\n")[:-1]
+        records = [json.loads(line) for line in lines if line]
+        return [record for record in records if kind is None or record["kind"] == kind]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunFolderError(f"cannot read {path}: {error}") from error
+
+
 class RunMonitor:
     """Metrics file, progress bar and pictures of a run.
 
+    Derive from it to look at more, and give it to `Trainer(monitor=...)`.
+
     Args:
-        folder: Where files go; None writes none.
-        progress: Whether to show a progress bar.
+        quiet: Show no progress.
+
+    Attributes:
+        log: The metrics file, while a run is open.
+        bar: The progress bar, while a run is open.
     """
 
-    def __init__(self, folder: RunFolder | None, progress: bool) -> None:
-        self.folder, self.progress = folder, progress
+    def __init__(self, *, quiet: bool = True) -> None:
+        self.quiet = quiet
+        self.folder: RunFolder | None = None
+        self.log, self.bar = MetricsLog(None), ProgressBar("", quiet=True)
+        self._total = self._examples = 0
+
+    @contextmanager
+    def open(self, folder: RunFolder | None, total_iterations: int) -> Iterator[None]:
+        """Show a run of so many iterations, and write its files into a folder if there is one."""
+        self.folder, self._total = folder, total_iterations
         self.log = MetricsLog(None if folder is None else folder.metrics)
-        self.display = ProgressDisplay(1, "", enabled=False)
-        self._examples = 0
+        with ProgressBar("training", total_iterations, quiet=self.quiet) as self.bar:
+            yield
 
-    def shown(self, total_iterations: int, title: str) -> ProgressDisplay:
-        """Make the progress bar of a run of so many iterations: a context that shows it."""
-        self.display = ProgressDisplay(total_iterations, title, self.progress)
-        return self.display
-
-    def step(
+    def update(
         self,
         state: RunState,
-        method: StepContext,
+        context: StepContext,
         batch: Batch,
-        outcome: StepResult,
+        result: StepResult,
         **settings: float | Tensor,
     ) -> None:
-        """Record a step, if its turn has come.
+        """Record an update, if its turn has come.
 
         Args:
-            state: The run after the step.
-            method: Recipe, chains and clock.
-            batch: What the step saw.
-            outcome: What it computed.
+            state: The run after the update.
+            context: Recipe, chains and clock.
+            batch: What the update saw.
+            result: What it computed.
             settings: Other figures of it.
         """
         self._examples += len(batch.x)
-        position = state.position
-        if position.iteration % method.recipe.log_every:
+        progress = state.progress
+        if progress.iteration % context.recipe.log_every:
             return
-        figures = step_metrics(outcome, batch, state.model.bounds())
+        figures = step_metrics(result, batch, state.model.bounds())
         figures |= {name: float(value) for name, value in settings.items()}
-        if method.negatives is not None:
-            figures["chain_age"] = float(method.negatives.buffer.ages.float().mean())
-        position.seconds += method.clock.tick()  # with the lap: they tell of the same time
-        spent = method.clock.lap()
+        if context.chains is not None:
+            figures["chain_age"] = float(context.chains.buffer.ages.float().mean())
+        progress.seconds += context.clock.tick()  # with the lap: they tell of the same time
+        spent = context.clock.lap()
         figures["images_per_second"] = self._examples / max(sum(spent.values()), 1e-9)
         self._examples = 0
         self.log.write(
-            "step", iteration=position.iteration, seconds=position.seconds, **figures, **spent
+            "step", iteration=progress.iteration, seconds=progress.seconds, **figures, **spent
         )
-        shown = ("accuracy", "gap", "images_per_second")
-        self.display.update(
-            position.iteration, {name: figures[name] for name in shown if name in figures}
-        )
+        shown = {"accuracy", "gap", "images_per_second"} & figures.keys()
+        detail = "  ".join(f"{name} {figures[name]:.4g}" for name in sorted(shown))
+        self.bar.update(progress.iteration, self._total, detail=detail)
 
     def epoch(self, metrics: dict[str, Any], num_epochs: int, state: RunState) -> None:
-        """Record an epoch, and draw the chains at every tenth of the run.
+        """Record an epoch; at every tenth of the run, draw the chains, and show a line.
 
         Args:
             metrics: Its figures.
@@ -89,53 +177,47 @@ class RunMonitor:
             state: The run.
         """
         self.log.write("epoch", **metrics)
-        self.display.epoch(metrics["epoch"], num_epochs, metrics)
-        rarely = metrics["epoch"] % max(1, num_epochs // 10) == 0
-        if rarely and self.folder is not None and state.negatives is not None:
-            chains, bounds = state.negatives.buffer, state.model.bounds("cpu")
+        if metrics["epoch"] % max(1, num_epochs // 10):
+            return
+        if not self.bar.live:
+            figures = ((k, v) for k, v in metrics.items() if isinstance(v, float))
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in figures)
+            self.bar.message(f"training epoch {metrics['epoch']}/{num_epochs}  {shown}")
+        if self.folder is not None and state.chains is not None:
             with spared(self.folder.samples):
-                draw_chains(chains, bounds, self.folder.samples)
+                draw_chains(state.chains.buffer, state.model.bounds("cpu"), self.folder.samples)
 
 
 @torch.no_grad()
-def step_metrics(outcome: StepResult, batch: Batch, bounds: Bounds | None) -> dict[str, float]:
-    """Figures of one step; reading them waits for the device.
+def step_metrics(result: StepResult, batch: Batch, bounds: Bounds | None) -> dict[str, float]:
+    """Figures of one update; reading them waits for the device.
 
     Args:
-        outcome: What the step computed.
+        result: What the update computed.
         batch: The data that it saw.
         bounds: Bounds of the domain, for the share of components at them.
 
     Returns:
-        Losses and energies in nats; `accuracy` of the batch for K > 1; for generative steps the
-        gap (energy of chains minus that of data), the spread of both energies, the size of the
-        moves and the share of components at the bounds.
+        Loss and terms in nats; `accuracy` of the batch for K > 1; with chains the mean and the
+        spread of their energies and of the data's, the size of the steps and the share of
+        components at the bounds.
     """
-    figures = {"loss": float(outcome.loss), "cross_entropy": float(outcome.classification)}
-    if outcome.logits.shape[1] > 1:
-        right = outcome.logits.argmax(dim=1) == batch.labels
+    figures = {"loss": float(result.terms.loss)}
+    figures |= {name: float(value) for name, value in result.terms.named.items()}
+    if result.logits.shape[1] > 1:
+        right = result.logits.argmax(dim=1) == batch.labels
         figures["accuracy"] = float(right.float().mean())
-    energy_data, energy_negative = outcome.energy_data, outcome.energy_negative
-    terms, moved = outcome.terms, outcome.moved
-    if terms is None or moved is None or energy_data is None or energy_negative is None:
+    proposed, energies = result.proposed, result.energies
+    if proposed is None:
         return figures
-    at_bounds = 0.0
-    if bounds is not None:
-        low, high = bounds
-        at_bounds = float(((moved.x <= low) | (moved.x >= high)).float().mean())
-    if terms.outlier is not None:
-        figures["outlier"] = float(terms.outlier)
-    return figures | {
-        "gap": float(terms.gap),
-        "contrast": float(terms.contrast),
-        "regulariser": float(terms.regulariser),
-        "energy_data": float(energy_data.mean()),
-        "energy_data_std": float(energy_data.std(correction=0)),
-        "energy_chains": float(energy_negative.mean()),
-        "energy_chains_std": float(energy_negative.std(correction=0)),
-        "move_rms": float((moved.x - moved.draw.x).square().mean().sqrt()),
-        "share_at_bounds": at_bounds,
-    }
+    for name, values in (("data", energies.data), ("chains", energies.chains)):
+        if values is not None:
+            figures[f"energy_{name}"] = float(values.mean())
+            figures[f"energy_{name}_std"] = float(values.std(correction=0))
+    figures["move_rms"] = float((proposed.x - proposed.draw.x).square().mean().sqrt())
+    low, high = bounds or (-math.inf, math.inf)
+    at_bounds = (proposed.x <= low) | (proposed.x >= high)
+    return figures | {"share_at_bounds": float(at_bounds.float().mean())}
 
 
 @contextmanager

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from jem.training.recipe import Recipe
+from jem.training.recipe import ResolvedRecipe
 
 MOMENTUM = 0.9
 """Of SGD, and beta1 of Adam."""
 
 
-def learning_rate(recipe: Recipe, iteration: int, total: int) -> float:
+def learning_rate(recipe: ResolvedRecipe, iteration: int, total: int) -> float:
     """Learning rate of an iteration: linear warm-up from zero, then the recipe's schedule.
 
     Args:
@@ -30,7 +30,8 @@ def learning_rate(recipe: Recipe, iteration: int, total: int) -> float:
         The rate, >= 0.
 
     Example:
-        >>> recipe = Recipe(learning_rate=1.0, warmup=0.1, schedule="constant")
+        >>> from jem.training.recipe import Recipe
+        >>> recipe = Recipe(learning_rate=1.0, warmup=0.1, schedule="constant").resolved((2,), 10)
         >>> [learning_rate(recipe, i, 100) for i in (0, 5, 50)]
         [0.0, 0.5, 1.0]
     """
@@ -41,15 +42,10 @@ def learning_rate(recipe: Recipe, iteration: int, total: int) -> float:
         scale *= (1 + math.cos(math.pi * progress)) / 2
     elif recipe.schedule == "step":
         scale *= recipe.decay_factor ** sum(progress >= share for share in recipe.decay_at)
-    return _peak(recipe) * scale
+    return recipe.learning_rate * scale
 
 
-def _peak(recipe: Recipe) -> float:
-    assert recipe.learning_rate is not None, "settled by `Recipe.resolved`"
-    return recipe.learning_rate
-
-
-def generative_weight(recipe: Recipe, iteration: int, total: int) -> float:
+def generative_weight(recipe: ResolvedRecipe, iteration: int, total: int) -> float:
     """Weight of the contrast in an iteration: linear from zero over the ramp, then constant.
 
     Args:
@@ -61,12 +57,12 @@ def generative_weight(recipe: Recipe, iteration: int, total: int) -> float:
         The weight, >= 0.
     """
     ramp = recipe.generative_ramp * total
-    return (recipe.generative_weight or 0.0) * (min(1.0, iteration / ramp) if ramp else 1.0)
+    return recipe.generative_weight * (min(1.0, iteration / ramp) if ramp else 1.0)
 
 
-def make_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
+def make_optimizer(recipe: ResolvedRecipe, model: nn.Module) -> torch.optim.Optimizer:
     """Optimiser of a recipe over all parameters of a model."""
-    rate, decay = _peak(recipe), recipe.weight_decay
+    rate, decay = recipe.learning_rate, recipe.weight_decay
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(model.parameters(), rate, MOMENTUM, weight_decay=decay)
     kind = torch.optim.AdamW if recipe.optimizer == "adamw" else torch.optim.Adam

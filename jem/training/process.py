@@ -1,15 +1,268 @@
-"""The process that trains: its random state, precision and signals, each left as found."""
+"""The processes of a run, as `torchrun` starts them; the time, random state and signals of each.
+
+Each process (a rank) has the same model, its own part of every batch and its own chains. A run's
+settings mean the same however many there are: batch, chains and buffer are divided among them.
+"""
 
 from __future__ import annotations
 
+import atexit
+import gc
+import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
 
-from jem.randomness import global_generators_kept
+from jem.errors import InputError, JemError, RunFolderError
+from jem.model import evaluation_mode
+from jem.randomness import derive_seed, global_generators_kept
+
+T = TypeVar("T")
+
+LEAVE_SECONDS = 0.5
+"""How long a process waits for its communication threads before it ends."""
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run; for a single one every method gives back what it was given.
+
+    Attributes:
+        rank: Which one this is, from 0. The first alone writes and shows.
+        count: How many there are.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and shows."""
+        return self.rank == 0
+
+    def share(self, total: int, name: str) -> int:
+        """Part of each process in a number.
+
+        Raises:
+            InputError: If it cannot be divided evenly.
+        """
+        if total % self.count:
+            raise InputError(
+                f"`{name}` must be a multiple of the number of processes ({self.count}), "
+                f"but it is {total}"
+            )
+        return total // self.count
+
+    def part(self, rows: Tensor) -> Tensor:
+        """This process's rows of a tensor."""
+        return rows if self.count == 1 else rows[self.rank :: self.count]
+
+    def seed(self, seed: int) -> int:
+        """Seed of what each process draws for itself; that of the first is the run's."""
+        return seed if self.first else derive_seed(seed, "rank", self.rank)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over all processes, each with as many values.
+
+        The gradient is that of this process's part: gradients of parameters are averaged later.
+        """
+        mean = values.mean()
+        if self.count == 1:
+            return mean
+        everywhere = self.total(mean.detach()) / self.count
+        return mean + (everywhere - mean.detach())
+
+    def total(self, value: Tensor) -> Tensor:
+        """Sum over all processes, without a gradient."""
+        if self.count == 1:
+            return value
+        value = value.detach().clone()
+        dist.all_reduce(value)
+        return value
+
+    def all(self, flag: Tensor) -> Tensor:
+        """Whether a flag is set in every process."""
+        return flag if self.count == 1 else self.total(flag.long()) == self.count
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether a flag is set in some process."""
+        return (
+            flag if self.count == 1 else bool(self.total(torch.tensor(int(flag), device=device)))
+        )
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in their order."""
+        values: list[Any] = [value]
+        if self.count > 1:
+            values = [None] * self.count
+            dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, value: T) -> T:
+        """The first process's value."""
+        values = [value]
+        if self.count > 1:
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    def copy_buffers(self, model: nn.Module) -> None:
+        """Give every process the first one's running statistics."""
+        if self.count > 1:
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+    def synchronised(
+        self, model: nn.Module, forward: Callable[..., T], x: Tensor
+    ) -> Callable[..., T]:
+        """The same function of a model and inputs, with gradients averaged over all processes.
+
+        Args:
+            model: The model; all processes take the first one's parameters.
+            forward: A function of the model and of inputs, to be called once a backward pass.
+            x: An input of the model, shape (1, *shape), to find parameters that it does not use.
+        """
+        if self.count == 1:
+            return forward
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        with evaluation_mode(model):
+            used = torch.autograd.grad(model(x).sum(), parameters, allow_unused=True)
+        unused = any(gradient is None for gradient in used)
+        wrapped = DistributedDataParallel(_Pass(model, forward), find_unused_parameters=unused)
+        return lambda _, *inputs: wrapped(*inputs)
+
+
+class _Pass(nn.Module):
+    """A function of a model as a module, as `DistributedDataParallel` wants it."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model, self.function = model, function
+
+    def forward(self, *inputs: Any) -> Any:  # noqa: ANN401
+        """Call the function."""
+        return self.function(self.model, *inputs)
+
+
+ONE_PROCESS = Processes()
+"""The process of a run that `torchrun` did not start."""
+
+
+def join() -> Processes:
+    """Join the processes that `torchrun` started, or be the only one."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or "RANK" not in os.environ:
+        return Processes()
+    if not dist.is_initialized():
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        store, rank, count = next(iter(rendezvous("env://")))
+        # A restarted job must not find the addresses of its dead processes.
+        store = PrefixStore(f"start {_restarts()}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count)
+        atexit.register(_leave)
+    return Processes(dist.get_rank(), dist.get_world_size())
+
+
+def _leave() -> None:
+    """Part from the other processes before the interpreter ends.
+
+    `DistributedDataParallel` keeps the group's threads alive beyond the group. Such a thread lets
+    go of a collective's tensors a moment after the collective is done, and aborts the process if
+    the interpreter is ending by then: it is given that moment.
+    """
+    gc.collect()
+    dist.destroy_process_group()
+    time.sleep(LEAVE_SECONDS)
+
+
+def restarted() -> bool:
+    """Whether `torchrun` started this process again, after one of its job had died."""
+    return _restarts() > 0
+
+
+def _restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+@contextmanager
+def one_for_all(ranks: Processes) -> Iterator[None]:
+    """Say what happened when another process of the job is gone.
+
+    Raises:
+        RunFolderError: In place of what the lost connection raised.
+    """
+    try:
+        yield
+    except JemError:
+        raise
+    except RuntimeError as error:
+        lost = ("gloo", "nccl", "connection", "peer")
+        if ranks.count == 1 or not any(word in str(error).lower() for word in lost):
+            raise
+        # There is nobody left to take leave of; and torchrun ends this process too, now: its
+        # signal must not come before the message.
+        atexit.unregister(_leave)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise RunFolderError(
+            f"another process of this job of {ranks.count} ended, so this one cannot go on; "
+            "start the job again with --resume, or let torchrun do it (--max-restarts)"
+        ) from error
+
+
+Phase = Literal["data", "chains", "update", "other"]
+"""Batches and their augmentation; Langevin moves before the pass that trains; that pass, optimiser
+and average; logging, checkpoints and validation."""
+
+
+class PhaseClock:
+    """Wall-clock time, by phase: whoever begins a phase enters it, and so ends the one before.
+
+    It never waits for an accelerator: there a phase counts the time to hand its work over, and
+    whichever reads a result first counts the wait.
+
+    Example:
+        >>> clock = PhaseClock()
+        >>> clock.enter("data")
+        >>> sorted(clock.lap())
+        ['seconds_chains', 'seconds_data', 'seconds_other', 'seconds_update']
+    """
+
+    def __init__(self) -> None:
+        self._ticked = self._entered = time.perf_counter()
+        self._phase: Phase = "other"
+        self._spent: dict[Phase, float] = dict.fromkeys(get_args(Phase), 0.0)
+
+    def enter(self, phase: Phase) -> None:
+        """End the phase that runs, and begin another."""
+        now = time.perf_counter()
+        self._spent[self._phase] += now - self._entered
+        self._phase, self._entered = phase, now
+
+    def lap(self) -> dict[str, float]:
+        """Seconds of each phase since the last lap, as `seconds_PHASE`; the phase goes on."""
+        self.enter(self._phase)
+        spent = {f"seconds_{phase}": seconds for phase, seconds in self._spent.items()}
+        self._spent = dict.fromkeys(self._spent, 0.0)
+        return spent
+
+    def tick(self) -> float:
+        """Seconds since the last tick, whatever the phases."""
+        now = time.perf_counter()
+        elapsed, self._ticked = now - self._ticked, now
+        return elapsed
 
 
 @contextmanager

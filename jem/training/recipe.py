@@ -16,6 +16,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from jem.checks import check_choice, check_integer, check_number, refuse
+from jem.objectives import OBJECTIVES
 
 LARGE_IMAGE = 16
 """Pixels a side from which on an image has room for texture that its chains must be kept from."""
@@ -221,7 +222,7 @@ class Recipe:
             object.__setattr__(self, "decay_at", tuple(self.decay_at))
         for name, kind in _kinds().items():
             _check_field(name, kind, getattr(self, name))
-        check_choice("objective", self.objective, ("none", "contrastive"))
+        check_choice("objective", self.objective, OBJECTIVES)
         size, least = self.buffer_size, self.num_chains
         if size is not None and self.generative and not self.replacement and size < least:
             refuse("buffer_size", f"be at least `num_chains` ({least})", size)

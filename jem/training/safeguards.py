@@ -1,25 +1,32 @@
-"""What a run is guarded against: divergence, and accuracy lost to the generative half."""
+"""What a run is guarded against: divergence, and accuracy lost to the density."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jem.errors import TrainingDivergedError
-from jem.training.method import StepResult
-from jem.training.recipe import Recipe
+from jem.checks import check_labels, refuse
+from jem.data.batches import BatchStream
+from jem.data.splits import DataPart, LazyPart
+from jem.errors import InputError, TrainingDivergedError
+from jem.model import JEM, inference, joint_energy
+from jem.objectives import cross_entropy
+from jem.training.process import ONE_PROCESS, Processes
+from jem.training.recipe import ResolvedRecipe
+from jem.training.steps import StepResult
 
 MAX_RECOVERIES = 5
 """Recoveries from divergence before a run gives up."""
 
 
-def is_healthy(outcome: StepResult, grad_norm: Tensor, max_energy_gap: float) -> Tensor:
-    """Whether a step may be applied: everything finite, and data and chains not torn apart.
+def is_healthy(result: StepResult, grad_norm: Tensor, max_energy_gap: float) -> Tensor:
+    """Whether an update may be applied: everything finite, data and chains not torn apart.
 
     Args:
-        outcome: What the step computed.
+        result: What the step computed.
         grad_norm: Norm of the parameters' gradient, a scalar; infinite or NaN if any component is.
         max_energy_gap: Largest difference allowed between the mean energies of chains and data, in
             nats.
@@ -27,15 +34,16 @@ def is_healthy(outcome: StepResult, grad_norm: Tensor, max_energy_gap: float) ->
     Returns:
         A boolean scalar, on the device: reading it is what synchronises.
     """
-    healthy = outcome.loss.isfinite() & grad_norm.isfinite()
-    if outcome.terms is not None and outcome.moved is not None:
-        healthy &= outcome.terms.gap.abs() <= max_energy_gap  # False for NaN
-        healthy &= outcome.moved.x.isfinite().all()
+    healthy = result.terms.loss.isfinite() & grad_norm.isfinite()
+    if "gap" in result.terms.named:
+        healthy &= result.terms.named["gap"].abs() <= max_energy_gap  # False for NaN
+    if result.proposed is not None:
+        healthy &= result.proposed.x.isfinite().all()
     return healthy.detach()
 
 
 def mask_gradients(module: nn.Module, healthy: Tensor) -> None:
-    """Set every gradient to zero unless the step was healthy, without asking the device.
+    """Set every gradient to zero unless the update was healthy, without asking the device.
 
     Args:
         module: Its parameters' gradients are changed in place.
@@ -46,12 +54,32 @@ def mask_gradients(module: nn.Module, healthy: Tensor) -> None:
             parameter.grad = torch.where(healthy, parameter.grad, 0.0)
 
 
-class AccuracyGuard:
-    """Holds accuracy on held-out examples near what it was before training.
+def give_up(recipe: ResolvedRecipe, iteration: int) -> TrainingDivergedError:
+    """Make the error that ends a run, with the settings to try for its objective.
 
-    Each epoch that ends further below it than the margin halves the weight of the generative half
-    from there on. What training returns is the last average that was within the margin: the model
-    as it was given, if none was.
+    Args:
+        recipe: The recipe of the run.
+        iteration: Where it diverged for the last time.
+    """
+    settings = [f"--learning-rate {recipe.learning_rate / 4:g}", "--max-grad-norm 1"]
+    if recipe.generative:
+        settings += [
+            f"--num-steps {recipe.num_steps * 2}",
+            f"--generative-weight {recipe.generative_weight / 3:.2g}",
+            f"--energy-l2 {max(recipe.energy_l2 * 3, 0.03):.2g}",
+        ]
+    return TrainingDivergedError(
+        f"training diverged at iteration {iteration} after {MAX_RECOVERIES} recoveries; "
+        f"try one of: {', '.join(settings)}"
+    )
+
+
+class AccuracyGuard:
+    """Keeps accuracy on held-out examples near what it was before training.
+
+    Each epoch that ends further below it than the margin halves the weight of the density from
+    there on. What training returns is the last average that was within the margin: the model as it
+    was given, if none was.
 
     Args:
         margin: `Recipe.accuracy_margin`.
@@ -61,6 +89,7 @@ class AccuracyGuard:
     Attributes:
         epoch: Epochs that were judged.
         kept: The last of them within the margin, whose average is kept; 0 for the model as given.
+        accepted: Weights and statistics of that average.
     """
 
     def __init__(self, margin: float, before: float, model: nn.Module) -> None:
@@ -72,7 +101,7 @@ class AccuracyGuard:
 
     @property
     def weight_scale(self) -> float:
-        """What the generative weight is multiplied by."""
+        """What the weight of the density is multiplied by."""
         return 0.5**self.halvings
 
     @property
@@ -114,21 +143,11 @@ class AccuracyGuard:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, as a checkpoint keeps them."""
-        return {
-            "before": self.before,
-            "halvings": self.halvings,
-            "best": self.best,
-            "epoch": self.epoch,
-            "kept": self.kept,
-            "accepted": self.accepted,
-        }
+        return vars(self).copy()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take everything back from `state_dict`."""
-        self.before, self.halvings = state["before"], state["halvings"]
-        self.best = state.get("best")
-        self.epoch, self.kept = state.get("epoch", 0), state.get("kept", 0)
-        self.accepted = state["accepted"]
+        vars(self).update(state)
 
 
 def _copied(model: nn.Module) -> dict[str, Tensor]:
@@ -136,22 +155,78 @@ def _copied(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in state if isinstance(value, Tensor)}
 
 
-def give_up(recipe: Recipe, iteration: int, recoveries: int) -> TrainingDivergedError:
-    """Make the error that ends a run, with the knobs to try for its kind of step.
+def check_validation(
+    model: JEM,
+    recipe: ResolvedRecipe,
+    valid: Any,  # noqa: ANN401
+    ranks: Processes,
+) -> AccuracyGuard | None:
+    """Look at the validation examples, and make the guard of accuracy if the recipe asks for it.
 
     Args:
-        recipe: The recipe of the run.
-        iteration: Where it diverged for the last time.
-        recoveries: How often it had recovered.
+        model: The model before the first update.
+        recipe: The recipe.
+        valid: A Dataset of (x, y), or None.
+        ranks: The processes of the run.
+
+    Raises:
+        InputError: If the examples do not fit the model, or there is no accuracy to guard.
     """
-    knobs = [f"--learning-rate {(recipe.learning_rate or 0.0) / 4:g}", "--max-grad-norm 1"]
-    if recipe.generative:
-        knobs += [
-            f"--num-steps {(recipe.num_steps or 1) * 2}",
-            f"--generative-weight {(recipe.generative_weight or 0.0) / 3:.2g}",
-            f"--energy-l2 {max(recipe.energy_l2 * 3, 0.03):.2g}",
-        ]
-    return TrainingDivergedError(
-        f"training diverged at iteration {iteration} after {recoveries} recoveries; "
-        f"try one of: {', '.join(knobs)}"
+    margin = recipe.accuracy_margin
+    if valid is None:
+        if margin is not None:
+            raise InputError("`accuracy_margin` needs validation examples: fit(train, valid)")
+        return None
+    if (shape := tuple(valid[0][0].shape)) != model.input_shape:
+        refuse("valid", f"hold inputs of shape {model.input_shape}", shape)
+    num_classes = len(model.classes or ())
+    if isinstance(valid, DataPart | LazyPart) and num_classes > 1:
+        check_labels("validation labels", valid.y, len(valid), num_classes)
+    if margin is None:
+        return None
+    before = validate(model, valid, 4 * recipe.batch_size, ranks)
+    if "valid_accuracy" not in before:
+        raise InputError("`accuracy_margin` needs classes, but the network has one output")
+    return AccuracyGuard(margin, before["valid_accuracy"], model)
+
+
+def validate(
+    model: JEM,
+    examples: Any,  # noqa: ANN401
+    batch_size: int,
+    ranks: Processes = ONE_PROCESS,
+) -> dict[str, float]:
+    """Score held-out examples in evaluation mode.
+
+    Args:
+        model: The model; its mode is restored.
+        examples: A Dataset of (x, y).
+        batch_size: Examples at a time.
+        ranks: Processes that divide the batches among them.
+
+    Returns:
+        `valid_accuracy` and `valid_nll` (for K > 1) and `valid_energy`, the mean of E(x), in nats.
+
+    Raises:
+        InputError: If a label has no output.
+    """
+    stream = BatchStream(
+        examples, batch_size, seed=0, name="valid", device=model.device, drop_last=False
     )
+    totals = torch.zeros(4, dtype=torch.float64)
+    has_classes = model.classes is None or len(model.classes) > 1
+    with inference(model):
+        for x, labels in itertools.islice(stream.epoch(0), ranks.rank, None, ranks.count):
+            logits = model.logits(x)
+            has_classes = logits.shape[1] > 1
+            if has_classes:
+                check_labels("validation labels", labels, len(x), logits.shape[1])
+            right = (logits.argmax(dim=1) == labels).sum()
+            nll = cross_entropy(logits, labels) * len(x)
+            totals[:3] += torch.stack([right, nll, joint_energy(logits).sum()]).cpu()
+            totals[3] += len(x)
+    right, nll, energy, count = ranks.total(totals).tolist()
+    metrics = {"valid_energy": energy / count}
+    if has_classes:
+        metrics |= {"valid_accuracy": right / count, "valid_nll": nll / count}
+    return metrics

@@ -1,20 +1,27 @@
-"""What a training problem is made of: device, domain, batches, and the chains that suit them."""
+"""What a run is made of: domain, batches, objective, and the chains that suit them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from jem.checks import refuse
 from jem.data.batches import BatchStream, augment
 from jem.data.splits import DataPart, LazyPart
-from jem.errors import InputError
-from jem.model import JEM, check_no_softmax
-from jem.objectives.classification import balanced_class_weights
+from jem.model import JEM
+from jem.objectives import (
+    OBJECTIVES,
+    Batch,
+    Classification,
+    NoObjective,
+    Objective,
+    balanced_class_weights,
+)
 from jem.randomness import named_generator
 from jem.sampling.base_distributions import (
     BaseDistribution,
@@ -27,18 +34,10 @@ from jem.sampling.buffer import PersistentChains, ReplayBuffer
 from jem.sampling.langevin import LangevinStep
 from jem.sampling.outliers import Outliers
 from jem.sampling.settings import SamplerSettings
-from jem.training.distributed import Processes
-from jem.training.method import Batch, StepContext
-from jem.training.problem_checks import (
-    check_batch_size,
-    check_domain,
-    check_gradient,
-    check_images,
-    check_network,
-)
-from jem.training.process import lowered
-from jem.training.recipe import Recipe
-from jem.training.steps import forward_of
+from jem.training.probe import check_network, probe
+from jem.training.process import Processes
+from jem.training.recipe import Recipe, ResolvedRecipe
+from jem.training.steps import StepContext
 
 MOST_EXAMPLES = 5000
 """Examples read of a data set that is not in memory, to fit to what is fitted to data."""
@@ -49,16 +48,16 @@ class Batches:
     """What training sees of the data, changed at random as the recipe says.
 
     Attributes:
-        recipe: The recipe, with nothing left open.
+        recipe: The recipe.
         labelled: Examples of the classifier; they make an epoch.
-        generative: Examples of the density, or None where it sees what the classifier sees.
+        density: Examples of the density, or None if it sees those of the classifier.
         outliers: Makes outliers, or None.
         ranks: Processes, each of which takes its part of every batch.
     """
 
-    recipe: Recipe
+    recipe: ResolvedRecipe
     labelled: BatchStream
-    generative: BatchStream | None
+    density: BatchStream | None
     outliers: Outliers | None
     ranks: Processes
 
@@ -76,30 +75,24 @@ class Batches:
         """
         recipe, part = self.recipe, self.ranks.part
         seen = epoch * len(self) + start
-        other = None if self.generative is None else _endless(self.generative, seen)
+        other = None if self.density is None else _endless(self.density, seen)
+
+        def changed(x: Tensor) -> Tensor:
+            shift, flip, noise = recipe.augment_shift, recipe.augment_flip, recipe.augment_noise
+            return augment(x, shift=shift, flip=flip, noise_std=noise, generator=generator)
+
         for x, labels in self.labelled.epoch(epoch, start):
             x_data = None if other is None else part(next(other)[0])
-            x, labels = part(x), part(labels)
-            x = _augmented(recipe, x, generator)
+            x, labels = changed(part(x)), part(labels)
             if x_data is None:
                 x_data = x
             elif recipe.augment_density:
-                x_data = _augmented(recipe, x_data, generator)
+                x_data = changed(x_data)
             outliers = None
             if self.outliers is not None:
-                count = self.ranks.share(recipe.outlier_count or 0, "outlier_count")
+                count = self.ranks.share(recipe.outlier_count, "outlier_count")
                 outliers = self.outliers.draw(count, x_data, generator=generator)
             yield Batch(x, labels, x_data, outliers)
-
-
-def _augmented(recipe: Recipe, x: Tensor, generator: torch.Generator) -> Tensor:
-    return augment(
-        x,
-        shift=recipe.augment_shift,
-        flip=recipe.augment_flip,
-        noise_std=recipe.augment_noise or 0.0,
-        generator=generator,
-    )
 
 
 def _endless(stream: BatchStream, seen: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -110,25 +103,29 @@ def _endless(stream: BatchStream, seen: int) -> Iterator[tuple[Tensor, Tensor]]:
         epoch, start = epoch + 1, 0
 
 
-def set_up(
+def build(
     model: JEM,
     recipe: Recipe,
     train: Any,  # noqa: ANN401
     seed: int,
     ranks: Processes,
+    objective: Objective | None = None,
+    class_weight: Tensor | None = None,
 ) -> tuple[StepContext, Batches]:
     """Make what training needs of a recipe, now that the data are known.
 
     Args:
         model: The model, on its device; it is given input shape, class names and domain where it
-            has none, and the settings of its chains.
-        recipe: The recipe; what it leaves open is settled here.
+            has none, and the settings of its sampler.
+        recipe: The recipe; what it leaves open is filled in.
         train: Training examples, a Dataset of (x, y).
         seed: The run's seed.
         ranks: The processes of the run.
+        objective: What trains the density, in place of the recipe's.
+        class_weight: Weight of each class, shape (K,), in place of the recipe's.
 
     Returns:
-        The method (with the settled recipe, chains and class weights) and the batches.
+        What stays the same from update to update, and the batches.
 
     Raises:
         InputError: If the data do not fit the model.
@@ -136,20 +133,6 @@ def set_up(
     x, labels = examples_of(train)
     all_labels = _labels_of(train, labels, every=recipe.class_weight == "balanced")
     num_classes = check_network(model, x[:2], all_labels)
-    with lowered(recipe.precision, model.device):
-        check_no_softmax(model, x[:2].to(model.device))
-    check_images(recipe, x[:1])
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(
-            "the network has no parameter to train: set `requires_grad` of those that may change"
-        )
-    if model.input_shape is None:
-        model.input_shape = tuple(x.shape[1:])
-    if model.classes is None:
-        model.classes = tuple(str(k) for k in range(num_classes))
-    if model.domain is None:
-        model.domain = domain_of(x)
-    check_domain(model.domain, x)
 
     def stream(name: str, batch_size: int) -> BatchStream:
         made = BatchStream(train, batch_size, seed=seed, name=name, device=model.device)
@@ -157,115 +140,87 @@ def set_up(
         return made
 
     labelled = stream("labelled", recipe.batch_size)
-    recipe = _settled(recipe, x.shape[1:], len(labelled), ranks)
-    generative = None
+    resolved = resolve(recipe, x.shape[1:], len(labelled), ranks)
+    objective = objective or make_objective(resolved)
+    probe(model, resolved, objective, x, labelled.batch_size)
+    _set_up_model(model, x, num_classes)
+
+    density = None
     if recipe.separate_density_batches:
-        generative = stream("generative", recipe.density_batch_size or recipe.batch_size)
-    check_batch_size(model, recipe, labelled.batch_size, x[:1])
-    class_weight = None
-    if recipe.class_weight == "balanced":
-        class_weight = balanced_class_weights(all_labels, num_classes).to(model.device)
-    negatives, outliers = None, None
-    if recipe.generative:
-        if recipe.epochs:
-            check_gradient(model, x[:2], recipe.precision)
-        outliers = make_outliers(model, recipe, x, labels, num_classes)
-        generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
-        negatives = make_negatives(
-            model, recipe, x, labels, num_classes, ranks, generator=generator
-        )
-    forward = ranks.synchronised(model, forward_of(recipe), x[:1].to(model.device))
-    method = StepContext(recipe, negatives, class_weight, ranks=ranks, forward=forward)
-    return method, Batches(recipe, labelled, generative, outliers, ranks)
+        density = stream("generative", recipe.density_batch_size or recipe.batch_size)
+    if class_weight is None and recipe.class_weight == "balanced":
+        class_weight = balanced_class_weights(all_labels, num_classes)
+    elif class_weight is not None and class_weight.shape != (num_classes,):
+        refuse("class_weight", f"have shape ({num_classes},)", tuple(class_weight.shape))
+    weight = None if class_weight is None else class_weight.to(model.device)
+
+    chains, outliers = None, None
+    if not isinstance(objective, NoObjective):
+        labels = labels if num_classes > 1 else torch.zeros_like(labels)
+        init = _settle_sampler(model, resolved, x, labels, num_classes)
+        if "chains" in objective.needs:
+            generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
+            chains = _make_chains(model, resolved, init, ranks, generator)
+            outliers = _make_outliers(model, resolved, x, labels, num_classes)
+    context = StepContext(
+        resolved,
+        objective,
+        Classification(recipe.label_smoothing, weight),
+        named_generator(ranks.seed(seed), "augmentation", device=model.device),
+        chains,
+        ranks,
+    )
+    wrapped = ranks.synchronised(model, context.forward, x[:1].to(model.device))
+    return replace(context, wrapped=wrapped), Batches(resolved, labelled, density, outliers, ranks)
 
 
-def _settled(recipe: Recipe, shape: Sequence[int], steps: int, ranks: Processes) -> Recipe:
-    """The recipe with nothing left open, and an outlier or more for each process if for any."""
-    asked, recipe = recipe.outlier_count, recipe.resolved(shape, steps)
-    count = recipe.outlier_count or 0
-    if asked is None:
-        count = ranks.count * -(-count // ranks.count)
-    ranks.share(count, "outlier_count")
-    return replace(recipe, outlier_count=count)
-
-
-def make_outliers(
-    model: JEM, recipe: Recipe, x: Tensor, labels: Tensor, num_classes: int
-) -> Outliers | None:
-    """What makes the outliers of a run, or None where it has none; see `make_negatives`."""
-    if not recipe.outlier_count:
-        return None
-    assert model.domain is not None, "set before outliers are made"
-    known = labels if num_classes > 1 else torch.zeros_like(labels)
-    gaussians = recipe.init != "gaussian"
-    outliers = Outliers(*model.domain, x, known, num_classes, gaussians=gaussians)
-    return outliers.to(model.device)
-
-
-def make_negatives(
-    model: JEM,
-    recipe: Recipe,
-    x: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    ranks: Processes,
-    *,
-    generator: torch.Generator,
-) -> PersistentChains:
-    """Chains of a run; their settings are left in the model, for sampling from it.
+def resolve(
+    recipe: Recipe, shape: Sequence[int], updates: int, ranks: Processes
+) -> ResolvedRecipe:
+    """The recipe with nothing left open; each process has an outlier or more if any has.
 
     Args:
-        model: The model, whose domain is known.
         recipe: The recipe.
-        x: Training inputs, shape (N, *shape).
-        labels: Class indices, shape (N,).
-        num_classes: K.
-        ranks: Processes that the chains are divided among.
-        generator: Source of all randomness of the chains, on the model's device.
+        shape: Shape of one input.
+        updates: Updates of an epoch.
+        ranks: The processes of the run.
     """
-    assert model.domain is not None, "set before chains are made"
-    assert recipe.init is not None, "settled"
-    assert recipe.step_size is not None, "settled"
-    assert recipe.noise_std is not None, "settled"
-    assert recipe.sample_steps is not None, "settled"
-    assert recipe.buffer_size is not None, "settled"
-    assert recipe.reinit_prob is not None, "settled"
-    labels = labels if num_classes > 1 else torch.zeros_like(labels)
-    frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
-    init = fresh = make_start(recipe.init, model.domain, x, labels, num_classes)
-    if recipe.sample_init != recipe.init:
-        fresh = make_start(recipe.sample_init, model.domain, x, labels, num_classes)
-    model.sampler = SamplerSettings(
-        init=fresh,
-        num_steps=recipe.sample_steps,
-        step=LangevinStep(
-            recipe.step_size,
-            recipe.noise_std,
-            recipe.langevin_grad_clamp,
-            recipe.max_rms,
-            recipe.gradient_blur or 0.0,
-        ),
-        class_frequencies=frequencies,
-        class_conditional_chains=recipe.class_conditional_chains,
-        trained_on_outliers=bool(recipe.outlier_count),
-        trained_on_noise=recipe.init != "gaussian",
-    )
-    buffer = ReplayBuffer.from_init(
-        init,
-        ranks.share(recipe.buffer_size, "buffer_size"),
-        generator=generator,
-        class_frequencies=frequencies if recipe.class_conditional_chains else None,
-    )
-    return PersistentChains(
-        buffer=buffer,
-        init=deepcopy(init).to(generator.device),  # the model keeps its own, which stays here
-        count=ranks.share(recipe.num_chains, "num_chains"),
-        reinit_prob=recipe.reinit_prob,
-        replacement=recipe.replacement,
-        step=model.sampler.step,
-        bounds=model.bounds() if recipe.clip_to_domain else None,
-        generator=generator,
-    )
+    resolved = recipe.resolved(shape, updates)
+    if recipe.outlier_count is None:
+        share = -(-resolved.outlier_count // ranks.count)
+        resolved = replace(resolved, outlier_count=ranks.count * share)
+    ranks.share(resolved.outlier_count, "outlier_count")
+    return resolved
+
+
+def make_objective(recipe: ResolvedRecipe) -> Objective:
+    """The objective that a recipe names; its fields that a recipe has too are taken from there."""
+    kind = OBJECTIVES[recipe.objective]
+    names: list[str] = [f.name for f in fields(kind)] if is_dataclass(kind) else []
+    return kind(**{name: getattr(recipe, name) for name in names if hasattr(recipe, name)})
+
+
+def _set_up_model(model: JEM, x: Tensor, num_classes: int) -> None:
+    """Give the model what it does not say of its inputs, and hold the data to its domain."""
+    if model.input_shape is None:
+        model.input_shape = tuple(x.shape[1:])
+    if model.classes is None:
+        model.classes = tuple(str(k) for k in range(num_classes))
+    if model.domain is None:
+        model.domain = domain_of(x)
+    low, high = (bound.to(x.device) for bound in model.domain)
+    try:
+        torch.broadcast_to(low + high, x.shape[1:])
+    except RuntimeError:
+        refuse("domain", f"fit inputs of shape {tuple(x.shape[1:])}", tuple((low + high).shape))
+    slack = 1e-3 * (high - low)  # more than rounding explains; chains never get beyond the domain
+    if ((x < low - slack) | (x > high + slack)).any():
+        refuse(
+            "domain",
+            f"hold the inputs of training, which lie in [{x.min():.4g}, {x.max():.4g}]",
+            f"[{low.min():.4g}, {high.max():.4g}]",
+            "scale them as the network expects, or set `domain`",
+        )
 
 
 def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -288,10 +243,73 @@ def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:
     return low - 0.1 * width, high + 0.1 * width
 
 
-def make_start(
+def _settle_sampler(
+    model: JEM, recipe: ResolvedRecipe, x: Tensor, labels: Tensor, num_classes: int
+) -> BaseDistribution:
+    """Leave the sampler's settings in the model; return where chains of training begin."""
+    init = fresh = make_base(recipe.init, _domain(model), x, labels, num_classes)
+    if recipe.sample_init != recipe.init:
+        fresh = make_base(recipe.sample_init, _domain(model), x, labels, num_classes)
+    model.sampler = SamplerSettings(
+        init=fresh,
+        num_steps=recipe.sample_steps,
+        step=LangevinStep(
+            recipe.step_size,
+            recipe.noise_std,
+            recipe.langevin_grad_clamp,
+            recipe.max_rms,
+            recipe.gradient_blur,
+        ),
+        class_frequencies=torch.bincount(labels, minlength=num_classes).float() / len(labels),
+        class_conditional_chains=recipe.class_conditional_chains,
+        trained_on_outliers=bool(recipe.outlier_count),
+        trained_on_noise=recipe.init != "gaussian",
+    )
+    return init
+
+
+def _make_chains(
+    model: JEM,
+    recipe: ResolvedRecipe,
+    init: BaseDistribution,
+    ranks: Processes,
+    generator: torch.Generator,
+) -> PersistentChains:
+    frequencies = model.sampler.class_frequencies if recipe.class_conditional_chains else None
+    size = ranks.share(recipe.buffer_size, "buffer_size")
+    return PersistentChains(
+        buffer=ReplayBuffer.from_init(
+            init, size, generator=generator, class_frequencies=frequencies
+        ),
+        init=deepcopy(init).to(generator.device),  # the model keeps its own, which stays here
+        count=ranks.share(recipe.num_chains, "num_chains"),
+        reinit_prob=recipe.reinit_prob,
+        replacement=recipe.replacement,
+        step=model.sampler.step,
+        bounds=model.bounds() if recipe.clip_to_domain else None,
+        generator=generator,
+    )
+
+
+def _make_outliers(
+    model: JEM, recipe: ResolvedRecipe, x: Tensor, labels: Tensor, num_classes: int
+) -> Outliers | None:
+    if not recipe.outlier_count:
+        return None
+    gaussians = recipe.init != "gaussian"
+    outliers = Outliers(*_domain(model), x, labels, num_classes, gaussians=gaussians)
+    return outliers.to(model.device)
+
+
+def _domain(model: JEM) -> tuple[Tensor, Tensor]:
+    assert model.domain is not None, "set before anything is fitted to the data"
+    return model.domain
+
+
+def make_base(
     kind: str, domain: tuple[Tensor, Tensor], x: Tensor, labels: Tensor, num_classes: int
 ) -> BaseDistribution:
-    """Start of a recipe, fitted to training data where it needs any.
+    """Base distribution of a recipe, fitted to training data where it needs any.
 
     Args:
         kind: `Recipe.init` or `Recipe.sample_init`.
@@ -309,12 +327,8 @@ def make_start(
     gaussian = GaussianBase.fit(x, labels, num_classes, bounds=domain)
     if kind == "gaussian":
         return gaussian
-    parts: list[BaseDistribution] = [
-        UniformBase(low, high, shape),
-        ContrastBase(low, high, shape),
-        gaussian,
-    ]
-    return MixtureBase(parts, [1.0, 1.0, 1.0])
+    uniform, contrast = UniformBase(low, high, shape), ContrastBase(low, high, shape)
+    return MixtureBase([uniform, contrast, gaussian], [1.0, 1.0, 1.0])
 
 
 def _labels_of(train: Any, some: Tensor, *, every: bool) -> Tensor:  # noqa: ANN401
@@ -325,7 +339,7 @@ def _labels_of(train: Any, some: Tensor, *, every: bool) -> Tensor:  # noqa: ANN
 
 
 def examples_of(train: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """Inputs and labels to fit starts on: all in memory, or some of a data set that is read.
+    """Inputs and labels to fit base distributions on: all in memory, or some that are read.
 
     Those are spread over all of it, for a data set may be sorted by class; always the same.
 
@@ -340,8 +354,5 @@ def examples_of(train: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
     x = torch.stack([x for x, _ in pairs])
     bad = (~x.flatten(1).isfinite().all(dim=1)).nonzero()
     if len(bad):
-        raise InputError(
-            f"training inputs must be finite, but example {rows[int(bad[0])]} holds NaN or "
-            "infinity: mend it or leave it out"
-        )
+        refuse("x", "be finite", f"NaN or infinity in example {rows[int(bad[0])]}", "leave it out")
     return x, torch.tensor([int(y) for _, y in pairs])

@@ -12,12 +12,11 @@ from torch.optim.swa_utils import AveragedModel
 from jem.errors import RunFolderError
 from jem.model import JEM
 from jem.networks.build import spec_of
-from jem.randomness import named_generator
-from jem.sampling.buffer import PersistentChains, ReplayBuffer
-from jem.training.distributed import Processes
+from jem.sampling.buffer import ReplayBuffer
 from jem.training.optimisation import make_optimizer, moving_average
 from jem.training.recipe import Recipe
 from jem.training.safeguards import AccuracyGuard
+from jem.training.steps import StepContext
 
 
 @dataclass
@@ -28,8 +27,8 @@ class Progress:
         iteration: Updates made.
         epoch: Epochs ended, that is, validated and reported too.
         stopped: Whether a callback ended training early.
-        recoveries: Times that training diverged and went back to a snapshot.
-        rolled_back_to: Iteration of the snapshot last gone back to; -1 if none was.
+        recoveries: Times that training diverged and went back to a checkpoint.
+        rolled_back_to: Iteration of the checkpoint last gone back to; -1 if none was.
         seconds: Wall-clock time of training so far.
         log_position: Length of the metrics file, in bytes, when the state was taken.
     """
@@ -44,32 +43,24 @@ class Progress:
 
 
 class RunState:
-    """Model, average, optimiser, chains, generators and position of a run.
+    """Model, average, optimiser, chains, generators and progress of a run.
 
     Args:
         model: The model, on its device.
-        recipe: The recipe.
-        negatives: The chains of this process; None for a plain classifier.
-        seed: The run's seed.
-        ranks: The processes of the run.
+        context: What the run was built of: recipe, chains, generator, processes.
     """
 
-    def __init__(
-        self,
-        model: JEM,
-        recipe: Recipe,
-        negatives: PersistentChains | None,
-        seed: int,
-        ranks: Processes,
-    ) -> None:
-        self.model, self.negatives, self.device = model, negatives, model.device
-        self.ranks = ranks
+    def __init__(self, model: JEM, context: StepContext) -> None:
+        self.model, self.device = model, model.device
+        self.chains, self.ranks, recipe = context.chains, context.ranks, context.recipe
         self.optimizer = make_optimizer(recipe, model)
         average = moving_average(recipe.ema_decay, lambda: int(self._average.n_averaged))
         self._average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
         self.guard: AccuracyGuard | None = None
-        self.augmentation = named_generator(ranks.seed(seed), "augmentation", device=self.device)
-        self.position = Progress()
+        self.progress = Progress()
+        self._generators = {"augmentation": context.generator}
+        if self.chains is not None:
+            self._generators["chains"] = self.chains.generator
 
     @property
     def averaged_model(self) -> JEM:
@@ -80,18 +71,24 @@ class RunState:
         """Take the model's weights into the average."""
         self._average.update_parameters(self.model)
 
-    def _generators(self) -> dict[str, torch.Generator]:
-        generators = {"augmentation": self.augmentation}
-        if self.negatives is not None:
-            generators["chains"] = self.negatives.generator
-        return generators
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch whose average is what training returns."""
+        return self.progress.epoch if self.guard is None else self.guard.kept
+
+    @property
+    def why_as_given(self) -> str:
+        """Why the model is as it was given; empty if it was trained."""
+        if not self.progress.iteration:
+            return "0 updates were made"
+        return "" if self.guard is None else self.guard.why_as_given
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, as a checkpoint keeps them: chains of all processes in one.
 
         Every process must call it.
         """
-        generators = {name: g.get_state() for name, g in self._generators().items()}
+        generators = {name: g.get_state() for name, g in self._generators.items()}
         generators["torch"] = torch.get_rng_state()  # dropout draws from it
         if self.device.type == "cuda":
             generators["torch cuda"] = torch.cuda.get_rng_state(self.device)
@@ -104,10 +101,10 @@ class RunState:
             },
             "averaged": int(self._average.n_averaged),
             "optimizers": {"parameters": self.optimizer.state_dict()},
-            "chains": None if self.negatives is None else self._joined(self.negatives.buffer),
+            "chains": None if self.chains is None else self._joined(self.chains.buffer),
             "guard": None if self.guard is None else self.guard.state_dict(),
             "generators": self.ranks.gather(generators),
-            "progress": asdict(self.position),
+            "progress": asdict(self.progress),
         }
 
     def _joined(self, buffer: ReplayBuffer) -> dict[str, Any]:
@@ -142,18 +139,18 @@ class RunState:
         self.model.set_extra_state(self.averaged_model.get_extra_state())
         self._average.n_averaged.fill_(state["averaged"])
         self.optimizer.load_state_dict(state["optimizers"]["parameters"])
-        for name, generator in self._generators().items():
+        for name, generator in self._generators.items():
             generator.set_state(generators[name])
         torch.set_rng_state(generators["torch"])
         if self.device.type == "cuda" and "torch cuda" in generators:
             torch.cuda.set_rng_state(generators["torch cuda"], self.device)
         elif self.device.type == "mps" and "torch mps" in generators:
             torch.mps.set_rng_state(generators["torch mps"])
-        if self.negatives is not None:
-            self.negatives.buffer.load_state_dict(self._own(state["chains"]))
+        if self.chains is not None:
+            self.chains.buffer.load_state_dict(self._own(state["chains"]))
         if self.guard is not None:
             self.guard.load_state_dict(state["guard"])
-        self.position = Progress(**state["progress"])
+        self.progress = Progress(**state["progress"])
 
 
 def identity(model: JEM, recipe: Recipe, seed: int) -> dict[str, Any]:
@@ -179,7 +176,7 @@ def identity(model: JEM, recipe: Recipe, seed: int) -> dict[str, Any]:
     }
 
 
-def refuse_other_settings(state: dict[str, Any], recipe: Recipe, seed: int) -> None:
+def check_same_settings(state: dict[str, Any], recipe: Recipe, seed: int) -> None:
     """Hold a run to the settings that it was started with.
 
     Args:
@@ -190,11 +187,8 @@ def refuse_other_settings(state: dict[str, Any], recipe: Recipe, seed: int) -> N
     Raises:
         RunFolderError: If they differ from those in the checkpoint; the message names the fields.
     """
-    now, then = asdict(recipe), state["recipe"]
-    changed = [name for name in now if name not in then or then[name] != now[name]]
-    if state["seed"] != seed:
-        changed.append("seed")
-    if changed:
+    now, then = asdict(recipe) | {"seed": seed}, state["recipe"] | {"seed": state["seed"]}
+    if changed := [name for name, value in now.items() if then.get(name, ...) != value]:
         raise RunFolderError(
             "a run is resumed with the settings it was started with; "
             f"these differ: {', '.join(changed)}"

@@ -1,198 +1,213 @@
-"""One training step of each kind: the whole method, from a batch to gradients and moved chains.
+"""The method: one update, from a batch to the gradients of the parameters and the next chains.
 
-A step fills the parameters' gradients and proposes where the chains go; the trainer checks both
+A step fills the parameters' gradients and proposes where the chains go. The trainer checks both
 before anything changes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from jem import networks
 from jem.model import JEM, evaluation_mode, joint_energy
-from jem.sampling.buffer import PersistentChains
+from jem.objectives import Batch, Classification, Energies, Objective, Terms
+from jem.sampling.buffer import Draw, PersistentChains
 from jem.sampling.langevin import per_row
-from jem.training.method import Batch, Forward, Logits, ProposedChains, StepContext, StepResult
-from jem.training.recipe import Recipe
+from jem.training.process import PhaseClock, Processes
+from jem.training.recipe import ResolvedRecipe
 
 
-def plain_step(
-    model: JEM, batch: Batch, method: StepContext, weight: float, extra_steps: int
-) -> StepResult:
-    """Cross-entropy alone: the control.
+class Logits(NamedTuple):
+    """Logits of the forward passes of an update."""
 
-    Args:
-        model: The model, in training mode.
-        batch: The data.
-        method: The recipe.
-        weight: Not looked at.
-        extra_steps: Not looked at.
+    labelled: Tensor  # (B, K)
+    data: Tensor  # (B', K); `labelled` itself if the density sees the same batches
+    unlikely: Tensor | None  # (M + O, K) of chains, then outliers; or None
 
-    Returns:
-        The loss and the logits.
+
+Forward = Callable[[JEM, Batch, Tensor | None], Logits]
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What stays the same from update to update.
+
+    Attributes:
+        recipe: The recipe.
+        objective: What trains the density.
+        classification: What trains the classifier.
+        generator: Source of the randomness of objective and augmentation.
+        chains: The chains; None for an objective that needs none.
+        ranks: The processes of the run.
+        wrapped: `joint_forward` or `separate_forward` with gradients averaged over the processes;
+            None for a single one.
+        clock: Told when chains begin to move, and when parameters do.
     """
-    method.clock.enter("update")
-    outcome = objective(model, batch, method, weight)
-    outcome.loss.backward()
-    return outcome
+
+    recipe: ResolvedRecipe
+    objective: Objective
+    classification: Classification
+    generator: torch.Generator
+    chains: PersistentChains | None = None
+    ranks: Processes = field(default_factory=Processes)
+    wrapped: Forward | None = None
+    clock: PhaseClock = field(default_factory=PhaseClock)
+
+    @cached_property
+    def fused(self) -> bool:
+        """Whether one backward pass trains the network and moves the chains."""
+        return self.recipe.fused and self.objective.needs == {"chains"}
+
+    @property
+    def forward(self) -> Forward:
+        """The forward passes of an update: one for all rows where it can be, or one each."""
+        return self.wrapped or (joint_forward if self.fused else separate_forward)
 
 
-def classic_step(
-    model: JEM, batch: Batch, method: StepContext, weight: float, extra_steps: int
+class ProposedChains(NamedTuple):
+    """Chains after a step: proposals, until the trainer commits them."""
+
+    draw: Draw
+    x: Tensor  # (M, *shape) new positions
+    num_steps: int  # Langevin steps made
+    scored: Tensor  # (M, *shape) positions that the loss saw
+
+
+class StepResult(NamedTuple):
+    """What a step computed. The parameters' gradients are in their `.grad`."""
+
+    terms: Terms  # all scalars of the update; its loss was differentiated
+    logits: Tensor  # (B, K) of the classifier's batch
+    energies: Energies
+    proposed: ProposedChains | None = None
+
+
+def take_step(
+    model: JEM, batch: Batch, context: StepContext, weight: float, extra_steps: int = 0
 ) -> StepResult:
-    """JEM step by step: move the chains K times, then score data, chains and labelled data.
+    r"""Move the chains, score data and chains, and differentiate the loss.
 
-    Args:
-        model: The model, in training mode. Chains move and are scored in evaluation mode.
-        batch: The data; the streams may differ.
-        method: The recipe and its chains.
-        weight: Weight w of the contrast in this iteration.
-        extra_steps: Langevin moves beyond the recipe's K.
-
-    Returns:
-        Losses, energies and the moved chains.
-
-    References:
-        Grathwohl et al. (2020), arXiv:1912.03263, algorithm 1.
-    """
-    method.clock.enter("chains")
-    negatives = _required(method)
-    draw = negatives.draw()
-    num_steps = method.num_steps + extra_steps
-    with evaluation_mode(model):
-        x_negative = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps)
-
-    method.clock.enter("update")
-    outcome = objective(model, batch, method, weight, x_negative, draw.labels)
-    outcome.loss.backward()
-    return outcome._replace(moved=ProposedChains(draw, x_negative, num_steps, x_negative))
-
-
-def fused_step(
-    model: JEM, batch: Batch, method: StepContext, weight: float, extra_steps: int
-) -> StepResult:
-    r"""Train and move the chains with one backward pass: the last Langevin move is free.
-
-    The loss sees chain i only through its energy e_i, so after the backward pass
+    In separate passes (algorithm 1 of JEM), chains make K Langevin steps, and the loss is computed
+    where they end. Fused, the last of these steps is free. The loss sees chain i only through its
+    energy e_i, so after the backward pass
 
     .. math:: \nabla_x E(\tilde x_i) = \frac{\partial L / \partial \tilde x_i}{\partial L /
     \partial e_i}
 
-    K - 1 moves are made as usual; the chains that they end in are scored, and move once more with
-    this gradient.
+    K - 1 steps are made as usual; the chains that they end in are scored, and make one more step
+    with this gradient.
 
     Args:
         model: The model, in training mode. Chains move and are scored in evaluation mode.
-        batch: The data; the streams may differ.
-        method: The recipe and its chains.
-        weight: Weight w of the contrast in this iteration.
-        extra_steps: Langevin moves beyond the recipe's K.
+        batch: The data; inputs of the classifier and of the density may differ.
+        context: The recipe, the objective and the chains.
+        weight: Weight of the objective in this update.
+        extra_steps: Langevin steps beyond the recipe's K.
 
     Returns:
-        Losses, energies and the moved chains.
+        Losses, energies and the proposed chains.
 
     References:
-        Shafahi et al. (2019), "free" adversarial training, arXiv:1904.12843, carried to Langevin
-        chains.
+        Grathwohl et al. (2020), arXiv:1912.03263, algorithm 1. Shafahi et al. (2019), "free"
+        adversarial training, arXiv:1904.12843, carried to Langevin chains here.
     """
-    method.clock.enter("chains")
-    negatives = _required(method)
-    draw = negatives.draw()
-    num_steps = method.num_steps + extra_steps
+    chains, fused = context.chains, context.fused
+    if chains is None:
+        context.clock.enter("update")
+        result = evaluate(model, batch, context, weight)
+        result.terms.loss.backward()
+        return result
+
+    context.clock.enter("chains")
+    draw = chains.draw()
+    num_steps = context.recipe.num_steps + extra_steps
     with evaluation_mode(model):
-        x_negative = negatives.run(draw.x, lambda x: model.energy(x, draw.labels), num_steps - 1)
-    x_negative = x_negative.detach().requires_grad_()
+        before = num_steps - 1 if fused else num_steps
+        x_chains = chains.run(draw.x, lambda x: model.energy(x, draw.labels), before)
+    if fused:  # a leaf, so that the backward pass leaves its gradient
+        x_chains = x_chains.detach().requires_grad_()
 
-    method.clock.enter("update")
-    outcome = objective(model, batch, method, weight, x_negative, draw.labels)
-    energy_negative = outcome.energy_negative
-    assert energy_negative is not None, "there are chains"
-    energy_negative.retain_grad()
-    outcome.loss.backward()
+    context.clock.enter("update")
+    result = evaluate(model, batch, context, weight, x_chains, draw.labels)
+    energy_chains = result.energies.chains
+    assert energy_chains is not None, "there are chains"
+    if fused:
+        energy_chains.retain_grad()
+    result.terms.loss.backward()
 
-    grad = input_gradient(x_negative, energy_negative)
-    moved = ProposedChains(
-        draw, negatives.update(x_negative, grad), num_steps, x_negative.detach()
-    )
-    return outcome._replace(moved=moved)
-
-
-STEPS = {"plain": plain_step, "classic": classic_step, "fused": fused_step}
+    scored = x_chains.detach()
+    x = chains.update(scored, input_gradient(x_chains, energy_chains)) if fused else scored
+    return result._replace(proposed=ProposedChains(draw, x, num_steps, scored))
 
 
-def step_of(recipe: Recipe) -> str:
-    """Kind of step of a recipe, a key of `STEPS`."""
-    if not recipe.generative:
-        return "plain"
-    return "fused" if recipe.fused else "classic"
-
-
-def objective(
+def evaluate(
     model: JEM,
     batch: Batch,
-    method: StepContext,
+    context: StepContext,
     weight: float,
-    x_negative: Tensor | None = None,
-    labels_negative: Tensor | None = None,
+    x_chains: Tensor | None = None,
+    labels_chains: Tensor | None = None,
 ) -> StepResult:
-    """What is minimised: cross-entropy, and the contrast of data and chains where there are any.
+    """Compute what is minimised: cross-entropy, and the objective of the density.
 
     Args:
         model: The model, in training mode.
         batch: The data, and outliers where the recipe makes any.
-        method: The recipe.
-        weight: Weight w of the contrast.
-        x_negative: Chains, shape (M, *shape), or None.
-        labels_negative: Class of each chain, shape (M,), or None for marginal ones.
+        context: The recipe and the objective.
+        weight: Weight of the objective.
+        x_chains: Chains, shape (M, *shape), or None.
+        labels_chains: Class of each chain, shape (M,), or None for marginal ones.
 
     Returns:
-        Losses and energies; no chain has moved.
+        Losses and energies, with their graph; no chain has moved.
     """
-    forward = method.forward or forward_of(method.recipe)
-    unlikely = [part for part in (x_negative, batch.outliers) if part is not None]
-    logits, logits_data, logits_unlikely = forward(
+    mean = torch.mean if context.ranks.count == 1 else context.ranks.mean
+    unlikely = [part for part in (x_chains, batch.outliers) if part is not None]
+    logits, logits_data, logits_unlikely = context.forward(
         model, batch, torch.cat(unlikely) if unlikely else None
     )
-    classification = method.classification_loss(logits, batch.labels)
-    if logits_unlikely is None or x_negative is None:
-        return StepResult(classification, classification, logits)
-    energy_data = joint_energy(logits_data)
-    energy_negative = joint_energy(logits_unlikely[: len(x_negative)], labels_negative)
-    energy_outlier = None
-    if batch.outliers is not None:
-        energy_outlier = joint_energy(logits_unlikely[len(x_negative) :])
-    terms = method.contrast(energy_data, energy_negative, weight, energy_outlier)
-    loss = classification + terms.loss
-    return StepResult(loss, classification, logits, energy_data, energy_negative, terms)
+    energies = Energies(joint_energy(logits_data))
+    if x_chains is not None and logits_unlikely is not None:
+        count = len(x_chains)
+        energies = energies._replace(chains=joint_energy(logits_unlikely[:count], labels_chains))
+    if batch.outliers is not None and logits_unlikely is not None:
+        count = len(batch.outliers)
+        energies = energies._replace(outliers=joint_energy(logits_unlikely[-count:]))
+
+    classification = context.classification(logits, batch.labels, mean=mean)
+    terms = context.objective(
+        model, batch, energies, weight=weight, generator=context.generator, mean=mean
+    )
+    named = {"cross_entropy": classification, **terms.named}
+    return StepResult(Terms(classification + terms.loss, named), logits, energies)
 
 
 def sam_backward(
-    model: JEM, batch: Batch, method: StepContext, weight: float, outcome: StepResult
+    model: JEM, batch: Batch, context: StepContext, weight: float, result: StepResult
 ) -> None:
-    """Differentiate the objective of a step again, at the parameters as they are now.
+    """Differentiate the loss of a step again, at the parameters as they are now.
 
-    The second half of sharpness-aware minimisation: same data, same chains, where the loss saw
-    them; chains keep the moves that the first pass gave them.
+    The second half of sharpness-aware minimisation: the same data, and the same chains where the
+    loss saw them. Chains keep the steps that the first pass gave them.
 
     Args:
-        model: The model, in training mode, within `jem.training.optimisation.uphill`.
+        model: The model, in training mode, within `jem.training.optimisation.sam_perturbation`.
         batch: The data of the step.
-        method: The recipe.
-        weight: Weight w of the contrast.
-        outcome: What the step returned.
+        context: The recipe and the objective.
+        weight: Weight of the objective.
+        result: What the step returned.
     """
-    if outcome.moved is None:
-        again = objective(model, batch, method, weight)
-    else:
-        draw, chains = outcome.moved.draw, outcome.moved.scored
-        again = objective(model, batch, method, weight, chains, draw.labels)
-    again.loss.backward()
-
-
-def forward_of(recipe: Recipe) -> Forward:
-    """The forward passes of a kind of step: one for all rows where it can be, or one each."""
-    return joint_forward if step_of(recipe) == "fused" else separate_forward
+    chains, labels = None, None
+    if result.proposed is not None:
+        chains, labels = result.proposed.scored, result.proposed.draw.labels
+    again = evaluate(model, batch, context, weight, chains, labels)
+    again.terms.loss.backward()
 
 
 def separate_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits:
@@ -217,7 +232,7 @@ def joint_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits
 
     One concatenated forward where no submodule behaves differently in training. Otherwise the data
     go first, in training mode, and the others after them in evaluation mode: no chain enters a
-    batch statistic, none is dropped out. Two streams of data are one batch to batch normalisation.
+    batch statistic, none is dropped out. Two kinds of data are one batch to batch normalisation.
 
     Args:
         model: The model.
@@ -257,9 +272,7 @@ def input_gradient(x: Tensor, energy: Tensor, floor: float = 1e-30) -> Tensor:
         dE/dx, shape of `x`.
     """
     if x.grad is None or energy.grad is None:
-        raise RuntimeError(
-            "input_gradient needs a finished backward pass through `energy` and `x`"
-        )
+        raise RuntimeError("`x` and `energy` hold no gradients: call `backward` first")
     cotangent = energy.grad
     sign = torch.where(cotangent < 0, -1.0, 1.0).to(cotangent)
     return x.grad / per_row(sign * cotangent.abs().clamp_min(floor), x)
@@ -277,8 +290,8 @@ _SAME_IN_EVERY_MODE = (
 def depends_on_mode(network: nn.Module) -> bool:
     """Whether a network may compute something else in training mode than in evaluation mode.
 
-    Only modules known not to are trusted: a person's own module may look at `self.training`, or
-    call a functional dropout. Dropout of probability 0 counts as harmless.
+    Only modules known not to are trusted: your own module may look at `self.training`, or call a
+    functional dropout. Dropout of probability 0 counts as harmless.
     """
 
     def harmless(module: nn.Module) -> bool:
@@ -287,11 +300,3 @@ def depends_on_mode(network: nn.Module) -> bool:
         )
 
     return not all(harmless(module) for module in network.modules())
-
-
-def _required(method: StepContext) -> PersistentChains:
-    if method.negatives is None:
-        raise RuntimeError(
-            f"step {step_of(method.recipe)!r} needs chains, and the method has none"
-        )
-    return method.negatives

@@ -17,7 +17,7 @@ from jem import RECIPES, JEMClassifier
 from jem.errors import InputError
 from jem.estimator.data import divide
 from jem.networks import mlp, small_cnn
-from jem.training.validation import validate
+from jem.training.safeguards import validate
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_early_stopping_takes_the_best_epoch(iris):
     assert classifier.n_iter_ == len(nll) < 300
     assert len(nll) - 1 - int(np.argmin(nll)) == 6
     validation = parts_of(*iris, validation=0.1).validation
-    kept = validate(classifier.model_, validation, 64, torch.device("cpu"))["valid_nll"]
+    kept = validate(classifier.model_, validation, 64)["valid_nll"]
     assert kept == pytest.approx(min(nll), rel=1e-6)
     assert nll[-1] > 1.001 * min(nll)
 

@@ -57,7 +57,7 @@ class Recording(Trainer):
     given = None
 
     def _begin(self, resume):
-        negatives = self.state.negatives
+        negatives = self.state.chains
         if negatives is not None and self.given is not None:
             negatives.buffer.chains = self.given.clone()
         if negatives is not None:
@@ -99,7 +99,7 @@ def batch_norm(folder, resume, stop_at=None, die_at=None):
     class Cut(Trainer):
         def train_step(self, batch):
             first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
-            if self.state.position.iteration == die_at and self.ranks.rank == 1 and first_life:
+            if self.state.progress.iteration == die_at and self.ranks.rank == 1 and first_life:
                 os._exit(3)
             return super().train_step(batch)
 

@@ -13,8 +13,9 @@ import jem
 from jem import networks
 from jem.errors import InputError
 from jem.model import JEM
-from jem.training import trainer as module
-from jem.training.log import read_metrics
+from jem.training import safeguards
+from jem.training import trainer as trainer_module
+from jem.training.monitor import read_metrics
 from jem.training.safeguards import AccuracyGuard
 from jem.training.trainer import Trainer
 
@@ -26,11 +27,12 @@ def scripted(monkeypatch):
     """Validation that answers as a test says, by the iteration that it is asked at."""
 
     def script(accuracies):
-        def validate(model, valid, batch_size, device, ranks):
+        def validate(model, valid, batch_size, ranks):
             return {"valid_energy": 0.0, "valid_nll": 0.0, "valid_accuracy": next(answers)}
 
         answers = iter(accuracies)
-        monkeypatch.setattr(module, "validate", validate)
+        for place in (trainer_module, safeguards):
+            monkeypatch.setattr(place, "validate", validate)
 
     return script
 
@@ -44,9 +46,9 @@ class Recording(Trainer):
 
     def train_step(self, batch):
         outcome = super().train_step(batch)
-        terms = outcome.terms
-        contrast = (terms.loss - terms.regulariser) / terms.contrast
-        self.weights.append(contrast.item())
+        terms, named = outcome.terms, outcome.terms.named
+        density = terms.loss - named["cross_entropy"] - named["regulariser"]
+        self.weights.append((density / named["contrast"]).item())
         return outcome
 
     def _end_epoch(self, valid):

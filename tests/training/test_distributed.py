@@ -13,8 +13,8 @@ from test_trainer import SMALL, assert_same_bits, blobs, model_of
 
 from jem.errors import InputError, RunFolderError
 from jem.runs.checkpoint import Checkpoints
-from jem.training.distributed import Processes, join, one_for_all
-from jem.training.log import read_metrics
+from jem.training.monitor import read_metrics
+from jem.training.process import Processes, join, one_for_all
 from jem.training.trainer import Trainer
 
 HERE = Path(__file__).parent

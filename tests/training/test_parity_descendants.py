@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from contexts import KINDS
 from test_parity_official import (
     RecordingTrainer,
     _float64,  # noqa: F401  a fixture
@@ -32,7 +33,7 @@ from jem.randomness import named_generator
 from jem.training.monitor import RunMonitor
 from jem.training.optimisation import learning_rate, sam_perturbation
 from jem.training.recipes import RECIPES
-from jem.training.steps import STEPS, Batch, StepContext, sam_backward
+from jem.training.steps import Batch, sam_backward, take_step
 from jem.training.trainer import Trainer
 
 # -- the transcriptions: plain torch --------------------------------------------------------------
@@ -156,7 +157,7 @@ def test_the_recipe_is_the_official_loop(name):
     assert result.iterations == 2 * epochs == len(trainer.steps)
     assert result.recoveries == 0
 
-    init = trainer.method.negatives.init
+    init = trainer.context.chains.init
     generator = named_generator(5, "chains", 0)
     official = official_class(
         twin, init.sample(10_000, generator=generator),
@@ -167,12 +168,12 @@ def test_the_recipe_is_the_official_loop(name):
     for iteration, (batch, ours, parameters) in enumerate(trainer.steps):
         assert (len(batch.x), len(batch.x_data)) == (8, 4 if name == "sada_jem" else 8)
         slots, x_q, loss = official.step(iteration, batch.x, batch.labels, batch.x_data, 6)
-        assert torch.equal(ours.moved.draw.indices, slots)
-        close(ours.moved.x, x_q, rtol=1e-7, atol=1e-9)
-        close(ours.loss.detach(), loss, rtol=1e-7, atol=1e-9)
+        assert torch.equal(ours.proposed.draw.indices, slots)
+        close(ours.proposed.x, x_q, rtol=1e-7, atol=1e-9)
+        close(ours.terms.loss.detach(), loss, rtol=1e-7, atol=1e-9)
         for mine, reference in zip(parameters, twin.parameters(), strict=True):
             close(mine, reference.detach(), rtol=1e-7, atol=1e-9)
-    close(trainer.method.negatives.buffer.chains, official.buffer, rtol=1e-7, atol=1e-9)
+    close(trainer.context.chains.buffer.chains, official.buffer, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
@@ -273,9 +274,6 @@ def test_18_the_ascent_of_a_zero_or_poisoned_gradient_leaves_the_parameters():
         assert torch.equal(layer.weight.detach(), before)
 
 
-KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
-
-
 def norm_net(momentum=0.9):
     return nn.Sequential(
         nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=momentum), nn.SiLU(),
@@ -284,7 +282,7 @@ def norm_net(momentum=0.9):
 
 
 @pytest.mark.parametrize("momentum", [0.9, None])
-@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize("step", list(KINDS))
 def test_17_the_second_pass_leaves_running_statistics_and_their_count(step, momentum):
     """Point 17: momentum 0 keeps the mean, but the official code still counts the batch."""
     recipe = replace(
@@ -303,7 +301,7 @@ def test_17_the_second_pass_leaves_running_statistics_and_their_count(step, mome
     assert nets[2.0][1].num_batches_tracked > 0
 
 
-@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize("step", list(KINDS))
 def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(step):
     """Its gradient is that of the written-out loss at w + e; chains keep the first pass's move."""
     recipe = replace(
@@ -316,13 +314,11 @@ def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(
         nets[passes] = small_net()
         model = JEM(nets[passes], domain=(-1.0, 1.0))
         trainer = Trainer(model, recipe, device="cpu")
-        trainer._prepare(
-            torch.utils.data.TensorDataset(*images(8)), RunMonitor(None, progress=False)
-        )
-        method: StepContext = trainer.method
+        trainer._prepare(torch.utils.data.TensorDataset(*images(8)))
+        method = trainer.context
         x, y = images(8)
         batch = Batch(x, y, images(8, seed=9)[0])
-        outcome = STEPS[step](model, batch, method, 1.0, 0)
+        outcome = take_step(model, batch, method, 1.0, 0)
         if passes == 2:
             with sam_perturbation(model, 2.0):
                 sam_backward(model, batch, method, 1.0, outcome)
@@ -337,9 +333,9 @@ def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(
             p += p**2 * g * 2.0 / (norm.norm() + 1e-12)
     loss = nn.functional.cross_entropy(twin(batch.x), batch.labels)
     if step != "plain":
-        seen = outcomes[1].moved.scored
-        assert torch.equal(outcomes[1].moved.x, outcomes[2].moved.x)
-        assert torch.equal(seen, outcomes[2].moved.scored)
+        seen = outcomes[1].proposed.scored
+        assert torch.equal(outcomes[1].proposed.x, outcomes[2].proposed.x)
+        assert torch.equal(seen, outcomes[2].proposed.scored)
         loss = loss - official_f(twin, batch.x_data).mean() + official_f(twin, seen).mean()
     for mine, expected in zip(
         nets[2].parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True
@@ -348,6 +344,5 @@ def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(
 
 
 def jem_watch():
-    from jem.training.monitor import RunMonitor
 
     return RunMonitor(None, progress=False)

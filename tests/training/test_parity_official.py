@@ -28,12 +28,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from contexts import KINDS, context_of
 from torch import nn
 
 import jem
 from jem.errors import InputError, TrainingDivergedError
 from jem.model import joint_energy
-from jem.objectives import contrastive_loss
+from jem.objectives import generative_loss
 from jem.randomness import named_generator
 from jem.sampling import (
     LangevinStep,
@@ -47,9 +48,9 @@ from jem.sampling.buffer import slots_by_class
 from jem.training.optimisation import clip_gradients, learning_rate
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
+from jem.training.safeguards import validate
 from jem.training.setup import domain_of
-from jem.training.steps import STEPS, Batch, StepContext
-from jem.training.validation import validate
+from jem.training.steps import Batch, take_step
 
 SHAPE, NUM_CLASSES = (1, 4, 4), 3
 GENERATIVE = ("classic", "fused")
@@ -197,17 +198,14 @@ def make_negatives(capacity=6, count=4, *, conditional=False, seed=3, **move):
     return PersistentChains(buffer, init, count, 0.05, False, step, None, generator)
 
 
-KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
-
-
 def recipe_for(step, **changes):
     plain = {"energy_l2": 0.0, "generative_weight": 1.0, "num_steps": 2}
     return Recipe(**KINDS[step], **({"label_smoothing": 0.0} | plain | changes))
 
 
 def one_step(step, model, batch, negatives, **changes):
-    method = StepContext(recipe_for(step, **changes), negatives)
-    return STEPS[step](model, batch, method, 1.0, 0)
+    method = context_of(recipe_for(step, **changes), negatives)
+    return take_step(model, batch, method, 1.0, 0)
 
 
 def close(a, b, rtol=1e-9, atol=1e-12):
@@ -248,15 +246,15 @@ def test_the_jem_recipe_is_the_official_loop(capacity, replacement, weight):
         theirs = official.step(iteration, batch.x, batch.labels, batch.x_data)
         assert len(theirs.slots.unique()) == 8
         visited.append(theirs.slots)
-        assert torch.equal(ours.moved.draw.indices, theirs.slots)
-        close(ours.moved.x, theirs.x_q)
-        close(-ours.energy_data, theirs.fp)
-        close(-ours.energy_negative, theirs.fq)
-        close(ours.classification.detach(), theirs.classification)
-        close(ours.loss.detach(), theirs.loss)
+        assert torch.equal(ours.proposed.draw.indices, theirs.slots)
+        close(ours.proposed.x, theirs.x_q)
+        close(-ours.energies.data, theirs.fp)
+        close(-ours.energies.chains, theirs.fq)
+        close(ours.terms.named["cross_entropy"].detach(), theirs.classification)
+        close(ours.terms.loss.detach(), theirs.loss)
         for mine, reference in zip(parameters, twin.parameters(), strict=True):
             close(mine, reference.detach())
-    close(trainer.method.negatives.buffer.chains, official.buffer)
+    close(trainer.context.chains.buffer.chains, official.buffer)
     if not replacement:
         assert len(torch.cat(visited).unique()) == capacity
     # What `fit` returns are the last weights (the recipe averages nothing), ready to be scored.
@@ -315,15 +313,14 @@ def test_2_the_loss_raises_f_on_data_and_lowers_it_on_chains(step):
     x, y = images(5)
     negatives = make_negatives(step_size=1e-300, noise_std=0.0)  # chains stay where they are
     outcome = one_step(step, model, Batch(x, y, x), negatives)
-    chains = outcome.moved.draw.x
+    chains = outcome.proposed.draw.x
     close(network[1].weight.grad, -(x.mean(0) - chains.mean(0)).reshape(1, 16))
-    close(outcome.terms.contrast.detach(), -outcome.terms.gap)
+    close(outcome.terms.named["contrast"].detach(), -outcome.terms.named["gap"])
 
 
 def test_2_the_value_of_the_contrast_has_no_floor():
-    terms = contrastive_loss(torch.tensor([-50.0]), torch.tensor([70.0]), weight=1.0)
-    assert terms.loss.item() == -120
-    assert contrastive_loss(torch.tensor([7.0]), torch.tensor([5.0]), weight=1.0).loss.item() == 2
+    assert generative_loss(torch.tensor([-50.0]), torch.tensor([70.0])).item() == -120
+    assert generative_loss(torch.tensor([7.0]), torch.tensor([5.0])).item() == 2
 
 
 @pytest.mark.parametrize("before", ["none", "some"])
@@ -348,10 +345,10 @@ def test_6_no_gradient_flows_through_the_chain():
     negatives = make_negatives(step_size=5.0, noise_std=0.0)
     outcome = one_step("classic", jem.JEM(net), Batch(x, y, x), negatives, num_steps=1)
     ours = [p.grad.clone() for p in net.parameters()]
-    assert not outcome.moved.x.requires_grad
+    assert not outcome.proposed.x.requires_grad
 
     def gradient(through):
-        start = outcome.moved.draw.x.clone().requires_grad_()
+        start = outcome.proposed.draw.x.clone().requires_grad_()
         (g,) = torch.autograd.grad(official_f(net, start).sum(), start, create_graph=through)
         end = start + 5.0 * g if through else (start + 5.0 * g).detach()
         loss = official_f(net, end).mean() - official_f(net, x).mean()
@@ -446,10 +443,10 @@ def test_11_conditional_chains_move_on_the_energy_of_their_class(step):
     x, y = images(4)
     negatives = make_negatives(count=4, conditional=True, step_size=2.0, noise_std=0.0)
     outcome = one_step(step, jem.JEM(net), Batch(x, y, x), negatives, num_steps=1)
-    start = outcome.moved.draw.x.clone().requires_grad_()
-    own = net(start)[torch.arange(4), outcome.moved.draw.labels]
+    start = outcome.proposed.draw.x.clone().requires_grad_()
+    own = net(start)[torch.arange(4), outcome.proposed.draw.labels]
     (g,) = torch.autograd.grad(own.sum(), start)
-    close(outcome.moved.x, (start + 2.0 * g).detach())
+    close(outcome.proposed.x, (start + 2.0 * g).detach())
 
 
 # -- 12: shapes -----------------------------------------------------------------------------------
@@ -466,7 +463,7 @@ def test_12_energies_have_one_axis(count):
 
 
 @pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize("step", list(KINDS))
 def test_12_a_batch_of_one_works(step, conditional):
     """Point 12: the official script squeezes its logits, and one example raises."""
     model = jem.JEM(small_net())
@@ -474,11 +471,14 @@ def test_12_a_batch_of_one_works(step, conditional):
     negatives = make_negatives(count=1, conditional=conditional)
     outcome = one_step(step, model, Batch(x, y, x), negatives)
     assert outcome.logits.shape == (1, NUM_CLASSES)
-    assert bool(outcome.loss.isfinite())
-    close(outcome.classification.detach(), nn.functional.cross_entropy(model(x), y).detach())
+    assert bool(outcome.terms.loss.isfinite())
+    close(
+        outcome.terms.named["cross_entropy"].detach(),
+        nn.functional.cross_entropy(model(x), y).detach(),
+    )
     if step != "plain":
-        assert outcome.moved.x.shape == (1, *SHAPE)
-        assert outcome.energy_negative.shape == (1,)
+        assert outcome.proposed.x.shape == (1, *SHAPE)
+        assert outcome.energies.chains.shape == (1,)
 
 
 # -- 13, 14: clamps -------------------------------------------------------------------------------
@@ -490,7 +490,7 @@ def test_13_the_official_move_clamps_nothing():
     recipe = replace(RECIPES["jem"], noise_std=0.0, epochs=1, num_steps=1, num_chains=8)
     trainer = jem.Trainer(jem.JEM(small_net()), recipe, device="cpu")
     trainer.fit(images(64))
-    assert bool((trainer.method.negatives.update(x, grad) == 40).all())
+    assert bool((trainer.context.chains.update(x, grad) == 40).all())
 
 
 def test_13_the_proximal_move_clamps_the_gradient_then_adds_noise_then_clips():
@@ -570,7 +570,7 @@ def test_15_the_first_update_changes_nothing_but_the_chains():
     for before, after in zip(first, parameters, strict=True):
         assert torch.equal(before, after)
     assert not torch.equal(first[0], trainer.steps[1][2][0])
-    assert not torch.equal(outcome.moved.x, outcome.moved.draw.x)
+    assert not torch.equal(outcome.proposed.x, outcome.proposed.draw.x)
     assert not any(module.training for module in trainer.model.modules())
 
 
@@ -645,7 +645,7 @@ class Poisoned(nn.Module):
         return torch.where(x.flatten(1)[:, :1] == 0.5, torch.nan, logits)
 
 
-@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize("step", list(KINDS))
 def test_19_a_nan_ends_in_an_error_and_never_in_the_parameters(step):
     x, y = images(16)
     x[3, 0, 0, 0] = 0.5
@@ -658,7 +658,7 @@ def test_19_a_nan_ends_in_an_error_and_never_in_the_parameters(step):
         trainer.fit((x, y))
     assert all(bool(p.isfinite().all()) for p in trainer.model.parameters())
     if step != "plain":
-        assert bool(trainer.method.negatives.buffer.chains.isfinite().all())
+        assert bool(trainer.context.chains.buffer.chains.isfinite().all())
 
 
 # -- 20, 23, 25: scores, noise, scales ------------------------------------------------------------
@@ -706,7 +706,7 @@ def test_23_input_noise_is_added_to_both_streams_in_training_and_nowhere_else():
         assert abs(noise.mean().item()) < 0.005
     clean = nn.functional.cross_entropy(trainer.model(x), y)
     valid = torch.utils.data.TensorDataset(x, y)
-    metrics = validate(trainer.model, valid, 16, torch.device("cpu"))
+    metrics = validate(trainer.model, valid, 16)
     assert metrics["valid_nll"] == pytest.approx(clean.item(), rel=1e-12)
 
 

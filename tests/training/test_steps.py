@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from contexts import KINDS, context_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -23,16 +24,11 @@ from jem.sampling.buffer import PersistentChains
 from jem.sampling.langevin import LangevinStep
 from jem.training.recipe import Recipe
 from jem.training.steps import (
-    STEPS,
     Batch,
-    StepContext,
-    classic_step,
     depends_on_mode,
-    fused_step,
     input_gradient,
     joint_forward,
-    plain_step,
-    step_of,
+    take_step,
 )
 
 SHAPE, NUM_CLASSES = (2, 4, 4), 3
@@ -103,9 +99,6 @@ def make_negatives(recipe, num_classes=NUM_CLASSES, seed=31):
     )  # fmt: skip
 
 
-KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
-
-
 def make_recipe(step="fused", **changes):
     small = {"num_chains": 7, "buffer_size": 9, "noise_std": 0.05, "reinit_prob": 0.3}
     small |= {"num_steps": 2}
@@ -166,7 +159,11 @@ def classification_by_hand(logits, labels, method):
     log_p = logits.log_softmax(1)
     gradient_blur, classes = method.recipe.label_smoothing, logits.shape[1]
     target = F.one_hot(labels, classes) * (1 - gradient_blur) + gradient_blur / classes
-    weights = torch.ones(classes) if method.class_weight is None else method.class_weight
+    weights = (
+        torch.ones(classes)
+        if method.classification.class_weight is None
+        else method.classification.class_weight
+    )
     return -(target * weights * log_p).sum() / weights[labels].sum()
 
 
@@ -190,7 +187,7 @@ def reference_step(model, batch, method, weight, extra_steps, *, fused):
     That last move comes after the data's forward, whose running statistics it therefore uses. It
     has no gradient where the loss does not see the chains.
     """
-    network, negatives, recipe = model.network, method.negatives, method.recipe
+    network, negatives, recipe = model.network, method.chains, method.recipe
     draw = negatives.draw()
     scored = draw.x
     for _ in range(recipe.num_steps + extra_steps - fused):
@@ -247,43 +244,44 @@ def check_step(
     num_classes=NUM_CLASSES,
 ):
     """Run a step and its reference on equal networks, chains and generators; compare all."""
-    step, twin = STEPS[step_of(recipe)], copy.deepcopy(network)
+    twin = copy.deepcopy(network)
     model = JEM(network)
     method, other = (
-        StepContext(recipe, make_negatives(recipe, num_classes), class_weight) for _ in range(2)
+        context_of(recipe, make_negatives(recipe, num_classes), class_weight) for _ in range(2)
     )
     modes = [m.training for m in network.modules()]
     flags = [p.requires_grad for p in network.parameters()]
-    chains = method.negatives.buffer.chains.clone()
+    chains = method.chains.buffer.chains.clone()
 
     torch.manual_seed(GLOBAL_SEED)
-    ours = step(model, batch, method, weight, extra_steps)
+    ours = take_step(model, batch, method, weight, extra_steps)
     consumed = torch.get_rng_state()
     torch.manual_seed(GLOBAL_SEED)
-    theirs = reference_step(
-        JEM(twin), batch, other, weight, extra_steps, fused=step_of(recipe) == "fused"
-    )
+    theirs = reference_step(JEM(twin), batch, other, weight, extra_steps, fused=recipe.fused)
 
     assert torch.equal(torch.get_rng_state(), consumed)  # dropout drew the same masks, once
-    for name in ("loss", "classification", "logits", "energy_data", "energy_negative"):
-        close(getattr(ours, name).detach(), getattr(theirs, name).detach())
+    close(ours.terms.loss.detach(), theirs.loss.detach())
+    close(ours.terms.named["cross_entropy"].detach(), theirs.classification.detach())
+    close(ours.logits.detach(), theirs.logits.detach())
+    close(ours.energies.data.detach(), theirs.energy_data.detach())
+    close(ours.energies.chains.detach(), theirs.energy_negative.detach())
     trained = [p for p in network.parameters() if p.requires_grad]
     for parameter, grad in zip(trained, theirs.grads, strict=True):
         close(parameter.grad, torch.zeros_like(parameter) if grad is None else grad)
     for name, buffer in network.named_buffers():
         close(buffer, theirs.buffers[name])
-    assert torch.equal(ours.moved.draw.indices, theirs.draw.indices)
-    close(ours.moved.x, theirs.x)
-    assert ours.moved.moves == recipe.num_steps + extra_steps
-    assert not ours.moved.x.requires_grad
-    generators = (m.negatives.generator.get_state() for m in (method, other))
+    assert torch.equal(ours.proposed.draw.indices, theirs.draw.indices)
+    close(ours.proposed.x, theirs.x)
+    assert ours.proposed.num_steps == recipe.num_steps + extra_steps
+    assert not ours.proposed.x.requires_grad
+    generators = (m.chains.generator.get_state() for m in (method, other))
     assert torch.equal(*generators)
     assert [m.training for m in network.modules()] == modes
     assert [p.requires_grad for p in network.parameters()] == flags
     assert batch.x.grad is None
     assert batch.x_data.grad is None
-    assert torch.equal(method.negatives.buffer.chains, chains)  # a proposal: nothing is committed
-    assert method.negatives.buffer.chains.grad is None
+    assert torch.equal(method.chains.buffer.chains, chains)  # a proposal: nothing is committed
+    assert method.chains.buffer.chains.grad is None
     return ours
 
 
@@ -302,10 +300,10 @@ def test_outliers_enter_the_loss_and_leave_chains_alone(step, kind, streams, con
     batch, network = make_batch(streams), NETWORKS[kind]()
     without = check_step(recipe, copy.deepcopy(network), batch, weight=0.4)
     with_them = check_step(recipe, network, batch._replace(outliers=inputs(3, 23)), weight=0.4)
-    assert with_them.loss > without.loss
-    assert with_them.terms.outlier > 0
-    close(with_them.terms.gap, without.terms.gap)
-    close(with_them.moved.x, without.moved.x)
+    assert with_them.terms.loss > without.terms.loss
+    assert with_them.terms.named["outlier"] > 0
+    close(with_them.terms.named["gap"], without.terms.named["gap"])
+    close(with_them.proposed.x, without.proposed.x)
 
 
 @BOTH
@@ -401,9 +399,7 @@ def test_the_mode_comes_back_after_an_error(step):
     network.body.append(Breaks())
     recipe = make_recipe(step)
     with pytest.raises(RuntimeError, match="out of memory"):
-        STEPS[step](
-            JEM(network), make_batch(), StepContext(recipe, make_negatives(recipe)), 1.0, 0
-        )
+        take_step(JEM(network), make_batch(), context_of(recipe, make_negatives(recipe)), 1.0, 0)
     assert all(m.training for m in network.modules())
 
 
@@ -457,7 +453,7 @@ def test_a_loss_that_does_not_see_the_chains_moves_them_by_noise_alone(kind, num
     network = NETWORKS[kind]()
     twin = copy.deepcopy(network)
     one, other = (make_negatives(recipe) for _ in range(2))
-    moved = fused_step(JEM(network), make_batch(), StepContext(recipe, one), 0.0, 0).moved
+    moved = take_step(JEM(network), make_batch(), context_of(recipe, one), 0.0, 0).proposed
     x = other.draw().x
     for _ in range(num_steps - 1):
         x = move_by_hand(x, energy_gradient(twin, x, None)[1], other, other.generator)
@@ -473,10 +469,10 @@ def test_cotangents_of_both_signs_give_the_same_gradients():
     energies = JEM(network).energy(make_negatives(recipe).buffer.chains).detach()
     network.head.linear.bias.data += energies.mean() - 1.0  # centre them where the sign turns
     outcome = check_step(recipe, network, make_batch())
-    cotangents = (outcome.energy_negative.detach() - 1.0) / 7
+    cotangents = (outcome.energies.chains.detach() - 1.0) / 7
     assert cotangents.min() < -0.01
     assert cotangents.max() > 0.01
-    close(outcome.energy_negative.grad, cotangents)
+    close(outcome.energies.chains.grad, cotangents)
 
 
 def gradient_from(cotangent, grad, **options):
@@ -521,7 +517,7 @@ def test_input_gradient_wants_a_backward_pass(missing):
     energy = x.sum(1)
     if missing == "energy":
         energy.sum().backward()  # its gradient was not retained
-    with pytest.raises(RuntimeError, match="finished backward pass"):
+    with pytest.raises(RuntimeError, match="backward"):
         input_gradient(x, energy.detach() if missing == "energy" else energy)
 
 
@@ -652,17 +648,16 @@ def linear_model(weight, bias=None):
 def test_plain_step_is_cross_entropy_by_hand():
     model = linear_model([[1.0, 0.0], [0.0, 1.0]])
     x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
-    outcome = plain_step(
-        model, Batch(x, y, x), StepContext(Recipe(objective="none", label_smoothing=0.0)), 123.0, 4
+    outcome = take_step(
+        model, Batch(x, y, x), context_of(Recipe(objective="none", label_smoothing=0.0)), 123.0, 4
     )
     p = torch.tensor([[0.5, 0.5], [1 / (1 + torch.e**-2), 1 / (1 + torch.e**2)]])
-    close(outcome.loss.detach(), -(p[0, 0].log() + p[1, 1].log()) / 2)
+    close(outcome.terms.loss.detach(), -(p[0, 0].log() + p[1, 1].log()) / 2)
     grad = (p - torch.eye(2)).T @ x / 2  # mean over the batch of (p - onehot) x
     close(model.network.weight.grad, grad)
-    assert outcome.loss is outcome.classification
     close(outcome.logits.detach(), x)
-    for name in ("energy_data", "energy_negative", "terms", "moved"):
-        assert getattr(outcome, name) is None
+    assert outcome.energies.chains is None
+    assert outcome.proposed is None
 
 
 @pytest.mark.parametrize("kind", ["batch norm", "dropout"])
@@ -671,7 +666,7 @@ def test_plain_step_is_a_usual_training_step(kind):
     twin = copy.deepcopy(network)
     batch = make_batch()
     torch.manual_seed(GLOBAL_SEED)
-    plain_step(JEM(network), batch, StepContext(make_recipe("plain")), 0.0, 0)
+    take_step(JEM(network), batch, context_of(make_recipe("plain")), 0.0, 0)
     torch.manual_seed(GLOBAL_SEED)
     F.cross_entropy(twin(batch.x), batch.labels).backward()
     for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
@@ -689,26 +684,26 @@ def negatives_at(x, **move):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize(("step", "scored"), [(classic_step, 3), (fused_step, 2)])
+@pytest.mark.parametrize(("step", "scored"), [("classic", 3), ("fused", 2)])
 def test_generative_steps_by_hand_on_a_linear_energy(step, scored):
     """E(x) = -w.x: every move adds step_size * w; the loss is w.(chains - data) * weight."""
     w = torch.tensor([2.0, -1.0])
     model = linear_model([[2.0, -1.0]])
     data, chains = torch.tensor([[1.0, 1.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [4.0, 2.0]])
-    method = StepContext(make_recipe(num_steps=3), negatives_at(chains))
-    outcome = step(model, Batch(data, torch.tensor([0, 0]), data), method, 0.25, 0)
-    start = chains[outcome.moved.draw.indices]
-    close(outcome.moved.x, start + 3 * 0.5 * w)
+    method = context_of(make_recipe(step, num_steps=3), negatives_at(chains))
+    outcome = take_step(model, Batch(data, torch.tensor([0, 0]), data), method, 0.25, 0)
+    start = chains[outcome.proposed.draw.indices]
+    close(outcome.proposed.x, start + 3 * 0.5 * w)
     at = start + scored * 0.5 * w
-    close(outcome.energy_negative.detach(), -(at @ w))
-    close(outcome.energy_data.detach(), -(data @ w))
+    close(outcome.energies.chains.detach(), -(at @ w))
+    close(outcome.energies.data.detach(), -(data @ w))
     difference = at.mean(0) - data.mean(0)
-    close(outcome.loss.detach(), 0.25 * (w @ difference))
+    close(outcome.terms.loss.detach(), 0.25 * (w @ difference))
     close(model.network.weight.grad, 0.25 * difference[None])
-    assert outcome.terms.gap.item() == pytest.approx(-(w @ difference).item())
+    assert outcome.terms.named["gap"].item() == pytest.approx(-(w @ difference).item())
 
 
-@pytest.mark.parametrize(("step", "scored"), [(classic_step, 2), (fused_step, 1)])
+@pytest.mark.parametrize(("step", "scored"), [("classic", 2), ("fused", 1)])
 def test_generative_steps_by_hand_on_a_gaussian_energy(step, scored):
     """E(x) = |x|^2 / 2: every move multiplies by 1 - step_size; a wrong sign would not."""
 
@@ -722,12 +717,12 @@ def test_generative_steps_by_hand_on_a_gaussian_energy(step, scored):
 
     model = JEM(Gaussian())
     data, chains = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 4.0], [-8.0, 0.0]])
-    method = StepContext(make_recipe(num_steps=2), negatives_at(chains, step_size=0.25))
-    outcome = step(model, Batch(data, torch.tensor([0]), data), method, 1.0, 0)
-    start = chains[outcome.moved.draw.indices]
-    close(outcome.moved.x, start * 0.75**2)
+    method = context_of(make_recipe(step, num_steps=2), negatives_at(chains, step_size=0.25))
+    outcome = take_step(model, Batch(data, torch.tensor([0]), data), method, 1.0, 0)
+    start = chains[outcome.proposed.draw.indices]
+    close(outcome.proposed.x, start * 0.75**2)
     half_square = (start * 0.75**scored).square().sum(1) / 2
-    close(outcome.energy_negative.detach(), half_square)
+    close(outcome.energies.chains.detach(), half_square)
     close(model.network.scale.grad, 1.0 - half_square.mean())
 
 
@@ -738,17 +733,11 @@ def test_one_chain_moves_as_it_does_among_many(step):
     network, batch = NETWORKS["plain"](), make_batch()
     ends = {}
     for rows in ([0, 1, 2, 3], [2]):
-        method = StepContext(make_recipe(step, num_steps=2), negatives_at(x[rows]))
-        moved = STEPS[step](JEM(network), batch, method, 1.0, 0).moved
+        method = context_of(make_recipe(step, num_steps=2), negatives_at(x[rows]))
+        moved = take_step(JEM(network), batch, method, 1.0, 0).proposed
         for index, end in zip(moved.draw.indices.tolist(), moved.x, strict=True):
             ends.setdefault(rows[index], []).append(end)
     close(ends[2][0], ends[2][1])
-
-
-@BOTH
-def test_generative_steps_need_chains(step):
-    with pytest.raises(RuntimeError, match="needs chains"):
-        STEPS[step](JEM(NETWORKS["plain"]()), make_batch(), StepContext(make_recipe(step)), 1.0, 0)
 
 
 @pytest.mark.parametrize("kind", ["plain", "batch norm"])
@@ -761,7 +750,7 @@ def test_steps_add_to_gradients_and_draw_nothing_from_the_global_generator(step,
     before = torch.get_rng_state()
     for net in (network, twin):
         recipe = make_recipe(step)
-        STEPS[step](JEM(net), make_batch(), StepContext(recipe, make_negatives(recipe)), 1.0, 0)
+        take_step(JEM(net), make_batch(), context_of(recipe, make_negatives(recipe)), 1.0, 0)
     assert torch.equal(before, torch.get_rng_state())
     for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
         close(ours.grad, theirs.grad + 1)
@@ -774,10 +763,10 @@ def test_steps_work_with_chains_in_single_precision(step):
     recipe = make_recipe(step, energy_l2=0.03, noise_std=0.0, num_steps=1)
     network = NETWORKS["plain"]()
     batch = make_batch()
-    outcome = STEPS[step](JEM(network), batch, StepContext(recipe, make_negatives(recipe)), 0.3, 0)
-    assert outcome.moved.x.dtype == torch.float32
-    _, grad = energy_gradient(network, outcome.moved.draw.x, None)
-    close(outcome.moved.x, outcome.moved.draw.x - 2.0 * grad, rtol=1e-5, atol=1e-6)
+    outcome = take_step(JEM(network), batch, context_of(recipe, make_negatives(recipe)), 0.3, 0)
+    assert outcome.proposed.x.dtype == torch.float32
+    _, grad = energy_gradient(network, outcome.proposed.draw.x, None)
+    close(outcome.proposed.x, outcome.proposed.draw.x - 2.0 * grad, rtol=1e-5, atol=1e-6)
 
 
 # -- factored heads, one class, starts of every kind ----------------------------------------------
@@ -789,10 +778,10 @@ def test_cross_entropy_has_no_gradient_through_a_factored_density(step):
     network = NETWORKS["factored"]()
     recipe = make_recipe(step)
     batch = make_batch()
-    STEPS[step](JEM(network), batch, StepContext(recipe, make_negatives(recipe)), 1.0, 0)
+    take_step(JEM(network), batch, context_of(recipe, make_negatives(recipe)), 1.0, 0)
     together = network.head.linear.weight.grad.clone()
     network.zero_grad()
-    plain_step(JEM(network), batch, StepContext(make_recipe("plain")), 0.0, 0)
+    take_step(JEM(network), batch, context_of(make_recipe("plain")), 0.0, 0)
     alone = network.head.linear.weight.grad
     close(alone[-1], torch.zeros_like(alone[-1]))
     close(together[:-1], alone[:-1])
@@ -801,23 +790,22 @@ def test_cross_entropy_has_no_gradient_through_a_factored_density(step):
 
 @pytest.mark.parametrize("head", ["joint", "factored"])
 @pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize("step", list(KINDS))
 def test_one_class_has_no_cross_entropy(step, conditional, head):
     network = convolutional(num_classes=1, head=head)
     recipe = make_recipe(step, class_conditional_chains=conditional)
     batch = make_batch(num_classes=1)
     negatives = make_negatives(recipe, num_classes=1)
-    outcome = STEPS[step](JEM(network), batch, StepContext(recipe, negatives), 1.0, 0)
-    assert outcome.classification.item() == 0.0
+    outcome = take_step(JEM(network), batch, context_of(recipe, negatives), 1.0, 0)
+    assert outcome.terms.named["cross_entropy"].item() == 0.0
     grads = [p.grad for p in network.parameters()]
     if step == "plain":
         assert all(bool((g == 0).all()) for g in grads)
     else:
         assert max(g.abs().max().item() for g in grads) > 1e-3
-        assert outcome.loss.item() == outcome.terms.loss.item()
 
 
-@pytest.mark.parametrize("step", list(STEPS))
+@pytest.mark.parametrize("step", list(KINDS))
 def test_one_class_trains(step):
     """K = 1 end to end: the density learns where data are; cross-entropy is 0 all along."""
 
@@ -826,7 +814,7 @@ def test_one_class_trains(step):
 
         def train_step(self, batch):
             outcome = super().train_step(batch)
-            self.losses = (*self.losses, outcome.classification.item())
+            self.losses = (*self.losses, outcome.terms.named["cross_entropy"].item())
             return outcome
 
     torch.set_default_dtype(torch.float32)
@@ -862,13 +850,13 @@ def test_restarted_chains_of_any_start_take_part(step, conditional):
     recipe = make_recipe(step, class_conditional_chains=conditional, reinit_prob=1.0)
     negatives = make_negatives(recipe)
     negatives.init = init
-    outcome = STEPS[step](
-        JEM(NETWORKS["plain"]()), make_batch(), StepContext(recipe, negatives), 1.0, 0
+    outcome = take_step(
+        JEM(NETWORKS["plain"]()), make_batch(), context_of(recipe, negatives), 1.0, 0
     )
-    draw = outcome.moved.draw
+    draw = outcome.proposed.draw
     assert bool((draw.ages == 0).all())
     assert not torch.equal(draw.x, negatives.buffer.chains[draw.indices])
-    assert bool(outcome.moved.x.isfinite().all())
+    assert bool(outcome.proposed.x.isfinite().all())
 
 
 @pytest.mark.parametrize(
@@ -879,20 +867,20 @@ def test_chains_follow_from_one_iteration_to_the_next(step, conditional):
     network = NETWORKS["plain"]()
     twin = copy.deepcopy(network)
     recipe = make_recipe(step, class_conditional_chains=conditional, num_steps=2, energy_l2=0.03)
-    ours, theirs = (StepContext(recipe, make_negatives(recipe)) for _ in range(2))
+    ours, theirs = (context_of(recipe, make_negatives(recipe)) for _ in range(2))
     batch = make_batch()
     for _ in range(3):
         network.zero_grad()
-        outcome = STEPS[step](JEM(network), batch, ours, 1.0, 0)
-        ours.negatives.buffer.commit(outcome.moved.draw, outcome.moved.x, steps=2)
+        outcome = take_step(JEM(network), batch, ours, 1.0, 0)
+        ours.chains.buffer.commit(outcome.proposed.draw, outcome.proposed.x, steps=2)
         expected = reference_step(JEM(twin), batch, theirs, 1.0, 0, fused=step == "fused")
-        theirs.negatives.buffer.commit(expected.draw, expected.x, steps=2)
+        theirs.chains.buffer.commit(expected.draw, expected.x, steps=2)
         with torch.no_grad():
             for p in network.parameters():
                 p -= 0.1 * p.grad
             for p, grad in zip(twin.parameters(), expected.grads, strict=True):
                 p -= 0.1 * grad
-    close(ours.negatives.buffer.chains, theirs.negatives.buffer.chains)
-    assert torch.equal(ours.negatives.buffer.ages, theirs.negatives.buffer.ages)
+    close(ours.chains.buffer.chains, theirs.chains.buffer.chains)
+    assert torch.equal(ours.chains.buffer.ages, theirs.chains.buffer.ages)
     for p, q in zip(network.parameters(), twin.parameters(), strict=True):
         close(p, q)

@@ -13,7 +13,7 @@ import jem
 from jem import networks
 from jem.errors import TrainingInterrupted
 from jem.model import JEM
-from jem.training.log import read_metrics
+from jem.training.monitor import read_metrics
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES, recipe_from
 from jem.training.trainer import Trainer
@@ -40,7 +40,7 @@ def test_images_are_trained_with_noise_and_tables_without(name):
     for trainer, data, noise in zip(trainers, (images(), blobs()), (0.1, 0.0), strict=True):
         trainer.fit(data)
         assert trainer.recipe.augment_noise == noise
-        assert trainer.method.recipe == trainer.recipe
+        assert trainer.context.recipe == trainer.recipe
         (batch,) = list(trainer.batches.epoch(0, 0, generator=torch.Generator()))[:1]
         distance = torch.cdist(batch.x.flatten(1), data[0].flatten(1)).amin(1)
         components = batch.x[0].numel()
@@ -173,7 +173,7 @@ def test_an_epoch_that_was_cut_between_its_last_update_and_its_end_is_ended_on_r
 
     class Cut(Trainer):
         def _end_epoch(self, valid):
-            if self.state.position.epoch == 1:
+            if self.state.progress.epoch == 1:
                 raise CrashError
             return super()._end_epoch(valid)
 
@@ -194,7 +194,7 @@ def test_a_signal_in_the_last_iteration_leaves_the_end_to_resume(tmp_path):
     class Signalled(Trainer):
         def train_step(self, batch):
             outcome = super().train_step(batch)
-            if self.state.position.iteration == 6:
+            if self.state.progress.iteration == 6:
                 os.kill(os.getpid(), signal.SIGINT)
             return outcome
 

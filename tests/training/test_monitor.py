@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from jem.errors import RunFolderError
-from jem.training.log import MetricsLog, ProgressDisplay, read_metrics
+from jem.training.monitor import MetricsLog, RunMonitor, read_metrics
 
 
 @pytest.fixture
@@ -113,26 +113,23 @@ def test_a_full_disk_is_reported_with_the_remedy(log, monkeypatch):
             log.write("step", iteration=1)
 
 
-# -- what a person sees; standard error is no terminal in tests
+# -- what the user sees; standard error is no terminal in tests
 
 
 def test_without_a_terminal_a_tenth_of_the_epochs_is_printed_on_standard_error(capsys):
-    with ProgressDisplay(300, "fast", enabled=True) as display:
-        display.update(5, {"gap": 1.0})
+    monitor = RunMonitor(quiet=False)
+    with monitor.open(None, 300):
         for epoch in range(1, 31):
-            display.epoch(epoch, 30, {"valid_nll": 0.5, "epoch": epoch})
-        display.message("a [bracket] is no markup")
+            monitor.epoch({"valid_nll": 0.5, "epoch": epoch}, 30, None)
     out, err = capsys.readouterr()
     assert out == ""
     lines = err.splitlines()
-    assert len(lines) == 11
-    assert lines[0] == "fast epoch 3/30  valid_nll 0.5"
-    assert lines[-1] == "a [bracket] is no markup"
+    assert len(lines) == 10
+    assert lines[0] == "training epoch 3/30  valid_nll 0.5"
 
 
-def test_a_display_that_is_off_is_silent(capsys):
-    with ProgressDisplay(300, "fast", enabled=False) as display:
-        display.update(5, {"gap": 1.0})
-        display.epoch(10, 10, {"valid_nll": 0.5})
-        display.message("nothing")
+def test_a_quiet_monitor_is_silent(capsys):
+    monitor = RunMonitor(quiet=True)
+    with monitor.open(None, 300):
+        monitor.epoch({"valid_nll": 0.5, "epoch": 10}, 10, None)
     assert capsys.readouterr() == ("", "")

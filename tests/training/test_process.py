@@ -5,11 +5,12 @@ from itertools import count, pairwise
 from types import SimpleNamespace
 
 import pytest
+from contexts import KINDS
 from test_trainer import SMALL, blobs, model_of
 
-from jem.training import clock as module
-from jem.training.clock import PhaseClock
-from jem.training.log import read_metrics
+from jem.training import process as module
+from jem.training.monitor import read_metrics
+from jem.training.process import PhaseClock
 from jem.training.trainer import Trainer
 
 PHASES = ("data", "chains", "update", "other")
@@ -47,9 +48,6 @@ def test_ticks_count_all_time_and_leave_the_phases_alone(now):
     assert clock.tick() == 2
     assert clock.tick() == 0
     assert clock.lap()["seconds_chains"] == 2
-
-
-KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
 
 
 @pytest.mark.parametrize("step", list(KINDS))

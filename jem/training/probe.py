@@ -1,0 +1,96 @@
+"""A look at the network before the first update, and before anything is written."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from jem.checks import check_labels, refuse
+from jem.data.batches import augment
+from jem.errors import InputError
+from jem.model import JEM, check_no_softmax, evaluation_mode
+from jem.objectives import NEEDS, Objective
+from jem.sampling.langevin import energy_and_gradient
+from jem.training.process import lowered
+from jem.training.recipe import ResolvedRecipe
+
+
+def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
+    """Number of classes, after a look at the network in evaluation mode.
+
+    Args:
+        model: The model.
+        x: One or two examples, shape (B, *shape).
+        labels: Class indices of the training data, shape (N,).
+
+    Raises:
+        InputError: If the network does not take such inputs, lets rows of a batch interact, or has
+            no output for a label or no name for an output.
+    """
+    try:
+        with torch.no_grad(), evaluation_mode(model):
+            x = x.to(model.device)
+            together = model.logits(x.clone())  # some networks change what they are given
+            alone = torch.cat([model.logits(row[None].clone()) for row in x])
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"the network does not take inputs of shape {tuple(x.shape[1:])}: "
+            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
+        ) from error
+    num_classes, highest = together.shape[1], int(labels.max())
+    named = 1 if model.classes is None else len(model.classes)
+    if num_classes == 1 and (named > 1 or int(labels.min()) < highest):
+        wanted = max(named, highest + 1)  # K = 1 is a density, of one class
+        raise InputError(
+            f"the network must have {wanted} outputs, one a class, got one; for a density alone "
+            "give all examples one label, and no names of classes"
+        )
+    if model.classes is not None and named != num_classes:
+        refuse("classes", f"name each of {num_classes} outputs of the network", model.classes)
+    if num_classes > 1:
+        check_labels("labels", labels, len(labels), num_classes)
+    if (together - alone).abs().max() > 0.01 * (1 + together.abs().max()):
+        raise InputError(
+            "logits of one row depend on the other rows of its batch, in evaluation mode: chains "
+            "would too; batch normalisation must keep running statistics"
+        )
+    return num_classes
+
+
+def probe(
+    model: JEM, recipe: ResolvedRecipe, objective: Objective, x: Tensor, batch_size: int
+) -> None:
+    """Refuse what only the first update would find, before anything is written."""
+    flip, shift = recipe.augment_flip, recipe.augment_shift
+    augment(x[:1], shift=shift, flip=flip, noise_std=0.0, generator=torch.Generator())
+    if unknown := objective.needs - NEEDS:
+        refuse("needs", f"be among {sorted(NEEDS)}", sorted(unknown))
+    if recipe.gradient_blur and objective.needs and x.ndim != 4:
+        refuse("gradient_blur", "be 0 for inputs that are no images", recipe.gradient_blur)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise InputError(
+            "the network has no parameter to train: set `requires_grad` of those that may change"
+        )
+    if batch_size == 1 and not recipe.freeze_norm_and_dropout:
+        try:
+            with torch.no_grad():
+                deepcopy(model).train().logits(x[:1].to(model.device))
+        except ValueError:
+            remedy = "or set `freeze_norm_and_dropout`"
+            refuse("batch_size", "be 2 or more under batch normalisation", 1, remedy)
+    x = x[:2].to(model.device)
+    with lowered(recipe.precision, model.device):
+        check_no_softmax(model, x)
+        if not recipe.epochs or objective.needs.isdisjoint({"chains", "input_gradients"}):
+            return
+        try:
+            with evaluation_mode(model):
+                energy_and_gradient(x, model.energy)
+        except RuntimeError as error:
+            raise InputError(
+                "the energy has no gradient with respect to the inputs: the network must be "
+                f"differentiable, without `torch.no_grad` or changes in place "
+                f"({str(error).splitlines()[0]})"
+            ) from error
