@@ -87,11 +87,12 @@ class BatchStream:
         """
         generator = named_generator(self.seed, self.name, epoch)
         order = torch.randperm(self.size, generator=generator)
+        if self._in_memory is not None:
+            order = order.to(self.device)  # once: a copy for each batch makes the host wait
         batches = torch.split(order, self.batch_size)[start : len(self)]
         if self._in_memory is not None:
             x, y = self._in_memory
-            places = (batch.to(self.device) for batch in batches)
-            return ((x[indices], y[indices]) for indices in places)
+            return ((x[indices], y[indices]) for indices in batches)
         loader = DataLoader(
             self.dataset,
             batch_sampler=[batch.tolist() for batch in batches],

@@ -16,6 +16,7 @@ from torch.distributions import LowRankMultivariateNormal
 
 from jem.checks import refuse
 from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
+from jem.sampling.moments import low_rank_moments
 
 
 class BaseDistribution(nn.Module):
@@ -192,6 +193,8 @@ class GaussianBase(BaseDistribution):
     factors: Tensor
     variances: Tensor
     frequencies: Tensor
+    low: Tensor | None
+    high: Tensor | None
 
     def __init__(
         self,
@@ -205,7 +208,14 @@ class GaussianBase(BaseDistribution):
         moments = (means, factors, variances, frequencies)
         for name, moment in zip(self.arguments, moments, strict=False):
             self.register_buffer(name, moment)
-        self.bounds = bounds
+        low, high = (None, None) if bounds is None else map(torch.as_tensor, bounds)
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor] | None:
+        """What samples are clipped to, or None."""
+        return None if self.low is None or self.high is None else (self.low, self.high)
 
     @classmethod
     def fit(
@@ -234,7 +244,7 @@ class GaussianBase(BaseDistribution):
         moments = []
         for k in range(num_classes):
             rows = flat[labels == k]
-            moments.append(_low_rank_moments(rows if len(rows) > 1 else flat, rank))
+            moments.append(low_rank_moments(rows if len(rows) > 1 else flat, rank))
         means, factors, variances = (torch.stack(part) for part in zip(*moments, strict=True))
         means = means.reshape(num_classes, *x.shape[1:])
         return cls(means, factors, variances, counts / counts.sum(), bounds)
@@ -338,26 +348,6 @@ class GaussianBase(BaseDistribution):
         return mean, root, -0.5 * (quadratic + log_det)
 
 
-def _low_rank_moments(
-    rows: Tensor, rank: int, floor: float = 1e-4
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean (D,), top scaled directions (D, rank) and remaining variances (D,) of rows (N, D)."""
-    mean = rows.mean(dim=0)
-    centred = (rows - mean) / math.sqrt(max(len(rows) - 1, 1))
-    found = min(rank, *centred.shape)
-    factor = torch.zeros(rows.shape[1], rank)
-    if found:
-        # The smaller Gram matrix has the same non-zero spectrum as the covariance.
-        wide = centred.shape[0] < centred.shape[1]
-        gram = centred @ centred.T if wide else centred.T @ centred
-        values, vectors = torch.linalg.eigh(gram.double())
-        values, vectors = values[-found:].clamp_min(0), vectors[:, -found:]
-        directions = centred.T.double() @ vectors if wide else vectors * values.sqrt()
-        factor[:, :found] = directions.float()
-    variance = centred.square().sum(dim=0) - factor.square().sum(dim=1)
-    return mean, factor, variance.clamp_min(floor)
-
-
 class MixtureBase(BaseDistribution):
     """A mixture: each chain begins from one of several distributions, drawn at given weights.
 
@@ -367,6 +357,7 @@ class MixtureBase(BaseDistribution):
     """
 
     kind = "mixture"
+    probabilities: Tensor
 
     def __init__(self, parts: Sequence[BaseDistribution], weights: Sequence[float]) -> None:
         super().__init__()
@@ -374,6 +365,7 @@ class MixtureBase(BaseDistribution):
             refuse("weights", "hold one number above 0 for each of the parts", weights)
         self.parts: Sequence[BaseDistribution] = nn.ModuleList(parts)  # type: ignore[assignment]
         self.weights = [w / sum(weights) for w in weights]
+        self.register_buffer("probabilities", torch.tensor(self.weights))
 
     def state(self) -> dict[str, Any]:
         """The states of the parts and their weights."""
@@ -384,7 +376,7 @@ class MixtureBase(BaseDistribution):
         self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
     ) -> Tensor:
         """Draw (count, *shape): every part draws for all chains, and one is kept for each."""
-        weights = torch.tensor(self.weights, device=generator.device)
+        weights = self.probabilities.to(generator.device)
         choice = torch.multinomial(weights, count, replacement=True, generator=generator)
         draws = [part.sample(count, labels, generator=generator) for part in self.parts]
         x = draws[0]

@@ -44,6 +44,8 @@ class Outliers(nn.Module):
         gaussians: Whether class Gaussians are among them.
     """
 
+    low: Tensor
+    high: Tensor
     frequencies: Tensor
 
     def __init__(
@@ -57,17 +59,19 @@ class Outliers(nn.Module):
         gaussians: bool = True,
     ) -> None:
         super().__init__()
-        shape, self.bounds = tuple(x.shape[1:]), (low, high)
+        shape = tuple(x.shape[1:])
+        self.register_buffer("low", low)
+        self.register_buffer("high", high)
         bases: list[BaseDistribution] = [
             UniformBase(low, high, shape),
             ContrastBase(low, high, shape),
         ]
         if gaussians:
-            bases.append(GaussianBase.fit(x, labels, num_classes, bounds=self.bounds))
+            bases.append(GaussianBase.fit(x, labels, num_classes, bounds=(low, high)))
         broken: list[Kind] = []
         if len(shape) == 3:
             bases.append(SmoothNoiseBase(float(low.min()), float(high.max()), shape))
-            broken = [shuffle_patches, join_halves, partial(draw_shapes, bounds=self.bounds)]
+            broken = [shuffle_patches, join_halves, self._shapes]
         elif math.prod(shape) > 1:  # a single column has no other to fit to: it would be data
             broken = [shuffle_columns]
         frequencies = torch.bincount(labels, minlength=num_classes).float()
@@ -92,7 +96,10 @@ class Outliers(nn.Module):
             for make, share in zip(self.kinds, shares, strict=True)
             if share
         ]
-        return clip_to_bounds(torch.cat(parts).to(x), self.bounds)
+        return clip_to_bounds(torch.cat(parts).to(x), (self.low, self.high))
+
+    def _shapes(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        return draw_shapes(x, count, generator, bounds=(self.low, self.high))
 
     def _noise(
         self, base: BaseDistribution, x: Tensor, count: int, generator: torch.Generator

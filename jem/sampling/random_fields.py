@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -113,10 +114,18 @@ def smooth_fields(count: int, height: int, width: int, *, generator: torch.Gener
         Shape (count, H, W).
     """
     device = generator.device
-    spectra = [_spectrum(length, height, width) for length in _lengths(min(height, width))[3:]]
+    spectra = _longer_spectra(height, width, device)
     chosen = torch.randint(len(spectra), (count,), device=device, generator=generator)
     white = torch.empty(count, height, width, device=device).normal_(generator=generator)
-    return _filtered(white, torch.stack(spectra).to(device)[chosen])
+    return _filtered(white, spectra[chosen])
+
+
+@cache  # made and copied to the device once: a copy in every draw makes the host wait
+def _longer_spectra(height: int, width: int, device: torch.device) -> Tensor:
+    """Spectra of the longer half of all lengths, shape (lengths, H, W)."""
+    with torch.inference_mode(False):
+        lengths = _lengths(min(height, width))[3:]
+        return torch.stack([_spectrum(length, height, width) for length in lengths]).to(device)
 
 
 def _filtered(white: Tensor, spectrum: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal
 
 from jem.errors import InputError
 from jem.sampling import ContrastBase, GaussianBase, MixtureBase, UniformBase
+from jem.sampling.outliers import Outliers
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -289,3 +290,17 @@ def test_a_mixture_needs_a_weight_for_each_part(weights):
     parts = [UniformBase(0.0, 1.0, (1,))] * (2 if weights else 0)
     with pytest.raises(InputError, match="`weights`"):
         MixtureBase(parts, weights)
+
+
+def test_everything_that_draws_need_moves_to_a_device_at_once():
+    x = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    low, high = torch.tensor(0.0), torch.tensor(1.0)
+    outliers = Outliers(low, high, x, torch.arange(20) % 2, 2).to("meta")
+    mixture = MixtureBase([UniformBase(low, high, (3, 8, 8))], [1.0]).to("meta")
+    for module in (outliers, mixture):
+        held = [
+            v for m in module.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)
+        ]
+        assert held == []  # all tensors are buffers
+        assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
+    assert outliers.bases[2].bounds[0].device.type == "meta"

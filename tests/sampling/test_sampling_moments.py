@@ -1,0 +1,16 @@
+"""Moments of a class: the short way through a large covariance against its spectrum."""
+
+import torch
+
+from jem.sampling.moments import top_eigenpairs
+
+
+def test_the_largest_directions_of_a_large_covariance_are_those_of_the_decomposition(generator):
+    spectrum = (1 + torch.arange(600.0, dtype=torch.float64)) ** -1.2
+    turned = torch.linalg.qr(torch.randn(600, 600, dtype=torch.float64, generator=generator)).Q
+    matrix = turned @ spectrum.diag() @ turned.T
+    values, vectors = top_eigenpairs(matrix, 16)
+    torch.testing.assert_close(values, spectrum[:16].flip(0), rtol=1e-4, atol=0)
+    whole = turned[:, :16] @ spectrum[:16].diag() @ turned[:, :16].T
+    found = vectors @ values.diag() @ vectors.T
+    assert (found - whole).norm() < 1e-3 * whole.norm()
