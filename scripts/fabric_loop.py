@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from lightning_fabric import Fabric
 from own_loop import Result, flags, make_model, measure
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -23,6 +24,12 @@ from jem.model import joint_energy
 from jem.objectives import generative_loss
 from jem.sampling import ReplayBuffer, sgld_chain
 from jem.training.steps import input_gradient
+
+
+def density_loss(energy: Tensor, energy_negative: Tensor) -> Tensor:
+    """Contrast of data with chains, and a penalty that keeps energies in place."""
+    squares = energy.square().mean() + energy_negative.square().mean()
+    return 0.3 * generative_loss(energy, energy_negative) + 0.03 / 2 * squares
 
 
 def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
@@ -49,9 +56,7 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
             logits, logits_negative = module(torch.cat([x, x_negative])).split([len(x), 64])
             energy, energy_negative = joint_energy(logits), joint_energy(logits_negative)
             energy_negative.retain_grad()
-            contrast = generative_loss(energy, energy_negative)
-            penalty = (energy.square().mean() + energy_negative.square().mean()) / 2
-            loss = cross_entropy(logits, labels) + 0.3 * contrast + 0.03 * penalty
+            loss = cross_entropy(logits, labels) + density_loss(energy, energy_negative)
             optimizer.zero_grad()
             fabric.backward(loss)
             optimizer.step()

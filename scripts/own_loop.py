@@ -13,6 +13,7 @@ import argparse
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -59,6 +60,12 @@ def measure(model: jem.JEM, data: DataSplits) -> Result:
     return Result(model, accuracy, auroc)
 
 
+def density_loss(energy: Tensor, energy_negative: Tensor) -> Tensor:
+    """Contrast of data with chains, and a penalty that keeps energies in place."""
+    squares = energy.square().mean() + energy_negative.square().mean()
+    return 0.3 * generative_loss(energy, energy_negative) + 0.03 / 2 * squares
+
+
 def main(epochs: int = 20, seed: int = 0) -> Result:
     """Train on digits."""
     data = jem.data.load("digits", seed=seed)
@@ -82,9 +89,7 @@ def main(epochs: int = 20, seed: int = 0) -> Result:
             logits, logits_negative = model(torch.cat([x, x_negative])).split([len(x), 64])
             energy, energy_negative = joint_energy(logits), joint_energy(logits_negative)
             energy_negative.retain_grad()
-            contrast = generative_loss(energy, energy_negative)
-            penalty = (energy.square().mean() + energy_negative.square().mean()) / 2
-            loss = cross_entropy(logits, labels) + 0.3 * contrast + 0.03 * penalty
+            loss = cross_entropy(logits, labels) + density_loss(energy, energy_negative)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
