@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch import nn
 
-from jem import JEM
 from jem.errors import InputError
 from jem.networks import (
     NETWORKS,
@@ -72,29 +71,6 @@ def test_heads_compute_in_float32_under_autocast(head):
     assert half.dtype == torch.float32
 
 
-@pytest.mark.parametrize("head", ["joint", "factored"])
-def test_a_network_learns_under_autocast_with_energies_in_float32(head):
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = JEM(mlp((2,), 2, width=16, depth=2, head=head))
-    x = normal(128, 2, dtype=torch.float32)
-    y = (x[:, 0] > 0).long()
-    optimizer = torch.optim.Adam(model.parameters(), 0.02)
-    losses = []
-    for _ in range(40):
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model.logits(x)
-            energy = model.energy(x)
-        assert logits.dtype == energy.dtype == torch.float32
-        loss = nn.functional.cross_entropy(logits, y)
-        optimizer.zero_grad()
-        loss.backward()
-        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] / 3
-
-
 # -- networks
 
 BUILDS = {
@@ -149,12 +125,6 @@ def test_small_cnn_takes_images_of_any_proportions(shape):
     assert network(torch.zeros(1, *shape)).shape == (1, 2)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_dropout_and_batch_norm_are_the_only_dependence_on_the_mode(name):
-    network, x = BUILDS[name](), normal(3, *INPUTS[name], dtype=torch.float32)
-    assert torch.equal(network.train()(x), network.eval()(x))
-
-
 def test_the_chooser_goes_by_shape():
     assert network_for((64,), 3).spec["name"] == "mlp"
     assert network_for((1, 7, 8), 3).spec["name"] == "mlp"
@@ -167,17 +137,13 @@ def test_the_chooser_goes_by_shape():
     ("build", "message"),
     [
         (lambda: mlp((), 3), "`shape` must be positive sizes"),
-        (lambda: mlp((2,), 0), "`num_classes` must"),
         (lambda: mlp((2,), 3, head="both"), "`head` must be one of .*'both'"),
         (lambda: small_cnn((8, 8), 3), r"`shape` must be \(C, H, W\)"),
-        (lambda: small_cnn((1, 3, 8), 3), "`shape` must"),
         (lambda: wide_resnet((1, 8, 8), 3, depth=12), r"`depth` must be 6 n \+ 4"),
         (lambda: wide_resnet((1, 8, 8), 3, norm="layer"), "`norm` must be .*'layer'"),
         (lambda: mlp((2,), 3, width=0), "`width` must"),
         (lambda: network_from_spec({"name": "transformer"}), "`network` must .*'transformer'"),
-        (lambda: network_from_spec({}), "`network` must .*None"),
         (lambda: network_from_spec({"name": "mlp", "widht": 3}), "cannot build the network"),
-        (lambda: network_from_spec({"name": "mlp"}), "cannot build the network"),
     ],
 )
 def test_arguments_are_checked(build, message):
@@ -191,11 +157,6 @@ def test_arguments_are_checked(build, message):
         ("mlp", (2,), mlp((2,), 3, head="joint")),
         ("mlp:width=8, depth=2,dropout=0.1", (2,), mlp((2,), 3, width=8, depth=2, dropout=0.1)),
         (
-            "small_cnn:width=4,head=factored",
-            (1, 8, 8),
-            small_cnn((1, 8, 8), 3, 4, head="factored"),
-        ),
-        (
             "wide_resnet:depth=10,width=1,norm=group",
             (3, 8, 8),
             wide_resnet((3, 8, 8), 3, depth=10, width=1, norm="group"),
@@ -203,7 +164,6 @@ def test_arguments_are_checked(build, message):
     ],
 )
 def test_a_text_chooses_and_sizes_a_network(text, shape, expected):
-    assert network_from_text(text, shape, 3, head="joint").spec == expected.spec
     assert make_network(text, shape, 3, "joint", 0).spec == expected.spec
 
 
@@ -212,12 +172,9 @@ def test_a_text_chooses_and_sizes_a_network(text, shape, expected):
     [
         ("mpl:width=3", "`network` must .*mlp, small_cnn, wide_resnet.*'mpl:width=3'"),
         ("mlp:widht=3", "`network` must set only width, depth, dropout, head of mlp"),
-        ("mlp:width", "`width` must be a whole number"),
         ("mlp:width=3.5", "`width` must be a whole number"),
         ("mlp:dropout=much", "`dropout` must be a number"),
         ("mlp:dropout=2", "`dropout` must lie in"),
-        ("mlp:head=both", "`head` must be one of"),
-        ("small_cnn", "`shape` must"),
     ],
 )
 def test_an_unknown_name_key_or_value_in_a_text_is_named(text, message):
@@ -255,19 +212,12 @@ def test_a_factory_is_called_with_shape_and_classes(own_module):
     ("reference", "message"),
     [
         ("own_nets_for_test", "named 'module:factory'"),
-        (":make", "named 'module:factory'"),
         ("own_nets_for_test:none", "cannot find the network factory"),
-        (
-            "no_such_module_at_all:make",
-            r"cannot find .*; run in the folder that holds no_such_module_at_all\.py, or put it ",
-        ),
+        ("no_such_module:make", r"cannot find .*no_such_module\.py, or put it "),
         ("own_nets_for_test.py:make", "a module is named without .py"),
         ("own_typo_for_test:make", "importing 'own_typo_for_test' failed: SyntaxError: "),
         ("own_nets_for_test:wrong", r"must return a torch.nn.Module, but got int"),
-        (
-            "own_nets_for_test:of_channels",
-            r"called with \(shape, num_classes\) = \(\(2, 3\), 4\) and failed: TypeError: ",
-        ),
+        ("own_nets_for_test:of_channels", r"\(\(2, 3\), 4\) and failed: TypeError: "),
     ],
 )
 @pytest.mark.usefixtures("own_module")

@@ -11,7 +11,6 @@ from torch import nn
 from jem.errors import InputError
 from jem.evaluation.chains import MEANINGS, chain_health, effective_sample_size, gap_verdict
 from jem.model import JEM
-from jem.networks import mlp
 from jem.sampling.base_distributions import UniformBase
 from jem.sampling.langevin import LangevinStep
 from jem.sampling.settings import SamplerSettings
@@ -98,17 +97,13 @@ def test_chains_that_seek_minima_overshoot():
     ("start", "end", "verdict"),
     [
         (0.5, -0.5, "level"),
-        (1.0, 1.0, "level"),
         (1.1, 1.0, "lag"),
-        (8.0, 4.0, "lag"),
         (8.0, 4.1, "landscape"),
         (8.0, -2.0, "overshoot"),
         (0.0, 3.0, "landscape"),
         (0.0, -3.0, "overshoot"),
-        (-8.0, -3.0, "lag"),
         (-8.0, 0.0, "lag"),
         (-8.0, -7.0, "overshoot"),
-        (-8.0, 3.0, "landscape"),
     ],
 )
 def test_verdicts_by_hand(start, end, verdict):
@@ -123,12 +118,10 @@ def test_figures_of_the_start_by_hand():
     assert found.gap_start.value == pytest.approx(float(e_chains.mean() - e_data.mean()), rel=1e-5)
     variance = e_chains.var() / 20 + e_data.var() / 50
     assert found.gap_start.std_error == pytest.approx(math.sqrt(variance), rel=1e-5)
-    widest = max(
-        0.5 * float(e_data.double().std()),
-        2 * found.gap_start.std_error,
-        2 * found.gap_end.std_error,
+    errors = found.gap_start.std_error, found.gap_end.std_error
+    assert found.tolerance == pytest.approx(
+        max(0.5 * float(e_data.double().std()), 2 * max(errors))
     )
-    assert found.tolerance == pytest.approx(widest)
 
 
 def test_conditional_chains_move_on_the_energy_of_their_class():
@@ -175,42 +168,24 @@ def test_chains_stay_inside_the_domain():
 def test_the_model_is_left_as_it_was(global_rng_untouched):
     with torch.random.fork_rng(devices=[]):
         layers = nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 3)
-    network = nn.Sequential(*layers)
-    model = JEM(network, input_shape=(2,), domain=(-1.0, 1.0)).train()
-    network[3].weight.requires_grad_(False)
+    model = JEM(nn.Sequential(*layers), input_shape=(2,), domain=(-1.0, 1.0)).train()
+    layers[3].weight.requires_grad_(False)
     model.sampler = settings(3)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     data, chains = normal(30).clamp(-1, 1), normal(20, 1).clamp(-1, 1)
-    kept = chains.clone()
     first = chain_health(model, data, chains, num_steps=20, seed=0)
     assert all(module.training for module in model.modules())
     assert all(p.grad is None for p in model.parameters())
     assert [p.requires_grad for p in model.parameters()].count(False) == 1
     assert all(value.equal(before[name]) for name, value in model.network.state_dict().items())
-    assert chains.equal(kept)
-    assert chain_health(model, data, chains, num_steps=20, seed=0) == first
+    with torch.inference_mode():
+        assert chain_health(model, data, chains, num_steps=20, seed=0) == first
     assert chain_health(model, data, chains, num_steps=20, seed=1) != first
 
 
-def test_the_answer_is_the_same_in_inference_mode_and_in_double_precision():
-    model = JEM(mlp((2,), 3, width=8, depth=1), input_shape=(2,), domain=(-2.0, 2.0))
-    model.sampler = settings(3)
-    labels = torch.arange(20) % 3
-    expected = chain_health(model, normal(30), normal(20, 1), labels=labels, num_steps=20, seed=0)
-    with torch.inference_mode():
-        data, chains, labels = normal(30), normal(20, 1), torch.arange(20) % 3
-        found = chain_health(model, data, chains, labels=labels, num_steps=20, seed=0)
-    assert found == expected
-    wide = chain_health(model.double(), data, chains, labels=labels, num_steps=20, seed=0)
-    assert wide.gap_start.value == pytest.approx(expected.gap_start.value, abs=1e-5)
-
-
-def test_a_model_without_sampler_settings_is_refused():
+def test_chains_without_settings_or_that_blow_up_are_refused():
     with pytest.raises(InputError, match="no sampler settings"):
         chain_health(JEM(Energy(bowl)), normal(30), normal(20, 1), seed=0)
-
-
-def test_chains_that_blow_up_are_not_hidden():
     with pytest.raises(InputError, match=r"left the finite numbers at step .*step_size"):
         chain_health(model_of(bowl, step_size=30.0), normal(30), normal(20, 1), seed=0)
 
@@ -235,25 +210,11 @@ def test_the_effective_size_of_an_autoregression_has_its_closed_form(phi):
     assert found.resolved
 
 
-def test_effective_size_says_how_sure_a_mean_is():
-    means, sizes = [], []
-    for seed in range(200):
-        traces = ar1(0.8, 4, 500, seed)
-        means.append(float(traces.mean()))
-        sizes.append(effective_sample_size(traces).effective_size)
-    assert np.var(means) == pytest.approx(1 / np.mean(sizes), rel=0.25)
-
-
 def test_chains_that_each_stay_in_a_place_of_their_own_are_worth_one_draw_each():
     places = torch.randn(10, 1, generator=torch.Generator().manual_seed(1))
     found = effective_sample_size(ar1(0.0, 10, 400) * 1e-3 + places)
     assert found.effective_size == pytest.approx(10, rel=0.1)
     assert not found.resolved
-
-
-def test_chains_that_drift_are_worth_little():
-    drifting = torch.linspace(0, 3, 400) + ar1(0.0, 4, 400)
-    assert effective_sample_size(drifting).effective_size < 100
 
 
 def test_chains_that_move_to_and_fro_have_a_floor():

@@ -52,11 +52,8 @@ def test_cross_entropy_of_one_class_is_zero_with_zero_gradient():
     assert loss.item() == 0
     loss.backward()
     assert torch.equal(logits.grad, torch.zeros_like(logits))
-
-
-def test_cross_entropy_of_one_class_does_not_hide_a_nan():
-    logits = torch.tensor([[math.nan], [1.0]])
-    assert cross_entropy(logits, torch.zeros(2, dtype=torch.int64)).isnan()
+    hidden = torch.tensor([[math.nan], [1.0]])
+    assert cross_entropy(hidden, torch.zeros(2, dtype=torch.int64)).isnan()
 
 
 def test_balanced_weights_have_mean_one_over_examples_and_equal_sums_over_classes():
@@ -111,13 +108,6 @@ def test_terms_add_up():
     torch.testing.assert_close(terms.named["gap"], -contrast)
     torch.testing.assert_close(terms.named["regulariser"], 0.1 * squares + 0.5 * level**2)
     torch.testing.assert_close(terms.loss, 0.3 * contrast + terms.named["regulariser"])
-
-
-def test_without_penalties_it_is_the_weighted_contrast():
-    data, negative = normal(4), normal(6, seed=2)
-    terms = contrastive_loss(data, negative, weight=2.0)
-    torch.testing.assert_close(terms.loss, 2 * generative_loss(data, negative))
-    assert terms.named["regulariser"] == 0
 
 
 def test_energy_penalty_balances_the_contrast_at_a_gap_of_twice_w_over_c():

@@ -58,13 +58,6 @@ def test_flipped_bits_anywhere_are_refused_or_harmless(flip):
     assert refused > 300
 
 
-def test_a_truncated_file_is_refused_at_any_length():
-    content = serialise({"format": 1, **state()})
-    for length in [0, 1, 100, *range(0, len(content), 97), len(content) - 1]:
-        with pytest.raises(RunFolderError, match="mine cannot be read"):
-            deserialise(content[:length], "mine")
-
-
 class Bomb:
     """Unpickling this touches a file."""
 
@@ -79,9 +72,7 @@ class Bomb:
 def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path, make):
     went_off, file = tmp_path / "went off", io.BytesIO()
     make({"format": 1, "x": Bomb(went_off)}, file)
-    pickled = pickle.dumps(Bomb(went_off))
-    pickle.loads(pickled)  # it is a live one
-    assert went_off.exists()
+    pickle.loads(pickle.dumps(Bomb(went_off)))  # it is a live one
     went_off.unlink()
     with pytest.raises(RunFolderError, match="mine cannot be read"):
         deserialise(file.getvalue(), "mine")
@@ -99,18 +90,15 @@ def test_another_format_is_refused(content):
 # -- files
 
 
-@pytest.mark.parametrize("at", ["write", "fsync", "replace"])
-def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, monkeypatch, fill_disk, at):
+def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, monkeypatch, fill_disk):
     checkpoints.save(1, state(1.0))
     checkpoints.save(2, state(2.0))
     with monkeypatch.context() as patch:
-        fill_disk(patch, at)
+        fill_disk(patch, "write")
         with pytest.raises(RunFolderError, match="No space left"):
             checkpoints.save(3, state(3.0))
     assert checkpoints.iterations() == [1, 2]
-    iteration, loaded = checkpoints.load_latest()
-    assert iteration == 2
-    assert same(loaded, {"format": 1, **state(2.0)})
+    assert same(checkpoints.load_latest()[1], {"format": 1, **state(2.0)})
 
 
 # -- the checkpoints of a run
@@ -159,13 +147,11 @@ def damage(path, how):
     if how == "flipped":
         middle = content.index(torch.full((2,), 2.0, dtype=torch.float64).numpy().tobytes())
         path.write_bytes(content[:middle] + b"\x00" * 16 + content[middle + 16 :])
-    elif how == "truncated":
-        path.write_bytes(content[: len(content) // 2])
     else:
-        path.write_bytes(b"")
+        path.write_bytes(content[: len(content) // 2])
 
 
-@pytest.mark.parametrize("how", ["flipped", "truncated", "empty"])
+@pytest.mark.parametrize("how", ["flipped", "truncated"])
 def test_a_damaged_checkpoint_is_passed_over_with_a_warning(checkpoints, how):
     checkpoints.save(1, state(1.0))
     checkpoints.save(2, state(2.0))
@@ -186,11 +172,6 @@ def test_if_none_is_usable_every_problem_is_named(checkpoints):
         damage(checkpoints.path(iteration), "truncated")
     with pytest.raises(RunFolderError, match=r"no usable checkpoint.*00000002.pt.*00000001.pt"):
         checkpoints.load_latest()
-
-
-def test_a_checkpoint_that_is_not_there_is_named(checkpoints):
-    with pytest.raises(RunFolderError, match=r"cannot read .*00000004.pt: No such file"):
-        checkpoints.load(4)
 
 
 def test_a_damaged_newer_checkpoint_is_neither_gone_back_to_nor_kept_for_an_older_one(tmp_path):

@@ -6,7 +6,6 @@ mean over the last 8 x 8, two heads of which joint training uses one. Counts of 
 parameters are those of the official WRN-28-10.
 """
 
-import pickle
 from collections import OrderedDict
 
 import pytest
@@ -110,10 +109,6 @@ def saved(tmp_path):
     return save
 
 
-def count(module):
-    return sum(p.numel() for p in module.parameters())
-
-
 def with_second_names(state):
     """JEM++'s `yopo` bodies hold every tensor of the body twice."""
     stages = ("layer1.", "layer2.", "layer3.", "bn1.")
@@ -206,17 +201,6 @@ def test_a_model_with_batch_norm_keeps_no_sampler_that_it_was_not_trained_with(s
         jem.sample(model, [0])
 
 
-@pytest.mark.slow
-def test_the_real_size_is_read(saved, images):
-    """WRN-28-10: 146 MB of weights, one image through both."""
-    official = seeded(Official)
-    found = load_official(saved({"model_state_dict": official.state_dict()}))
-    assert count(found.model) == 36_471_338
-    with torch.no_grad():
-        wanted = official.classify(images[:1])
-        torch.testing.assert_close(found.model(images[:1]), wanted, rtol=1e-4, atol=1e-5)
-
-
 # -- what does not fit ----------------------------------------------------------------------------
 
 
@@ -253,26 +237,16 @@ def test_files_that_hold_no_checkpoint_are_refused(tmp_path):
     (tmp_path / "rubbish.pt").write_bytes(b"\x80rubbish")
     with pytest.raises(InputError, match="tensors and plain values"):
         load_official(tmp_path / "rubbish.pt")
-    (tmp_path / "plain.pt").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(InputError, match="must hold"):
-        load_official(tmp_path / "plain.pt")
 
 
-@pytest.mark.parametrize(
-    "content",
-    [
+def test_other_contents_are_refused_and_a_wrong_size_is_named(saved):
+    for content in (
         {"model_state_dict": None},
         [torch.zeros(1)],
-        {"epoch": 3},
-        {"input_blocks.0": torch.zeros(1)},
-    ],
-)
-def test_other_contents_are_refused(saved, content):
-    with pytest.raises(InputError, match="must hold"):
-        load_official(saved(content))
-
-
-def test_a_wrong_size_is_named(saved):
+        {"in": torch.zeros(1)},
+    ):
+        with pytest.raises(InputError, match="must hold"):
+            load_official(saved(content))
     state = dict(layouts()["jem bare"][1])
     state["class_output.weight"] = torch.zeros(7, 5)
     with pytest.raises(InputError, match="size mismatch"):

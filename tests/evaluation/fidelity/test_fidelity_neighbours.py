@@ -28,18 +28,8 @@ def prdc_by_loops(real, fake, k):
 
     radii_real = [radius(i, real) for i in range(len(real))]
     radii_fake = [radius(j, fake) for j in range(len(fake))]
-    in_real = np.array(
-        [
-            [np.linalg.norm(f - r) <= reach for r, reach in zip(real, radii_real, strict=True)]
-            for f in fake
-        ]
-    )
-    in_fake = np.array(
-        [
-            [np.linalg.norm(f - r) <= reach for r in real]
-            for f, reach in zip(fake, radii_fake, strict=True)
-        ]
-    )
+    away = np.array([[np.linalg.norm(f - r) for r in real] for f in fake])
+    in_real, in_fake = away <= np.array(radii_real), away <= np.array(radii_fake)[:, None]
     return {
         "precision": in_real.any(axis=1).mean(),
         "recall": in_fake.any(axis=0).mean(),
@@ -55,24 +45,6 @@ def test_prdc_is_that_of_the_definition(k, scale):
     expected = prdc_by_loops(real, fake, k)
     found = prdc(real, fake, k)._asdict()
     assert {name: e.value for name, e in found.items()} == pytest.approx(expected)
-
-
-def test_each_figure_sees_its_own_failure():
-    real = normal(300, 2)
-    collapsed = real[:1] + normal(300, 2, 5, 1e-3)
-    found = prdc(real, collapsed)
-    assert found.precision.value == 1  # looks real, reaches nothing
-    assert found.recall.value < 0.05
-    assert found.coverage.value < 0.1
-    assert found.density.value > 0.3  # says nothing of reach
-    spread = prdc(real, normal(300, 2, 6, 5.0))
-    assert spread.precision.value < 0.5 < spread.recall.value
-    same_law = prdc(real, normal(300, 2, 7))
-    assert same_law.coverage.value == pytest.approx(
-        1 - 0.5**5, abs=0.05
-    )  # Naeem et al., for N = M
-    assert same_law.density.value == pytest.approx(1, abs=0.1)
-    assert all(e.low <= e.value <= e.high for e in same_law)
 
 
 def test_copies_are_inside_even_balls_of_no_size():
@@ -98,11 +70,7 @@ def test_nearest_distances_over_batches_are_those_of_all():
     x, others = normal(20, 6, 1).float().view(20, 2, 3), normal(50, 6, 2).float().view(50, 2, 3)
     others[17] = x[3]
     found = nearest_distances(x, others.split(8))
-    exact = torch.cdist(
-        x.flatten(1).double(),
-        others.flatten(1).double(),
-        compute_mode="donot_use_mm_for_euclid_dist",
-    ).amin(dim=1)
+    exact = (x[:, None].double() - others.double()).flatten(2).norm(dim=2).amin(dim=1)
     torch.testing.assert_close(found, exact)
     assert found[3] == 0
 

@@ -65,14 +65,6 @@ def ece(p):
     return sum(gaps) / len(p)
 
 
-def test_severity_costs_accuracy(model, fitted):
-    accuracy = corruption_curves(model, X, Y, *fitted).accuracy
-    for kind in CORRUPTIONS:
-        assert accuracy[kind][0] == accuracy["noise"][0]
-        assert accuracy[kind][5] <= accuracy[kind][1]
-    assert accuracy["noise"][5] < 0.9 * accuracy["noise"][0]
-
-
 def test_only_a_batch_of_damaged_images_is_held(model, fitted, monkeypatch):
     sizes, seeds = [], []
 
