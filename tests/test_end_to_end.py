@@ -1,8 +1,5 @@
 """The main job, whole: data in, trained model out, and what it is for."""
 
-import os
-from dataclasses import replace
-
 import pytest
 import torch
 from sklearn.svm import SVC
@@ -83,17 +80,3 @@ def test_digits_with_defaults_keep_their_promises():
     assert mean("letters") >= 0.95
     assert mean("agreement") >= 0.95
     assert mean("ratio") < 6  # 2.6 measured: a ratio in one run, with room for a busy machine
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("JEM_DATA"), reason="needs Fashion-MNIST under JEM_DATA")
-def test_fashion_mnist_trains_from_its_files(tmp_path):
-    recipe = replace(RECIPES["fast"], epochs=1)
-    splits = jem.data.load("fashion_mnist")
-    few = (splits.train.x[:6400], splits.train.y[:6400])
-    model = jem.JEM(networks.network_for(splits.input_shape, 10), scaling=splits.scaling)
-    result = Trainer(model, recipe, run_dir=tmp_path / "run", device="cpu").fit(few)
-    assert result.iterations == 100
-    x, y = splits.test.x[:1000], splits.test.y[:1000]
-    assert (model.predict_proba(x).argmax(dim=1) == y).double().mean() > 0.6
-    assert (tmp_path / "run" / "samples.png").exists()

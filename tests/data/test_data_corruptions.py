@@ -42,12 +42,7 @@ def test_blur_is_that_of_torchvision(shape, severity):
     torch.testing.assert_close(corrupt(x, "blur", severity, seed=0), expected)
 
 
-def test_what_blur_contrast_and_occlusion_do():
-    sharpness = [
-        (b[..., 1:] - b[..., :-1]).abs().mean()
-        for b in (corrupt(DIGITS, "blur", 3, seed=0), DIGITS)
-    ]
-    assert sharpness[0] < 0.6 * sharpness[1]
+def test_what_contrast_and_occlusion_do():
     flat = corrupt(DIGITS, "contrast", 5, seed=0)
     torch.testing.assert_close(flat.mean((1, 2, 3)), DIGITS.mean((1, 2, 3)))
     torch.testing.assert_close(flat.flatten(1).std(1), 0.15 * DIGITS.flatten(1).std(1))

@@ -167,18 +167,6 @@ def test_arrays_give_what_numpy_gives(tmp_path, stored, dtype, save):
     np.testing.assert_array_equal(raw.reshape(x.shape), x)
 
 
-@pytest.mark.parametrize(
-    ("stored", "shape"),
-    [((5,), (5,)), ((5, 6), (1, 5, 6)), ((5, 6, 3), (3, 5, 6)), ((3, 5, 6), (3, 5, 6))],
-)
-def test_a_single_input_is_a_batch_of_one(tmp_path, stored, shape):
-    x = RNG.normal(size=stored)
-    np.save(tmp_path / "x.npy", x)
-    names, raw = read(tmp_path / "x.npy", shape)
-    assert names == ["0"]
-    np.testing.assert_array_equal(raw, x[None])
-
-
 @pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.csv"])
 def test_memory_is_that_of_a_batch(tmp_path, name):
     x = np.zeros((4000, 64))  # 2 MB

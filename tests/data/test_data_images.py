@@ -207,13 +207,6 @@ def test_an_odd_exif_block_does_not_cost_a_photograph(tmp_path):
     block = (
         b"Exif\0\0II*\0" + struct.pack("<LH", 8, 2) + maker + held + struct.pack("<LLL", 0, 1, 3)
     )
-    for label in ("cat", "dog"):
-        for i in range(20):
-            odd = bytearray(block)
-            if i:
-                odd[int(RNG.integers(6, len(odd)))] = int(RNG.integers(256))
-            save(tmp_path / label / f"{i}.jpg", (6, 6), exif=bytes(odd))
-    assert load(tmp_path).input_shape == (1, 6, 6)
     save(tmp_path / "lying.jpg", (6, 4), exif=block)
     assert load_image(tmp_path / "lying.jpg").size == (4, 6)
 

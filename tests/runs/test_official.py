@@ -240,11 +240,7 @@ def test_files_that_hold_no_checkpoint_are_refused(tmp_path):
 
 
 def test_other_contents_are_refused_and_a_wrong_size_is_named(saved):
-    for content in (
-        {"model_state_dict": None},
-        [torch.zeros(1)],
-        {"in": torch.zeros(1)},
-    ):
+    for content in ({"model_state_dict": None}, [torch.zeros(1)], {"in": torch.zeros(1)}):
         with pytest.raises(InputError, match="must hold"):
             load_official(saved(content))
     state = dict(layouts()["jem bare"][1])

@@ -183,13 +183,6 @@ def test_gaussian_samples_without_labels_come_at_the_class_frequencies():
     assert (x > 50).double().mean() == pytest.approx(0.2, abs=4 * math.sqrt(0.16 / 5000))
 
 
-def test_gaussian_samples_are_clipped_to_the_bounds():
-    low, high = torch.tensor([-0.5, -1.0, -2.0]), torch.tensor([0.5, 1.0, 2.0])
-    x = gaussian(bounds=(low, high)).sample(500, generator=fresh())
-    assert ((x >= low) & (x <= high)).all()
-    assert (x == low).any()
-
-
 # -- completing: the unknown given the known
 
 

@@ -106,23 +106,6 @@ def test_class_wise_error_is_the_mean_of_the_errors_of_each_class():
     assert ours[0] == pytest.approx(np.mean(each))
 
 
-def test_sets_of_labels_are_measured_as_one_by_one():
-    generator = np.random.default_rng(0)
-    p, labels = generator.dirichlet([1, 1, 1], 50), generator.integers(0, 3, (4, 50))
-    whole, edges = np.ones((1, 50)), equal_width_edges(5)
-    top, correct = p.max(axis=1), p.argmax(axis=1) == labels
-    together = group_by_confidence(top, correct, whole)
-    for row in range(4):
-        alone = group_by_confidence(top, correct[row], whole)
-        assert smooth_error(together)[row] == pytest.approx(smooth_error(alone)[0], abs=1e-12)
-        for figure in (binned_error, maximum_error, debiased_rms_error):
-            expected = figure(bin_totals(alone, edges))[0]
-            assert figure(bin_totals(together, edges))[row] == pytest.approx(expected)
-        assert class_wise_error(p, labels, whole, edges)[row] == pytest.approx(
-            class_wise_error(p, labels[row], whole, edges)[0]
-        )
-
-
 def test_smooth_error_at_the_ends_of_the_range():
     certain = np.array([0.0, 1.0, 1.0])
     right = np.array([False, True, True])

@@ -132,11 +132,3 @@ def test_the_upper_half_of_an_odd_height():
     assert not known[:, 2:].any()
     with pytest.raises(InputError, match="completions are of images"):
         upper_half((13,))
-
-
-def test_a_model_that_draws_nothing_is_refused(model):
-    model.sampler = None
-    with pytest.raises(InputError, match="sampler settings"):
-        completion_accuracy(
-            model, train=part(model, 20, 1), test=part(model, 10, 2), reference=LowerHalf(), seed=0
-        )

@@ -1,7 +1,5 @@
 """Frechet and kernel distance: closed forms, torchmetrics, and how sure they say they are."""
 
-import itertools
-
 import numpy as np
 import pytest
 import torch
@@ -10,9 +8,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
 from jem.evaluation.fidelity.distances import (
-    Moments,
     frechet_distance,
-    gaussian_distance,
     kernel_distance,
 )
 
@@ -26,25 +22,6 @@ def mixed(num, width, seed):
     """Correlated features of unequal scales."""
     mixing = normal(width, width, 100)
     return normal(num, width, seed) @ mixing + torch.arange(width)
-
-
-def test_distance_of_known_gaussians():
-    # Diagonal covariances commute: the sum of (m1 - m2)^2 + (s1 - s2)^2.
-    first = Moments(torch.tensor([1.0, 0.0, 2.0]).double(), torch.diag(torch.tensor([4.0, 1, 9])))
-    second = Moments(torch.tensor([0.0, 0.0, 5.0]).double(), torch.diag(torch.tensor([1.0, 1, 0])))
-    first, second = (Moments(m.mean, m.covariance.double()) for m in (first, second))
-    assert gaussian_distance(first, second) == pytest.approx(1 + 9 + 1 + 0 + 9)
-    assert gaussian_distance(second, first) == pytest.approx(20)
-    # In two dimensions tr sqrt(A) = sqrt(tr A + 2 sqrt(det A)), and the roots need not commute.
-    s1 = torch.tensor([[2.0, 1.0], [1.0, 3.0]]).double()
-    s2 = torch.tensor([[5.0, -1.0], [-1.0, 1.0]]).double()
-    product = s1 @ s2
-    overlap = (product.trace() + 2 * torch.linalg.det(product).sqrt()).sqrt()
-    expected = s1.trace() + s2.trace() - 2 * overlap
-    zero = torch.zeros(2).double()
-    assert gaussian_distance(Moments(zero, s1), Moments(zero, s2)) == pytest.approx(
-        float(expected)
-    )
 
 
 def test_frechet_distance_is_that_of_torchmetrics():
@@ -103,28 +80,3 @@ def test_kernel_distance_is_that_of_torchmetrics():
     errors = {kernel_distance(real, fake, seed=seed).std_error for seed in (0, 1)}
     assert len(errors) == 2
     assert kernel_distance(real, fake, seed=1) == kernel_distance(real, fake, seed=1)
-
-
-def test_kernel_distance_and_its_jackknife_pair_by_pair():
-    real, fake = normal(7, 2, 1).numpy(), normal(5, 2, 2).numpy() + 1  # five groups
-
-    def mmd(x, y):
-        def k(a, b):
-            return (a @ b / 2 + 1) ** 3
-
-        xx = np.mean([k(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j])
-        yy = np.mean([k(y[i], y[j]) for i in range(len(y)) for j in range(len(y)) if i != j])
-        return xx + yy - 2 * np.mean([k(a, b) for a in x for b in y])
-
-    found = kernel_distance(torch.from_numpy(real[:5]), torch.from_numpy(fake))
-    assert found.value == pytest.approx(mmd(real[:5], fake))
-    whole = kernel_distance(torch.from_numpy(real), torch.from_numpy(fake))
-    assert whole.value == pytest.approx(mmd(real, fake))
-    # Five groups of one each: which of the 5! pairings was dealt shows in the error.
-    candidates = []
-    for pairing in itertools.permutations(range(5)):
-        without = np.array(
-            [mmd(np.delete(real[:5], i, 0), np.delete(fake, j, 0)) for i, j in enumerate(pairing)]
-        )
-        candidates.append(np.sqrt(4 / 5 * ((without - without.mean()) ** 2).sum()))
-    assert min(abs(np.array(candidates) - found.std_error)) < 1e-9

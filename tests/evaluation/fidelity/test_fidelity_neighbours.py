@@ -8,7 +8,6 @@ import torch
 
 from jem.evaluation.fidelity.neighbours import (
     diversity,
-    mean_pair_distance,
     nearest_distances,
     prdc,
 )
@@ -73,22 +72,6 @@ def test_nearest_distances_over_batches_are_those_of_all():
     exact = (x[:, None].double() - others.double()).flatten(2).norm(dim=2).amin(dim=1)
     torch.testing.assert_close(found, exact)
     assert found[3] == 0
-
-
-def test_mean_pair_distance_and_its_jackknife():
-    z = normal(12, 3)
-
-    def mean(points):
-        return torch.pdist(points).mean().item()
-
-    found = mean_pair_distance(z)
-    assert found.value == pytest.approx(mean(z))
-    without = np.array([mean(torch.cat([z[:i], z[i + 1 :]])) for i in range(12)])
-    assert found.std_error == pytest.approx(
-        math.sqrt(11 / 12 * ((without - without.mean()) ** 2).sum())
-    )
-    assert mean_pair_distance(torch.ones(5, 2).double()).value == 0
-    assert math.isnan(mean_pair_distance(z[:2]).value)
 
 
 def test_diversity_is_the_mean_ratio_of_spreads_within_classes():
