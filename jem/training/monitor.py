@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -153,10 +153,13 @@ class RunMonitor:
         progress = state.progress
         if progress.iteration % context.recipe.log_every:
             return
-        figures = step_metrics(result, batch, state.model.bounds())
-        figures |= {name: float(value) for name, value in settings.items()}
+        if self.log.path is None and not self.bar.live:  # nobody looks: no wait for the device
+            self._examples = 0
+            return
+        tensors = step_figures(result, batch, state.model.bounds()) | settings
         if context.chains is not None:
-            figures["chain_age"] = float(context.chains.buffer.ages.float().mean())
+            tensors["chain_age"] = context.chains.buffer.ages.float().mean()
+        figures = _read(tensors)
         progress.seconds += context.clock.tick()  # with the lap: they tell of the same time
         spent = context.clock.lap()
         figures["images_per_second"] = self._examples / max(sum(spent.values()), 1e-9)
@@ -188,9 +191,19 @@ class RunMonitor:
                 draw_chains(state.chains.buffer, state.model.bounds("cpu"), self.folder.samples)
 
 
+def _read(figures: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Scalars as numbers: those on a device in one read, which waits for it once."""
+    tensors = {name: value for name, value in figures.items() if isinstance(value, Tensor)}
+    read = torch.stack([value.detach() for value in tensors.values()]).tolist()
+    numbers = dict(zip(tensors, read, strict=True))
+    return {name: float(numbers.get(name, value)) for name, value in figures.items()}
+
+
 @torch.no_grad()
-def step_metrics(result: StepResult, batch: Batch, bounds: Bounds | None) -> dict[str, float]:
-    """Figures of one update; reading them waits for the device.
+def step_figures(
+    result: StepResult, batch: Batch, bounds: Bounds | None
+) -> dict[str, Tensor | float]:
+    """Figures of one update, scalars on its device.
 
     Args:
         result: What the update computed.
@@ -202,22 +215,21 @@ def step_metrics(result: StepResult, batch: Batch, bounds: Bounds | None) -> dic
         spread of their energies and of the data's, the size of the steps and the share of
         components at the bounds.
     """
-    figures = {"loss": float(result.terms.loss)}
-    figures |= {name: float(value) for name, value in result.terms.named.items()}
+    figures: dict[str, Tensor | float] = {"loss": result.terms.loss, **result.terms.named}
     if result.logits.shape[1] > 1:
         right = result.logits.argmax(dim=1) == batch.labels
-        figures["accuracy"] = float(right.float().mean())
+        figures["accuracy"] = right.float().mean()
     proposed, energies = result.proposed, result.energies
     if proposed is None:
         return figures
     for name, values in (("data", energies.data), ("chains", energies.chains)):
         if values is not None:
-            figures[f"energy_{name}"] = float(values.mean())
-            figures[f"energy_{name}_std"] = float(values.std(correction=0))
-    figures["move_rms"] = float((proposed.x - proposed.draw.x).square().mean().sqrt())
+            figures[f"energy_{name}"] = values.mean()
+            figures[f"energy_{name}_std"] = values.std(correction=0)
+    figures["move_rms"] = (proposed.x - proposed.draw.x).square().mean().sqrt()
     low, high = bounds or (-math.inf, math.inf)
     at_bounds = (proposed.x <= low) | (proposed.x >= high)
-    return figures | {"share_at_bounds": float(at_bounds.float().mean())}
+    return figures | {"share_at_bounds": at_bounds.float().mean()}
 
 
 @contextmanager

@@ -127,22 +127,29 @@ def _kept_statistics(model: nn.Module) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def moving_average(decay: float, count: Callable[[], int]) -> Callable[..., None]:
+def moving_average(
+    decay: float, count: Callable[[], int]
+) -> Callable[[list[Tensor], list[Tensor]], None]:
     """Exponential average with decay min(d, (1 + n) / (10 + n)) at update n: no early bias.
 
     Args:
         decay: d, in [0, 1).
-        count: Gives n; torch would hand it over on the device, where a read waits for it.
+        count: Gives n, the updates before this one; at the first the values are taken as they are.
+
+    Returns:
+        A function that changes its first list of tensors, the averages, by its second.
     """
 
     @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+    def update(averaged: list[Tensor], current: list[Tensor]) -> None:
         n = count()
         now = min(decay, (1 + n) / (10 + n))
-        for mean, value in zip(averaged, current, strict=True):
-            if mean.is_floating_point():
-                mean.lerp_(value, 1 - now)
-            else:
+        pairs = list(zip(averaged, current, strict=True))
+        smooth = [(mean, value) for mean, value in pairs if n and mean.is_floating_point()]
+        if smooth:  # all in a few kernels
+            torch._foreach_lerp_([m for m, _ in smooth], [v for _, v in smooth], 1 - now)
+        for mean, value in pairs:
+            if not (n and mean.is_floating_point()):
                 mean.copy_(value)
 
     return update

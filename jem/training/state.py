@@ -54,8 +54,8 @@ class RunState:
         self.model, self.device = model, model.device
         self.chains, self.ranks, recipe = context.chains, context.ranks, context.recipe
         self.optimizer = make_optimizer(recipe, model)
-        average = moving_average(recipe.ema_decay, lambda: int(self._average.n_averaged))
-        self._average = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+        self._average = AveragedModel(model, use_buffers=True)
+        self._update = moving_average(recipe.ema_decay, lambda: int(self._average.n_averaged))
         self.guard: AccuracyGuard | None = None
         self.progress = Progress()
         self._generators = {"augmentation": context.generator}
@@ -68,8 +68,14 @@ class RunState:
         return cast(JEM, self._average.module)
 
     def update_average(self) -> None:
-        """Take the model's weights into the average."""
-        self._average.update_parameters(self.model)
+        """Take the model's weights and statistics into the average."""
+        averaged, current = (
+            [value.detach() for value in (*model.parameters(), *model.buffers())]
+            for model in (self.averaged_model, self.model)
+        )
+        # `AveragedModel.update_parameters` copies its count to the device, and waits for that.
+        self._update(averaged, current)
+        self._average.n_averaged += 1
 
     @property
     def kept_epoch(self) -> int:
