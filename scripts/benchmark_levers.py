@@ -27,6 +27,7 @@ from benchmark_sgld import network_of
 from torch import Tensor, nn
 
 import jem
+from jem.training.probe import seconds_per_update
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
 
@@ -108,7 +109,7 @@ def seconds_of(lever: str, size: str, data: tuple[Tensor, Tensor]) -> float:
     try:
         trainer = jem.Trainer(model, recipe, device="cpu")
         model.network = change_network(model.network)
-        return trainer.seconds_per_iteration(data, FEW)
+        return seconds_per_update(trainer, data, FEW)
     finally:
         torch.set_flush_denormal(False)
 

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 import jem
 from jem import networks
 from jem.sampling.langevin import LangevinStep, sgld_chain
+from jem.training.probe import seconds_per_update
 from jem.training.recipes import RECIPES
 
 STEP_SIZE, NOISE_STD, MOVES = 1.0, 0.01, 5
@@ -198,7 +199,7 @@ def training_table(sizes: tuple[str, ...]) -> str:
                 recipe = replace(RECIPES[name], epochs=1, head="joint")
                 network, _ = network_of(size)
                 trainer = jem.Trainer(jem.JEM(network), recipe, device="cpu")
-                seconds.setdefault(name, []).append(trainer.seconds_per_iteration((x, y), 4))
+                seconds.setdefault(name, []).append(seconds_per_update(trainer, (x, y), 4))
         for name, taken in seconds.items():
             ratio = statistics.median(a / b for a, b in zip(taken, seconds["plain"], strict=True))
             milliseconds = 1000 * statistics.median(taken)

@@ -207,11 +207,12 @@ def control_recipe(recipe: Recipe) -> Recipe:
 
 
 def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path) -> None:
+    from jem.training.probe import seconds_per_update
     from jem.training.trainer import Trainer
 
     model = _make_model(config, splits)
     trainer = Trainer(model, config.recipe, seed=config.seed, device=flags.device)
-    seconds = trainer.seconds_per_iteration(splits.train)
+    seconds = seconds_per_update(trainer, splits.train)
     resolved = config.metadata() | {"seed": config.seed, "recipe": asdict(config.recipe)}
     print(json.dumps(resolved, indent=2))
     print(splits.describe())

@@ -39,7 +39,8 @@ from jem.networks import NetworkFactory, make_network
 from jem.training.probe import check_network
 from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
-from jem.training.trainer import FitResult, Trainer
+from jem.training.state import FitResult
+from jem.training.trainer import Trainer
 
 Array = npt.NDArray[Any]
 

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import statistics
+import time
 from copy import deepcopy
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from jem.checks import check_labels, refuse
-from jem.data.batches import augment
+from jem.data.batches import as_part, augment
 from jem.errors import InputError
 from jem.model import JEM, check_no_softmax, evaluation_mode
 from jem.objectives import NEEDS, Objective
 from jem.sampling.langevin import energy_and_gradient
-from jem.training.process import lowered
+from jem.training.process import isolated_randomness, lowered
 from jem.training.recipe import ResolvedRecipe
+from jem.training.safeguards import Diverged
+
+if TYPE_CHECKING:
+    from jem.training.trainer import Trainer
 
 
 def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
@@ -94,3 +103,28 @@ def probe(
                 f"differentiable, without `torch.no_grad` or changes in place "
                 f"({str(error).splitlines()[0]})"
             ) from error
+
+
+def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:  # noqa: ANN401
+    """Time a few updates, to estimate a run; they train the model, nothing is written.
+
+    Args:
+        trainer: The trainer, before `fit`.
+        train: Training examples, as `Trainer.fit` takes them.
+        updates: How many are timed; as many go before them to warm up.
+
+    Returns:
+        Seconds of one update, the median.
+    """
+    with isolated_randomness(trainer.device), torch.enable_grad():
+        trainer.prepare(as_part(train))
+        trainer.model.train(not trainer.recipe.freeze_norm_and_dropout)
+        batches = trainer.batches.epoch(0, 0, generator=trainer.context.generator)
+        ends = [time.perf_counter()]
+        for batch in itertools.islice(itertools.cycle(batches), 2 * updates):
+            with contextlib.suppress(Diverged):  # an update that is refused costs as much
+                trainer.train_step(batch)
+            if trainer.device.type != "cpu":
+                torch.accelerator.synchronize(trainer.device)  # else only launches are timed
+            ends.append(time.perf_counter())
+    return statistics.median(b - a for a, b in itertools.pairwise(ends[updates:]))

@@ -22,6 +22,10 @@ MAX_RECOVERIES = 5
 """Recoveries from divergence before a run gives up."""
 
 
+class Diverged(Exception):  # noqa: N818
+    """An update that must not be applied; the loop goes back to a checkpoint."""
+
+
 def is_healthy(result: StepResult, grad_norm: Tensor, max_energy_gap: float) -> Tensor:
     """Whether an update may be applied: everything finite, data and chains not torn apart.
 

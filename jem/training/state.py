@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
@@ -40,6 +40,28 @@ class Progress:
     rolled_back_to: int = -1
     seconds: float = 0.0
     log_position: int = 0
+
+
+@dataclass
+class FitResult:
+    """What `Trainer.fit` did.
+
+    Attributes:
+        seconds: Wall-clock time of training, interruptions left out.
+        iterations: Parameter updates.
+        recoveries: Times that training diverged and went back to a checkpoint.
+        epochs: Metrics of each epoch trained by this call.
+        as_given: Why the model is as it was given, with no update made or no epoch within
+            `accuracy_margin`; empty if it was trained.
+        kept_epoch: Epoch, from 1, whose averaged weights the model holds.
+    """
+
+    seconds: float
+    iterations: int
+    recoveries: int
+    epochs: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    as_given: str = ""
+    kept_epoch: int = 0
 
 
 class RunState:

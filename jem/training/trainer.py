@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import statistics
-import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +36,15 @@ from jem.training.process import (
 from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
 from jem.training.recovery import Recovery
-from jem.training.safeguards import check_validation, is_healthy, mask_gradients, validate
+from jem.training.safeguards import (
+    Diverged,
+    check_validation,
+    is_healthy,
+    mask_gradients,
+    validate,
+)
 from jem.training.setup import build
-from jem.training.state import RunState, identity
+from jem.training.state import FitResult, RunState, identity
 from jem.training.steps import StepResult, sam_backward, take_step
 
 FLAG_EVERY = 50
@@ -51,32 +53,6 @@ FLAG_EVERY = 50
 Data = Any  # a torch Dataset of (x, y), or a pair of tensors
 Metrics = dict[str, Any]
 OnEpoch = Callable[[Metrics], bool | None]
-
-
-@dataclass
-class FitResult:
-    """What `Trainer.fit` did.
-
-    Attributes:
-        seconds: Wall-clock time of training, interruptions left out.
-        iterations: Parameter updates.
-        recoveries: Times that training diverged and went back to a checkpoint.
-        epochs: Metrics of each epoch trained by this call.
-        as_given: Why the model is as it was given, with no update made or no epoch within
-            `accuracy_margin`; empty if it was trained.
-        kept_epoch: Epoch, from 1, whose averaged weights the model holds.
-    """
-
-    seconds: float
-    iterations: int
-    recoveries: int
-    epochs: list[Metrics] = field(default_factory=list, repr=False)
-    as_given: str = ""
-    kept_epoch: int = 0
-
-
-class _Diverged(Exception):  # noqa: N818
-    """An update that must not be applied; the loop goes back to a checkpoint."""
 
 
 class Trainer:
@@ -182,7 +158,7 @@ class Trainer:
             resume = self.ranks.agree(resume)
             stack.enter_context(isolated_randomness(self.device))
             stack.enter_context(torch.enable_grad())
-            self._prepare(train)
+            self.prepare(train)
             self.state.guard = check_validation(self.model, self.context.recipe, valid, self.ranks)
             written = self.folder if self.ranks.first else None
             stack.enter_context(self.monitor.open(written, self.total_iterations))
@@ -209,7 +185,7 @@ class Trainer:
             try:
                 self.fit_epoch(epoch, self.state.progress.iteration - epoch * len(self.batches))
                 self._require_clean()
-            except _Diverged:
+            except Diverged:
                 self.recovery.go_back()
                 self._clean.fill_(True)
                 continue
@@ -283,7 +259,7 @@ class Trainer:
         proposed = result.proposed
         if self.device.type == "cpu":
             if not healthy:
-                raise _Diverged
+                raise Diverged
         else:
             mask_gradients(self.model, healthy)
             self._clean &= healthy
@@ -300,7 +276,7 @@ class Trainer:
 
     def _require_clean(self) -> None:
         if not self._clean:
-            raise _Diverged
+            raise Diverged
 
     def _end_epoch(self, valid: Data | None) -> Metrics:
         """Validate the average, and record the epoch."""
@@ -325,7 +301,7 @@ class Trainer:
 
     # -- beginning and end ------------------------------------------------------------------------
 
-    def _prepare(self, train: Data) -> None:
+    def prepare(self, train: Data) -> None:
         """Make what follows from model, recipe, data and seed; a resumed run makes it again."""
         torch.manual_seed(derive_seed(self.ranks.seed(self.seed), "dropout") % 2**32)
         self.context, self.batches = build(
@@ -415,26 +391,3 @@ class Trainer:
             f"stopped at iteration {self.state.progress.iteration} of {self.total_iterations}; "
             f"{saved}"
         )
-
-    def seconds_per_iteration(self, train: Data, iterations: int = 8) -> float:
-        """Time a few updates, to estimate a run; they train the model, nothing is written.
-
-        Args:
-            train: Training examples, as `fit` takes them.
-            iterations: How many are timed; as many go before them to warm up.
-
-        Returns:
-            Seconds of one update, the median.
-        """
-        with isolated_randomness(self.device), torch.enable_grad():
-            self._prepare(as_part(train))
-            self.model.train(not self.recipe.freeze_norm_and_dropout)
-            batches = self.batches.epoch(0, 0, generator=self.context.generator)
-            ends = [time.perf_counter()]
-            for batch in itertools.islice(itertools.cycle(batches), 2 * iterations):
-                with contextlib.suppress(_Diverged):  # an update that is refused costs as much
-                    self.train_step(batch)
-                if self.device.type != "cpu":
-                    torch.accelerator.synchronize(self.device)  # else only launches are timed
-                ends.append(time.perf_counter())
-        return statistics.median(b - a for a, b in itertools.pairwise(ends[iterations:]))

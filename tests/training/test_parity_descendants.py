@@ -314,7 +314,7 @@ def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(
         nets[passes] = small_net()
         model = JEM(nets[passes], domain=(-1.0, 1.0))
         trainer = Trainer(model, recipe, device="cpu")
-        trainer._prepare(torch.utils.data.TensorDataset(*images(8)))
+        trainer.prepare(torch.utils.data.TensorDataset(*images(8)))
         method = trainer.context
         x, y = images(8)
         batch = Batch(x, y, images(8, seed=9)[0])

@@ -13,6 +13,7 @@ from jem.data import LazyPart
 from jem.errors import InputError
 from jem.model import JEM
 from jem.training import setup as problem
+from jem.training.probe import seconds_per_update
 from jem.training.process import Processes, isolated_randomness
 from jem.training.recipe import Recipe
 from jem.training.setup import build, examples_of
@@ -257,4 +258,4 @@ def test_a_network_without_gradients_may_be_measured_as_it_is():
 def test_a_run_is_estimated_where_gradients_are_off():
     with torch.no_grad():
         trainer = Trainer(model_of(), SMALL, device="cpu")
-        assert trainer.seconds_per_iteration(blobs(), iterations=1) > 0
+        assert seconds_per_update(trainer, blobs(), updates=1) > 0

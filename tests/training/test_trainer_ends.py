@@ -14,6 +14,7 @@ from jem import networks
 from jem.errors import TrainingInterrupted
 from jem.model import JEM
 from jem.training.monitor import read_metrics
+from jem.training.probe import seconds_per_update
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES, recipe_from
 from jem.training.trainer import Trainer
@@ -51,7 +52,7 @@ def test_one_trainer_settles_afresh_for_other_data():
     trainer = Trainer(model_of(), replace(SMALL, epochs=None), device="cpu")
     trainer.model.domain = torch.tensor(-1.0), torch.tensor(1.0)
     for count, epochs in ((32, 100), (4096, 8)):
-        trainer.seconds_per_iteration(blobs(count), iterations=1)
+        seconds_per_update(trainer, blobs(count), updates=1)
         assert trainer.recipe.epochs == trainer.num_epochs == epochs
 
 
@@ -106,7 +107,7 @@ def test_no_epoch_keeps_the_network_as_given_and_what_it_needs(tmp_path, name, c
     again = model_of(seed=4)
     Trainer(again, recipe, run_dir=run, device="cpu").fit(blobs(), resume=True)
     assert_same_bits(before, weights(again))
-    assert trainer.seconds_per_iteration(blobs(), iterations=1) > 0
+    assert seconds_per_update(trainer, blobs(), updates=1) > 0
 
 
 # -- a callback that has seen enough --------------------------------------------------------------
