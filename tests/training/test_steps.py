@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-import jem
 from jem import networks
 from jem.model import JEM
-from jem.sampling import GaussianBase, MixtureBase, ReplayBuffer, UniformBase
+from jem.sampling import ReplayBuffer, UniformBase
 from jem.sampling.buffer import PersistentChains
 from jem.sampling.langevin import LangevinStep
 from jem.training.recipe import Recipe
@@ -44,7 +43,7 @@ def _float64():
 
 
 class LooksAtMode(nn.Module):
-    """A person's own module that does something else in training."""
+    """Your own module, which does something else in training."""
 
     def forward(self, x):
         return 1.3 * x if self.training else x
@@ -293,8 +292,7 @@ ANY_NETWORK = pytest.mark.parametrize("kind", list(NETWORKS))
 
 @BOTH
 @pytest.mark.parametrize("kind", ["plain", "batch norm"])
-@pytest.mark.parametrize("streams", ["shared", "separate"])
-@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(("streams", "conditional"), [("shared", False), ("separate", True)])
 def test_outliers_enter_the_loss_and_leave_chains_alone(step, kind, streams, conditional):
     recipe = make_recipe(step, class_conditional_chains=conditional, outlier_margin=0.5)
     batch, network = make_batch(streams), NETWORKS[kind]()
@@ -316,55 +314,10 @@ def test_steps_equal_the_reference_for_every_kind_of_network(step, kind, streams
 
 
 @BOTH
-@pytest.mark.parametrize("kind", ["plain", "batch norm"])
-@pytest.mark.parametrize(("num_steps", "extra"), [(1, 0), (2, 0), (3, 0), (1, 1), (2, 3)])
-def test_steps_make_k_moves_and_the_extra_ones(step, kind, num_steps, extra):
-    recipe = make_recipe(step, num_steps=num_steps)
-    check_step(recipe, NETWORKS[kind](), make_batch(), extra_steps=extra)
-
-
-PENALTIES = {
-    "energy l2": {"energy_l2": 0.3},
-    "mean_energy_l2": {"mean_energy_l2": 0.4},
-    "gap_limit": {"gap_limit": 0.5},
-    "gap_limit at its floor": {"gap_limit": 1e-9},
-    "all": {"energy_l2": 0.2, "mean_energy_l2": 0.1, "gap_limit": 2.0, "label_smoothing": 0.1},
-}
-MOVES = {
-    "clamped": {"langevin_grad_clamp": 0.02},
-    "capped": {"max_rms": 0.01},
-    "clipped": {"clip_to_domain": True, "step_size": 30.0},
-    "all": {"langevin_grad_clamp": 0.02, "max_rms": 0.03, "clip_to_domain": True},
-    "no noise": {"noise_std": 0.0},
-}
-
-
-@BOTH
-@pytest.mark.parametrize("changes", PENALTIES.values(), ids=PENALTIES)
-@pytest.mark.parametrize("conditional", [False, True])
-def test_steps_equal_the_reference_under_every_penalty(step, changes, conditional):
-    recipe = make_recipe(step, class_conditional_chains=conditional, **changes)
-    check_step(recipe, NETWORKS["plain"](), make_batch(), weight=0.7)
-
-
-@BOTH
-@pytest.mark.parametrize("changes", MOVES.values(), ids=MOVES)
-def test_steps_equal_the_reference_for_every_kind_of_move(step, changes):
-    check_step(make_recipe(step, **changes), NETWORKS["plain"](), make_batch())
-
-
-@BOTH
 def test_steps_weigh_classes_and_smooth_labels(step):
     recipe = make_recipe(step, label_smoothing=0.2)
     weights = torch.tensor([0.5, 2.0, 1.0])
     check_step(recipe, NETWORKS["plain"](), make_batch(count=7), class_weight=weights)
-
-
-@pytest.mark.parametrize("num_chains", [1, 3, 9])
-@pytest.mark.parametrize("streams", ["shared", "separate"])
-def test_chains_may_be_more_or_fewer_than_data(num_chains, streams):
-    recipe = make_recipe(num_chains=num_chains)
-    check_step(recipe, NETWORKS["plain"](), make_batch(streams, count=4, other=2))
 
 
 def test_the_last_layer_alone_may_be_trained():
@@ -378,7 +331,7 @@ def test_the_last_layer_alone_may_be_trained():
 @BOTH
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_mode_of_every_submodule_comes_back(step, frozen):
-    """A batch norm that a person froze stays frozen, and its statistics stay."""
+    """A batch norm that you froze stays frozen, and its statistics stay."""
     network = NETWORKS["both"]()
     norm = network.body[1]
     norm.training = not frozen
@@ -418,7 +371,7 @@ FLAGS = st.fixed_dictionaries(
         "reinit_prob": st.sampled_from([0.0, 0.5, 1.0]),
         "energy_l2": st.sampled_from([0.0, 0.03, 1.0]),
         "mean_energy_l2": st.sampled_from([0.0, 0.5]),
-        "gap_limit": st.sampled_from([None, 0.1, 10.0]),
+        "gap_limit": st.sampled_from([None, 1e-9, 0.1, 10.0]),
         "label_smoothing": st.sampled_from([0.0, 0.1]),
     }
 )
@@ -449,16 +402,7 @@ def test_any_recipe_equals_the_reference(flags, kind, streams, num_classes, weig
 @pytest.mark.parametrize("num_steps", [1, 2])
 def test_a_loss_that_does_not_see_the_chains_moves_them_by_noise_alone(kind, num_steps):
     """Weight 0 and no penalty: the free gradient is 0, not NaN. The K - 1 other moves are real."""
-    recipe = make_recipe(num_steps=num_steps)
-    network = NETWORKS[kind]()
-    twin = copy.deepcopy(network)
-    one, other = (make_negatives(recipe) for _ in range(2))
-    moved = take_step(JEM(network), make_batch(), context_of(recipe, one), 0.0, 0).proposed
-    x = other.draw().x
-    for _ in range(num_steps - 1):
-        x = move_by_hand(x, energy_gradient(twin, x, None)[1], other, other.generator)
-    close(moved.x, x + 0.05 * torch.randn(x.shape, generator=other.generator))
-    assert bool(moved.x.isfinite().all())
+    check_step(make_recipe(num_steps=num_steps), NETWORKS[kind](), make_batch(), weight=0.0)
 
 
 def test_cotangents_of_both_signs_give_the_same_gradients():
@@ -475,50 +419,16 @@ def test_cotangents_of_both_signs_give_the_same_gradients():
     close(outcome.energies.chains.grad, cotangents)
 
 
-def gradient_from(cotangent, grad, **options):
-    """`input_gradient` after a backward pass that gave each energy the cotangent asked for."""
-    x = torch.randn(len(cotangent), 3).requires_grad_()
+def test_input_gradient_divides_by_the_cotangent_or_by_a_floor():
+    """Whatever its sign and size; a row that the loss does not see gets 0, never NaN."""
+    grad = torch.randn(8, 3)
+    cotangent = torch.tensor([1.0, -1.0, 2.5, -1e-8, -1e-25, 0.0, 1e-31, -1e-31])
+    x = torch.randn(8, 3).requires_grad_()
     energy = (x * grad).sum(1)
     energy.retain_grad()
     (energy * cotangent).sum().backward()
-    return input_gradient(x, energy, **options)
-
-
-def test_input_gradient_divides_by_the_cotangent_whatever_its_sign_and_size():
-    grad = torch.randn(7, 3)
-    cotangent = torch.tensor([1.0, -1.0, 2.5, -0.3, 1e-8, -1e-8, -1e-25])
-    close(gradient_from(cotangent, grad), grad)
-
-
-def test_input_gradient_is_zero_where_the_loss_does_not_look():
-    grad = torch.randn(3, 3)
-    found = gradient_from(torch.tensor([0.0, -0.0, -2.0]), grad)
-    assert torch.equal(found[:2], torch.zeros(2, 3))
-    close(found[2], grad[2])
-
-
-def test_input_gradient_below_the_floor_shrinks_and_keeps_its_sign():
-    grad = torch.randn(3, 3)
-    found = gradient_from(torch.tensor([1e-4, -1e-4, -0.5]), grad, floor=1e-2)
-    close(found, grad * torch.tensor([[1e-2], [1e-2], [1.0]]))
-
-
-def test_input_gradient_broadcasts_over_any_shape():
-    x = torch.randn(2, 1, 3, 4).requires_grad_()
-    energy = x.square().sum((1, 2, 3)) / 2
-    energy.retain_grad()
-    (energy * torch.tensor([-3.0, 0.2])).sum().backward()
-    close(input_gradient(x, energy), x.detach())
-
-
-@pytest.mark.parametrize("missing", ["x", "energy"])
-def test_input_gradient_wants_a_backward_pass(missing):
-    x = torch.randn(2, 3).requires_grad_()
-    energy = x.sum(1)
-    if missing == "energy":
-        energy.sum().backward()  # its gradient was not retained
-    with pytest.raises(RuntimeError, match="backward"):
-        input_gradient(x, energy.detach() if missing == "energy" else energy)
+    scale = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.1, 0.1])
+    close(input_gradient(x, energy), grad * scale[:, None])
 
 
 # -- one forward or two ---------------------------------------------------------------------------
@@ -537,35 +447,6 @@ def test_one_forward_only_where_modes_do_not_matter(kind, streams):
         assert seen == [(True, data + 7)]
 
 
-@ANY_NETWORK
-@pytest.mark.parametrize("streams", ["shared", "separate"])
-def test_chains_do_not_touch_data_nor_each_other(kind, streams):
-    """Logits and statistics of data are those of a data-only forward; a chain's are its own."""
-    network = NETWORKS[kind]()
-    twin = copy.deepcopy(network)
-    batch, chains = make_batch(streams), inputs(7, 1) * 50
-    torch.manual_seed(GLOBAL_SEED)
-    logits, logits_data, logits_negative = joint_forward(JEM(network), batch, chains)
-    torch.manual_seed(GLOBAL_SEED)
-    if streams == "shared":
-        expected = expected_data = twin(batch.x)
-    else:
-        both = twin(torch.cat([batch.x, batch.x_data]))
-        expected, expected_data = both[:6], both[6:]
-    close(logits, expected)
-    close(logits_data, expected_data)
-    for (name, ours), theirs in zip(network.named_buffers(), twin.buffers(), strict=True):
-        assert name  # running mean, variance and count
-        close(ours, theirs)
-    twin.eval()
-    close(logits_negative, torch.cat([twin(row[None]) for row in chains]))
-
-
-def test_shared_streams_share_their_logits():
-    logits, logits_data, _ = joint_forward(JEM(NETWORKS["plain"]()), make_batch(), inputs(7, 1))
-    assert logits is logits_data
-
-
 class Subclass(nn.Linear):
     def forward(self, x):
         return super().forward(x) * (2 if self.training else 1)
@@ -576,48 +457,31 @@ class CallsFunctionalDropout(nn.Module):
         return F.dropout(x, 0.5, self.training)
 
 
-def tiny_resnet(**options):
-    return networks.wide_resnet((1, 8, 8), 3, depth=10, width=1, **options)
-
-
 MODE_FREE = {
-    "linear": lambda: nn.Linear(2, 2),
-    "mlp": lambda: networks.mlp((2,), 3),
     "mlp, factored": lambda: networks.mlp((2,), 3, head="factored"),
     "small_cnn": lambda: networks.small_cnn((1, 8, 8), 3, width=4),
-    "wide_resnet": tiny_resnet,
-    "wide_resnet, group": lambda: tiny_resnet(norm="group"),
+    "wide_resnet": lambda: networks.wide_resnet((1, 8, 8), 3, depth=10, width=1, norm="group"),
     "no dropout": lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0), nn.Dropout2d(0.0)),
-    "layer norm": lambda: nn.Sequential(nn.LayerNorm(2), nn.GELU()),
-}  # fmt: skip
+}
 MODE_BOUND = {
     "mlp, dropout": lambda: networks.mlp((2,), 3, dropout=0.1),
-    "wide_resnet, batch": lambda: tiny_resnet(norm="batch"),
-    "wide_resnet, dropout": lambda: tiny_resnet(dropout=0.1),
-    "batch norm": lambda: nn.BatchNorm1d(2),
-    "instance norm": lambda: nn.InstanceNorm2d(2, track_running_stats=True),
-    "synchronised batch norm": lambda: nn.SyncBatchNorm(2),
-    "alpha dropout": lambda: nn.AlphaDropout(0.1),
-    "random ReLU": nn.RReLU,
+    "wide_resnet": lambda: networks.wide_resnet((1, 8, 8), 3, depth=10, width=1, norm="batch"),
     "own module": LooksAtMode,
     "subclass": lambda: Subclass(2, 2),
     "functional": CallsFunctionalDropout,
-    "attention": lambda: nn.TransformerEncoderLayer(4, 2),
-    "one deep inside": lambda: nn.Sequential(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.1))),
     "parametrised": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("make", MODE_FREE.values(), ids=MODE_FREE)
-@pytest.mark.parametrize("training", [True, False])
-def test_known_modules_do_not_depend_on_the_mode(make, training):
-    assert not depends_on_mode(make().train(training))
+def test_known_modules_do_not_depend_on_the_mode(make):
+    assert not depends_on_mode(make())
 
 
 @pytest.mark.parametrize("make", MODE_BOUND.values(), ids=MODE_BOUND)
-@pytest.mark.parametrize("training", [True, False])
-def test_whatever_may_depend_on_the_mode_is_not_trusted(make, training):
-    assert depends_on_mode(make().train(training))
+def test_whatever_may_depend_on_the_mode_is_not_trusted(make):
+    assert depends_on_mode(make())
+    assert depends_on_mode(make().eval())
 
 
 @pytest.mark.parametrize("kind", ["plain", "batch norm"])
@@ -637,36 +501,14 @@ def test_spectral_norm_by_hook_is_harmless(kind):
 # -- plain and classic, by hand -------------------------------------------------------------------
 
 
-def linear_model(weight, bias=None):
-    network = nn.Linear(len(weight[0]), len(weight), bias=bias is not None)
-    network.weight.data = torch.tensor(weight)
-    if bias is not None:
-        network.bias.data = torch.tensor(bias)
-    return JEM(network)
-
-
-def test_plain_step_is_cross_entropy_by_hand():
-    model = linear_model([[1.0, 0.0], [0.0, 1.0]])
-    x, y = torch.tensor([[0.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
-    outcome = take_step(
-        model, Batch(x, y, x), context_of(Recipe(objective="none", label_smoothing=0.0)), 123.0, 4
-    )
-    p = torch.tensor([[0.5, 0.5], [1 / (1 + torch.e**-2), 1 / (1 + torch.e**2)]])
-    close(outcome.terms.loss.detach(), -(p[0, 0].log() + p[1, 1].log()) / 2)
-    grad = (p - torch.eye(2)).T @ x / 2  # mean over the batch of (p - onehot) x
-    close(model.network.weight.grad, grad)
-    close(outcome.logits.detach(), x)
-    assert outcome.energies.chains is None
-    assert outcome.proposed is None
-
-
 @pytest.mark.parametrize("kind", ["batch norm", "dropout"])
 def test_plain_step_is_a_usual_training_step(kind):
     network = NETWORKS[kind]()
     twin = copy.deepcopy(network)
     batch = make_batch()
     torch.manual_seed(GLOBAL_SEED)
-    take_step(JEM(network), batch, context_of(make_recipe("plain")), 0.0, 0)
+    outcome = take_step(JEM(network), batch, context_of(make_recipe("plain")), 123.0, 4)
+    assert outcome.energies.chains is outcome.proposed is None
     torch.manual_seed(GLOBAL_SEED)
     F.cross_entropy(twin(batch.x), batch.labels).backward()
     for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
@@ -675,22 +517,18 @@ def test_plain_step_is_a_usual_training_step(kind):
         close(ours, theirs)
 
 
-def negatives_at(x, **move):
-    step = LangevinStep(**({"step_size": 0.5, "noise_std": 0.0} | move))
-    shape = tuple(x.shape[1:])
-    return PersistentChains(
-        ReplayBuffer(x.clone()), UniformBase(-1.0, 1.0, shape), len(x), 0.0, False, step, None,
-        torch.Generator().manual_seed(1),
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize(("step", "scored"), [("classic", 3), ("fused", 2)])
 def test_generative_steps_by_hand_on_a_linear_energy(step, scored):
     """E(x) = -w.x: every move adds step_size * w; the loss is w.(chains - data) * weight."""
     w = torch.tensor([2.0, -1.0])
-    model = linear_model([[2.0, -1.0]])
+    model = JEM(nn.Linear(2, 1, bias=False))
+    model.network.weight.data = w[None]
     data, chains = torch.tensor([[1.0, 1.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [4.0, 2.0]])
-    method = context_of(make_recipe(step, num_steps=3), negatives_at(chains))
+    negatives = PersistentChains(
+        ReplayBuffer(chains.clone()), UniformBase(-1.0, 1.0, (2,)), 2, 0.0, False,
+        LangevinStep(0.5, 0.0), None, torch.Generator().manual_seed(1),
+    )  # fmt: skip
+    method = context_of(make_recipe(step, num_steps=3), negatives)
     outcome = take_step(model, Batch(data, torch.tensor([0, 0]), data), method, 0.25, 0)
     start = chains[outcome.proposed.draw.indices]
     close(outcome.proposed.x, start + 3 * 0.5 * w)
@@ -701,59 +539,6 @@ def test_generative_steps_by_hand_on_a_linear_energy(step, scored):
     close(outcome.terms.loss.detach(), 0.25 * (w @ difference))
     close(model.network.weight.grad, 0.25 * difference[None])
     assert outcome.terms.named["gap"].item() == pytest.approx(-(w @ difference).item())
-
-
-@pytest.mark.parametrize(("step", "scored"), [("classic", 2), ("fused", 1)])
-def test_generative_steps_by_hand_on_a_gaussian_energy(step, scored):
-    """E(x) = |x|^2 / 2: every move multiplies by 1 - step_size; a wrong sign would not."""
-
-    class Gaussian(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.scale = nn.Parameter(torch.tensor(1.0))
-
-        def forward(self, x):
-            return -self.scale * x.square().sum(1, keepdim=True) / 2
-
-    model = JEM(Gaussian())
-    data, chains = torch.tensor([[1.0, 1.0]]), torch.tensor([[2.0, 4.0], [-8.0, 0.0]])
-    method = context_of(make_recipe(step, num_steps=2), negatives_at(chains, step_size=0.25))
-    outcome = take_step(model, Batch(data, torch.tensor([0]), data), method, 1.0, 0)
-    start = chains[outcome.proposed.draw.indices]
-    close(outcome.proposed.x, start * 0.75**2)
-    half_square = (start * 0.75**scored).square().sum(1) / 2
-    close(outcome.energies.chains.detach(), half_square)
-    close(model.network.scale.grad, 1.0 - half_square.mean())
-
-
-@BOTH
-def test_one_chain_moves_as_it_does_among_many(step):
-    """Catches a mean where a sum belongs: the move must not shrink with the number of chains."""
-    x = inputs(4, 2)
-    network, batch = NETWORKS["plain"](), make_batch()
-    ends = {}
-    for rows in ([0, 1, 2, 3], [2]):
-        method = context_of(make_recipe(step, num_steps=2), negatives_at(x[rows]))
-        moved = take_step(JEM(network), batch, method, 1.0, 0).proposed
-        for index, end in zip(moved.draw.indices.tolist(), moved.x, strict=True):
-            ends.setdefault(rows[index], []).append(end)
-    close(ends[2][0], ends[2][1])
-
-
-@pytest.mark.parametrize("kind", ["plain", "batch norm"])
-@BOTH
-def test_steps_add_to_gradients_and_draw_nothing_from_the_global_generator(step, kind):
-    network = NETWORKS[kind]()
-    twin = copy.deepcopy(network)
-    for p in network.parameters():
-        p.grad = torch.ones_like(p)
-    before = torch.get_rng_state()
-    for net in (network, twin):
-        recipe = make_recipe(step)
-        take_step(JEM(net), make_batch(), context_of(recipe, make_negatives(recipe)), 1.0, 0)
-    assert torch.equal(before, torch.get_rng_state())
-    for ours, theirs in zip(network.parameters(), twin.parameters(), strict=True):
-        close(ours.grad, theirs.grad + 1)
 
 
 @BOTH
@@ -769,7 +554,7 @@ def test_steps_work_with_chains_in_single_precision(step):
     close(outcome.proposed.x, outcome.proposed.draw.x - 2.0 * grad, rtol=1e-5, atol=1e-6)
 
 
-# -- factored heads, one class, starts of every kind ----------------------------------------------
+# -- factored heads, and from one iteration to the next ------------------------------------------
 
 
 @BOTH
@@ -786,77 +571,6 @@ def test_cross_entropy_has_no_gradient_through_a_factored_density(step):
     close(alone[-1], torch.zeros_like(alone[-1]))
     close(together[:-1], alone[:-1])
     assert together[-1].abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("head", ["joint", "factored"])
-@pytest.mark.parametrize("conditional", [False, True])
-@pytest.mark.parametrize("step", list(KINDS))
-def test_one_class_has_no_cross_entropy(step, conditional, head):
-    network = convolutional(num_classes=1, head=head)
-    recipe = make_recipe(step, class_conditional_chains=conditional)
-    batch = make_batch(num_classes=1)
-    negatives = make_negatives(recipe, num_classes=1)
-    outcome = take_step(JEM(network), batch, context_of(recipe, negatives), 1.0, 0)
-    assert outcome.terms.named["cross_entropy"].item() == 0.0
-    grads = [p.grad for p in network.parameters()]
-    if step == "plain":
-        assert all(bool((g == 0).all()) for g in grads)
-    else:
-        assert max(g.abs().max().item() for g in grads) > 1e-3
-
-
-@pytest.mark.parametrize("step", list(KINDS))
-def test_one_class_trains(step):
-    """K = 1 end to end: the density learns where data are; cross-entropy is 0 all along."""
-
-    class Recording(jem.Trainer):
-        losses = ()
-
-        def train_step(self, batch):
-            outcome = super().train_step(batch)
-            self.losses = (*self.losses, outcome.terms.named["cross_entropy"].item())
-            return outcome
-
-    torch.set_default_dtype(torch.float32)
-    torch.manual_seed(0)
-    x = torch.randn(256, 2) * 0.1 + torch.tensor([0.8, -0.8])
-    recipe = Recipe(
-        **KINDS[step], epochs=15, batch_size=32, num_chains=32, learning_rate=3e-3, step_size=0.1,
-        noise_std=0.05, generative_weight=1.0, ema_decay=0.0,
-    )  # fmt: skip
-    model = JEM(networks.mlp((2,), 1, width=16, depth=1), domain=(-1.5, 1.5))
-    first = [p.detach().clone() for p in model.parameters()]
-    trainer = Recording(model, recipe, device="cpu")
-    result = trainer.fit((x, torch.zeros(256, dtype=torch.int64)))
-    assert result.recoveries == 0
-    assert len(trainer.losses) == 120
-    assert set(trainer.losses) == {0.0}
-    changed = [
-        not torch.equal(p, before) for p, before in zip(model.parameters(), first, strict=True)
-    ]
-    assert not any(changed) if step == "plain" else all(changed)
-    if step != "plain":
-        corner = torch.tensor([[-0.8, 0.8]])
-        gained = model.log_density(x).mean() - model.log_density(corner).mean()
-        assert gained > 1
-
-
-@BOTH
-@pytest.mark.parametrize("conditional", [False, True])
-def test_restarted_chains_of_any_start_take_part(step, conditional):
-    x, labels = inputs(30, 5), torch.arange(30) % NUM_CLASSES
-    gaussian = GaussianBase.fit(x, labels, NUM_CLASSES, rank=2)
-    init = MixtureBase([UniformBase(-1.0, 1.0, SHAPE), gaussian], [1.0, 1.0])
-    recipe = make_recipe(step, class_conditional_chains=conditional, reinit_prob=1.0)
-    negatives = make_negatives(recipe)
-    negatives.init = init
-    outcome = take_step(
-        JEM(NETWORKS["plain"]()), make_batch(), context_of(recipe, negatives), 1.0, 0
-    )
-    draw = outcome.proposed.draw
-    assert bool((draw.ages == 0).all())
-    assert not torch.equal(draw.x, negatives.buffer.chains[draw.indices])
-    assert bool(outcome.proposed.x.isfinite().all())
 
 
 @pytest.mark.parametrize(
