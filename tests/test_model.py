@@ -238,7 +238,6 @@ def test_class_indices_of_inference_mode_do_not_stop_gradients():
     [
         lambda p: p.flatten(1),
         lambda p: p[:, :, 0, 0],
-        lambda p: p.permute(0, 2, 3, 1).reshape(len(p), -1),
         lambda p: p.double().flatten(1).float().clone(),
     ],
 )

@@ -42,12 +42,6 @@ def test_letters_look_like_digits_in_brightness_and_place():
         assert abs((along * torch.arange(8.0)).sum() / mass.sum() - 3.5) < 0.5
 
 
-def test_quarter_turns():
-    assert torch.equal(rotations(DIGITS.test.x[:40], 4), DIGITS.test.x[:40])
-    assert torch.equal(rotations(rotations(DIGITS.test.x[:40])), DIGITS.test.x[:40].flip(2, 3))
-    assert rotations(torch.zeros(2, 1, 4, 6)).shape == (2, 1, 6, 4)
-
-
 @pytest.mark.usefixtures("global_rng_untouched")
 @pytest.mark.parametrize("name", [*OOD_SETS, ROTATIONS])
 def test_sets_by_name_fit_the_data_and_repeat(name):

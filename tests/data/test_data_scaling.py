@@ -132,15 +132,6 @@ def test_images_as_in_training_and_blank_ones_are_not_doubted_but_a_dark_batch_i
     assert doubt(splits, np.concatenate([dark, IMAGES[:1]])) is None
 
 
-def test_bytes_as_floats_and_floats_as_bytes_are_doubted():
-    x = IMAGES / 16
-    of_floats, of_bytes = (from_arrays(scale * x, DIGITS.target) for scale in (1, 255))
-    assert doubt(of_floats, 255 * x[:1]) is not None
-    assert doubt(of_bytes, x[:1]) is not None
-    signed = from_arrays(2 * x - 1, DIGITS.target)
-    assert doubt(signed, x) is None
-
-
 @pytest.mark.parametrize("load", [load_iris, load_breast_cancer])
 def test_tables_are_doubted_where_every_row_lies_outside(load):
     x, y = load(return_X_y=True)

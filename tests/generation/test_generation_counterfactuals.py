@@ -80,18 +80,6 @@ def test_from_a_corner_the_search_goes_on_along_one_condition():
     torch.testing.assert_close(found.distance, nearest, rtol=0.01, atol=0.006)
 
 
-def test_a_hyperplane_is_met_at_its_nearest_point():
-    weights = torch.tensor([1.0, -2.0, 0.5, 0.0, 3.0, -1.0])
-    model = JEM(linear(torch.stack([weights, -weights]), [0.3, 0.0]))
-    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
-    lead = 2 * x @ weights + 0.3  # of class 0
-    found = jem.counterfactual(model, x, max_energy=100.0)
-    assert (found.labels == (lead > 0).long()).all()
-    nearest = x - (lead / (2 * weights.square().sum()))[:, None] * weights
-    torch.testing.assert_close(found.x, nearest, rtol=0, atol=5e-3)
-    torch.testing.assert_close(found.distance, (nearest - x).norm(dim=1), rtol=2e-3, atol=1e-5)
-
-
 def test_without_a_target_the_nearest_of_all_other_classes_is_found(wells):
     x = points(12)
     own = wells(x).argmax(dim=1)

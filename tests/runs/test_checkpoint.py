@@ -134,14 +134,6 @@ def test_checkpoints_in_memory_are_copies():
     assert torch.equal(checkpoints.load(1)["weight"], torch.zeros(3))
 
 
-def test_other_files_in_the_folder_are_not_looked_at(checkpoints):
-    checkpoints.save(3, state())
-    for name in ("00000009.pt.partial", "best.pt", "00000009.pth", "notes.txt"):
-        (checkpoints.folder / name).write_bytes(b"junk")
-    assert checkpoints.iterations() == [3]
-    assert checkpoints.load_latest()[0] == 3
-
-
 def damage(path, how):
     content = path.read_bytes()
     if how == "flipped":

@@ -8,7 +8,6 @@ from torch import nn
 from jem.data import from_arrays
 from jem.errors import InputError
 from jem.evaluation.ood import SCORES, OODDetector, PytorchOODAdapter
-from jem.evaluation.statistics import largest_acceptance_rate, smallest_calibration
 from jem.model import JEM
 from jem.networks import FactoredHead, mlp
 
@@ -96,22 +95,6 @@ def test_nan_scores_are_refused():
         detector.verdict(bad[:, 0])
 
 
-def test_single_inputs_and_batches_agree():
-    torch.manual_seed(0)
-    x = torch.randn(50, 1, 4, 4)
-    detector = OODDetector(JEM(mlp((1, 4, 4), 3, width=8, depth=1)), "entropy").fit(
-        x, acceptance_rate=0.9
-    )
-    for method in (detector.score, detector.p_value, detector.is_ood):
-        batch = method(x[:4].numpy())
-        assert batch.shape == (4,)
-        for row in range(4):
-            torch.testing.assert_close(method(x[row]), batch[row : row + 1])
-    assert bool(detector.is_ood(x[0])) in (True, False)
-    with pytest.raises(InputError, match="shape"):
-        detector.score(torch.zeros(2, 1, 5, 5))
-
-
 @pytest.mark.parametrize("name", SCORES)
 def test_detector_survives_saving(name, tmp_path):
     torch.manual_seed(0)
@@ -175,15 +158,6 @@ def test_the_threshold_moves_to_another_share_by_the_same_calibration():
     assert detector.fit_scores(list(range(99)), 0.95).threshold == fitted.threshold
 
 
-@pytest.mark.parametrize("num", [1, 2, 9, 15, 18, 19, 100])
-def test_largest_share_is_one_that_is_taken_and_no_larger_one_is(num):
-    acceptance_rate = largest_acceptance_rate(num)
-    assert smallest_calibration(acceptance_rate) <= num
-    assert acceptance_rate == pytest.approx(0.95 if num >= 19 else num / (num + 1))
-    if num < 19:
-        assert smallest_calibration(acceptance_rate + 1e-6) > num
-
-
 def test_misuse_is_refused():
     model, x = JEM(FirstColumn()), torch.randn(30, 1)
     for method in (OODDetector(model).is_ood, OODDetector(model).p_value):
@@ -194,6 +168,8 @@ def test_misuse_is_refused():
             OODDetector(model).fit(x, acceptance_rate=acceptance_rate)
     with pytest.raises(InputError, match="K = 1"):
         OODDetector(model, "gen").fit(x)
+    with pytest.raises(InputError, match="shape"):
+        OODDetector(model).fit(x).score(torch.zeros(2, 3))
     for no_model in (nn.Linear(2, 3), "model"):
         with pytest.raises(InputError, match=r"jem\.JEM"):
             OODDetector(no_model)

@@ -8,9 +8,6 @@ import torch
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
 from jem.evaluation.fidelity import reference_classifier
-from jem.evaluation.fidelity import report as fidelity_module
-from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
-from jem.evaluation.fidelity.neighbours import diversity, prdc
 from jem.evaluation.fidelity.reference_classifier import train_reference_classifier
 from jem.evaluation.fidelity.report import fidelity
 
@@ -100,27 +97,6 @@ def test_samples_of_the_wrong_class(measure, honest):
     assert share.low < share.value < share.high
 
 
-def test_figures_are_those_of_the_functions_they_name(reference):
-    # Wide enough that no network classifies them all: accuracies tell what was learned from.
-    train, test = (DataPart(*blobs(90, seed, spread=1.2)) for seed in (1, 2))
-    x, y = blobs(90, 3, spread=0.6)
-    report = fidelity(x, y, train=train, test=test, reference=reference, seed=4, num_bootstrap=10)
-    for of, labels, row in ((x, y, report.samples), (test.x, test.y, report.real)):
-        real, fake = reference.features(train.x), reference.features(of)
-        assert row.num == 90
-        assert row.frechet == frechet_distance(real, fake, num_bootstrap=10, seed=4)
-        assert row.kernel == kernel_distance(real, fake, seed=4)
-        assert (row.precision, row.recall, row.density, row.coverage) == prdc(real, fake, 5)
-        assert row.diversity == diversity(real, train.y, fake, labels, 3)
-        assert row.agreement.value == (reference.predict(of) == labels).double().mean()
-        nearest = torch.cdist(of.double(), train.x.double()).amin(1)
-        assert row.nearest_distance.value == pytest.approx(float(nearest.mean()), rel=1e-6)
-        learned_from = x if row is report.samples else train.x
-        learner = train_reference_classifier(learned_from, y, 3, seed=4)
-        right = (learner.predict(test.x) == test.y).double().mean()
-        assert row.classification_accuracy.value == pytest.approx(float(right))
-
-
 def test_both_rows_are_of_equal_size_whatever_is_given(measure):
     found = measure(*blobs(400, 3))
     assert found.samples.num == found.real.num == 150
@@ -150,12 +126,6 @@ def test_training_data_on_disk_are_read_once_for_neighbours(parts, measure, hone
     assert measure(*blobs(150, 3), train=lazy) == honest
     # Once for the reference, once to search all of it, and twice the first for its size.
     assert len(reads) == 602
-
-
-def test_large_inputs_make_a_smaller_reference(measure, monkeypatch):
-    monkeypatch.setattr(fidelity_module, "REFERENCE_ENTRIES", 3 * 80)
-    found = measure(*blobs(150, 3))
-    assert found.samples.num == found.real.num == 80
 
 
 def test_too_few_inputs_are_refused(measure):
