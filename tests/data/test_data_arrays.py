@@ -108,6 +108,13 @@ def test_own_test_part_is_kept_whole_and_classes_have_the_names_given():
     assert splits.classes == ("a", "b", "c")
 
 
+def test_torch_tensors_are_taken():
+    x = torch.from_numpy(ROWS)
+    splits = from_arrays(x, torch.from_numpy(LABELS))
+    assert torch.equal(splits.train.x, from_arrays(ROWS, LABELS).train.x)
+    from_arrays(x.bfloat16(), LABELS)
+
+
 def with_value(x, place, value=np.nan):
     x = x.copy()
     x[place] = value
@@ -121,6 +128,9 @@ def with_value(x, place, value=np.nan):
         (ROWS, LABELS * 0, {}, "`classes` must be at least two"),
         (ROWS, np.eye(3)[LABELS], {}, r"`y` .*y.argmax\(1\)"),
         (ROWS, ["a", "b", math.nan] * 20, {}, "`y` .*none in row 2"),
+        (ROWS, LABELS + 0.5, {}, "another task"),
+        (ROWS, np.array([math.inf, *"ab" * 29, "a"], object), {}, "none in row 0"),
+        (ROWS, np.array([b"\xff", b"a"] * 30), {}, "`y` .*UTF-8"),
         (ROWS, pd.array(["a", pd.NA] * 30), {}, "`y` .*none in row 1"),
         (ROWS, ["a", " "] * 30, {}, "`y` .*none in row 1"),
         (with_value(ROWS, (4, 2), 1e39), LABELS, {"columns": "abc"}, "1e.39 in row 4, column 'c'"),
