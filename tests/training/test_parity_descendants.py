@@ -30,8 +30,7 @@ from torch import nn
 
 from jem.model import JEM
 from jem.randomness import named_generator
-from jem.training.monitor import RunMonitor
-from jem.training.optimisation import learning_rate, sam_perturbation
+from jem.training.optimisation import sam_perturbation
 from jem.training.recipes import RECIPES
 from jem.training.steps import Batch, sam_backward, take_step
 from jem.training.trainer import Trainer
@@ -176,42 +175,6 @@ def test_the_recipe_is_the_official_loop(name):
     close(trainer.context.chains.buffer.chains, official.buffer, rtol=1e-7, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", OFFICIAL)
-def test_the_recipe_has_the_published_settings(name):
-    recipe = RECIPES[name]
-    _, weight_decay, epochs, decays = OFFICIAL[name]
-    assert (recipe.fused, recipe.head, recipe.init) == (False, "joint", "gaussian")
-    assert (recipe.step_size, recipe.noise_std, recipe.langevin_grad_clamp) == (1.0, 0.0, 1.0)
-    assert (recipe.max_rms, recipe.clip_to_domain, recipe.class_conditional_chains) == (
-        None,
-        True,
-        False,
-    )
-    assert recipe.num_steps == {"jem_pp": 10, "sada_jem": 5}[name]
-    assert (recipe.buffer_size, recipe.reinit_prob, recipe.replacement) == (10_000, 0.05, True)
-    assert (recipe.generative_weight, recipe.generative_ramp) == (1.0, 0.0)
-    assert (recipe.energy_l2, recipe.mean_energy_l2, recipe.gap_limit) == (0.0, 0.0, None)
-    assert (recipe.optimizer, recipe.learning_rate) == ("sgd", 0.1)
-    assert (recipe.weight_decay, recipe.max_grad_norm, recipe.ema_decay) == (
-        weight_decay,
-        None,
-        0.0,
-    )
-    assert (recipe.schedule, recipe.decay_factor) == ("step", 0.2)
-    assert recipe.decay_at == pytest.approx([d / epochs for d in decays], abs=1e-3)
-    assert recipe.adaptive_sam_rho == {"jem_pp": None, "sada_jem": 2.0}[name]
-    sizes = (recipe.batch_size, recipe.density_batch_size, recipe.num_chains)
-    assert sizes == {"jem_pp": (64, None, 64), "sada_jem": (128, 64, 64)}[name]
-    noise = {"jem_pp": 0.03, "sada_jem": 0.0}[name]
-    assert (recipe.separate_density_batches, recipe.augment_noise) == (True, noise)
-    assert recipe.augment_density == (name == "jem_pp")
-    assert recipe.label_smoothing == 0.0
-    total = epochs * {"jem_pp": 703, "sada_jem": 390}[name]
-    assert round(recipe.warmup * total) == pytest.approx(1000, rel=0.01)
-    rates = [learning_rate(recipe, round(d / epochs * total) + 30, total) for d in decays]
-    assert rates == pytest.approx([0.02, 0.004, 0.0008])
-
-
 # -- the generative stream of another batch size --------------------------------------------------
 
 
@@ -229,20 +192,13 @@ def test_a_generative_stream_goes_through_all_data_at_its_own_pace(labelled, gen
     for pass_over_data in seen.split(16)[:-1]:
         distances = torch.cdist(pass_over_data.flatten(1), x.flatten(1))
         assert sorted(distances.argmin(1).tolist()) == list(range(16))
-    batches = trainer.batches
-    generator = torch.Generator().manual_seed(0)
-    whole = list(batches.epoch(3, 0, generator=generator))
-    rest = list(batches.epoch(3, 1, generator=generator))
-    for first, second in zip(whole[1:], rest, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
-        assert first.outliers is second.outliers is None
 
 
-# -- 17, 18: sharpness-aware minimisation ---------------------------------------------------------
+# -- sharpness-aware minimisation -----------------------------------------------------------------
 
 
-def test_18_the_ascent_is_scaled_by_the_weights_and_goes_exactly_back():
-    """Point 18: e = w^2 g rho / (| |w| g | + 1e-12), over all parameters that have a gradient."""
+def test_the_ascent_is_scaled_by_the_weights_and_goes_exactly_back():
+    """e = w^2 g rho / (| |w| g | + 1e-12), over all parameters that have a gradient."""
     layer = nn.Linear(2, 1)
     spare = nn.Linear(1, 1)
     model = nn.ModuleList([layer, spare])
@@ -263,7 +219,7 @@ def test_18_the_ascent_is_scaled_by_the_weights_and_goes_exactly_back():
     assert torch.equal(layer.weight.grad, torch.tensor([[5.0, 5.0]]))
 
 
-def test_18_the_ascent_of_a_zero_or_poisoned_gradient_leaves_the_parameters():
+def test_the_ascent_of_a_zero_or_poisoned_gradient_leaves_the_parameters():
     for value in (0.0, float("nan"), float("inf")):
         layer = nn.Linear(2, 1)
         before = layer.weight.detach().clone()
@@ -283,8 +239,8 @@ def norm_net(momentum=0.9):
 
 @pytest.mark.parametrize("momentum", [0.9, None])
 @pytest.mark.parametrize("step", list(KINDS))
-def test_17_the_second_pass_leaves_running_statistics_and_their_count(step, momentum):
-    """Point 17: momentum 0 keeps the mean, but the official code still counts the batch."""
+def test_the_second_pass_leaves_running_statistics_and_their_count(step, momentum):
+    """Momentum 0 keeps the mean, but the official code still counts the batch."""
     recipe = replace(
         RECIPES["sada_jem"], **KINDS[step], epochs=1, batch_size=16, num_chains=4, num_steps=1,
         density_batch_size=None,
@@ -341,8 +297,3 @@ def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(
         nets[2].parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True
     ):
         close(mine.grad, expected)
-
-
-def jem_watch():
-
-    return RunMonitor(None, progress=False)
