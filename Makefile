@@ -42,6 +42,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python scripts/count_lines.py
 
 # make benchmark-recipes, -sgld, -levers, -scoring, -tables, -finetune, -scaling, -unseen or -completion; ARGS are its flags.
 benchmark-%: $(VENV)/installed

@@ -30,7 +30,7 @@ class Score:
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """Run folder."""
+    """Run folder, or a model file such as RUN/model.pt."""
     inputs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUTS")]
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
     folder of images, whose bytes 0 to 255 stand for the range of the training data."""

@@ -220,9 +220,9 @@ def separate_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Log
             None.
     """
     logits = model.logits(batch.x)
-    if x_unlikely is None:
-        return Logits(logits, logits, None)
     logits_data = logits if batch.x_data is batch.x else model.logits(batch.x_data)
+    if x_unlikely is None:
+        return Logits(logits, logits_data, None)
     with evaluation_mode(model):
         return Logits(logits, logits_data, model.logits(x_unlikely))
 
