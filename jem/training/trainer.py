@@ -1,4 +1,4 @@
-"""The loop: fit -> fit_epoch -> train_step -> _apply, with checkpoints, recovery and exact resumption."""
+"""The loop: fit -> fit_epoch -> train_step -> _apply, with recovery and exact resumption."""
 
 from __future__ import annotations
 

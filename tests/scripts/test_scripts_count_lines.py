@@ -22,7 +22,9 @@ def test_docstrings_comments_and_blank_lines_are_no_code(count_lines, tmp_path):
     assert count_lines.count_code(tmp_path / "a.py") == 5
 
 
-def test_each_budget_that_is_passed_is_named(count_lines):
+def test_each_budget_that_is_passed_is_named(count_lines, monkeypatch):
+    monkeypatch.setattr(count_lines, "CODE", {"jem": 8_500, "tests": 10_000})
+    monkeypatch.setattr(count_lines, "FILES", {"jem": 85})
     code = {Path("jem/a.py"): 9_000, Path("tests/a.py"): 10_000}
     code |= {Path(f"jem/{i}.py"): 1 for i in range(85)}
     lines = dict.fromkeys(code, 1) | {Path("jem/a.py"): 401, Path("tests/a.py"): 900}
