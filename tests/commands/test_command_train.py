@@ -192,9 +192,10 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(
 
 def test_a_network_that_no_epoch_kept_accurate_is_as_given(run, tmp_path, monkeypatch, capsys):
     accuracies = iter([0.9, 0.5])
-    monkeypatch.setattr(
-        "jem.training.trainer.validate", lambda *_: {"valid_accuracy": next(accuracies)}
-    )
+    for place in ("safeguards", "trainer"):  # before training, and after each epoch
+        monkeypatch.setattr(
+            f"jem.training.{place}.validate", lambda *_: {"valid_accuracy": next(accuracies)}
+        )
     words = [*QUICK, "--data", "iris", "--accuracy-margin", "0.1"]
     folder = tmp_path / "run"
     with pytest.warns(UserWarning, match="the model is as it was given"):

@@ -117,7 +117,7 @@ def test_it_draws_the_classes_asked_for(fitted, iris):
     assert fitted.sample(count=3).shape == (3, 4)
     with pytest.raises(InputError, match=r"classes among \[0, 1, 2\], got \['2'\]"):
         fitted.sample(["2"])
-    with pytest.raises(InputError, match="at least 0, but got -1"):
+    with pytest.raises(InputError, match="at least 0, got -1"):
         fitted.sample([2], random_state=-1)
 
 
