@@ -25,7 +25,7 @@ def prepared(session: Session, name: str, recipe: Recipe) -> tuple[Trainer, Iter
     """A trainer just before its first update, and its batches, without end."""
     model = jem.JEM(session.network(name, recipe.head), domain=(-1.0, 1.0))
     trainer = Trainer(model, recipe, device=session.device.type)
-    trainer._prepare(as_part(noise_part(4 * recipe.batch_size)))
+    trainer.prepare(as_part(noise_part(4 * recipe.batch_size)))
     model.train()
     generator = trainer.context.generator
     epochs = (trainer.batches.epoch(n, 0, generator=generator) for n in itertools.count())
