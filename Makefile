@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 	$(BIN)/jem train --control
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest $(WORKERS) -m "not slow" --cov=jem --cov-report=term --cov-fail-under=90 --durations=15
+	$(BIN)/python -m pytest $(WORKERS) -m "not slow" --cov=jem --cov-report=term --cov-fail-under=95 --durations=15
 
 test-slow: $(VENV)/installed-test
 	$(BIN)/python -m pytest $(WORKERS) -m slow --durations=15
