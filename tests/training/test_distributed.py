@@ -14,7 +14,7 @@ from test_trainer import SMALL, assert_same_bits, blobs, model_of
 from jem.errors import InputError, RunFolderError
 from jem.runs.checkpoint import Checkpoints
 from jem.training.monitor import read_metrics
-from jem.training.process import Processes, join, one_for_all
+from jem.training.process import Processes, one_for_all
 from jem.training.trainer import Trainer
 
 HERE = Path(__file__).parent
@@ -37,22 +37,6 @@ def launch(*program, count=2, restarts=0):
 
 
 # -- one process ----------------------------------------------------------------------------------
-
-
-def test_a_single_process_gives_back_what_it_is_given():
-    ranks = join()
-    assert ranks == Processes(0, 1)
-    rows, flag = torch.arange(5.0), torch.tensor(False)
-    assert ranks.part(rows) is rows
-    assert ranks.all(flag) is flag
-    assert ranks.total(rows) is rows
-    assert ranks.any(True, torch.device("cpu")) is True
-    assert ranks.mean(rows) == 2
-    assert ranks.gather("a") == ["a"]
-    assert ranks.agree("a") == "a"
-    assert ranks.seed(7) == 7
-    assert ranks.share(7, "batch_size") == 7
-    assert ranks.synchronised(None, len, None) is len
 
 
 def test_each_process_has_its_own_rows_and_seed():

@@ -69,14 +69,6 @@ def test_a_file_that_lost_its_end_is_not_filled_with_zeros(log):
     assert [r["iteration"] for r in read_metrics(log.path)] == [0, 1, 2, 9]
 
 
-def test_truncating_to_nothing_or_a_missing_file_does(log):
-    log.truncate(100)
-    assert not log.path.exists()
-    log.write("step", iteration=1)
-    log.truncate(0)
-    assert read_metrics(log.path) == []
-
-
 def test_a_last_line_that_is_not_finished_is_left_out(log):
     log.write("step", iteration=1)
     with log.path.open("a") as file:
@@ -89,18 +81,6 @@ def test_a_damaged_file_is_named(log, content):
     log.path.write_text(content)
     with pytest.raises(RunFolderError, match=r"cannot read .*metrics.jsonl"):
         read_metrics(log.path, "step")
-
-
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(RunFolderError, match="cannot read"):
-        read_metrics(tmp_path / "none.jsonl")
-
-
-def test_without_a_file_nothing_is_kept():
-    log = MetricsLog(None)
-    log.write("step", iteration=1)
-    log.truncate(0)
-    assert log.position() == 0
 
 
 def test_a_full_disk_is_reported_with_the_remedy(log, monkeypatch):

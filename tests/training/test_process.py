@@ -39,17 +39,6 @@ def test_each_phase_is_given_the_time_until_the_next_begins(now):
     }  # fmt: skip
 
 
-def test_ticks_count_all_time_and_leave_the_phases_alone(now):
-    clock = PhaseClock()
-    now.time += 3
-    assert clock.tick() == 3
-    clock.enter("chains")
-    now.time += 2
-    assert clock.tick() == 2
-    assert clock.tick() == 0
-    assert clock.lap()["seconds_chains"] == 2
-
-
 @pytest.mark.parametrize("step", list(KINDS))
 def test_records_of_a_run_say_where_all_its_time_went(tmp_path, monkeypatch, step):
     """By a clock that goes on by 1 each time it is read: no machine is too busy for it."""
@@ -70,12 +59,3 @@ def test_records_of_a_run_say_where_all_its_time_went(tmp_path, monkeypatch, ste
         assert record["seconds_data"] > 0
         assert record["seconds_other"] > 0  # a snapshot every five iterations
         assert (record["seconds_chains"] > 0) == (step != "plain")
-
-
-def test_moves_of_chains_are_counted_as_chains(tmp_path):
-    """Of 60 moves and one update, the moves take most."""
-    run = tmp_path / "run"
-    recipe = replace(SMALL, num_steps=60, epochs=1, log_every=3)
-    Trainer(model_of(), recipe, run_dir=run, device="cpu").fit(blobs())
-    record = read_metrics(run / "metrics.jsonl", "step")[-1]
-    assert record["seconds_chains"] > 2 * record["seconds_update"]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from jem.errors import JemError, TrainingDivergedError
+from jem.errors import TrainingDivergedError
 from jem.objectives import Energies, Terms
 from jem.sampling.buffer import Draw
 from jem.training.recipe import Recipe
@@ -31,19 +31,13 @@ def plain(loss=1.0):
 
 
 def healthy(max_energy_gap=100.0, grad_norm=1.0, **changes):
-    verdict = is_healthy(step_result(**changes), torch.tensor(grad_norm), max_energy_gap)
-    assert verdict.shape == ()
-    assert verdict.dtype == torch.bool
-    return bool(verdict)
-
-
-def test_a_healthy_step_is_healthy():
-    assert healthy()
+    return bool(is_healthy(step_result(**changes), torch.tensor(grad_norm), max_energy_gap))
 
 
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("what", ["loss", "energy_data", "energy_negative", "chain", "grad_norm"])
 def test_anything_that_is_not_finite_is_seen(what, bad):
+    assert healthy()
     assert not healthy(**{what: bad})
 
 
@@ -58,11 +52,6 @@ def test_a_plain_step_is_judged_by_its_loss_and_gradient(bad):
     assert bool(is_healthy(plain(), torch.tensor(1.0), 1.0))
     assert not bool(is_healthy(plain(), torch.tensor(bad), 1.0))
     assert not bool(is_healthy(plain(bad), torch.tensor(1.0), 1.0))
-
-
-def test_the_verdict_is_no_part_of_a_graph():
-    loss = torch.tensor(1.0, requires_grad=True) * 2
-    assert not is_healthy(plain(loss), torch.tensor(1.0), 1.0).requires_grad
 
 
 def test_gradients_of_an_unhealthy_step_become_zero_even_if_nan():
@@ -81,7 +70,6 @@ def test_giving_up_names_where_how_often_and_what_to_try():
     recipe = recipe.resolved((2,), 1)
     error = give_up(recipe, 120)
     assert isinstance(error, TrainingDivergedError)
-    assert isinstance(error, JemError)
     message = str(error)
     assert "iteration 120 after 5 recoveries" in message
     assert "--learning-rate 0.001" in message

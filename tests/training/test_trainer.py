@@ -19,7 +19,6 @@ from jem.devices import place
 from jem.errors import (
     InputError,
     RunFolderError,
-    TrainingDivergedError,
     TrainingInterrupted,
 )
 from jem.model import JEM
@@ -27,11 +26,11 @@ from jem.randomness import derive_seed
 from jem.runs.checkpoint import Checkpoints
 from jem.sampling import GaussianBase, UniformBase
 from jem.training.monitor import read_metrics
-from jem.training.optimisation import learning_rate, make_optimizer
+from jem.training.optimisation import learning_rate
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
 from jem.training.safeguards import validate
-from jem.training.setup import domain_of, make_base
+from jem.training.setup import domain_of
 from jem.training.trainer import Trainer
 
 SMALL = replace(
@@ -292,34 +291,6 @@ def test_diverged_run_that_was_cut_resumes_to_the_same_bits(tmp_path, train):
     assert_same_bits(weights(whole), weights(resumed))
 
 
-def test_after_too_many_recoveries_the_error_names_knobs(train):
-    hopeless = replace(UNSTABLE, learning_rate=1e6)
-    with pytest.raises(TrainingDivergedError, match=r"after 5 recoveries; try .*--learning-rate"):
-        Trainer(model_of(), hopeless, device="cpu").fit(train)
-
-
-class PoisonAfter(torch.nn.Module):
-    """A network that returns NaN from its n-th training forward on, until it is told not to."""
-
-    def __init__(self, calls):
-        super().__init__()
-        self.inner, self.left = networks.mlp((2,), 2, width=8), calls
-
-    def forward(self, x):
-        if self.training:
-            self.left -= 1
-        logits = self.inner(x)
-        return logits * float("nan") if self.training and self.left == 0 else logits
-
-
-def test_no_update_is_made_from_a_poisoned_step(train):
-    model = JEM(PoisonAfter(8))
-    result = Trainer(model, replace(SMALL, epochs=2), device="cpu").fit(train)
-    assert result.recoveries == 1
-    assert all(p.isfinite().all() for p in model.parameters())
-    assert model.log_density(train[0]).isfinite().all()
-
-
 # -- signals, kills and other people --------------------------------------------------------------
 
 
@@ -439,21 +410,6 @@ def test_full_disk_keeps_what_was_there_and_resumes(tmp_path, train, monkeypatch
 # -- bad input ------------------------------------------------------------------------------------
 
 
-def test_folder_with_a_run_is_refused_without_resume(tmp_path, train):
-    Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
-    with pytest.raises(RunFolderError, match="already holds a run"):
-        Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
-
-
-def test_resume_with_other_settings_is_refused(tmp_path, train):
-    Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
-    other = replace(SMALL, learning_rate=0.5)
-    with pytest.raises(RunFolderError, match="learning_rate"):
-        Trainer(model_of(), other, run_dir=tmp_path / "run", device="cpu").fit(train, resume=True)
-    with pytest.raises(RunFolderError, match="no run to resume"):
-        Trainer(model_of(), other, run_dir=tmp_path / "none", device="cpu").fit(train, resume=True)
-
-
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
@@ -476,11 +432,7 @@ def test_a_network_that_does_not_fit_what_is_said_of_it_is_refused(train):
     three = JEM(networks.mlp((2,), 2), classes=("a", "b", "c"))
     refused(three, "`classes`")
     refused(JEM(networks.mlp((2,), 2), input_shape=(3,)), r"of shape \(2,\)")
-    refused(
-        model_of(),
-        "`valid`",
-        valid=(torch.rand(4, 3), train[1][:4]),
-    )
+    refused(model_of(), "`valid`", valid=(torch.rand(4, 3), train[1][:4]))
     frozen = model_of()
     frozen.requires_grad_(False)
     refused(frozen, "no parameter to train")
@@ -501,14 +453,20 @@ def test_rows_that_interact_are_refused(channels, train):
         Trainer(JEM(network), SMALL, device="cpu").fit((x, y))
 
 
-def test_resume_needs_a_folder_and_the_same_network(tmp_path, train):
-    with pytest.raises(InputError, match="run_dir"):
-        Trainer(model_of(), SMALL, device="cpu").fit(train, resume=True)
+def test_a_run_is_resumed_in_its_folder_with_its_settings_and_network_alone(tmp_path, train):
     run = tmp_path / "run"
     Trainer(model_of(), SMALL, run_dir=run, device="cpu").fit(train)
+
+    def refused(message, model, recipe=SMALL, run_dir=run, resume=True, error=RunFolderError):
+        with pytest.raises(error, match=message):
+            Trainer(model, recipe, run_dir=run_dir, device="cpu").fit(train, resume=resume)
+
+    refused("already holds a run", model_of(), resume=False)
+    refused("learning_rate", model_of(), replace(SMALL, learning_rate=0.5))
+    refused("no run to resume", model_of(), run_dir=tmp_path / "none")
+    refused("run_dir", model_of(), run_dir=None, error=InputError)
     wider = JEM(networks.mlp((2,), 2, width=24, depth=2, head="factored"))
-    with pytest.raises(RunFolderError, match=r"another network.*size mismatch"):
-        Trainer(wider, SMALL, run_dir=run, device="cpu").fit(train, resume=True)
+    refused("another network.*size mismatch", wider)
 
 
 @pytest.mark.parametrize("name", ["plain", "fast"])
@@ -526,9 +484,8 @@ def test_one_example_at_a_time_is_refused_where_the_network_cannot_take_it(name)
     train(nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 2)))
 
 
-@pytest.mark.parametrize("scale", [1.0, 255.0])
-def test_inputs_outside_the_domain_are_refused(scale):
-    x = scale * (torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1)
+def test_inputs_outside_the_domain_are_refused():
+    x = torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 2))
     model = JEM(network, domain=(0.0, 1.0))
     with pytest.raises(InputError, match="`domain`"):
@@ -632,6 +589,7 @@ def test_learning_rate_schedules():
     assert learning_rate(recipe, 0, 100) == 0
     assert learning_rate(recipe, 5, 100) == pytest.approx(1.0)
     assert learning_rate(recipe, 99, 100) == 2.0
+    assert learning_rate(recipe, 0, 4) == 2.0  # a warm-up that rounds to nothing
     cosine = replace(recipe, warmup=0.0, schedule="cosine")
     assert learning_rate(cosine, 0, 100) == 2.0
     assert learning_rate(cosine, 50, 100) == pytest.approx(1.0)
@@ -640,20 +598,8 @@ def test_learning_rate_schedules():
     assert [learning_rate(step, i, 100) for i in (79, 80, 90)] == pytest.approx([2, 0.6, 0.18])
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW), ("sgd", torch.optim.SGD)],
-)
-def test_make_optimizer(name, kind):
-    optimizer = make_optimizer(Recipe(learning_rate=1e-3, optimizer=name), torch.nn.Linear(1, 1))
-    assert type(optimizer) is kind
-    (group,) = optimizer.param_groups
-    assert group["lr"] == 1e-3
-    assert (group["momentum"] if name == "sgd" else group["betas"][0]) == 0.9
-
-
 def test_domain_of_images_and_tables():
-    low, high = domain_of(torch.rand(5, 1, 2, 2) * 2 - 1)
+    low, high = domain_of(torch.rand(5, 1, 2, 2) - 0.5)  # however little of it the data fill
     assert (float(low), float(high)) == (-1.0, 1.0)
     low, high = domain_of(torch.rand(5, 1, 2, 2))
     assert (float(low), float(high)) == (0.0, 1.0)
@@ -700,18 +646,6 @@ def test_lowered_precision_is_that_of_the_body_alone_and_learns_as_well(changes,
         assert jem.sample(model, [0, 1]).dtype == torch.float32
 
 
-def test_lowered_precision_moves_chains_by_nearly_the_same_gradients(train):
-    moved = {}
-    for precision in ("float32", "bfloat16"):
-        model = model_of()
-        recipe = replace(SMALL, epochs=1, precision=precision, num_steps=3, learning_rate=1e-9)
-        trainer = Trainer(model, recipe, device="cpu")
-        trainer.fit(train)
-        moved[precision] = trainer.state.chains.buffer.chains
-    assert not torch.equal(moved["float32"], moved["bfloat16"])
-    torch.testing.assert_close(moved["bfloat16"], moved["float32"], atol=0.01, rtol=0)
-
-
 def test_a_trained_network_learns_in_evaluation_mode(train):
     network = torch.nn.Sequential(
         torch.nn.Linear(2, 8), torch.nn.BatchNorm1d(8), torch.nn.Dropout(0.5),
@@ -737,17 +671,6 @@ def test_fresh_samples_begin_elsewhere_than_chains_of_training(train):
         assert type(trainer.state.chains.init) is kinds[start]
         assert type(model.sampler.init) is kinds[sample_init]
         assert model.sampler.trained_on_noise is (start == "uniform")
-
-
-@pytest.mark.parametrize("kind", ["uniform", "contrast", "gaussian", "mixed"])
-def test_make_base_stays_in_the_domain(kind, train):
-    x, y = train
-    start = make_base(kind, domain_of(x), x, y, 2)
-    generator = torch.Generator().manual_seed(0)
-    drawn = start.sample(50, torch.zeros(50).long(), generator=generator)
-    low, high = domain_of(x)
-    assert drawn.shape == (50, 2)
-    assert bool(((drawn >= low) & (drawn <= high)).all())
 
 
 def test_validate_agrees_with_hand_computation_and_restores_the_mode(train):
