@@ -44,14 +44,14 @@ class BaseDistribution(nn.Module):
                 ignore it. None draws classes at their frequencies.
             generator: Source of all randomness.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every distribution below has its own
 
     def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """Normalised log-density of points (B, *shape), in nats, shape (B,).
 
         With labels, shape (B,), the density given the class; None sums the classes out.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # every distribution below has its own
 
     def complete(
         self,
