@@ -54,8 +54,6 @@ class Benchmark:
     """Each seed is another split, initialisation and reference classifier, and other noise."""
     count: int = 360
     """Test inputs at most."""
-    draws: int = 8
-    """Completions an input of the mean over completions."""
     data_root: Path | None = None
     """Folder of downloaded data sets; JEM_DATA if left out."""
     out: Path | None = None
@@ -80,7 +78,6 @@ def run(seed: int, args: Benchmark) -> tuple[CompletionReport, jem.JEM]:
         seed=seed,
         reference=reference_classifier_of(Subject(model, splits), seed),
         count=args.count,
-        num_draws=args.draws,
     )
     return report, model
 

@@ -31,12 +31,12 @@ from torch import Tensor
 import jem
 from jem import networks
 from jem.data import DataSplits
-from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
+from jem.data.splits import draw_subset
+from jem.evaluation.fidelity.distances import frechet_distance
 from jem.evaluation.fidelity.reference_classifier import (
     ReferenceClassifier,
     train_reference_classifier,
 )
-from jem.evaluation.subsets import draw_subset
 from jem.randomness import derive_seed
 from jem.report.samples import LARGEST_TRAINING_SET
 from jem.training.recipes import RECIPES
@@ -129,7 +129,7 @@ def race_one(
 def samples_of(
     model: jem.JEM, splits: DataSplits, reference: ReferenceClassifier, seed: int
 ) -> dict[str, float]:
-    """Agreement, Frechet and kernel distance of fresh samples of every class.
+    """Agreement and Frechet distance of fresh samples of every class.
 
     Beside them, the same of real test inputs, for the distance at most as many, and of where
     chains begin, which takes no training at all.
@@ -139,7 +139,6 @@ def samples_of(
     begun = jem.sample(model, labels, seed=seed, num_steps=0).cpu()
     real, fake = reference.features(splits.train.x), reference.features(x)
     frechet = frechet_distance(real, fake, seed=seed)
-    kernel = kernel_distance(real, fake, seed=seed)
 
     def distance(inputs: Tensor) -> float:
         return frechet_distance(real, reference.features(inputs), num_bootstrap=0).value
@@ -153,8 +152,6 @@ def samples_of(
         "frechet_error": frechet.std_error,
         "frechet_start": distance(begun),
         "frechet_real": distance(splits.test.x[: len(x)]),
-        "kernel": kernel.value,
-        "kernel_error": kernel.std_error,
     }
 
 
@@ -193,8 +190,6 @@ FIGURES = (
     ("standard error of it in a run", "frechet_error", 1),
     ("Frechet distance of where chains begin", "frechet_start", 1),
     ("Frechet distance of real test inputs", "frechet_real", 1),
-    ("kernel distance of samples", "kernel", 3),
-    ("standard error of it in a run", "kernel_error", 3),
     ("seconds of fit", "seconds", 1),
     ("processor seconds of fit", "cpu_seconds", 1),
     ("peak memory of the process, MiB", "memory", 0),

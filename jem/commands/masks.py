@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import re
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jem.data.files import find_key
+from jem.data.files import open_array
 from jem.data.images import is_image, load_image
 from jem.errors import InputError
 
 HALVES = ("lower", "upper", "left", "right")
-Array = npt.NDArray[Any]
 
 _BOX = re.compile(r"(\d+),(\d+),(\d+),(\d+)")
 
@@ -82,7 +77,7 @@ def _from_file(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
     if is_image(path):
         values = np.asarray(load_image(path, ground="black").convert("L")) >= 128
     else:
-        values = _array(path)
+        values = open_array(path, ("mask", "missing"), "a mask")
     views = _views(count, shape)
     if values.shape not in views:
         expected = " or ".join(str(view) for view in views)
@@ -102,19 +97,3 @@ def _views(count: int, shape: tuple[int, ...]) -> dict[tuple[int, ...], tuple[in
         views.setdefault(plane, (1, 1, *plane))
         views.setdefault((count, *plane), (count, 1, *plane))
     return views
-
-
-def _array(path: Path) -> Array:
-    try:
-        found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.lib.npyio.NpzFile):
-            with found:
-                found = found[find_key(path, found.files, ("mask", "missing"), "a mask")]
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"Could not read the mask {path}: {error}") from error
-    values = np.asarray(found)
-    if values.dtype.kind not in "biuf":
-        raise InputError(f"--mask {path}: expected booleans or numbers, got {values.dtype}")
-    return values

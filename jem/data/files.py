@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import os
 import re
 import zipfile
@@ -13,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -111,13 +110,12 @@ def stream_inputs(
     resize: bool = False,
     skip_damaged: bool = False,
 ) -> InputStream:
-    """Open inputs for a model, of which no more than a batch is held at a time.
+    """Open inputs for a model, a batch at a time; of files but `.npz` no more than that is held.
 
     Args:
         path: An `.npy` file of a batch or a single input; an `.npz` file that has it under
             `images` or `x`; a `.csv` file with a header; an image; or a folder of images, which
-            is read with its subfolders in the order of their names. Arrays in Fortran order are
-            the exception: their rows lie scattered, so they are read whole.
+            is read with its subfolders in the order of their names.
         input_shape: What the network takes for one input: (C, H, W) or (D,).
         batch_size: Inputs a batch.
         label_column: Column of a `.csv` file to leave out; otherwise one called label, class,
@@ -159,7 +157,9 @@ def stream_inputs(
         refuse(str(path), "be an .npy, .npz or .csv file, an image or a folder", "another file")
     if suffix == ".csv":
         return InputStream(_open_table(path, shape, batch_size, label_column, columns), None)
-    return InputStream(*_open_array(path, shape, batch_size))
+    x = open_array(path, INPUT_KEYS, "inputs")
+    x = x.reshape(batch_shape(str(path), x.shape, raw_shapes(shape)))
+    return InputStream(_array_batches(path, x, batch_size), len(x))
 
 
 @contextmanager
@@ -174,7 +174,7 @@ def reading(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, csv.Error) as error:
-        if "Object arrays" in str(error):
+        if "object" in str(error).lower():
             remedy = "save labels with .astype(str), and inputs as one array of numbers"
             refuse(str(path), "hold plain numbers and text", "Python objects", remedy)
         why = "" if "pickle" in str(error) else f" ({error})"  # numpy's advice would run code
@@ -188,12 +188,15 @@ def reading(path: Path) -> Iterator[None]:
 # -- arrays ---------------------------------------------------------------------------------------
 
 
-def find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) -> str:
-    """The first of the wanted keys that an archive has.
+@contextmanager
+def _archive(path: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    """An `.npz` file; `numpy.load` leaves a damaged one open."""
+    with reading(path), path.open("rb") as file, np.lib.npyio.NpzFile(file) as archive:
+        yield archive
 
-    Raises:
-        InputError: If it has none; the message says what it has.
-    """
+
+def _find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) -> str:
+    """The first of the wanted keys that an archive has; the message says what it has."""
     found = next((key for key in wanted if key in keys), None)
     if found is None:
         expected = f"hold {what} under '{wanted[0]}' or '{wanted[1]}'"
@@ -203,59 +206,39 @@ def find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str) 
 
 def _read_npz(path: Path) -> tuple[Array, Array]:
     """Raw inputs (N, ...) and labels (N,)."""
-    with reading(path):
-        archive = np.load(path, allow_pickle=False)
-        keys = getattr(archive, "files", ())  # a single array has none
-        x = find_key(path, keys, INPUT_KEYS, "inputs")
-        y = find_key(path, keys, LABEL_KEYS, "labels")
-        with archive:
-            return archive[x], archive[y]
+    with _archive(path) as archive:
+        x = _find_key(path, archive.files, INPUT_KEYS, "inputs")
+        y = _find_key(path, archive.files, LABEL_KEYS, "labels")
+        return archive[x], archive[y]
 
 
-def _open_array(
-    path: Path, input_shape: tuple[int, ...], batch_size: int
-) -> tuple[Iterator[Named], int]:
-    """Batches of an array, and the number of its rows.
+def open_array(path: Path, keys: Sequence[str], what: str) -> Array:
+    """Open an array of numbers: an `.npy` file mapped into memory, or a member of an `.npz` file.
 
-    `numpy.load` maps an `.npy` file into memory, but not the members of an `.npz` file, which may
-    be packed: rows of both are read from the file one after the other.
+    Args:
+        path: The file; a member of an `.npz` file is read whole.
+        keys: Names that the member may have.
+        what: What it is, for the message.
+
+    Raises:
+        InputError: If the file is damaged or of another kind, or holds no such numbers.
     """
-    with reading(path):
-        file = _array_file(path)
-        read_header: Any = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(np.lib.format.read_magic(file))
-        if read_header is None:  # the third version differs in the names of columns alone
-            refuse(str(path), "hold numbers", "an array of named columns")
-        shape, fortran_order, dtype = read_header(file)
-    if dtype.kind not in "biuf":
-        refuse(str(path), "hold numbers", f"values of type {dtype}")
-    shape = batch_shape(str(path), shape, raw_shapes(input_shape))
-
-    def take(shape: tuple[int, ...]) -> Array:
-        content = file.read(math.prod(shape) * dtype.itemsize)
-        return np.frombuffer(content, dtype).reshape(shape)  # too few numbers do not fit
-
-    def batches() -> Iterator[Named]:
-        with reading(path), file:
-            whole = take(shape[::-1]).T if fortran_order else None
-            for first in range(0, shape[0], batch_size):
-                last = min(first + batch_size, shape[0])
-                raw = take((last - first, *shape[1:])) if whole is None else whole[first:last]
-                check_numbers(str(path), raw, first_row=first)
-                yield [str(row) for row in range(first, last)], raw
-
-    return batches(), shape[0]
+    if path.suffix.lower() == ".npz":
+        with _archive(path) as archive:
+            found = archive[_find_key(path, archive.files, keys, what)]
+    else:
+        with reading(path):
+            found = np.load(path, mmap_mode="r", allow_pickle=False)
+    if found.dtype.kind not in "biuf":
+        refuse(str(path), "hold numbers", f"values of type {found.dtype}")
+    return found
 
 
-def _array_file(path: Path) -> IO[bytes]:
-    """An array as `np.save` wrote it: the file itself, or a member of an archive, unpacked."""
-    if path.suffix.lower() == ".npy":
-        return path.open("rb")
-    archive = zipfile.ZipFile(path)
-    names = [name.removesuffix(".npy") for name in archive.namelist()]
-    return archive.open(find_key(path, names, INPUT_KEYS, "inputs") + ".npy")
+def _array_batches(path: Path, x: Array, batch_size: int) -> Iterator[Named]:
+    for first in range(0, len(x), batch_size):
+        raw = np.array(x[first : first + batch_size])
+        check_numbers(str(path), raw, first_row=first)
+        yield [str(row) for row in range(first, first + len(raw))], raw
 
 
 # -- tables ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The four parts of a data set, and how they are divided."""
+"""The four parts of a data set, how they are divided, and a few examples of one at random."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 from jem.checks import refuse
 from jem.data.scaling import Scaling
-from jem.randomness import derive_seed
+from jem.randomness import derive_seed, named_generator
 
 PART_NAMES = ("train", "validation", "calibration", "test")
 SHARES = {"validation": 0.1, "calibration": 0.1, "test": 0.2}
@@ -225,3 +225,44 @@ def _spread(y: Indices, sizes: Sequence[int], rng: np.random.Generator) -> Indic
         for row, column, change in ((c, p, 1), (c, giver, -1), (spare, p, -1), (spare, giver, 1)):
             held[row, column] += change
     return part
+
+
+def choose_rows(num: int, limit: int, *, seed: int, name: str) -> Tensor:
+    """Indices of at most `limit` of `num` rows, at random; all of them in order if they fit.
+
+    Args:
+        num: Rows there are.
+        limit: Rows wanted.
+        seed: Decides which.
+        name: Separates draws of one seed.
+
+    Returns:
+        Distinct indices, shape (min(num, limit),).
+    """
+    if num <= limit:
+        return torch.arange(num)
+    return torch.randperm(num, generator=named_generator(seed, "rows", name))[:limit]
+
+
+def draw_subset(
+    part: DataPart | LazyPart,
+    limit: int,
+    *,
+    seed: int,
+    name: str,
+    max_entries: int = 64_000_000,
+) -> tuple[Tensor, Tensor]:
+    """Draw at most `limit` examples of a part, at random. Of data on disk only those are read.
+
+    Args:
+        part: Part of a data set, in memory or on disk, not empty.
+        limit: Examples wanted; a smaller part is taken whole and in order.
+        seed: Decides which.
+        name: Separates draws of one seed.
+        max_entries: Numbers that all inputs together may hold: bounds memory.
+
+    Returns:
+        Inputs (n, *shape) and class indices (n,).
+    """
+    affordable = min(limit, max(1, max_entries // part[0][0].numel()))
+    return part[choose_rows(len(part), affordable, seed=seed, name=name)]

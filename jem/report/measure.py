@@ -40,7 +40,7 @@ from jem.report.samples import (
 from jem.report.subject import Subject, TrainingRun
 from jem.serving.scorer import Scorer, fit_scorer
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Of `report.json`; grows when a key changes its meaning or goes."""
 
 MOST_CORRUPTED = 2000

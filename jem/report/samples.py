@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from jem.data.splits import draw_subset
 from jem.errors import InputError
 from jem.evaluation.chains import ChainHealth, chain_health
 from jem.evaluation.fidelity.completion import KEPT, CompletionReport, completion_accuracy
@@ -18,7 +19,6 @@ from jem.evaluation.fidelity.reference_classifier import (
     train_reference_classifier,
 )
 from jem.evaluation.fidelity.report import FidelityReport, fidelity
-from jem.evaluation.subsets import draw_subset
 from jem.generation import sample
 from jem.model import JEM
 from jem.report.subject import Subject

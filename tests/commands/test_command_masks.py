@@ -59,7 +59,7 @@ def test_what_names_no_mask_is_refused(text, shape, named):
     ("content", "count", "named"),
     [
         (np.ones((4, 5)), 2, r"\(5, 4\) .*got \(4, 5\)"), (np.zeros((5, 4)), 2, "marks nothing"),
-        (np.full((5, 4), "x"), 2, "booleans or numbers"), (np.full((5, 4), None), 2, "m.npy"),
+        (np.full((5, 4), "x"), 2, "hold numbers"), (np.full((5, 4), None), 2, "m.npy"),
         (np.ones(SHAPE), 3, r"got \(3, 5, 4\)"),  # a plane for each channel, or for each input
     ],
 )  # fmt: skip

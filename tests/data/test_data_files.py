@@ -1,6 +1,7 @@
 """Files of arrays and tables: the numbers that stand in them, whole or a batch at a time."""
 
 import csv
+import gc
 import tracemalloc
 
 import numpy as np
@@ -167,16 +168,13 @@ def test_arrays_give_what_numpy_gives(tmp_path, stored, dtype, save):
     np.testing.assert_array_equal(raw.reshape(x.shape), x)
 
 
-@pytest.mark.parametrize("name", ["x.npy", "x.npz", "x.csv"])
+@pytest.mark.parametrize("name", ["x.npy", "x.csv"])
 def test_memory_is_that_of_a_batch(tmp_path, name):
     x = np.zeros((4000, 64))  # 2 MB
-    match name[-1]:
-        case "y":
-            np.save(tmp_path / name, x)
-        case "z":
-            np.savez_compressed(tmp_path / name, x=x)
-        case "v":
-            write_csv(tmp_path / name, [f"c{i}" for i in range(64)], x)
+    if name == "x.npy":
+        np.save(tmp_path / name, x)
+    else:
+        write_csv(tmp_path / name, [f"c{i}" for i in range(64)], x)
     tracemalloc.start()
     stream = stream_inputs(tmp_path / name, (64,), batch_size=100)
     assert sum(len(raw) for _, raw in stream.batches) == 4000
@@ -209,7 +207,10 @@ def test_array_problems_are_named(tmp_path, x, shape, message):
         assert name in found
 
 
-def test_damaged_arrays_are_named(tmp_path):
+@pytest.mark.filterwarnings(
+    "error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning"
+)
+def test_damaged_arrays_are_named_and_closed(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.zeros((10, 3)))
     whole = path.read_bytes()
@@ -226,9 +227,10 @@ def test_damaged_arrays_are_named(tmp_path):
     broken = bytearray(archive)
     broken[2000:2100] = bytes(100)
     path.write_bytes(broken)
-    assert "x.npz" in refused(path, (3,))  # numbers may come out before the damage is noticed
+    assert "x.npz" in refused(path, (3,))
     np.savez(path, data=np.zeros(3))
     assert "under 'images' or 'x'" in refused(path, (3,))
+    gc.collect()  # a file that is left open warns when it goes
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from jem.data import OOD_SETS, DataPart, LazyPart, load
-from jem.data.splits import split_indices
+from jem.data.splits import choose_rows, draw_subset, split_indices
 from jem.errors import InputError
 
 
@@ -95,3 +95,30 @@ def test_a_data_set_is_described_by_its_shape_sizes_and_class_counts():
     assert "3: 126" in text
     assert repr(load("digits")) == text
     assert repr(load("digits").train) == "DataPart(1,237 inputs of 1 x 8 x 8)"
+
+
+def test_subsets_are_read_only_as_far_as_needed():
+    read = []
+
+    def open_one(source):
+        read.append(source)
+        return torch.full((2,), float(source))
+
+    part = LazyPart(list(range(50)), torch.arange(50) % 5, open_one)
+    x, y = draw_subset(part, 7, seed=0, name="a")
+    assert read[0] == 0  # for its size
+    assert len(read[1:]) == 7 == len(set(read[1:]))
+    assert (x[:, 0].long() % 5).equal(y)
+    again, _ = draw_subset(part, 7, seed=0, name="a")
+    other, _ = draw_subset(part, 7, seed=1, name="a")
+    assert x.equal(again)
+    assert not x.equal(other)
+    few, _ = draw_subset(part, 7, seed=0, name="a", max_entries=9)
+    assert few.equal(x[:4])
+
+
+def test_a_part_that_fits_is_taken_whole_and_in_order():
+    part = DataPart(torch.arange(6.0)[:, None], torch.zeros(6))
+    whole, _ = draw_subset(part, 9, seed=0, name="a")
+    assert whole.flatten().tolist() == list(range(6))
+    assert choose_rows(5, 5, seed=0, name="a").tolist() == list(range(5))

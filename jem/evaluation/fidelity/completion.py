@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jem.data.splits import DataPart, LazyPart
+from jem.data.splits import DataPart, LazyPart, draw_subset
 from jem.errors import InputError
 from jem.evaluation.fidelity.reference_classifier import ReferenceClassifier
 from jem.evaluation.statistics import Estimate, difference_estimate, share_estimate
-from jem.evaluation.subsets import draw_subset
 from jem.generation import inpaint
 from jem.model import JEM
 from jem.randomness import derive_seed
@@ -24,6 +23,9 @@ REFERENCE_LIMIT = 20_000
 
 ORIGINAL, KEPT = "original", "kept"
 MEAN_FILL, NEAREST, ONE_DRAW = "mean fill", "nearest neighbour", "one completion"
+
+SHOWN = 10
+"""Inputs in the pictures."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class CompletionReport:
         reference: Name of the reference classifier.
         num_inputs: N, test inputs completed.
         fillings: Name -> figures; that of the original is what a perfect filling would reach.
-        pictures: Name -> the first inputs, (num_shown, *shape): `original`, `kept` (missing
+        pictures: Name -> the first inputs, (10, *shape): `original`, `kept` (missing
             places are NaN), and each filling.
     """
 
@@ -84,14 +86,12 @@ def completion_accuracy(
     seed: int,
     reference: ReferenceClassifier,
     count: int = 128,
-    num_draws: int = 1,
-    num_shown: int = 10,
 ) -> CompletionReport:
     """Hide the lower half of test images, fill it, and ask a reference classifier what it sees.
 
     Fillings: the mean of the training images; what stands there in the training image nearest in
-    the upper half; one completion by the model; and, if `num_draws` > 1, the mean over several.
-    No filling is told the class; the nearest neighbour sees all training images.
+    the upper half; and one completion by the model. No filling is told the class; the nearest
+    neighbour sees all training images.
 
     Args:
         model: A model that can draw.
@@ -100,8 +100,6 @@ def completion_accuracy(
         seed: Decides which test images, and noise.
         reference: A classifier trained on whole training images.
         count: Test images at most.
-        num_draws: Completions an image of the mean over completions, at least 1.
-        num_shown: Images in the pictures.
 
     Returns:
         Accuracies, errors, differences and pictures.
@@ -112,19 +110,14 @@ def completion_accuracy(
     x_train, _ = draw_subset(train, REFERENCE_LIMIT, seed=seed, name="completion reference")
     x, y = draw_subset(test, count, seed=seed, name="completion")
     known = upper_half(x.shape[1:])
-    seeds = [derive_seed(seed, "completion", number) for number in range(num_draws)]
-    draws = torch.stack([inpaint(model, x, known[None], seed=each) for each in seeds])
     queries, examples = x[:, known], x_train[:, known]
     nearest = torch.cat([torch.cdist(q, examples).argmin(dim=1) for q in queries.split(256)])
     fillings = {
         ORIGINAL: x,
         MEAN_FILL: torch.where(known, x, x_train.mean(dim=0)),
         NEAREST: torch.where(known, x, x_train[nearest]),
-        ONE_DRAW: draws[0],
+        ONE_DRAW: inpaint(model, x, known[None], seed=derive_seed(seed, "completion", 0)),
     }
-    if num_draws > 1:
-        mean = torch.where(known, x, draws.mean(dim=0))  # a mean rounds what all share
-        fillings[f"mean of {num_draws} completions"] = mean
     correct = {name: reference.predict(z) == y for name, z in fillings.items()}
 
     def figures_of(name: str) -> Filling:
@@ -139,5 +132,5 @@ def completion_accuracy(
         reference=reference.name,
         num_inputs=len(x),
         fillings={name: figures_of(name) for name in fillings},
-        pictures={name: z[:num_shown] for name, z in pictures.items()},
+        pictures={name: z[:SHOWN] for name, z in pictures.items()},
     )

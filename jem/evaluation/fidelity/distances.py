@@ -1,11 +1,12 @@
-"""How far two sets of feature vectors are from being drawn from one distribution.
+"""Figures made of distances between sets of feature vectors, and between single inputs.
 
-Both distances are low where the sets are alike. Everything runs in double precision.
+Everything runs in double precision.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,12 +18,9 @@ from jem.evaluation.statistics import (
     Estimate,
     normal_estimate,
     resampling_counts,
-    rows_by_block,
+    share_estimate,
 )
-from jem.randomness import derive_seed, named_generator
-
-NUM_GROUPS = 20
-"""Groups that the standard error of the kernel distance leaves out in turn."""
+from jem.randomness import derive_seed
 
 
 class Moments(NamedTuple):
@@ -125,71 +123,119 @@ def _moments(z: Tensor, weights: Tensor) -> Moments:
     return Moments(mean, (second - total * torch.outer(mean, mean)) / (total - 1))
 
 
-def kernel_distance(real: Tensor, fake: Tensor, *, seed: int = 0) -> Estimate:
-    r"""Unbiased squared maximum mean discrepancy, cubic polynomial kernel; lower is better.
+class PrecisionRecall(NamedTuple):
+    """Precision and recall of samples; higher is better."""
 
-    .. math:: k(a, b) = (a^T b / F + 1)^3, \qquad
-              \frac{\sum_{i \ne j} k(x_i, x_j)}{N (N - 1)}
-              + \frac{\sum_{i \ne j} k(y_i, y_j)}{M (M - 1)}
-              - \frac{2 \sum_{i, j} k(x_i, y_j)}{N M}
+    precision: Estimate  # share of samples inside the support of real inputs
+    recall: Estimate  # share of real inputs inside the support of samples
 
-    Unbiased at every size, so it may be below 0, and is the figure to read for small sets. All
-    pairs enter the estimate. The standard error is a jackknife: rows are dealt at random into
-    twenty groups, and each group of both sets is left out in turn. It leans to the large side
-    where the distributions are the same.
+
+def precision_recall(real: Tensor, fake: Tensor, k: int = 5) -> PrecisionRecall:
+    """Whether samples lie where real inputs do, and reach everywhere they do.
+
+    The support of a set is the union of closed balls around its vectors, each of which reaches
+    the k-th nearest neighbour in the set, itself not counted. Both figures depend on N, M and k:
+    compare only figures of equal sizes. Intervals hold the balls fixed and count the draw of what
+    is averaged over alone: samples for precision, real inputs for recall.
 
     Args:
-        real: Features of real inputs, shape (N, F), N >= 4.
-        fake: Features of samples, shape (M, F), M >= 4.
-        seed: Decides the groups; the estimate does not depend on it.
-
-    Returns:
-        The squared discrepancy; its scale is that of the features to the power six.
+        real: Features of real inputs, shape (N, F), N > k.
+        fake: Features of samples, shape (M, F), M > k.
+        k: Neighbours, at least 1.
 
     References:
-        Binkowski et al. (2018), arXiv:1801.01401. Gretton et al. (2012), JMLR 13, equation 3.
+        Kynkaanniemi et al. (2019), arXiv:1904.06991.
+
+    Example:
+        >>> x = torch.arange(6.0)[:, None]
+        >>> figures = precision_recall(x, x[:3], k=1)
+        >>> figures.precision.value, figures.recall.value
+        (1.0, 0.6666666666666666)
     """
-    real, fake = real.double(), fake.double()
-    num_groups = min(NUM_GROUPS, len(real), len(fake))
-    generator = named_generator(seed, "kernel distance")
-    # Both sets are dealt out alike, so that leaving out a group of each adds their variances.
-    one, two = (
-        torch.nn.functional.one_hot(
-            torch.randperm(len(z), generator=generator) % num_groups, num_groups
-        ).double()
-        for z in (real, fake)
+    away = _distances(fake, real)  # (M, N)
+    # Each vector is the nearest to itself.
+    reach_real, reach_fake = (_distances(z, z).kthvalue(k + 1, dim=1).values for z in (real, fake))
+    return PrecisionRecall(
+        precision=share_estimate((away <= reach_real).any(dim=1)),
+        recall=share_estimate((away <= reach_fake[:, None]).any(dim=0)),
     )
-    sums = [  # of the kernel over all pairs of two groups, each (groups, groups)
-        _pair_sums(real, one, real, one) - torch.diag(one.T @ _self_kernel(real)),
-        _pair_sums(fake, two, fake, two) - torch.diag(two.T @ _self_kernel(fake)),
-        _pair_sums(real, one, fake, two),
-    ]
-    num_real, num_fake = one.sum(dim=0), two.sum(dim=0)
-    value = _discrepancy([part.sum() for part in sums], num_real.sum(), num_fake.sum())
-    left = [part.sum() - part.sum(dim=0) - part.sum(dim=1) + part.diagonal() for part in sums]
-    without = _discrepancy(left, num_real.sum() - num_real, num_fake.sum() - num_fake)
-    spread = (without - without.mean()).square().sum() * (num_groups - 1) / num_groups
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    # Not by a matrix product, which loses the digits that say whether a point is on a ball's edge.
+    mode = "donot_use_mm_for_euclid_dist"
+    return torch.cdist(a.double(), b.double(), compute_mode=mode)
+
+
+def nearest_distances(x: Tensor, others: Iterable[Tensor]) -> Tensor:
+    """Distance of each input to the nearest of many others, which need not fit in memory.
+
+    Args:
+        x: Inputs, shape (N, ...); flattened.
+        others: Batches of inputs, each of shape (B, ...); one at least.
+
+    Returns:
+        Euclidean distances, shape (N,), in the units of the inputs; exactly 0 for a copy.
+    """
+    x = x.flatten(1).double()
+    nearest = torch.full((len(x),), math.inf, dtype=torch.float64)
+    for batch in others:
+        rows = batch.flatten(1).double()
+        closest = rows[torch.cdist(x, rows).argmin(dim=1)]
+        # `cdist` is a matrix product, which loses digits where inputs are close: measure again.
+        nearest = torch.minimum(nearest, (x - closest).norm(dim=1))
+    return nearest
+
+
+def mean_pair_distance(z: Tensor) -> Estimate:
+    """Mean distance of all pairs in a set: how much it varies.
+
+    Args:
+        z: Vectors, shape (N, F).
+
+    Returns:
+        The mean over i < j of |z_i - z_j|, with the standard error of the delete-one jackknife;
+        `UNKNOWN` for N < 3.
+
+    Example:
+        >>> round(mean_pair_distance(torch.tensor([[0.0], [3.0], [6.0]])).value, 6)
+        4.0
+    """
+    num = len(z)
+    if num < 3:
+        return UNKNOWN
+    sums = _distances(z, z).sum(dim=1)
+    value = sums.sum() / (num * (num - 1))
+    without = (sums.sum() - 2 * sums) / ((num - 1) * (num - 2))
+    spread = (without - without.mean()).square().sum() * (num - 1) / num
     return normal_estimate(float(value), float(spread.sqrt()))
 
 
-def _self_kernel(z: Tensor) -> Tensor:
-    return (z.square().sum(dim=1) / z.shape[1] + 1) ** 3
+def diversity(
+    real: Tensor, real_labels: Tensor, fake: Tensor, fake_labels: Tensor, num_classes: int
+) -> Estimate:
+    """Mean distance of pairs within a class, as a ratio of samples to real inputs.
 
+    Args:
+        real: Features of real inputs, shape (N, F).
+        real_labels: Their classes, shape (N,).
+        fake: Features of samples, shape (M, F).
+        fake_labels: Their classes, shape (M,).
+        num_classes: K.
 
-def _pair_sums(a: Tensor, groups_a: Tensor, b: Tensor, groups_b: Tensor) -> Tensor:
-    """Sum the kernel over all pairs of each two groups, shape (groups, groups)."""
-    sums = torch.zeros(groups_a.shape[1], groups_b.shape[1], dtype=torch.float64)
-    start = 0
-    for rows in rows_by_block(len(a), len(b)):
-        block = slice(start, start + rows)
-        inner = (a[block] @ b.T).div_(a.shape[1]).add_(1)
-        sums += groups_a[block].T @ (inner * inner * inner @ groups_b)
-        start += rows
-    return sums
-
-
-def _discrepancy(sums: list[Tensor], num_real: Tensor, num_fake: Tensor) -> Tensor:
-    within_real, within_fake, across = sums
-    real = within_real / (num_real * (num_real - 1))
-    fake = within_fake / (num_fake * (num_fake - 1))
-    return real + fake - 2 * across / (num_real * num_fake)
+    Returns:
+        The ratio, averaged over the classes of which both sets hold at least three: 1 for samples
+        that vary as much as real inputs, near 0 for samples that look alike. Standard error by
+        the jackknife and the delta method.
+    """
+    ratios, errors = [], []
+    for label in range(num_classes):
+        ours = mean_pair_distance(fake[fake_labels == label])
+        theirs = mean_pair_distance(real[real_labels == label])
+        if math.isfinite(ours.value) and theirs.value > 0:
+            ratios.append(ours.value / theirs.value)
+            error = math.hypot(ours.std_error, ratios[-1] * theirs.std_error)
+            errors.append(error / theirs.value)
+    if not ratios:
+        return UNKNOWN
+    return normal_estimate(sum(ratios) / len(ratios), math.hypot(*errors) / len(ratios))

@@ -14,9 +14,13 @@ import torch
 from torch import Tensor
 
 from jem.checks import check_integer
-from jem.data.splits import DataPart, LazyPart
-from jem.evaluation.fidelity.distances import frechet_distance, kernel_distance
-from jem.evaluation.fidelity.neighbours import diversity, nearest_distances, prdc
+from jem.data.splits import DataPart, LazyPart, choose_rows, draw_subset
+from jem.evaluation.fidelity.distances import (
+    diversity,
+    frechet_distance,
+    nearest_distances,
+    precision_recall,
+)
 from jem.evaluation.fidelity.reference_classifier import (
     ReferenceClassifier,
     train_reference_classifier,
@@ -25,11 +29,9 @@ from jem.evaluation.ood.metrics import ood_metrics
 from jem.evaluation.statistics import (
     Estimate,
     estimate_of,
-    mean_estimate,
     rows_by_block,
     share_estimate,
 )
-from jem.evaluation.subsets import choose_rows, draw_subset
 
 Part = DataPart | LazyPart
 
@@ -40,7 +42,7 @@ REFERENCE_ENTRIES = 16_000_000
 """Numbers that those inputs may hold: fewer are taken of images beyond 32x32 in colour."""
 
 NEIGHBOURS = 5
-"""k of precision, recall, density and coverage."""
+"""k of precision and recall."""
 
 
 @dataclass(frozen=True)
@@ -55,29 +57,20 @@ class SetFidelity:
             class; 1 is as varied as the data, near 0: samples of a class look alike.
         frechet: Frechet distance to the training data; lower is better. NaN where N is no larger
             than the number of features.
-        kernel: Kernel distance to the training data (unbiased MMD^2); lower is better.
         precision: Share inside the support of the training data; higher is better.
         recall: Share of training inputs inside the support of the set; higher is better.
-        density: Neighbourhoods of training inputs that hold an input, over k.
-        coverage: Share of neighbourhoods of training inputs that hold one; higher is better.
         classification_accuracy: Share of test inputs that a network of the same kind classifies
             rightly after training on the set (for the real row: on as many *training* inputs);
             higher is better.
-        nearest_distance: Mean Euclidean distance to the nearest training input, in the network's
-            units. Much below that of test inputs: copies, or inputs smoother than real ones.
     """
 
     num: int
     agreement: Estimate
     diversity: Estimate
     frechet: Estimate
-    kernel: Estimate
     precision: Estimate
     recall: Estimate
-    density: Estimate
-    coverage: Estimate
     classification_accuracy: Estimate
-    nearest_distance: Estimate
 
 
 @dataclass(frozen=True)
@@ -117,9 +110,6 @@ def fidelity(
     depend on N. Draw labels at the class frequencies of the data, or the difference counts as one
     of the samples.
 
-    Stratified parts have the same class frequencies by construction, more alike than independent
-    sets: the kernel distance of the real row may then lie a little below 0.
-
     Args:
         samples: Samples in the network's units, shape (M, *shape), M > 5.
         labels: The classes asked for, shape (M,).
@@ -153,17 +143,15 @@ def fidelity(
         learner = train_reference_classifier(x, y, num_classes, seed=seed)
         return share_estimate(learner.predict(x_test) == y_test)
 
-    def figures_of(x: Tensor, y: Tensor, learned: Estimate, near: Tensor) -> SetFidelity:
+    def figures_of(x: Tensor, y: Tensor, learned: Estimate) -> SetFidelity:
         fake = reference.features(x)
         return SetFidelity(
             num=num,
             agreement=share_estimate(reference.predict(x) == y),
             diversity=diversity(features, y_train, fake, y, num_classes),
             frechet=frechet_distance(features, fake, num_bootstrap=num_bootstrap, seed=seed),
-            kernel=kernel_distance(features, fake, seed=seed),
-            **prdc(alike, fake, NEIGHBOURS)._asdict(),
+            **precision_recall(alike, fake, NEIGHBOURS)._asdict(),
             classification_accuracy=learned,
-            nearest_distance=mean_estimate(near),
         )
 
     # Training data on disk are read once.
@@ -173,8 +161,8 @@ def fidelity(
     return FidelityReport(
         reference=reference.name,
         num_features=reference.num_features,
-        samples=figures_of(x, y, accuracy_after_training_on(x, y), near),
-        real=figures_of(x_test, y_test, learned, near_test),
+        samples=figures_of(x, y, accuracy_after_training_on(x, y)),
+        real=figures_of(x_test, y_test, learned),
         nearer=estimate_of(ood_metrics(-near, -near_test), "auroc"),
     )
 

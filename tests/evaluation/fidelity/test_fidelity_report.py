@@ -54,22 +54,18 @@ def honest(measure):
 
 def test_perfect_samples_are_as_good_as_real_inputs(honest):
     samples, real = honest.samples, honest.real
-    for name in ("precision", "recall", "coverage", "agreement", "diversity"):
+    for name in ("precision", "recall", "agreement", "diversity"):
         ours, theirs = getattr(samples, name), getattr(real, name)
         assert ours.value == pytest.approx(theirs.value, abs=0.12), name
         assert ours.value > 0.85, name
-    assert abs(samples.kernel.value) < 3.5 * samples.kernel.std_error
     assert samples.frechet.value < 1
     assert samples.classification_accuracy.value > 0.9
-    # 1 - 0.5^5 for as many training as test inputs; against all 300 it would be 1 - 0.67^5.
-    assert real.coverage.value == pytest.approx(0.97, abs=0.04)
     assert 0.4 < honest.nearer.value < 0.6
 
 
 def test_copies_are_recognised(measure, parts):
     x, y = parts["train"][:150]
     found = measure(x, y)
-    assert found.samples.nearest_distance.value == 0
     assert found.nearer.value == 1
 
 
@@ -79,7 +75,7 @@ def test_samples_that_all_look_alike(measure, honest):
     assert found.agreement.value == 1  # sees nothing of it
     assert found.precision.value == 1
     assert found.diversity.value < 0.15
-    assert found.coverage.value < 0.5 * honest.samples.coverage.value
+    assert found.recall.value < 0.5 * honest.samples.recall.value
     assert found.frechet.value > 2 * honest.samples.frechet.value
 
 
@@ -106,7 +102,6 @@ def test_both_rows_are_of_equal_size_whatever_is_given(measure):
     # With no more inputs than features there is no covariance to speak of.
     tiny = measure(*blobs(16, 3))
     assert math.isnan(tiny.samples.frechet.value)
-    assert math.isfinite(tiny.samples.kernel.value)
 
 
 def test_same_seed_same_report_and_nothing_global_moves(measure, honest, global_rng_untouched):
