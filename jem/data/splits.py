@@ -89,7 +89,7 @@ class DataSplits:
     Args:
         name: What the set is called.
         train: What the network learns from; scaling and domain come from this part alone.
-        validation: Chooses epochs and temperatures.
+        validation: Chooses the epoch and the temperature.
         calibration: Sets thresholds and p-values; nothing else may have seen it.
         test: Measured once, at the end.
         classes: Names of the classes, in the order of their indices.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,7 +17,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from jem.checks import check_integer, check_number, refuse
+from jem.checks import check_number, refuse
 from jem.data.arrays import refuse_missing
 from jem.data.scaling import unit_warning
 from jem.data.splits import DataSplits
@@ -31,11 +32,10 @@ from jem.estimator.data import (
     images_or_none,
     rows_needed,
 )
-from jem.estimator.training import BestEpoch, LossMonitor
-from jem.evaluation.ood.detector import OODDetector
 from jem.generation import sample as draw
 from jem.model import JEM, batched_logits, joint_energy
 from jem.networks import NetworkFactory, make_network
+from jem.serving.scorer import fit_detector, fit_temperature
 from jem.training.probe import check_network
 from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
@@ -75,10 +75,11 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         calibration_fraction: Share of the data held out from training for the threshold of
             `is_ood`; 0 holds out none. It grows, up to a quarter, to what `acceptance_rate`
             needs (19 for 0.95). Where that is not enough, nothing is held out and `is_ood` raises.
-        early_stopping: Stop when the validation NLL has not improved for `n_iter_no_change`
-            epochs, and take the best epoch's weights.
-        validation_fraction: Share of the data held out for that.
-        n_iter_no_change: Epochs to wait for an improvement.
+        validation_fraction: Share of the data held out to notice overfitting, as in `Trainer.fit`,
+            and for the temperature of `predict_proba`; 0 holds out none.
+        calibrate: Divide logits by a temperature in `predict_proba`. It is fitted on what is held
+            out for validation, or for the threshold if nothing is, and stays 1 where it would not
+            help on inputs that it was not fitted on.
         random_state: Seed, generator or None.
         device: Where to train: `"cpu"`, `"cuda"`, `"mps"` or `"auto"`. The trained model is on the
             CPU; `model_.to(...)` moves prediction elsewhere.
@@ -88,6 +89,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         classes_: Labels in the order of the logits, shape (K,).
         model_: The trained `jem.JEM`.
         detector_: The fitted `jem.OODDetector`, or None where the data were too few.
+        temperature_: What `predict_proba` divides logits by, a `jem.TemperatureScaling`, or None.
         history_: Metrics of each epoch.
         n_iter_: Epochs trained.
         n_features_in_: Numbers in one input: columns, or C * H * W.
@@ -116,9 +118,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
         acceptance_rate: float = 0.95,
         calibration_fraction: float = 0.1,
-        early_stopping: bool = False,
         validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
+        calibrate: bool = True,
         random_state: int | np.random.RandomState | None = None,
         device: str = "auto",
         verbose: bool = False,
@@ -130,9 +131,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.class_weight = class_weight
         self.acceptance_rate = acceptance_rate
         self.calibration_fraction = calibration_fraction
-        self.early_stopping = early_stopping
         self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
+        self.calibrate = calibrate
         self.random_state = random_state
         self.device = device
         self.verbose = verbose
@@ -165,7 +165,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self._data_hash = content_hash(raw, labels)
         self._metadata = call_of(self)
         self._division: dict[str, Any] = {
-            "validation": self.validation_fraction if self.early_stopping else 0,
+            "validation": self.validation_fraction,
             "calibration": self.calibration_fraction,
             "acceptance_rate": self.acceptance_rate,
             "channels": self.channels,
@@ -174,22 +174,21 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         splits = self._divide(raw, labels)
         model = self._make_model(splits, recipe)
         result = self._train(model, splits, recipe)
-        self.history_, self._as_given = result.epochs, result.as_given
+        self.history_, self._result = result.epochs, result
         self.n_iter_ = len(self.history_)
         self.model_, self._format = model.to("cpu"), RawFormat.of(raw)
-        self.detector_ = None
-        if len(splits.calibration):
-            scores = -joint_energy(self._logits(splits.calibration[:][0]))
-            self.detector_ = OODDetector(model).fit_scores(scores, self.acceptance_rate)
+        self.detector_ = self.temperature_ = None
+        if splits.calibration:
+            share = self.acceptance_rate
+            self.detector_ = fit_detector(self.model_, splits, acceptance_rate=share)
+        if self.calibrate and (judge := splits.validation or splits.calibration):
+            self.temperature_ = fit_temperature(self.model_, replace(splits, validation=judge))
         return self
 
     def _check_settings(self) -> None:
         check_number("acceptance_rate", self.acceptance_rate, "(0, 1)")
         check_number("calibration_fraction", self.calibration_fraction, "[0, 0.5)")
-        lowest = "(0" if self.early_stopping else "[0"
-        check_number("validation_fraction", self.validation_fraction, f"{lowest}, 0.5)")
-        if self.early_stopping:
-            check_integer("n_iter_no_change", self.n_iter_no_change, 1)
+        check_number("validation_fraction", self.validation_fraction, "[0, 0.5)")
 
     def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
         """Inputs and class indices; sets `classes_`, and what scikit-learn keeps of inputs."""
@@ -229,20 +228,14 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             class_weight=class_weights(
                 self.class_weight, self.classes_, splits.train[:][1].numpy()
             ),
-            monitor=LossMonitor(quiet=not self.verbose),
+            progress=self.verbose,
             seed=self._seed,
             device=self.device,
         )
-        best = BestEpoch(trainer, self.n_iter_no_change)
         try:
-            if not self.early_stopping:
-                return trainer.fit(splits.train)
-            result = trainer.fit(splits.train, splits.validation, on_epoch=best)
+            return trainer.fit(splits.train, splits.validation or None)
         except TrainingInterrupted as stopped:  # a search over settings would go on with the next
             raise KeyboardInterrupt from stopped
-        if not result.as_given:  # outside `accuracy_margin` no epoch is the best
-            best.restore()
-        return result
 
     # -- use --------------------------------------------------------------------------------------
 
@@ -253,7 +246,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict_proba(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Class probabilities, shape (N, K), in the order of `classes_`."""
-        return np.asarray(self._logits_of(X).softmax(dim=1))
+        logits, temperature = self._logits_of(X), self.temperature_
+        scaled = logits if temperature is None else temperature.transform(logits)
+        return np.asarray(scaled.softmax(dim=1))
 
     def decision_function(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Logits, shape (N, K); for two classes their difference, shape (N,)."""

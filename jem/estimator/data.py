@@ -28,7 +28,7 @@ from jem.training.recipe import Recipe
 Array = npt.NDArray[Any]
 
 LARGEST_SHARE = 0.25
-"""Share of the data that the calibration part may grow to, unless more is asked for."""
+"""Share of the data that a part may grow to, unless more is asked for."""
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,14 @@ def divide(
 
     Every part that is not empty holds every class, in proportion. The calibration part grows to
     what `acceptance_rate` needs, if that is at most a quarter of the data. Otherwise it stays
-    empty: inputs that cannot set a threshold are better used in training.
+    empty: inputs that cannot set a threshold are better used in training. So does the validation
+    part where a class has one example, or a quarter of the data cannot hold every class.
 
     Args:
         X: Inputs, shape (N, *shape).
         labels: Class indices, shape (N,).
         classes: The K labels, for messages.
-        validation: Share held out for early stopping; 0 holds out none.
+        validation: Share held out to notice overfitting; 0 holds out none.
         calibration: Share held out for the threshold; 0 holds out none.
         acceptance_rate: Share of in-distribution inputs to accept.
         channels: Where the channels of images are; read from the shape if None.
@@ -149,17 +150,13 @@ def divide(
         Parts in network units with an empty test part; the scaling is that of the training part.
 
     Raises:
-        InputError: If a class has too few examples for early stopping, or inputs cannot be used.
+        InputError: If inputs cannot be used.
     """
     total, counts = len(labels), np.bincount(labels)
-    num_validation = max(round(validation * total), len(classes)) if validation else 0
-    if num_validation and counts.min() < 2:
-        refuse(
-            "y",
-            "hold at least two examples of every class for early stopping",
-            f"one of class '{classes[int(counts.argmin())]}'",
-            "add examples, or leave the class out",
-        )
+    num_validation = max(round(validation * total), len(classes))
+    most = round(max(validation, LARGEST_SHARE) * total)
+    if not validation or counts.min() < 2 or num_validation > most:
+        num_validation = 0
     num_calibration = 0
     if calibration and counts.min() >= 2 + bool(num_validation):
         largest = round(max(calibration, LARGEST_SHARE) * total)

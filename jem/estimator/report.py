@@ -75,7 +75,7 @@ def subject_of(
         run=TrainingRun(
             sentence=f"{type(classifier).__name__} trained for {classifier.n_iter_} epochs on "
             f"{len(splits.train):,} inputs in {len(classifier.classes_)} classes.",
-            as_given=classifier._as_given or "",
+            as_given=classifier._result.as_given,
             **classifier._metadata,
             records=[{"kind": "epoch", **record} for record in classifier.history_],
         ),

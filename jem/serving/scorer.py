@@ -120,6 +120,27 @@ def fit_scorer(
         InputError: If the calibration part is too small for the share, a part is empty, the score
             does not suit the model, or its classes are not those of the data, in their order.
     """
+    detector = fit_detector(
+        model,
+        splits,
+        score=score,
+        acceptance_rate=acceptance_rate,
+        batch_size=batch_size,
+        **options,
+    )
+    return Scorer(detector, fit_temperature(model, splits, batch_size))
+
+
+def fit_detector(
+    model: JEM,
+    splits: DataSplits,
+    *,
+    score: str = "log_density",
+    acceptance_rate: float | None = None,
+    batch_size: int = 256,
+    **options: Option,
+) -> OODDetector:
+    """The detector of `fit_scorer`, with the same arguments and errors."""
     _check_classes(model, splits)
     detector = OODDetector(model, score, None, batch_size, **options)
     if SCORES[score].fit is not None:
@@ -132,12 +153,27 @@ def fit_scorer(
         for x, _ in _batches(splits, "calibration", batch_size)
     ]
     detector.input_shape = splits.input_shape
-    detector.fit_scores(torch.cat(scores), acceptance_rate)
-    validation = _batches(splits, "validation", batch_size)
-    pairs = [(batched_logits(model, x, batch_size), y) for x, y in validation]
+    return detector.fit_scores(torch.cat(scores), acceptance_rate)
+
+
+def fit_temperature(
+    model: JEM, splits: DataSplits, batch_size: int = 256
+) -> TemperatureScaling | None:
+    """The temperature of `fit_scorer`; None where the model has no classes (K = 1).
+
+    Args:
+        model: A trained model.
+        splits: Its data, divided as for training.
+        batch_size: Inputs computed at once.
+
+    Raises:
+        InputError: If the validation part is empty, or the classes of model and data differ.
+    """
+    _check_classes(model, splits)
+    batches = _batches(splits, "validation", batch_size)
+    pairs = [(batched_logits(model, x, batch_size), y) for x, y in batches]
     logits, labels = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
-    temperature = TemperatureScaling().fit(logits, labels) if logits.shape[1] > 1 else None
-    return Scorer(detector, temperature)
+    return TemperatureScaling().fit(logits, labels) if logits.shape[1] > 1 else None
 
 
 def load_scorer(

@@ -1,25 +1,29 @@
-"""What a run is guarded against: divergence, and accuracy lost to the density."""
+"""What a run is guarded against: divergence, overfitting, accuracy lost to the density."""
 
 from __future__ import annotations
 
 import itertools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from jem.checks import check_labels, refuse
 from jem.data.batches import BatchStream
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError, TrainingDivergedError
 from jem.model import JEM, inference, joint_energy
-from jem.objectives import cross_entropy
 from jem.training.process import ONE_PROCESS, Processes
 from jem.training.recipe import ResolvedRecipe
 from jem.training.steps import StepResult
 
 MAX_RECOVERIES = 5
 """Recoveries from divergence before a run gives up."""
+
+LEAST_PATIENCE = 5
+"""Epochs in a row that must overfit, at least, before training ends; else a fifth of them."""
 
 
 class Diverged(Exception):  # noqa: N818
@@ -78,30 +82,44 @@ def give_up(recipe: ResolvedRecipe, iteration: int) -> TrainingDivergedError:
     )
 
 
-class AccuracyGuard:
-    """Keeps accuracy on held-out examples near what it was before training.
+class EpochGuard:
+    """Decides which epoch's average training returns, by held-out examples.
 
-    Each epoch that ends further below it than the margin halves the weight of the density from
-    there on. What training returns is the last average that was within the margin: the model as it
-    was given, if none was.
+    Without a margin that is the last epoch, unless it *overfits*: its validation NLL lies above
+    the lowest of any epoch by more than the standard error of that one, and its training NLL below
+    what it was then. Then it is the epoch of the lowest. A rise that training shares, as when the
+    weight of the density grows, is no overfitting. Training ends where as many epochs in a row
+    overfit as `patience` says.
+
+    With a margin it is the last epoch whose accuracy is at most so far below that before training:
+    the model as it was given, if none was. Every other epoch halves the weight of the density from
+    there on.
 
     Args:
         margin: `Recipe.accuracy_margin`.
-        before: Accuracy before the first update.
+        before: Accuracy before the first update; it counts with a margin alone.
         model: The model before the first update.
+        patience: Epochs in a row that must overfit before training ends.
 
     Attributes:
         epoch: Epochs that were judged.
-        kept: The last of them within the margin, whose average is kept; 0 for the model as given.
+        kept: The one whose average is returned; 0 for the model as given.
         accepted: Weights and statistics of that average.
+        overfitted: Epochs that overfit, the last ones in a row.
+
+    References:
+        The standard error as tolerance: Breiman, Friedman, Olshen and Stone (1984),
+        Classification and Regression Trees, section 3.4.3.
     """
 
-    def __init__(self, margin: float, before: float, model: nn.Module) -> None:
-        self.margin, self.before = margin, before
-        self.halvings = 0
-        self.best: float | None = None  # accuracy of an epoch
+    def __init__(
+        self, margin: float | None, before: float, model: nn.Module, patience: int = 5
+    ) -> None:
+        self.margin, self.before, self.patience = margin, before, patience
+        self.halvings = self.overfitted = 0
         self.epoch = self.kept = 0
         self.accepted = _copied(model)
+        self.best: dict[str, Any] = {}  # metrics of the best epoch, its number and its weights
 
     @property
     def weight_scale(self) -> float:
@@ -109,34 +127,58 @@ class AccuracyGuard:
         return 0.5**self.halvings
 
     @property
+    def stops(self) -> bool:
+        """Whether training should end."""
+        return self.overfitted >= self.patience
+
+    @property
     def why_as_given(self) -> str:
         """Why the model is as it was given: no epoch was within the margin; empty if one was."""
-        if self.best is None or self._within(self.best):
+        if self.kept or not self.best:
             return ""
         return (
             f"no epoch stayed within the accuracy margin of {self.margin:g} "
-            f"(best {self.best:.4g}, before {self.before:.4g})"
+            f"(best {self.best['valid_accuracy']:.4g}, before {self.before:.4g})"
         )
 
-    def _within(self, accuracy: float) -> bool:
-        return accuracy >= self.before - self.margin - 1e-9  # 0.97 - 0.02 is below 0.95
+    @property
+    def summary(self) -> str:
+        """Which epoch is kept, in a line for people."""
+        kept = f"kept: epoch {self.kept} of {self.epoch}"
+        if self.margin is None:
+            return f"{kept}, of the lowest validation NLL: later ones overfit"
+        return f"{kept}, the last within the accuracy margin of {self.margin:g} on validation data"
 
-    def judge(self, accuracy: float, averaged: nn.Module) -> dict[str, Any]:
-        """Keep the average of an epoch, or halve the weight.
+    def judge(self, metrics: dict[str, Any], averaged: nn.Module) -> dict[str, Any]:
+        """Keep the average of an epoch or leave it.
 
         Args:
-            accuracy: Of the average, at the end of the epoch.
+            metrics: What `validate` found of the average, and `cross_entropy`, the training NLL of
+                the epoch.
             averaged: The average.
 
         Returns:
             What the record of the epoch says of it.
         """
-        within = self._within(accuracy)
-        self.best = accuracy if self.best is None else max(accuracy, self.best)
         self.epoch += 1
+        weights, name = _copied(averaged), "valid_nll" if self.margin is None else "valid_accuracy"
+        sign = 1.0 if self.margin is None else -1.0
+        if not self.best or sign * metrics[name] < sign * self.best[name]:
+            names = ("valid_nll", "valid_nll_se", "valid_accuracy", "cross_entropy")
+            self.best = {name: metrics[name] for name in names}
+            self.best |= {"epoch": self.epoch, "weights": weights}
+        if self.margin is None:
+            most = self.best["valid_nll"] + self.best["valid_nll_se"]
+            overfits = metrics["valid_nll"] > most
+            overfits &= metrics["cross_entropy"] < self.best["cross_entropy"]
+            self.overfitted = self.overfitted + 1 if overfits else 0
+            self.kept = self.best["epoch"] if overfits else self.epoch
+            self.accepted = self.best["weights"] if overfits else weights
+            return {"overfits": overfits}
+        # 0.97 - 0.02 is below 0.95
+        within = metrics["valid_accuracy"] >= self.before - self.margin - 1e-9
         if within:
-            self.kept = self.epoch
-            self.accepted = _copied(averaged)
+            self.kept, self.accepted = self.epoch, weights
         else:
             self.halvings += 1
         return {
@@ -164,8 +206,8 @@ def check_validation(
     recipe: ResolvedRecipe,
     valid: Any,  # noqa: ANN401
     ranks: Processes,
-) -> AccuracyGuard | None:
-    """Look at the validation examples, and make the guard of accuracy if the recipe asks for it.
+) -> EpochGuard | None:
+    """Look at the validation examples, and make the guard that they allow: none without classes.
 
     Args:
         model: The model before the first update.
@@ -187,11 +229,12 @@ def check_validation(
     if isinstance(valid, DataPart | LazyPart) and num_classes > 1:
         check_labels("validation labels", valid.y, len(valid), num_classes)
     if margin is None:
-        return None
+        patience = max(LEAST_PATIENCE, recipe.epochs // 5)
+        return EpochGuard(None, math.nan, model, patience) if num_classes > 1 else None
     before = validate(model, valid, 4 * recipe.batch_size, ranks)
     if "valid_accuracy" not in before:
         raise InputError("`accuracy_margin` needs classes, but the network has one output")
-    return AccuracyGuard(margin, before["valid_accuracy"], model)
+    return EpochGuard(margin, before["valid_accuracy"], model)
 
 
 def validate(
@@ -209,7 +252,8 @@ def validate(
         ranks: Processes that divide the batches among them.
 
     Returns:
-        `valid_accuracy` and `valid_nll` (for K > 1) and `valid_energy`, the mean of E(x), in nats.
+        `valid_energy`, the mean of E(x), in nats; for K > 1 also `valid_accuracy`, and `valid_nll`
+        with its standard error, `valid_nll_se`.
 
     Raises:
         InputError: If a label has no output.
@@ -217,7 +261,7 @@ def validate(
     stream = BatchStream(
         examples, batch_size, seed=0, name="valid", device=model.device, drop_last=False
     )
-    totals = torch.zeros(4, dtype=torch.float64)
+    totals = torch.zeros(5, dtype=torch.float64)
     has_classes = model.classes is None or len(model.classes) > 1
     with inference(model):
         for x, labels in itertools.islice(stream.epoch(0), ranks.rank, None, ranks.count):
@@ -225,12 +269,18 @@ def validate(
             has_classes = logits.shape[1] > 1
             if has_classes:
                 check_labels("validation labels", labels, len(x), logits.shape[1])
-            right = (logits.argmax(dim=1) == labels).sum()
-            nll = cross_entropy(logits, labels) * len(x)
-            totals[:3] += torch.stack([right, nll, joint_energy(logits).sum()]).cpu()
-            totals[3] += len(x)
-    right, nll, energy, count = ranks.total(totals).tolist()
+                nll = functional.cross_entropy(logits, labels, reduction="none")
+                right = (logits.argmax(dim=1) == labels).sum()
+                totals[:3] += torch.stack([right, nll.sum(), nll.square().sum()]).cpu()
+            totals[3] += joint_energy(logits).sum().cpu()
+            totals[4] += len(x)
+    right, nll, squares, energy, count = ranks.total(totals).tolist()
     metrics = {"valid_energy": energy / count}
     if has_classes:
-        metrics |= {"valid_accuracy": right / count, "valid_nll": nll / count}
+        spread = math.sqrt(max(squares - nll**2 / count, 0.0)) / count
+        metrics |= {
+            "valid_accuracy": right / count,
+            "valid_nll": nll / count,
+            "valid_nll_se": spread,
+        }
     return metrics

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from jem.errors import RunFolderError
@@ -15,7 +16,7 @@ from jem.networks.build import spec_of
 from jem.sampling.buffer import ReplayBuffer
 from jem.training.optimisation import make_optimizer, moving_average
 from jem.training.recipe import Recipe
-from jem.training.safeguards import AccuracyGuard
+from jem.training.safeguards import EpochGuard
 from jem.training.steps import StepContext
 
 
@@ -26,7 +27,7 @@ class Progress:
     Attributes:
         iteration: Updates made.
         epoch: Epochs ended, that is, validated and reported too.
-        stopped: Whether a callback ended training early.
+        stopped: Whether training ended early, by a callback or because it only overfitted.
         recoveries: Times that training diverged and went back to a checkpoint.
         rolled_back_to: Iteration of the checkpoint last gone back to; -1 if none was.
         seconds: Wall-clock time of training so far.
@@ -53,7 +54,7 @@ class FitResult:
         epochs: Metrics of each epoch trained by this call.
         as_given: Why the model is as it was given, with no update made or no epoch within
             `accuracy_margin`; empty if it was trained.
-        kept_epoch: Epoch, from 1, whose averaged weights the model holds.
+        kept_epoch: Epoch, from 1, whose averaged weights the model holds: see `EpochGuard`.
     """
 
     seconds: float
@@ -78,8 +79,9 @@ class RunState:
         self.optimizer = make_optimizer(recipe, model)
         self._average = AveragedModel(model, use_buffers=True)
         self._update = moving_average(recipe.ema_decay, lambda: int(self._average.n_averaged))
-        self.guard: AccuracyGuard | None = None
+        self.guard: EpochGuard | None = None
         self.progress = Progress()
+        self.sums = torch.zeros(3, device=self.device)  # of the epoch: see `add_losses`
         self._generators = {"augmentation": context.generator}
         if self.chains is not None:
             self._generators["chains"] = self.chains.generator
@@ -98,6 +100,17 @@ class RunState:
         # `AveragedModel.update_parameters` copies its count to the device, and waits for that.
         self._update(averaged, current)
         self._average.n_averaged += 1
+
+    def add_losses(self, loss: Tensor, cross_entropy: Tensor) -> None:
+        """Add the losses of an update to those of its epoch, without asking the device."""
+        values = torch.stack([loss, cross_entropy, torch.ones_like(loss)])
+        self.sums += values.detach().to(self.sums)
+
+    def take_losses(self) -> dict[str, float]:
+        """Mean `loss` and `cross_entropy` of an epoch, in nats; the next one begins at 0."""
+        loss, cross_entropy, count = self.ranks.agree(self.sums.tolist())
+        self.sums.zero_()
+        return {"loss": loss / count, "cross_entropy": cross_entropy / count}
 
     @property
     def kept_epoch(self) -> int:
@@ -130,6 +143,7 @@ class RunState:
             "averaged": int(self._average.n_averaged),
             "optimizers": {"parameters": self.optimizer.state_dict()},
             "chains": None if self.chains is None else self._joined(self.chains.buffer),
+            "sums": self.sums,
             "guard": None if self.guard is None else self.guard.state_dict(),
             "generators": self.ranks.gather(generators),
             "progress": asdict(self.progress),
@@ -176,6 +190,7 @@ class RunState:
             torch.mps.set_rng_state(generators["torch mps"])
         if self.chains is not None:
             self.chains.buffer.load_state_dict(self._own(state["chains"]))
+        self.sums.copy_(state["sums"])
         if self.guard is not None:
             self.guard.load_state_dict(state["guard"])
         self.progress = Progress(**state["progress"])

@@ -124,7 +124,10 @@ class Trainer:
         resume: bool = False,
         on_epoch: OnEpoch | None = None,
     ) -> FitResult:
-        """Train to the end of the recipe, or until a callback says that it is enough.
+        """Train to the end of the recipe, until it only overfits, or until a callback ends it.
+
+        Which epoch's averaged weights the model gets, and when it is no use to go on, validation
+        examples decide: see `jem.training.safeguards.EpochGuard`.
 
         Args:
             train: Training examples: a Dataset of (x, y), or tensors x (N, *shape), float, in the
@@ -190,9 +193,10 @@ class Trainer:
                 self._clean.fill_(True)
                 continue
             epochs[epoch] = self._end_epoch(valid)
+            stop = self.state.guard is not None and self.state.guard.stops
             if on_epoch is not None:
-                stop = bool(on_epoch(epochs[epoch]))
-                self.state.progress.stopped = self.ranks.any(stop, self.device)
+                stop |= bool(on_epoch(epochs[epoch]))
+            self.state.progress.stopped = self.ranks.any(stop, self.device)
         return [epochs[epoch] for epoch in sorted(epochs)]
 
     def fit_epoch(self, epoch: int, start: int = 0) -> None:
@@ -242,6 +246,7 @@ class Trainer:
         grad_norm = clip_gradients(self.model, recipe.max_grad_norm)
         self._apply(result, self.ranks.all(is_healthy(result, grad_norm, recipe.max_energy_gap)))
 
+        self.state.add_losses(result.terms.loss, result.terms.named["cross_entropy"])
         context.clock.enter("other")
         self.monitor.update(
             self.state, context, batch, result,
@@ -288,13 +293,14 @@ class Trainer:
             "iteration": progress.iteration,
             "seconds": progress.seconds,
             "recoveries": progress.recoveries,
+            **state.take_losses(),
         }
         if valid is not None:
             metrics |= validate(
                 state.averaged_model, valid, 4 * self.recipe.batch_size, self.ranks
             )
         if state.guard is not None:
-            metrics |= state.guard.judge(metrics["valid_accuracy"], state.averaged_model)
+            metrics |= state.guard.judge(metrics, state.averaged_model)
         progress.epoch += 1
         self.monitor.epoch(metrics, self.num_epochs, state)
         return metrics
@@ -364,11 +370,8 @@ class Trainer:
             recoveries=progress.recoveries,
             kept_epoch=kept,
         )
-        if 0 < kept < progress.epoch:
-            self.monitor.bar.message(
-                f"kept: epoch {kept} of {progress.epoch}, the last within the accuracy margin of "
-                f"{self.recipe.accuracy_margin:g} on validation examples"
-            )
+        if self.state.guard is not None and 0 < kept < progress.epoch:
+            self.monitor.bar.message(self.state.guard.summary)
         self.state.optimizer.zero_grad(set_to_none=True)
         self.model.load_state_dict(self.state.averaged_model.state_dict())
         self.model.eval()

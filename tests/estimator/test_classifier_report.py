@@ -14,6 +14,7 @@ from sklearn.model_selection import train_test_split
 from jem import JEMClassifier
 from jem.errors import InputError
 from jem.estimator.report import subject_of
+from jem.serving.scorer import fit_scorer
 
 pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
 
@@ -49,8 +50,21 @@ def test_figures_are_those_of_the_estimator_on_the_test_part(figures, fitted, pa
     assert found["data"]["classes"] == list(fitted.classes_)
     accepted = found["ood"]["accepted"]["value"]
     assert accepted == pytest.approx(1 - fitted.is_ood(x_test).mean())
-    # One in single precision, the other in double.
-    assert found["ood"]["threshold"] == pytest.approx(fitted.detector_.threshold, abs=1e-5)
+
+
+def test_report_scorer_and_estimator_share_threshold_and_temperature_to_the_bit(
+    figures, fitted, parts
+):
+    x_train, x_test, y_train, y_test = parts
+    splits = subject_of(fitted, (x_test, y_test), (x_train, y_train)).splits
+    scorer = fit_scorer(fitted.model_, splits, acceptance_rate=fitted.acceptance_rate)
+    found = figures[1]
+    assert found["ood"]["threshold"] == fitted.detector_.threshold == scorer.detector.threshold
+    temperature = found["classification"]["model"]["temperature"]
+    assert temperature == fitted.temperature_.temperature == scorer.temperature.temperature
+    x = fitted.model_.preprocess(x_test.to_numpy())
+    said = fitted.predict_proba(x_test).max(axis=1)
+    assert scorer.predict(x).calibrated_probability.numpy() == pytest.approx(said, abs=1e-5)
 
 
 def test_page_and_figures_are_written_and_the_control_is_compared(figures):
@@ -71,7 +85,7 @@ def test_page_and_figures_are_written_and_the_control_is_compared(figures):
 def test_held_out_rows_are_those_of_fit(figures, fitted):
     sizes = figures[1]["data"]["sizes"]
     assert sizes["calibration"] == fitted.detector_.num_calibration
-    assert sizes["train"] + sizes["calibration"] + sizes["test"] == 178
+    assert sum(sizes.values()) == 178
 
 
 def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
@@ -93,9 +107,7 @@ def test_images_without_labels_as_numbers(tmp_path, capsys):
     y = np.array(["dark", "light"])[np.arange(200) % 2]
     x = rng.integers(0, 100, (200, 8, 8), dtype=np.uint8)
     x[y == "light"] += 100
-    classifier = JEMClassifier(
-        "plain", epochs=2, early_stopping=True, random_state=0, verbose=True
-    )
+    classifier = JEMClassifier("plain", epochs=2, random_state=0, verbose=True)
     found = classifier.fit(x[:150], y[:150]).report(
         x[150:].tolist(), y[150:], x[:150], pd.Series(y[:150]), folder=tmp_path
     )
@@ -110,7 +122,7 @@ def test_the_parts_are_those_of_fit_whatever_parameters_say_now(parts):
     classifier = JEMClassifier("plain", epochs=1, random_state=0).fit(x_train, y_train)
     asked = (x_test, y_test), (x_train, y_train), None
     before = subject_of(classifier, *asked)
-    classifier.set_params(calibration_fraction=0.4, acceptance_rate=0.5, early_stopping=True)
+    classifier.set_params(calibration_fraction=0.4, acceptance_rate=0.5, validation_fraction=0)
     after = subject_of(classifier, *asked)
     assert torch.equal(after.splits.calibration.x, before.splits.calibration.x)
     assert after.run == before.run

@@ -16,10 +16,16 @@ from jem.model import JEM
 from jem.training import safeguards
 from jem.training import trainer as trainer_module
 from jem.training.monitor import read_metrics
-from jem.training.safeguards import AccuracyGuard
+from jem.training.safeguards import EpochGuard
 from jem.training.trainer import Trainer
 
 MARGIN = replace(SMALL, accuracy_margin=0.02, ema_decay=0.9)
+
+
+def judged(accuracy, nll=0.0, se=0.0, train=0.0):
+    """Figures of an epoch that a guard looks at."""
+    found = {"valid_accuracy": accuracy, "valid_nll": nll, "valid_nll_se": se}
+    return found | {"cross_entropy": train}
 
 
 @pytest.fixture
@@ -28,7 +34,7 @@ def scripted(monkeypatch):
 
     def script(accuracies):
         def validate(model, valid, batch_size, ranks):
-            return {"valid_energy": 0.0, "valid_nll": 0.0, "valid_accuracy": next(answers)}
+            return judged(next(answers)) | {"valid_energy": 0.0}
 
         answers = iter(accuracies)
         for place in (trainer_module, safeguards):
@@ -61,7 +67,7 @@ class Recording(Trainer):
 
 def test_the_guard_takes_averages_within_the_margin_and_halves_after_others():
     layer = torch.nn.Linear(1, 1)
-    guard = AccuracyGuard(0.02, 0.97, layer)
+    guard = EpochGuard(0.02, 0.97, layer)
     first, as_given = weights(layer), guard.accepted
     for value, accuracy, within, scale in (
         (1.0, 0.95, True, 1.0),  # exactly at the margin: 0.97 - 0.02 in floating point is below
@@ -70,7 +76,7 @@ def test_the_guard_takes_averages_within_the_margin_and_halves_after_others():
         (4.0, 0.0, False, 0.25),
     ):
         torch.nn.init.constant_(layer.weight, value)
-        assert guard.judge(accuracy, layer) == {
+        assert guard.judge(judged(accuracy), layer) == {
             "valid_accuracy_before": 0.97, "within_margin": within,
             "generative_weight_scale": scale,
         }  # fmt: skip
@@ -84,9 +90,9 @@ def test_a_margin_that_rounding_makes_larger_is_still_met():
     layer = torch.nn.Linear(1, 1)
     for before in range(100):
         for margin in range(before + 1):
-            guard = AccuracyGuard(margin / 100, before / 100, layer)
-            assert guard.judge((before - margin) / 100, layer)["within_margin"]
-            assert not guard.judge((before - margin) / 100 - 1e-5, layer)["within_margin"]
+            guard = EpochGuard(margin / 100, before / 100, layer)
+            assert guard.judge(judged((before - margin) / 100), layer)["within_margin"]
+            assert not guard.judge(judged((before - margin) / 100 - 1e-5), layer)["within_margin"]
 
 
 # -- in a run -------------------------------------------------------------------------------------
