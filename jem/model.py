@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from jem.checks import refuse
 from jem.data.scaling import Scaling
 from jem.errors import InputError
+from jem.networks.heads import ends_in_softmax
+from jem.sampling.base_density import BaseDensity
 from jem.sampling.settings import SamplerSettings
 
 if TYPE_CHECKING:
@@ -54,13 +56,14 @@ def on_model(model: JEM, x: Tensor) -> Tensor:
     return x.to(like.device, like.dtype, copy=True)
 
 
-def batched_logits(model: JEM, x: Tensor, batch_size: int = 256) -> Tensor:
+def batched_logits(model: JEM, x: Tensor, batch_size: int = 256, *, alone: bool = False) -> Tensor:
     """Logits in evaluation mode and without gradients: the one way from many inputs to logits.
 
     Args:
         model: The model.
         x: Inputs in the network's units, shape (N, *shape), on any device.
         batch_size: Inputs computed at once.
+        alone: Leave out the base, which changes no probability.
 
     Returns:
         Logits, shape (N, K), in float32 at least, on the model's device.
@@ -68,8 +71,9 @@ def batched_logits(model: JEM, x: Tensor, batch_size: int = 256) -> Tensor:
     Raises:
         InputError: If inputs do not fit, or the network gives NaN.
     """
+    logits_of = model._network_logits if alone else model.logits
     with inference(model):
-        logits = torch.cat([model.logits(on_model(model, r)) for r in torch.split(x, batch_size)])
+        logits = torch.cat([logits_of(on_model(model, r)) for r in torch.split(x, batch_size)])
     if bool(logits.isnan().any()):
         row = int(logits.isnan().any(dim=1).nonzero()[0])
         raise InputError(f"the network gives NaN for input {row}")
@@ -87,18 +91,8 @@ def check_model(model: object) -> None:
         refuse("model", "be a jem.JEM", type(model).__name__, remedy)
 
 
-_KEEP_VALUES = {
-    "Alias", "Clone", "Permute", "Select", "Slice", "Squeeze", "ToCopy", "Transpose", "UnsafeView",
-    "Unsqueeze", "View",
-}  # fmt: skip
-"""Operations of torch's graph that give values another shape, order, place or type alone."""
-
-
 def check_no_softmax(model: JEM, x: Tensor) -> None:
     """Check that a network does not end in a softmax or its logarithm, which leave no density.
-
-    The check looks at the graph of the logits, not at their values: the logsumexp of a factored
-    head may be 0 too, before the head has learned.
 
     Args:
         model: The model.
@@ -109,13 +103,10 @@ def check_no_softmax(model: JEM, x: Tensor) -> None:
     """
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         try:  # a copy of a leaf, for some networks change what they are given
-            logits = model.logits(x.detach().clone().requires_grad_().clone())
+            logits = model._network_logits(x.detach().clone().requires_grad_().clone())
         except RuntimeError:  # weights made in inference mode have no graph
             return
-    last = logits.grad_fn
-    while last is not None and last.name().split("Backward")[0] in _KEEP_VALUES:
-        last = last.next_functions[0][0]
-    if last is not None and "softmax" in last.name().lower():
+    if ends_in_softmax(logits):
         raise InputError(
             "the network must return logits, but ends in a softmax or log-softmax, which leaves "
             "no density: give it without that last layer"
@@ -187,9 +178,8 @@ class JEM(nn.Module):
     `logits`, `energy` and `log_density` are differentiable and run in the mode that the network is
     in; `predict_proba` runs in evaluation mode without gradients and restores the mode.
 
-    `state_dict` holds the network's weights, and as extra state what the model knows besides:
-    domain, classes, scaling, input shape and sampler. `load_state_dict` takes weights without
-    that too, and leaves the rest as it is.
+    `state_dict` holds the network's weights, and as extra state what the model knows besides.
+    `load_state_dict` takes weights without that too, and leaves the rest as it is.
 
     Args:
         network: Maps (B, *shape) to logits (B, K). Rows must not interact in evaluation mode.
@@ -204,6 +194,7 @@ class JEM(nn.Module):
 
     Attributes:
         sampler: Settings of the sampler (`jem.sampling.SamplerSettings`), set by training.
+        base: What the density of vectors has by construction (`jem.sampling.BaseDensity`).
 
     References:
         Grathwohl et al. (2020), Your classifier is secretly an energy based model,
@@ -234,6 +225,7 @@ class JEM(nn.Module):
         self.domain = domain
         self.scaling = scaling
         self.sampler: Any = None
+        self.base: BaseDensity | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
         """What `state_dict` holds beside the weights: tensors and plain values."""
@@ -243,6 +235,7 @@ class JEM(nn.Module):
             "domain": self.domain,
             "scaling": None if self.scaling is None else self.scaling.state_dict(),
             "sampler": None if self.sampler is None else self.sampler.state_dict(),
+            "base": None if self.base is None else self.base.state(),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -254,6 +247,10 @@ class JEM(nn.Module):
         scaling, sampler = state["scaling"], state["sampler"]
         self.scaling = None if scaling is None else Scaling.from_state_dict(scaling)
         self.sampler = None if sampler is None else SamplerSettings.from_state(sampler)
+        base = state.get("base")
+        self.base = (
+            None if base is None else BaseDensity(**base).to(self.device).train(self.training)
+        )
 
     def _load_from_state_dict(
         self,
@@ -285,7 +282,7 @@ class JEM(nn.Module):
         return self.logits(x)
 
     def logits(self, x: Tensor) -> Tensor:
-        """Logits f(x) of the network, in float32 at least.
+        """Logits f(x) of the network, in float32 at least; with a `base`, plus that, in float64.
 
         Args:
             x: Inputs in the network's units, shape (B, *shape).
@@ -298,6 +295,11 @@ class JEM(nn.Module):
                 network returns anything but a two-dimensional tensor.
         """
         self._check(x)
+        if self.base is None:
+            return self._network_logits(x)
+        return self.base.added(x, self._network_logits)
+
+    def _network_logits(self, x: Tensor) -> Tensor:
         logits = self.network(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
             came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -355,7 +357,7 @@ class JEM(nn.Module):
             InputError: If the model has a single output (K = 1), and so no classes.
         """
         self._check(x)
-        logits = batched_logits(self, x)
+        logits = batched_logits(self, x, alone=True)
         if logits.shape[1] == 1:
             raise InputError("a model with one output (K = 1) has no classes; use `log_density`")
         return logits.softmax(dim=1)

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "objectives": {"model", "sampling"},
     "plotting": {"runs"},
     "devices": {"model"},
-    "model": {"data", "sampling"},
+    "model": {"data", "networks", "sampling"},
     "runs": {"data", "devices", "model", "networks", "sampling"},
     "training": {
         "data", "devices", "generation", "model", "networks", "objectives", "plotting", "runs",

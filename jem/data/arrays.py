@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jem.checks import check_choice, check_labels, refuse
-from jem.data.scaling import Layout, Scaling, as_numeric
+from jem.data.scaling import Layout, Scaling, as_numeric, range_of
 from jem.data.splits import PART_NAMES, DataPart, DataSplits, Indices, LazyPart, split_indices
 from jem.errors import InputError
 
@@ -101,10 +101,7 @@ def assemble(
     kind: Literal["image", "table"] = "image"
     domain = torch.tensor(-1.0), torch.tensor(1.0)
     if scaling.layout == "table" and isinstance(train, DataPart):
-        # The range of each column and a tenth to each side; where it is constant, 1.
-        low, high = train.x.aminmax(dim=0)
-        margin = torch.where(high > low, 0.1 * (high - low), torch.ones_like(low))
-        kind, domain = "table", (low - margin, high + margin)
+        kind, domain = "table", range_of(train.x)
     return DataSplits(
         name,
         **dict(zip(PART_NAMES, parts, strict=True)),  # type: ignore[arg-type]

@@ -54,15 +54,18 @@ class Scaling:
 
     @classmethod
     def of_table(cls, x: npt.NDArray[Any]) -> "Scaling":
-        """Standardise columns by mean and standard deviation; a constant column is only centred.
+        """Standardise columns by mean and standard deviation.
+
+        A constant column becomes 0; its scale is its own size, or 1 where it is smaller.
 
         Args:
             x: Rows of the training part alone, shape (N, D).
         """
         x = np.asarray(x, np.float64)
         std = x.std(0)
-        shift = torch.tensor(x.mean(0))
-        scale = torch.tensor(np.where((x.max(0) > x.min(0)) & (std > 0), std, 1.0))
+        varies = (x.max(0) > x.min(0)) & (std > 0)
+        shift = torch.tensor(np.where(varies, x.mean(0), x[0]))
+        scale = torch.tensor(np.where(varies, std, np.abs(x[0]).clip(1.0)))
         return cls((x.shape[1],), shift, scale, "table")
 
     def __call__(self, raw: npt.ArrayLike | Tensor) -> Tensor:
@@ -114,6 +117,26 @@ class Scaling:
         """Rebuild a scaling from its `state_dict`."""
         shape = tuple(int(size) for size in state["input_shape"])
         return cls(shape, state["shift"].cpu(), state["scale"].cpu(), state["layout"])
+
+
+CONSTANT = 1e-6
+"""Half the width of the domain of a component that is constant, as a share of its size."""
+
+
+def range_of(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of inputs: the range of each component, and a tenth of it to each side.
+
+    A constant component must stay what it was, to a millionth of its size, or of 1.
+
+    Args:
+        x: Training inputs, shape (N, *shape).
+
+    Returns:
+        (low, high), each of one input's shape.
+    """
+    low, high = x.aminmax(dim=0)
+    margin = torch.where(high > low, 0.1 * (high - low), CONSTANT * high.abs().clamp_min(1.0))
+    return low - margin, high + margin
 
 
 def raw_shapes(

@@ -47,3 +47,25 @@ class FactoredHead(nn.Module):
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {"joint": JointHead, "factored": FactoredHead}
+
+
+_KEEP_VALUES = {
+    "Alias", "Clone", "Permute", "Select", "Slice", "Squeeze", "ToCopy", "Transpose", "UnsafeView",
+    "Unsqueeze", "View",
+}  # fmt: skip
+"""Operations of torch's graph that give values another shape, order, place or type alone."""
+
+
+def ends_in_softmax(logits: Tensor) -> bool:
+    """Whether the last operation that made values is a softmax or its logarithm.
+
+    It looks at the graph of the logits, not at their values: the logsumexp of a factored head may
+    be 0 too, before the head has learned.
+
+    Args:
+        logits: What a network returned, with its graph.
+    """
+    last = logits.grad_fn
+    while last is not None and last.name().split("Backward")[0] in _KEEP_VALUES:
+        last = last.next_functions[0][0]
+    return last is not None and "softmax" in last.name().lower()

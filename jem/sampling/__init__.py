@@ -1,5 +1,6 @@
 """Langevin chains: their steps, where they begin, and the buffer in which they persist."""
 
+from jem.sampling.base_density import BaseDensity
 from jem.sampling.base_distributions import (
     BaseDistribution,
     ContrastBase,
@@ -21,6 +22,7 @@ from jem.sampling.random_fields import SmoothNoiseBase
 from jem.sampling.settings import SamplerSettings, base_from_state
 
 __all__ = [
+    "BaseDensity",
     "BaseDistribution",
     "ContrastBase",
     "GaussianBase",

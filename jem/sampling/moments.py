@@ -1,4 +1,4 @@
-"""Moments of Gaussians of low rank plus a diagonal, fitted to the rows of a class."""
+"""Moments of Gaussians, one for each class: of low rank, or with one covariance for all."""
 
 from __future__ import annotations
 
@@ -29,6 +29,39 @@ def low_rank_moments(
         factor[:, :found] = directions.float()
     variance = centred.square().sum(dim=0) - factor.square().sum(dim=1)
     return mean, factor, variance.clamp_min(floor)
+
+
+def tied_moments(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    r"""Mean of each class that occurs, and one covariance within classes, shrunk.
+
+    .. math:: \Sigma = (1 - \lambda) S + \lambda \, (\mathrm{tr}\, S / D) \, I
+
+    S is the covariance within classes, lambda the Ledoit-Wolf intensity: Sigma can be inverted
+    also with fewer rows than components, unless all rows of each class are alike.
+
+    Args:
+        rows: Shape (N, D), N >= 1.
+        labels: Class indices, shape (N,).
+
+    Returns:
+        Means (K, D) and Sigma (D, D), in double precision on the CPU.
+
+    References:
+        Ledoit and Wolf (2004), Journal of Multivariate Analysis 88.
+    """
+    z = rows.detach().cpu().double()
+    classes, groups = torch.unique(labels.cpu(), return_inverse=True)
+    sums = z.new_zeros(len(classes), z.shape[1]).index_add_(0, groups, z)
+    means = sums / groups.bincount()[:, None]
+    z = z - means[groups]
+    count, dim = z.shape
+    covariance = z.T @ z / count
+    mean_variance = covariance.diagonal().mean()
+    identity = mean_variance * torch.eye(dim, dtype=z.dtype)
+    spread = (covariance - identity).square().sum()
+    error = (z.square().sum(dim=1).square().mean() - covariance.square().sum()) / count
+    intensity = (error / spread).clamp(0, 1) if spread > 0 else 0.0
+    return means, (1 - intensity) * covariance + intensity * identity
 
 
 def top_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jem.checks import refuse
 from jem.data.batches import BatchStream, augment
+from jem.data.scaling import range_of
 from jem.data.splits import DataPart, LazyPart
 from jem.model import JEM
 from jem.objectives import (
@@ -23,6 +24,7 @@ from jem.objectives import (
     balanced_class_weights,
 )
 from jem.randomness import named_generator
+from jem.sampling.base_density import BaseDensity
 from jem.sampling.base_distributions import (
     BaseDistribution,
     ContrastBase,
@@ -158,6 +160,12 @@ def build(
     if not isinstance(objective, NoObjective):
         labels = labels if num_classes > 1 else torch.zeros_like(labels)
         init = _settle_sampler(model, resolved, x, labels, num_classes)
+        if x.ndim == 2 and resolved.clip_to_domain:
+            noise, temperature = resolved.noise_std, model.sampler.step.temperature
+            base = BaseDensity.fit(
+                x, labels, _domain(model), noise_std=noise, temperature=temperature
+            )
+            model.base = base.to(model.device)
         if "chains" in objective.needs:
             generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
             chains = _make_chains(model, resolved, init, ranks, generator)
@@ -233,14 +241,11 @@ def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:
         (low, high), scalars for images, of one input's shape otherwise.
     """
     if x.ndim == 4:
-        low, high = x.min(), x.max()
+        x = x.reshape(-1)
+        low, high = x.aminmax()
         if low >= -1 and high <= 1:
             return torch.tensor(0.0 if low >= 0 else -1.0), torch.tensor(1.0)
-    else:
-        low, high = x.amin(dim=0), x.amax(dim=0)
-    # A constant component gets room too, enough to be seen beside a large constant in float32.
-    width = torch.where(high > low, high - low, high.abs().clamp_min(10.0))
-    return low - 0.1 * width, high + 0.1 * width
+    return range_of(x)
 
 
 def _settle_sampler(

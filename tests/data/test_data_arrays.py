@@ -33,13 +33,13 @@ def test_statistics_come_from_the_training_part_alone():
     assert again.test.x.min() > 50
 
 
-def test_table_domain_is_the_training_range_and_a_tenth():
+def test_table_domain_is_the_training_range_and_a_tenth_but_a_constant_column_stays_constant():
     x = ROWS.copy()
     x[:, 1] = 4.0
     splits = from_arrays(x, LABELS, columns=["a", "b", "c"])
     low, high = splits.domain
     span = splits.train.x.max(0).values - splits.train.x.min(0).values
-    expected = torch.where(span > 0, 1.2 * span, torch.tensor(2.0))
+    expected = torch.where(span > 0, 1.2 * span, torch.tensor(2e-6))
     torch.testing.assert_close(high - low, expected)
     assert (splits.train.x >= low).all()
     assert (splits.kind, splits.columns) == ("table", ("a", "b", "c"))

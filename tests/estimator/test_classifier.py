@@ -213,7 +213,7 @@ def test_a_given_network_is_trained_on_from_the_weights_it_has(iris):
     module = mlp((4,), 3, width=8, depth=1)
     classifier = quick(network=module, epochs=0).fit(*iris)
     x = classifier.model_.preprocess(iris[0])
-    assert torch.equal(classifier.model_.logits(x), module(x))
+    assert torch.equal(classifier.model_.predict_proba(x), module(x).softmax(dim=1))
     assert classifier.n_iter_ == 0
 
 

@@ -1,8 +1,9 @@
 """Moments of a class: the short way through a large covariance against its spectrum."""
 
 import torch
+from sklearn.covariance import ledoit_wolf
 
-from jem.sampling.moments import top_eigenpairs
+from jem.sampling.moments import tied_moments, top_eigenpairs
 
 
 def test_the_largest_directions_of_a_large_covariance_are_those_of_the_decomposition(generator):
@@ -14,3 +15,15 @@ def test_the_largest_directions_of_a_large_covariance_are_those_of_the_decomposi
     whole = turned[:, :16] @ spectrum[:16].diag() @ turned[:, :16].T
     found = vectors @ values.diag() @ vectors.T
     assert (found - whole).norm() < 1e-3 * whole.norm()
+
+
+def test_tied_moments_are_class_means_and_the_ledoit_wolf_covariance(generator):
+    labels = torch.randint(3, (50,), generator=generator)
+    x = torch.randn(50, 6, generator=generator) * torch.arange(1, 7) + 5 * labels[:, None]
+    means, covariance = tied_moments(x, labels)
+    z = x.double().numpy()
+    for k in range(3):
+        z[labels == k] -= z[labels == k].mean(axis=0)
+        torch.testing.assert_close(means[k], x[labels == k].double().mean(dim=0))
+    expected, _ = ledoit_wolf(z, assume_centered=True)
+    torch.testing.assert_close(covariance, torch.from_numpy(expected))

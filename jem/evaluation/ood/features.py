@@ -9,13 +9,13 @@ from __future__ import annotations
 import math
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 from torch.nn import functional as F
 
 from jem.checks import check_integer
 from jem.errors import InputError
 from jem.model import JEM, on_model
+from jem.sampling.moments import tied_moments
 
 Fit = dict[str, Tensor]
 """What a score keeps of the features of the training data."""
@@ -84,30 +84,17 @@ def knn(features: Tensor, bank: Fit, *, k: int | None = None) -> Tensor:
 
 
 def class_gaussians(features: Tensor, labels: Tensor) -> Fit:
-    r"""What `mahalanobis` compares with: a mean for each class that occurs, and one covariance.
-
-    .. math:: \Sigma = (1 - \lambda) S + \lambda \, (\mathrm{tr}\, S / F) \, I
-
-    S is the covariance within classes, lambda the Ledoit-Wolf intensity: Sigma can be inverted
-    also with fewer inputs than features.
+    """What `mahalanobis` compares with: a mean for each class that occurs, and one covariance.
 
     Args:
         features: Features of training inputs, shape (N, F), N >= 1.
         labels: Class indices, shape (N,).
 
     Returns:
-        `means` (K, F) and `cholesky` (F, F), the lower triangular factor of Sigma.
-
-    References:
-        Ledoit and Wolf (2004), Journal of Multivariate Analysis 88.
+        `means` (K, F) and `cholesky` (F, F), the lower triangular factor of the covariance, both
+        of `jem.sampling.moments.tied_moments`.
     """
-    z = features.cpu().double()
-    classes, groups = torch.unique(labels.cpu(), return_inverse=True)
-    sums = z.new_zeros(len(classes), z.shape[1]).index_add_(0, groups, z)
-    means = sums / groups.bincount()[:, None]
-    covariance = torch.from_numpy(
-        ledoit_wolf((z - means[groups]).numpy(), assume_centered=True)[0]
-    )
+    means, covariance = tied_moments(features, labels)
     # Constant features leave a factor that float32 cannot hold: a millionth of the mean variance
     # is added.
     floor = (1e-6 * covariance.diagonal().mean()).clamp_min(1e-12)
