@@ -102,7 +102,7 @@ def parse_train(argv: list[str]) -> tuple[TrainFlags, RunConfig, dict[str, Any]]
     default = _flags_for(usual)
     flags = tyro.cli(
         type(default),
-        args=argv,
+        args=[_SPELLED_OUT.get(word, word) for word in argv],
         prog="jem train",
         default=default,
         config=(tyro.conf.OmitArgPrefixes,),
@@ -116,6 +116,15 @@ def parse_train(argv: list[str]) -> tuple[TrainFlags, RunConfig, dict[str, Any]]
     config = RunConfig(**own | {"data_root": root and str(root), "recipe": recipe})
     before = usual.settings()
     return flags, config, {k: v for k, v in config.settings().items() if v != before[k]}
+
+
+_SPELLED_OUT = {
+    f"--{word}{name.replace('_', '-')}": f"--{name.replace('_', '-')}={value}"
+    for name, kind in get_type_hints(Recipe).items()
+    if kind == bool | None
+    for word, value in (("", True), ("no-", False))
+}
+"""Flags of settings that may be left open, for which tyro wants the value: `--x`, `--no-x`."""
 
 
 def _flags_for(usual: RunConfig) -> Any:  # noqa: ANN401

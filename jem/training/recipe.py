@@ -35,6 +35,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "reinit_prob": 0.1,
         "sample_steps": 20,
         "augment_noise": 0.0,
+        "augment_shift": 0,
+        "augment_flip": False,
     },
     "small image": {
         "learning_rate": 2e-3,
@@ -49,6 +51,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "reinit_prob": 0.02,
         "sample_steps": 10,
         "augment_noise": 0.1,
+        "augment_shift": 0,
+        "augment_flip": False,
     },
     "large image": {
         "learning_rate": 1e-3,
@@ -63,11 +67,20 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "reinit_prob": 0.01,
         "sample_steps": 100,
         "augment_noise": 0.0,
+        "augment_shift": 0,
+        "augment_flip": False,
     },
 }
 DEFAULTS["large colour image"] = DEFAULTS["large image"] | {"sample_steps": 200}
+DEFAULTS["photograph"] = DEFAULTS["large colour image"] | {
+    "augment_shift": 4,
+    "augment_flip": True,
+}
 """What a field is that a recipe leaves open (None), by the kind of input: vectors are rows of
-tables and points, large images have at least 16 pixels a side, colour is several channels."""
+tables and points, large images have at least 16 pixels a side, colour is several channels.
+Photographs are large images of three channels whose classes have names of two letters or more:
+they stay what they are when mirrored. Digits, letters and classes that are only numbered may not,
+and grey images may be either."""
 
 Init = Literal["uniform", "contrast", "gaussian", "mixed"]
 
@@ -191,9 +204,9 @@ class Recipe:
     """Langevin steps of such a chain."""
 
     # -- augmentation
-    augment_shift: Annotated[int, 0] = 0
+    augment_shift: Annotated[int | None, 0] = None
     """Shift images at random by up to this many pixels."""
-    augment_flip: bool = False
+    augment_flip: bool | None = None
     """Mirror images at random, left to right."""
     augment_noise: Annotated[float | None, "[0, inf)"] = None
     """Standard deviation of Gaussian noise added to inputs, in data units: a texture that chains
@@ -244,17 +257,21 @@ class Recipe:
             return self.epochs
         return min(100, max(8, round(1500 / steps_per_epoch)))
 
-    def resolved(self, input_shape: Sequence[int], steps_per_epoch: int) -> ResolvedRecipe:
+    def resolved(
+        self, input_shape: Sequence[int], steps_per_epoch: int, classes: Sequence[str] = ()
+    ) -> ResolvedRecipe:
         """Fill in what is left open: the number of epochs, and what depends on the kind of input.
 
         Args:
             input_shape: Shape of one input.
             steps_per_epoch: Updates of an epoch.
+            classes: Names of the classes, where they have any.
 
         Returns:
             The recipe with a value in each of these fields: what `config.json` keeps.
         """
-        values = DEFAULTS[kind_of(input_shape)] | {"epochs": self.num_epochs(steps_per_epoch)}
+        kind = kind_of(input_shape, classes)
+        values = DEFAULTS[kind] | {"epochs": self.num_epochs(steps_per_epoch)}
         values["buffer_size"] = max(self.num_chains, values["buffer_size"])
         values |= {name: value for name, value in vars(self).items() if value is not None}
         return ResolvedRecipe(**values)
@@ -277,6 +294,20 @@ class ResolvedRecipe(Recipe):
     reinit_prob: float
     sample_steps: int
     augment_noise: float
+    augment_shift: int
+    augment_flip: bool
+
+    @property
+    def augmentation(self) -> str:
+        """How images are changed in training, in a line for people; empty if they are not."""
+        changes = ["mirrored"] * self.augment_flip
+        if self.augment_shift:
+            changes.append(f"shifted by up to {self.augment_shift} pixels")
+        if not changes:
+            return ""
+        return (
+            f"images are {' and '.join(changes)} at random (--no-augment-flip --augment-shift 0)"
+        )
 
 
 def _grouped() -> dict[str, tuple[str, ...]]:
@@ -317,13 +348,16 @@ def help_texts() -> dict[str, str]:
     return texts
 
 
-def kind_of(input_shape: Sequence[int]) -> str:
-    """Key of `DEFAULTS` for inputs of a shape."""
+def kind_of(input_shape: Sequence[int], classes: Sequence[str] = ()) -> str:
+    """Key of `DEFAULTS` for inputs of a shape, with classes of these names."""
     if len(input_shape) != 3:
         return "vector"
     if min(input_shape[1:]) < LARGE_IMAGE:
         return "small image"
-    return "large image" if input_shape[0] == 1 else "large colour image"
+    if input_shape[0] == 1:
+        return "large image"
+    words = bool(classes) and all(sum(map(str.isalpha, name)) > 1 for name in classes)
+    return "photograph" if words and input_shape[0] == 3 else "large colour image"
 
 
 @cache

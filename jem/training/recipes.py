@@ -106,8 +106,8 @@ RECIPES: dict[str, Recipe] = {
 
 The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,
 so that they scale with it. Augmentation belongs to the data, so `augment_shift` and `augment_flip`
-are left to you. Chains make steps in evaluation mode, and class Gaussians are of low rank. How
-many steps a sample makes was chosen on validation digits (`docs/log.md`).
+follow the kind of input. Chains make steps in evaluation mode, and class Gaussians are of low
+rank. How many steps a sample makes was chosen on validation digits (`docs/log.md`).
 """
 
 

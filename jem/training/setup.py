@@ -142,7 +142,7 @@ def build(
         return made
 
     labelled = stream("labelled", recipe.batch_size)
-    resolved = resolve(recipe, x.shape[1:], len(labelled), ranks)
+    resolved = resolve(recipe, x.shape[1:], len(labelled), ranks, model.classes or ())
     objective = objective or make_objective(resolved)
     probe(model, resolved, objective, x, labelled.batch_size)
     _set_up_model(model, x, num_classes)
@@ -183,7 +183,11 @@ def build(
 
 
 def resolve(
-    recipe: Recipe, shape: Sequence[int], updates: int, ranks: Processes
+    recipe: Recipe,
+    shape: Sequence[int],
+    updates: int,
+    ranks: Processes,
+    classes: Sequence[str] = (),
 ) -> ResolvedRecipe:
     """The recipe with nothing left open; each process has an outlier or more if any has.
 
@@ -192,8 +196,9 @@ def resolve(
         shape: Shape of one input.
         updates: Updates of an epoch.
         ranks: The processes of the run.
+        classes: Names of the classes.
     """
-    resolved = recipe.resolved(shape, updates)
+    resolved = recipe.resolved(shape, updates, classes)
     if recipe.outlier_count is None:
         share = -(-resolved.outlier_count // ranks.count)
         resolved = replace(resolved, outlier_count=ranks.count * share)

@@ -102,13 +102,13 @@ class RunState:
         self._average.n_averaged += 1
 
     def add_losses(self, loss: Tensor, cross_entropy: Tensor) -> None:
-        """Add the losses of an update to those of its epoch, without asking the device."""
+        """Add the losses of this process's update to those of its epoch; no device waits."""
         values = torch.stack([loss, cross_entropy, torch.ones_like(loss)])
         self.sums += values.detach().to(self.sums)
 
     def take_losses(self) -> dict[str, float]:
-        """Mean `loss` and `cross_entropy` of an epoch, in nats; the next one begins at 0."""
-        loss, cross_entropy, count = self.ranks.agree(self.sums.tolist())
+        """Mean `loss` and `cross_entropy` of an epoch over all processes, in nats; begin anew."""
+        loss, cross_entropy, count = self.ranks.total(self.sums).tolist()
         self.sums.zero_()
         return {"loss": loss / count, "cross_entropy": cross_entropy / count}
 

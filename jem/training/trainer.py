@@ -166,6 +166,8 @@ class Trainer:
             written = self.folder if self.ranks.first else None
             stack.enter_context(self.monitor.open(written, self.total_iterations))
             self._begin(resume)
+            if changes := self.context.recipe.augmentation:
+                self.monitor.bar.message(changes)
             self._stop = stack.enter_context(stop_signals())
             epochs = self._run(valid, on_epoch)
             self._finish()

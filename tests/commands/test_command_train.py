@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import jem
+from jem.commands.flags import parse_train
 from jem.commands.train import control_recipe, default_folder
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
@@ -69,6 +70,14 @@ def test_the_control_shares_the_data_and_nothing_generative():
     }  # fmt: skip
     control = control_recipe(Recipe(learning_rate=0.7, generative_weight=9.0, **shared))
     assert control == replace(RECIPES["plain"], **shared)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [((), None), (("--augment-flip",), True), (("--no-augment-flip",), False)],
+)
+def test_mirroring_is_decided_by_the_data_unless_a_flag_says(words, expected):
+    assert parse_train(list(words))[1].recipe.augment_flip is expected
 
 
 def test_without_a_report_the_test_part_is_still_measured(run, tmp_path, capsys):

@@ -75,18 +75,22 @@ def test_epochs_left_open_give_about_1500_updates(steps_per_epoch, expected):
 
 
 @pytest.mark.parametrize(
-    ("shape", "kind"),
+    ("shape", "classes", "kind"),
     [
-        ((2,), "vector"), ((4, 16), "vector"), ((1, 8, 8), "small image"),
-        ((3, 40, 15), "small image"), ((1, 28, 28), "large image"),
-        ((3, 16, 16), "large colour image"),
+        ((2,), (), "vector"), ((4, 16), (), "vector"), ((1, 8, 8), (), "small image"),
+        ((3, 40, 15), ("cat", "dog"), "small image"), ((1, 28, 28), ("cat", "dog"), "large image"),
+        ((3, 16, 16), ("cat", "dog"), "photograph"), ((3, 32, 32), (), "large colour image"),
+        ((3, 32, 32), ("0", "1", "10"), "large colour image"),
+        ((3, 32, 32), ("A", "b", "word"), "large colour image"),
+        ((4, 32, 32), ("cat", "dog"), "large colour image"),
     ],
 )  # fmt: skip
-def test_what_is_left_open_follows_the_kind_of_input_and_what_is_set_stays(shape, kind):
-    settled = Recipe(augment_noise=0.03).resolved(shape, 50)
+def test_what_is_left_open_follows_the_kind_of_input_and_what_is_set_stays(shape, classes, kind):
+    settled = Recipe(augment_noise=0.03).resolved(shape, 50, classes)
     expected = DEFAULTS[kind] | {"epochs": 30, "augment_noise": 0.03}
     assert {name: getattr(settled, name) for name in expected} == expected
     assert settled.resolved((2,), 1000) == settled
+    assert bool(settled.augmentation) is settled.augment_flip is (kind == "photograph")
 
 
 def test_a_buffer_left_open_holds_all_chains_of_an_update():
@@ -94,9 +98,10 @@ def test_a_buffer_left_open_holds_all_chains_of_an_update():
 
 
 @pytest.mark.parametrize("name", ["jem", "jem_pp", "sada_jem"])
-def test_published_recipes_leave_only_their_length_open(name):
+def test_published_recipes_leave_only_length_and_augmentation_open(name):
     resolved = asdict(RECIPES[name].resolved((1, 8, 8), 50))
-    assert resolved | {"epochs": None} == asdict(RECIPES[name])
+    left_open = dict.fromkeys(("epochs", "augment_shift", "augment_flip"))
+    assert resolved | left_open == asdict(RECIPES[name])
 
 
 def test_a_margin_for_what_the_density_costs_needs_one():

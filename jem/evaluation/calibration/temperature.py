@@ -39,7 +39,9 @@ class TemperatureScaling:
     may rise.
 
     T stays 1 unless the N inputs gain more than 1 nat in all, which is what one free parameter is
-    expected to lose again on new inputs (Akaike's criterion). Fit on inputs that the network was
+    expected to lose again on new inputs (Akaike's criterion), and unless the temperatures of two
+    halves, every class divided evenly, gain together on the half that they were not fitted on. Fit
+    on inputs that the network was
     not trained on and report on others still.
 
     Scaled logits are for p(y|x) only: logsumexp(f / T) is another density, so energies, scores
@@ -91,22 +93,34 @@ class TemperatureScaling:
         if values.ndim != 2 or values.shape[1] < 2 or not len(values):
             refuse("logits", "have shape (N, K) with N >= 1 and K >= 2", tuple(values.shape))
         check_finite("logits", values)
-        classes, num = as_labels("labels", labels, *values.shape), len(values)
+        classes = as_labels("labels", labels, *values.shape)
 
-        def nll(log_temperature: float) -> float:
-            return functional.cross_entropy(values / math.exp(log_temperature), classes).item()
+        order = classes.argsort(stable=True)
+        halves = (order[0::2], order[1::2])
+        gain = sum(
+            _gain(values[other], classes[other], self._best(values[half], classes[half]))
+            for half, other in (halves, halves[::-1])
+        )
+        self.nll_before, best = _nll(values, classes), self._best(values, classes)
+        self.improved = gain > 0 and _gain(values, classes, best) > 1.0
+        self.temperature = best if self.improved else 1.0
+        self.nll_after = _nll(values, classes, self.temperature)
+        return self
 
+    def _best(self, logits: Tensor, labels: Tensor) -> float:
+        """The temperature that minimises NLL and prior on these inputs; 1 without any."""
+        num = len(labels)
+        if not num:
+            return 1.0
         found = minimize_scalar(
-            lambda log_t: nll(log_t) + (log_t / self.prior_std) ** 2 / (2 * num),
+            lambda log_t: (
+                _nll(logits, labels, math.exp(log_t)) + (log_t / self.prior_std) ** 2 / (2 * num)
+            ),
             bounds=(math.log(LOWEST_TEMPERATURE), math.log(HIGHEST_TEMPERATURE)),
             method="bounded",
             options={"xatol": 1e-9},
         )
-        self.nll_before, best = nll(0.0), nll(float(found.x))
-        self.improved = num * (self.nll_before - best) > 1.0
-        self.temperature = math.exp(found.x) if self.improved else 1.0
-        self.nll_after = best if self.improved else self.nll_before
-        return self
+        return math.exp(found.x)
 
     def transform(self, logits: Logits) -> Logits:
         """Divide logits by the temperature.
@@ -150,3 +164,14 @@ class TemperatureScaling:
         """
         check_number("temperature", state["temperature"], "[0.01, 100]")
         vars(self).update({name: state[name] for name in vars(self)})
+
+
+def _nll(logits: Tensor, labels: Tensor, temperature: float = 1.0) -> float:
+    return functional.cross_entropy(logits / temperature, labels).item()
+
+
+def _gain(logits: Tensor, labels: Tensor, temperature: float) -> float:
+    """What a temperature takes off the NLL of these inputs together, nats."""
+    if not len(labels):
+        return 0.0
+    return len(labels) * (_nll(logits, labels) - _nll(logits, labels, temperature))

@@ -47,6 +47,27 @@ def test_keeps_one_when_the_logits_are_right():
     assert all(scaling.nll_after == scaling.nll_before for scaling in unmoved)
 
 
+def test_a_temperature_that_one_half_asks_for_and_the_other_pays_for_is_refused():
+    labels = np.arange(60) % 2
+    logits = 5 * np.eye(2)[labels]
+    assert TemperatureScaling().fit(logits, labels).temperature == 1  # nothing to gain
+    logits[0] = [0.0, 12.0]  # one mistake, and a sure one
+    fitted = TemperatureScaling().fit(logits, labels)
+    softer = functional.cross_entropy(torch.tensor(logits / 1.6), torch.tensor(labels))
+    assert 60 * (fitted.nll_before - softer) > 1  # all 60 together would take it
+    assert (fitted.temperature, fitted.improved) == (1.0, False)
+
+
+def test_halves_hold_every_class_however_rows_are_ordered():
+    logits, labels = labelled_logits(400, 2.0)
+    temperatures = {
+        round(TemperatureScaling().fit(logits[order], labels[order]).temperature, 6)
+        for order in (np.arange(400), labels.argsort(), labels.argsort()[::-1])
+    }
+    assert len(temperatures) == 1
+    assert temperatures.pop() > 1.5
+
+
 def test_the_temperature_stays_in_its_range():
     wrong = TemperatureScaling(math.inf).fit(10 * np.eye(4), [1, 2, 3, 0])
     assert wrong.temperature == pytest.approx(100, rel=1e-5)
