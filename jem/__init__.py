@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jem.generation import inpaint as inpaint
     from jem.generation import sample as sample
     from jem.model import JEM as JEM
+    from jem.networks.companion import companion as companion
     from jem.report.page import write_report as write_report
     from jem.runs.model_file import load as load
     from jem.runs.model_file import save as save
@@ -53,6 +54,7 @@ _NAMES = {
     "jem.evaluation.ood.metrics": "ood_metrics",
     "jem.generation": "counterfactual denoise inpaint sample",
     "jem.model": "JEM",
+    "jem.networks.companion": "companion",
     "jem.report.page": "write_report",
     "jem.runs.model_file": "load save",
     "jem.runs.official": "load_official",

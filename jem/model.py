@@ -13,6 +13,8 @@ from jem.checks import refuse
 from jem.data.scaling import Scaling
 from jem.errors import InputError
 from jem.networks.heads import ends_in_softmax
+from jem.networks.heads import joint_energy as joint_energy
+from jem.networks.heads import log_density as log_density
 from jem.sampling.base_density import BaseDensity
 from jem.sampling.settings import SamplerSettings
 
@@ -113,67 +115,14 @@ def check_no_softmax(model: JEM, x: Tensor) -> None:
         )
 
 
-def log_density(logits: Tensor) -> Tensor:
-    r"""Log-density of inputs whose logits are at hand: *unnormalised*, and no likelihood.
-
-    .. math:: \log p(x) + \log Z = \log \sum_y \exp f(x)[y]
-
-    Args:
-        logits: f(x), shape (B, K).
-
-    Returns:
-        Log-density, shape (B,), nats; high = likely.
-    """
-    return torch.logsumexp(logits, dim=1)
-
-
-def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
-    r"""Energy from logits, of the input alone or of the input with a class.
-
-    .. math:: E(x, y) = -f(x)[y], \qquad E(x) = -\log \sum_y \exp f(x)[y]
-
-    Args:
-        logits: f(x), shape (B, K).
-        y: Class indices, shape (B,); `None` sums the classes out.
-
-    Returns:
-        Energies, shape (B,), nats; low = compatible.
-
-    Raises:
-        InputError: If `y` does not hold one class index a row.
-
-    References:
-        Grathwohl et al. (2020), arXiv:1912.03263, equations 5 and 6.
-
-    Example:
-        >>> joint_energy(torch.zeros(1, 4)).item()
-        -1.3862943649291992
-    """
-    if y is None:
-        return -log_density(logits)
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.dtype == torch.bool:
-        refuse("y", "be a tensor of class indices", getattr(y, "dtype", type(y).__name__))
-    if y.shape != logits.shape[:1]:  # `gather` would quietly drop the rows that have no index
-        refuse("y", f"have shape ({len(logits)},)", tuple(y.shape))
-    y = y.to(logits.device, torch.long)
-    if y.is_inference():  # no gradient goes past such a tensor
-        y = y.clone()
-    try:
-        return -logits.gather(1, y[:, None]).squeeze(1)
-    except RuntimeError:
-        low, high = int(y.min()), int(y.max())
-        if 0 <= low <= high < logits.shape[1]:
-            raise
-        refuse("y", f"lie in 0..{logits.shape[1] - 1}", f"{low}..{high}")
-
-
 class JEM(nn.Module):
     r"""Any network x -> logits, read as an energy-based model of the inputs.
 
     With logits f(x) in R^K, the joint energy is E(x, y) = -f(x)[y]; summing the class out gives
     E(x) = -logsumexp_y f(x)[y] and log p(x) = -E(x) - log Z with an unknown log Z. p(y|x) is the
     usual softmax, so `model(x)` is still the classifier that it was. K = 1 is the plain
-    energy-based model.
+    energy-based model. Of a network that holds an `energy_network`, (B, *shape) -> (B, 1), as that
+    of `jem.companion` does, energies of inputs and training run that alone: it gives -E(x).
 
     `logits`, `energy` and `log_density` are differentiable and run in the mode that the network is
     in; `predict_proba` runs in evaluation mode without gradients and restores the mode.
@@ -188,6 +137,7 @@ class JEM(nn.Module):
             `freeze_norm_and_dropout` prevents that; `finetune` sets it.
         input_shape: Shape of one input without the batch axis; set by training if left out.
         classes: Names of the K classes, in the order of the logits; set by training if left out.
+        domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to
         domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to
             `input_shape`: sampling stays inside. Set by training if left out.
         scaling: What turns raw data into inputs; see `preprocess`.
@@ -309,6 +259,17 @@ class JEM(nn.Module):
         # Half precision near 32 is spaced a quarter of a nat: too coarse for an energy.
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
+    @property
+    def marginal(self) -> JEM:
+        """The model of the inputs alone: itself, or the energy network that its network holds."""
+        energy_network: Any = getattr(self.network, "energy_network", None)
+        if energy_network is None:
+            return self
+        marginal = JEM(energy_network, classes=[""], domain=self.domain)
+        marginal.input_shape, marginal.sampler = self.input_shape, self.sampler
+        marginal.base = self.base
+        return marginal
+
     def _check(self, x: Tensor) -> None:
         """Check dtype and shape; values are not looked at."""
         if not isinstance(x, Tensor) or not x.is_floating_point():
@@ -329,7 +290,7 @@ class JEM(nn.Module):
         Returns:
             Energies, shape (B,), nats; low = compatible.
         """
-        return joint_energy(self.logits(x), y)
+        return joint_energy((self.marginal if y is None else self).logits(x), y)
 
     def log_density(self, x: Tensor) -> Tensor:
         """Log-density log p(x) + log Z = -E(x): *unnormalised*, and no likelihood.
@@ -342,7 +303,7 @@ class JEM(nn.Module):
         Returns:
             Log-density, shape (B,), nats; high = likely.
         """
-        return log_density(self.logits(x))
+        return log_density(self.marginal.logits(x))
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """Class probabilities p(y|x) = softmax f(x), in evaluation mode and without gradients.
@@ -360,7 +321,9 @@ class JEM(nn.Module):
         logits = batched_logits(self, x, alone=True)
         if logits.shape[1] == 1:
             raise InputError("a model with one output (K = 1) has no classes; use `log_density`")
-        return logits.softmax(dim=1)
+        # A companion's logits are wider than its classifier's, whose softmax this is to the bit.
+        dtype = torch.promote_types(on_model(self, x[:0]).dtype, torch.float32)
+        return (logits - logits.amax(dim=1, keepdim=True)).to(dtype).softmax(dim=1)
 
     def preprocess(self, raw: ArrayLike | Tensor) -> Tensor:
         """Turn raw data into what the network takes: layout, dtype and scale.

@@ -60,7 +60,7 @@ def recipes(draw):
     """Recipes of every kind, some of them reckless."""
     base = RECIPES[draw(st.sampled_from(sorted(RECIPES)))]
     changes = {name: draw(st.sampled_from(values)) for name, values in CHOICES.items()}
-    return replace(base, **changes, sample_steps=3)
+    return replace(base, **changes, sample_steps=3, head="joint")
 
 
 def build(shape, num_classes, kind):

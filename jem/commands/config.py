@@ -136,9 +136,13 @@ def _network_name(spec: dict[str, Any], recipe: Recipe) -> str | None:
     """A network of ours by name and sizes; None for the one that the recipe gives such data."""
     from jem.networks import network_for
 
+    if spec.get("name") == "companion":
+        name = spec["classifier_spec"]
+        return name if isinstance(name, str) else None
     spec = dict(spec)
     shape, num_classes = spec.pop("shape", (1,)), spec.pop("num_classes", 1)
-    if network_for(shape, num_classes, head=recipe.head).spec.items() >= spec.items():
+    head = "factored" if recipe.head == "companion" else recipe.head
+    if network_for(shape, num_classes, head=head).spec.items() >= spec.items():
         return None
     name = spec.pop("name", "")
     if spec.get("head") == recipe.head:  # the control of the run has that of its own recipe

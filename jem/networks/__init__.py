@@ -1,20 +1,30 @@
 """Networks x -> logits: architectures, heads, and how the network of a run is built."""
 
-from jem.networks.architectures import NETWORKS, Network, WideBlock, mlp, small_cnn, wide_resnet
+from jem.networks.architectures import (
+    NETWORKS,
+    Network,
+    WideBlock,
+    mlp,
+    network_for,
+    small_cnn,
+    wide_resnet,
+)
 from jem.networks.build import (
     NetworkFactory,
     make_network,
-    network_for,
     network_from_reference,
     network_from_spec,
     network_from_text,
     spec_of,
 )
+from jem.networks.companion import Classifier, Companion
 from jem.networks.heads import HEADS, FactoredHead, Head, JointHead
 
 __all__ = [
     "HEADS",
     "NETWORKS",
+    "Classifier",
+    "Companion",
     "FactoredHead",
     "Head",
     "JointHead",

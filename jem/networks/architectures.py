@@ -212,3 +212,19 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "small_cnn": small_cnn,
     "wide_resnet": wide_resnet,
 }
+
+
+def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factored") -> Network:
+    """Choose a network by input shape: `small_cnn` for images of 8 pixels or more, else `mlp`.
+
+    Args:
+        shape: Shape of one input: (D,) for a table, (C, H, W) for images.
+        num_classes: K >= 1.
+        head: `"factored"` trains steadier; `"joint"` is the reading of the JEM paper.
+
+    Returns:
+        A network (B, *shape) -> (B, K).
+    """
+    if len(shape) == 3 and min(shape[1:]) >= 8:
+        return small_cnn(shape, num_classes, head=head)
+    return mlp(shape, num_classes, head=head)

@@ -6,14 +6,15 @@ import copy
 import importlib
 from collections.abc import Callable, Sequence
 from inspect import signature
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from jem.checks import check_choice, refuse
 from jem.errors import InputError
-from jem.networks.architectures import NETWORKS, Network, mlp, small_cnn
+from jem.networks.architectures import NETWORKS, network_for
+from jem.networks.companion import Classifier, Companion, companion
 from jem.networks.heads import Head
 from jem.randomness import derive_seed, global_generators_kept
 
@@ -21,27 +22,11 @@ NetworkFactory = Callable[[tuple[int, ...], int], nn.Module]
 """Shape of one input and number of classes -> module."""
 
 
-def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factored") -> Network:
-    """Choose a network by input shape: `small_cnn` for images of 8 pixels or more, else `mlp`.
-
-    Args:
-        shape: Shape of one input: (D,) for a table, (C, H, W) for images.
-        num_classes: K >= 1.
-        head: `"factored"` trains steadier; `"joint"` is the reading of the JEM paper.
-
-    Returns:
-        A network (B, *shape) -> (B, K).
-    """
-    if len(shape) == 3 and min(shape[1:]) >= 8:
-        return small_cnn(shape, num_classes, head=head)
-    return mlp(shape, num_classes, head=head)
-
-
 def make_network(
     given: nn.Module | NetworkFactory | str | None,
     shape: Sequence[int],
     num_classes: int,
-    head: Head,
+    head: Head | Literal["companion"],
     seed: int,
 ) -> nn.Module:
     """Make the network of a run: a copy of yours, one by name, or the usual one for a shape.
@@ -51,15 +36,27 @@ def make_network(
             `network_from_text` takes it, or None.
         shape: Shape of one input.
         num_classes: K.
-        head: Head of networks of ours, unless the name says another.
+        head: Head of networks of ours, unless the name says another; `"companion"` makes yours the
+            classifier of a companion.
         seed: Seed of new weights; torch's global generator is left as it was.
 
     Returns:
         A network (B, *shape) -> (B, K).
 
     Raises:
-        InputError: If this is neither a module nor a function.
+        InputError: If this is neither a module nor a function, or there is no classifier for a
+            companion.
     """
+    if head == "companion":
+        if given is None or (isinstance(given, str) and given.partition(":")[0] in NETWORKS):
+            wanted = "be a classifier that you have trained, for a companion"
+            refuse("network", wanted, repr(given), "name a function of yours, module:factory")
+        if isinstance(given, Companion):
+            return copy.deepcopy(given)
+        classifier = make_network(given, shape, num_classes, "joint", seed)
+        with global_generators_kept():
+            torch.manual_seed(derive_seed(seed, "network") % 2**32)
+            return companion(classifier, input_shape=shape, num_classes=num_classes)
     if isinstance(given, nn.Module):
         return copy.deepcopy(given)
     if given is not None and not isinstance(given, str) and not callable(given):
@@ -116,24 +113,53 @@ def network_from_text(
     return NETWORKS[name](shape, num_classes, **arguments)
 
 
-def network_from_spec(spec: dict[str, Any]) -> Network:
-    """Build a network again from its `.spec`.
+def network_from_spec(spec: dict[str, Any], classifier: Classifier | None = None) -> nn.Module:
+    """Build a network again from what `spec_of` says of it.
 
     Args:
         spec: `{"name": ..., **arguments}`, as a run folder keeps it.
+        classifier: The classifier of a companion, where the spec does not say how it is built.
 
     Returns:
         A freshly initialised network of that kind.
 
     Raises:
-        InputError: If the name or an argument is unknown, or one is missing or out of range.
+        InputError: If the name or an argument is unknown, or one is missing or out of range; or a
+            companion has no classifier.
     """
     arguments = {key: value for key, value in spec.items() if key != "name"}
+    if spec.get("name") == "companion":
+        return _companion_from_spec(classifier=classifier, **arguments)
     check_choice("network", spec.get("name"), NETWORKS)
     try:
         return NETWORKS[spec["name"]](**arguments)
     except TypeError as error:  # an argument is missing, unknown or of the wrong type
         raise InputError(f"cannot build the network {spec}: {error}") from error
+
+
+def _companion_from_spec(
+    *,
+    classifier: Classifier | None,
+    classifier_spec: dict[str, Any] | str | None,
+    energy_network: dict[str, Any] | str | None,
+    input_shape: Sequence[int],
+    num_classes: int,
+) -> Companion:
+    def built(spec: dict[str, Any] | str | None, outputs: int) -> nn.Module | None:
+        if isinstance(spec, str):
+            return network_from_reference(spec, input_shape, outputs)
+        return None if spec is None else network_from_spec(spec)
+
+    if classifier is None:
+        classifier = built(classifier_spec, num_classes)
+    if classifier is None:
+        raise InputError("a companion of a classifier of your own, which must be given again")
+    return companion(
+        classifier,
+        input_shape=input_shape,
+        num_classes=num_classes,
+        energy_network=built(energy_network, 1),
+    )
 
 
 def network_from_reference(reference: str, shape: Sequence[int], num_classes: int) -> nn.Module:
@@ -183,13 +209,24 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
     return network
 
 
-def spec_of(network: nn.Module) -> dict[str, Any] | str | None:
+def spec_of(network: nn.Module | None) -> dict[str, Any] | str | None:
     """How a network can be built again: name and arguments, `module:factory`, or None.
 
     Args:
         network: The network. Those of `jem.networks` and of `network_from_reference` say it in
             `network.spec`; a network of your own does where you set it.
     """
+    if isinstance(network, Companion):
+        energy_network = None if network.usual else spec_of(network.energy_network)
+        if energy_network is None and not network.usual:
+            return None
+        return {
+            "name": "companion",
+            "classifier_spec": spec_of(network.classifier.module),
+            "energy_network": energy_network,
+            "input_shape": list(network.input_shape),
+            "num_classes": network.num_classes,
+        }
     spec = getattr(network, "spec", None)
     ours = isinstance(spec, dict) and spec.get("name") in NETWORKS
     return spec if ours or (isinstance(spec, str) and ":" in spec) else None

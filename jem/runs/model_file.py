@@ -12,6 +12,7 @@ from jem.devices import choose_device, place
 from jem.errors import InputError, RunFolderError
 from jem.model import JEM, check_model
 from jem.networks.build import network_from_reference, network_from_spec, spec_of
+from jem.networks.companion import Classifier, Companion
 from jem.randomness import global_generators_kept
 from jem.runs.checkpoint import FORMAT, Checkpoints, deserialise, serialise
 from jem.runs.files import write_atomically
@@ -34,7 +35,8 @@ def save(
 
     The file holds tensors and plain values alone: reading it runs no code. A network of
     `jem.networks` is built again from its arguments. For a network of your own, set
-    `network.spec = "module:factory"` before you save it, or pass it to `jem.load`.
+    `network.spec = "module:factory"` before you save it, or pass it to `jem.load`. The file of a
+    `jem.companion` holds the weights of its classifier too: pass the classifier.
 
     Args:
         model: The model, on any device.
@@ -62,10 +64,12 @@ def save(
             refuse("detector", "belong to the model", "one of another model")
         if detector.threshold is None:
             refuse("detector", "be fitted", "one without a threshold", "call `fit` first")
+    held = _classifier(getattr(plain.network, "_orig_mod", plain.network))
     state = {
         "format": FORMAT,
         "network": spec_of(plain.network),
         "weights": plain.state_dict(),
+        "classifier": None if held is None else held.state_dict(),
         "detector": None if detector is None else detector.state_dict(),
         "temperature": None if temperature is None else temperature.state_dict(),
         "metadata": metadata or {},
@@ -73,13 +77,14 @@ def save(
     write_atomically(Path(path), serialise(state))
 
 
-def load(path: str | Path, network: nn.Module | None = None, *, device: str = "cpu") -> JEM:
+def load(path: str | Path, network: Classifier | None = None, *, device: str = "cpu") -> JEM:
     """Load a model from its file or its run: averaged weights, evaluation mode, sampler and all.
 
     Args:
         path: What `jem.save` wrote, or a run folder: its `model.pt`, or its newest checkpoint
             where training has not come to its end.
-        network: The network that was trained, freshly built, if it cannot be built from the file.
+        network: The network that was trained, freshly built, if it cannot be built from the file;
+            of a companion its classifier will do.
         device: Where to put the model.
 
     Returns:
@@ -126,7 +131,7 @@ def read_model(path: str | Path) -> dict[str, Any]:
 def build_model(
     state: dict[str, Any],
     source: str | Path,
-    network: nn.Module | None = None,
+    network: Classifier | None = None,
     *,
     device: str = "cpu",
 ) -> JEM:
@@ -143,26 +148,35 @@ def build_model(
     """
     # torch.compile puts a prefix before the names of weights, in the file or in `network`.
     weights = {name.replace("_orig_mod.", ""): value for name, value in state["weights"].items()}
-    if network is None:
+    spec = state["network"]
+    is_companion = isinstance(spec, dict) and spec["name"] == "companion"
+    whole: Any = network
+    if network is None or (is_companion and not hasattr(network, "energy_network")):
         with global_generators_kept():  # its first weights are overwritten
-            network = _build_network(state["network"], weights["_extra_state"], source)
-    model = JEM(getattr(network, "_orig_mod", network))
+            whole = _build_network(spec, weights["_extra_state"], source, network)
+    model = JEM(getattr(whole, "_orig_mod", whole))
     try:
         model.load_state_dict(weights)
+        held = _classifier(model.network)
+        if held is not None and state.get("classifier") is not None:
+            held.load_state_dict(state["classifier"])
     except (RuntimeError, KeyError, TypeError) as error:
         raise InputError(
             f"`network` does not fit the weights in {source}: "
             f"{str(error).splitlines()[-1].strip()}"
         ) from error
-    model.network = network
+    model.network = whole
     return place(model, choose_device(str(device))).eval()
 
 
 def _build_network(
-    spec: dict[str, Any] | str | None, settings: dict[str, Any], source: str | Path
+    spec: dict[str, Any] | str | None,
+    settings: dict[str, Any],
+    source: str | Path,
+    classifier: Classifier | None = None,
 ) -> nn.Module:
-    if isinstance(spec, dict):
-        return network_from_spec(spec)
+    if isinstance(spec, dict) and (classifier or spec.get("classifier_spec", ...) is not None):
+        return network_from_spec(spec, classifier)
     if isinstance(spec, str) and settings["input_shape"] and settings["classes"]:
         return network_from_reference(spec, settings["input_shape"], len(settings["classes"]))
     raise InputError(
@@ -170,3 +184,8 @@ def _build_network(
         'network=my_network), or --network module:factory. `network.spec = "module:factory"` '
         "before training lets it be found without that"
     )
+
+
+def _classifier(network: nn.Module) -> nn.Module | None:
+    """The classifier that a companion keeps outside of its own weights."""
+    return network.classifier.module if isinstance(network, Companion) else None

@@ -111,8 +111,9 @@ class Recipe:
     GPUs with units for it, and is slow on others; weights, energies and chains stay float32. The
     heads of `jem.networks` do too; the last layer of your own network should (turn autocast off
     there), or its logits are coarse."""
-    head: Literal["joint", "factored"] = "factored"
-    """Head of the network that is built for you; your own network keeps its own."""
+    head: Literal["joint", "factored", "companion"] = "factored"
+    """Head of the network that is built for you; your own network keeps its own. `companion` makes
+    your network the classifier of a `jem.companion`, which stays as it is."""
     label_smoothing: Annotated[float, "[0, 1)"] = 0.003
     """Share of the target that is spread over all classes."""
     class_weight: Literal["none", "balanced"] = "none"

@@ -30,6 +30,7 @@ _PUBLISHED = Recipe(
 
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(),
+    "companion": Recipe(head="companion"),
     "plain": Recipe(objective="none", fused=False, head="joint"),
     "finetune": Recipe(
         head="joint",
@@ -93,6 +94,8 @@ RECIPES: dict[str, Recipe] = {
 """Recipes by name.
 
 - `fast`: the fused update.
+- `companion`: for a network that classifies already, and keeps its predictions to the bit: a small
+  network beside it learns the density (`jem.companion`).
 - `plain`: cross-entropy alone, to compare with.
 - `finetune`: for a network that classifies already, in a few epochs. Half of the negatives are
   outliers, which help at once. No penalty pulls its energies to 0, as they lie far from it.

@@ -230,10 +230,11 @@ def check_validation(
         check_labels("validation labels", valid.y, len(valid), num_classes)
     if margin is None:
         patience = max(LEAST_PATIENCE, recipe.epochs // 5)
-        return EpochGuard(None, math.nan, model, patience) if num_classes > 1 else None
+        trained = len(model.marginal.classes or ())  # a companion keeps its predictions
+        return EpochGuard(None, math.nan, model, patience) if trained > 1 else None
     before = validate(model, valid, 4 * recipe.batch_size, ranks)
     if "valid_accuracy" not in before:
-        raise InputError("`accuracy_margin` needs classes, but the network has one output")
+        raise InputError("`accuracy_margin` needs classes that training changes")
     return EpochGuard(margin, before["valid_accuracy"], model)
 
 
@@ -243,7 +244,7 @@ def validate(
     batch_size: int,
     ranks: Processes = ONE_PROCESS,
 ) -> dict[str, float]:
-    """Score held-out examples in evaluation mode.
+    """Score held-out examples in evaluation mode; of a companion the density alone.
 
     Args:
         model: The model; its mode is restored.
@@ -261,6 +262,7 @@ def validate(
     stream = BatchStream(
         examples, batch_size, seed=0, name="valid", device=model.device, drop_last=False
     )
+    model = model.marginal
     totals = torch.zeros(5, dtype=torch.float64)
     has_classes = model.classes is None or len(model.classes) > 1
     with inference(model):

@@ -14,6 +14,7 @@ from jem.checks import refuse
 from jem.data.batches import BatchStream, augment
 from jem.data.scaling import range_of
 from jem.data.splits import DataPart, LazyPart
+from jem.errors import InputError
 from jem.model import JEM
 from jem.objectives import (
     OBJECTIVES,
@@ -132,6 +133,11 @@ def build(
     Raises:
         InputError: If the data do not fit the model.
     """
+    if recipe.head == "companion" and model.marginal is model:
+        raise InputError(
+            "the recipe trains the density beside a classifier that stays as it is: give it "
+            "jem.JEM(jem.companion(network, input_shape=..., num_classes=...))"
+        )
     x, labels = examples_of(train)
     all_labels = _labels_of(train, labels, every=recipe.class_weight == "balanced")
     num_classes = check_network(model, x[:2], all_labels)
@@ -178,8 +184,15 @@ def build(
         chains,
         ranks,
     )
-    wrapped = ranks.synchronised(model, context.forward, x[:1].to(model.device))
+    wrapped = ranks.synchronised(
+        trained_part(model, resolved), context.forward, x[:1].to(model.device)
+    )
     return replace(context, wrapped=wrapped), Batches(resolved, labelled, density, outliers, ranks)
+
+
+def trained_part(model: JEM, recipe: ResolvedRecipe) -> JEM:
+    """What updates compute with: of a companion the density alone, unless chains have a class."""
+    return model if recipe.class_conditional_chains else model.marginal
 
 
 def resolve(

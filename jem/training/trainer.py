@@ -43,7 +43,7 @@ from jem.training.safeguards import (
     mask_gradients,
     validate,
 )
-from jem.training.setup import build
+from jem.training.setup import build, trained_part
 from jem.training.state import FitResult, RunState, identity
 from jem.training.steps import StepResult, sam_backward, take_step
 
@@ -241,10 +241,10 @@ class Trainer:
         self.ranks.copy_buffers(self.model)
         self.state.optimizer.zero_grad(set_to_none=True)
         with lowered(recipe.precision, self.device):
-            result = take_step(self.model, batch, context, weight, progress.recoveries)
+            result = take_step(self.trained, batch, context, weight, progress.recoveries)
             if recipe.adaptive_sam_rho is not None:
-                with sam_perturbation(self.model, recipe.adaptive_sam_rho):
-                    sam_backward(self.model, batch, context, weight, result)
+                with sam_perturbation(self.trained, recipe.adaptive_sam_rho):
+                    sam_backward(self.trained, batch, context, weight, result)
         grad_norm = clip_gradients(self.model, recipe.max_grad_norm)
         self._apply(result, self.ranks.all(is_healthy(result, grad_norm, recipe.max_energy_gap)))
 
@@ -319,6 +319,7 @@ class Trainer:
         self.recipe = self.context.recipe
         self.num_epochs = self.context.recipe.epochs
         self.total_iterations = self.num_epochs * len(self.batches)
+        self.trained = trained_part(self.model, self.recipe)
         self.state = RunState(self.model, self.context)
         self._clean = torch.ones((), dtype=torch.bool, device=self.device)
 

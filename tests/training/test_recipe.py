@@ -120,7 +120,7 @@ def test_a_recipe_is_taken_by_name_or_as_it_is():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("quick", None, "'fast', 'plain', 'finetune', 'jem', 'jem_pp', 'sada_jem'"),
+        ("quick", None, "'fast', 'companion', 'plain', 'finetune', 'jem', 'jem_pp', 'sada_jem'"),
         ("fast", {"epoch": 3}, "`epoch`"),
         ("fast", {"objective": "bogus"}, "`objective`"),
         ({"epochs": 3}, None, "dict"),

@@ -72,7 +72,7 @@ def train():
     return blobs()
 
 
-@pytest.mark.parametrize("name", list(RECIPES))
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"companion"}))  # trains no classifier
 def test_every_recipe_learns_two_blobs(name, train):
     recipe = replace(
         RECIPES[name], epochs=20, learning_rate=5e-3, batch_size=16, num_chains=16, num_steps=2,
