@@ -132,8 +132,8 @@ class JEM(nn.Module):
 
     Args:
         network: Maps (B, *shape) to logits (B, K). Rows must not interact in evaluation mode.
-            Training puts all of it in training mode, so that the statistics of batch
-            normalisation move where parameters are frozen too. The recipe's
+            Training puts all of it in training mode: batch normalisation takes statistics of
+            data alone, for chains too, and moves its own where parameters are frozen. The recipe's
             `freeze_norm_and_dropout` prevents that; `finetune` sets it.
         input_shape: Shape of one input without the batch axis; set by training if left out.
         classes: Names of the K classes, in the order of the logits; set by training if left out.

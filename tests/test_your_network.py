@@ -1,11 +1,14 @@
 """Networks of the user's: batch norm, dropout, own scaling, frozen layers; nothing disturbed.
 
-Every network is trained for a few updates on made-up data: what is tested is what chains and
-scores must not touch, not what is learned.
+Most networks are trained for a few updates on made-up data: what is tested is what chains and
+scores must not touch. What is learned is tested of batch normalisation, in both modes.
 """
 
 import copy
+import importlib
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,18 +164,53 @@ def test_running_statistics_are_those_of_the_data_alone(fused):
         assert torch.equal(var, var_plain)
 
 
-def test_dropout_never_touches_a_chain():
-    """In training mode only data may pass: 16 rows an update, never chains, never outliers."""
+def test_chains_move_as_the_model_predicts_and_are_scored_beside_the_data():
+    """Dropout acts on data, chains and outliers, or on none: it must not tell them apart."""
     network = seeded(WithDropout)
     rows = []
     network.register_forward_hook(
         lambda module, inputs, _: rows.append((module.training, len(inputs[0])))
     )
     jem.Trainer(jem.JEM(network, domain=(0.0, 1.0)), TINY, device="cpu").fit(examples())
-    assert [count for training, count in rows if training] == [16, 16, 16]
-    apart = [count for training, count in rows if not training]
-    assert apart.count(12) == 3 * 2  # chains that move
-    assert apart.count(12 + 18) == 3  # chains and outliers in the loss
+    assert rows.count((True, 16 + 12 + 18)) == 3  # data, chains and outliers in the loss
+    assert rows.count((False, 12)) == 3 * 2  # chains that move
+
+
+def normed():
+    layers, now = [], 1
+    for width, stride in ((8, 1), (16, 2), (16, 1), (16, 2)):
+        layers += [nn.Conv2d(now, width, 3, stride, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(width), nn.ReLU()]
+        now = width
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 10))
+
+
+def test_a_network_with_batch_norm_learns_digits_and_that_noise_is_none():
+    """It must not learn to tell data in training mode from chains in evaluation mode."""
+    data = jem.data.load("digits")
+    model = jem.JEM(seeded(normed), domain=data.domain)
+    recipe = replace(jem.RECIPES["fast"], epochs=6, generative_weight=0.5)
+    result = jem.Trainer(model, recipe, device="cpu").fit(data.train, data.validation)
+    assert min(epoch["valid_accuracy"] for epoch in result.epochs[1:]) > 0.75
+    noise = 2 * torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
+    higher = model.energy(noise)[:, None] > model.energy(data.validation.x)
+    assert higher.float().mean() > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("JEM_DATA" not in os.environ, reason="JEM_DATA names no folder of data sets")
+def test_a_residual_network_with_batch_norm_learns_larger_digits(monkeypatch):
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
+    resnet = importlib.import_module("own_networks").resnet
+    data = jem.data.load(Path(os.environ["JEM_DATA"]) / "mnist5000.npz")
+    model = jem.JEM(seeded(lambda: resnet(data.input_shape, 10)), domain=data.domain)
+    recipe = replace(jem.RECIPES["fast"], epochs=3)
+    jem.Trainer(model, recipe, device="cpu").fit(data.train[:2560], data.validation)
+    right = model.predict_proba(data.validation.x).argmax(dim=1) == data.validation.y
+    assert right.float().mean() > 0.8
+    noise = 2 * torch.rand(200, *data.input_shape) - 1
+    higher = model.log_density(noise)[:, None] < model.log_density(data.validation.x[:200])
+    assert higher.float().mean() > 0.95
 
 
 def test_frozen_layers_stay_as_they_are():

@@ -102,7 +102,7 @@ def sam_perturbation(model: nn.Module, rho: float) -> Iterator[None]:
             p.addcmul_(before.square(), grad * (rho / (norm + 1e-12)))
             p.grad = None
     try:
-        with _kept_statistics(model):
+        with kept_statistics(model):
             yield
     finally:
         with torch.no_grad():
@@ -111,8 +111,12 @@ def sam_perturbation(model: nn.Module, rho: float) -> Iterator[None]:
 
 
 @contextmanager
-def _kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Leave buffers as they were: momentum 0 alone would still count batches."""
+def kept_statistics(model: nn.Module) -> Iterator[None]:
+    """Leave buffers as they were: momentum 0 alone would still count batches.
+
+    Args:
+        model: The model.
+    """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm | _InstanceNorm)]
     momenta = [norm.momentum for norm in norms]
     buffers = [(b, b.clone()) for b in model.buffers()]

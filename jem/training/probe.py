@@ -10,17 +10,21 @@ from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from jem.checks import check_labels, refuse
 from jem.data.batches import as_part, augment
 from jem.errors import InputError
 from jem.model import JEM, check_no_softmax, evaluation_mode
-from jem.objectives import NEEDS, Objective
+from jem.objectives import NEEDS, Batch, Objective
+from jem.randomness import global_generators_kept
 from jem.sampling.langevin import energy_and_gradient
 from jem.training.process import isolated_randomness, lowered
 from jem.training.recipe import ResolvedRecipe
 from jem.training.safeguards import Diverged
+from jem.training.steps import joint_forward
 
 if TYPE_CHECKING:
     from jem.training.trainer import Trainer
@@ -90,6 +94,8 @@ def probe(
             remedy = "or set `freeze_norm_and_dropout`"
             refuse("batch_size", "be 2 or more under batch normalisation", 1, remedy)
     x = x[:2].to(model.device)
+    if "chains" in objective.needs and not recipe.freeze_norm_and_dropout:
+        _check_training_mode(model.marginal, x)
     with lowered(recipe.precision, model.device):
         check_no_softmax(model, x)
         if not recipe.epochs or objective.needs.isdisjoint({"chains", "input_gradients"}):
@@ -103,6 +109,30 @@ def probe(
                 f"differentiable, without `torch.no_grad` or changes in place "
                 f"({str(error).splitlines()[0]})"
             ) from error
+
+
+def _check_training_mode(model: JEM, x: Tensor) -> None:
+    """Refuse a network that would learn from chains something else than it computes later."""
+    for name, module in model.network.named_modules():
+        if isinstance(module, _InstanceNorm) and module.track_running_stats:
+            refuse(
+                f"network.{name}", "normalise each input by itself", "running statistics",
+                "InstanceNorm with `track_running_stats=False`",
+            )  # fmt: skip
+        if isinstance(module, nn.SyncBatchNorm) and dist.is_initialized():
+            remedy = "leave it as it was: each process then normalises its part of a batch"
+            refuse(f"network.{name}", "be no SyncBatchNorm", "one", remedy)
+    batch = Batch(x, torch.zeros(len(x)), x)
+    data = []
+    for unlikely in (x, torch.zeros_like(x)):
+        with torch.no_grad(), global_generators_kept():
+            torch.manual_seed(0)
+            data.append(joint_forward(deepcopy(model).train(), batch, unlikely).data)
+    if (data[0] - data[1]).abs().max() > 0.01 * (1 + data[0].abs().max()):
+        raise InputError(
+            "logits of data depend on the chains beside them, in training mode: use torch's own "
+            "batch normalisation, or set `freeze_norm_and_dropout`"
+        )
 
 
 def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:  # noqa: ANN401

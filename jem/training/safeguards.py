@@ -1,4 +1,4 @@
-"""What a run is guarded against: divergence, overfitting, accuracy lost to the density."""
+"""What a run is guarded against: divergence, overfitting, accuracy lost, a useless end."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from jem.data.batches import BatchStream
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError, TrainingDivergedError
 from jem.model import JEM, inference, joint_energy
+from jem.randomness import global_generators_kept
+from jem.training.optimisation import kept_statistics
 from jem.training.process import ONE_PROCESS, Processes
 from jem.training.recipe import ResolvedRecipe
 from jem.training.steps import StepResult
@@ -24,6 +26,10 @@ MAX_RECOVERIES = 5
 
 LEAST_PATIENCE = 5
 """Epochs in a row that must overfit, at least, before training ends; else a fifth of them."""
+
+MOST_NATS_APART = 5.0
+"""Between the mean energies of the same data in training and in evaluation mode, beside their
+standard deviation."""
 
 
 class Diverged(Exception):  # noqa: N818
@@ -80,6 +86,49 @@ def give_up(recipe: ResolvedRecipe, iteration: int) -> TrainingDivergedError:
         f"training diverged at iteration {iteration} after {MAX_RECOVERIES} recoveries; "
         f"try one of: {', '.join(settings)}"
     )
+
+
+def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch: int) -> None:
+    """Check that a model has learned in evaluation mode, too, what it has in training mode.
+
+    A network in which the two differ can be perfect in training, and useless afterwards. It is
+    asked from the middle of a run on, as early averages and running statistics lag behind.
+
+    Args:
+        model: The averaged model; its modes and statistics are left as they are.
+        examples: Training examples, of which the first batch is looked at, the same every time.
+        recipe: The recipe. Energies are compared where it trains the density, nothing where it
+            trains in evaluation mode.
+        epoch: Epochs that have ended.
+
+    Raises:
+        TrainingDivergedError: If accuracy is that of the commonest class in evaluation mode alone,
+            or the mean energies lie far apart.
+    """
+    if 2 * epoch < recipe.epochs or recipe.freeze_norm_and_dropout:
+        return
+    model, (x, labels) = model.marginal, next(examples.epoch(0))
+    devices = [x.device] if x.is_cuda else []
+    with inference(model), global_generators_kept(devices), kept_statistics(model):
+        predicted = model.logits(x)
+        model.train()
+        trained = model.logits(x)
+    right, right_trained = (
+        float((logits.argmax(dim=1) == labels).float().mean()) for logits in (predicted, trained)
+    )
+    chance = float(labels.bincount().max()) / len(labels)
+    error = len(labels) ** -0.5  # twice the largest standard error of a share
+    energies = joint_energy(predicted)
+    apart = abs(float(energies.mean() - joint_energy(trained).mean()))
+    allowed = MOST_NATS_APART + float(energies.std())
+    lost = right <= chance + error and right_trained - right > (1 - chance) / 2 + error
+    if lost or (recipe.generative and not apart <= allowed):
+        raise TrainingDivergedError(
+            f"in evaluation mode the network has not learned what it has in training mode: on the "
+            f"same training examples accuracy {right:.3f} against {right_trained:.3f}, energies "
+            f"{apart:.1f} nats apart; mend what looks at the mode (`self.training`, slow running "
+            "statistics), use group normalisation, or train longer"
+        )
 
 
 class EpochGuard:

@@ -6,15 +6,16 @@ before anything changes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import NamedTuple
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from jem import networks
 from jem.model import JEM, evaluation_mode, joint_energy
 from jem.objectives import Batch, Classification, Energies, Objective, Terms
 from jem.sampling.buffer import Draw, PersistentChains
@@ -45,8 +46,7 @@ class StepContext:
         generator: Source of the randomness of objective and augmentation.
         chains: The chains; None for an objective that needs none.
         ranks: The processes of the run.
-        wrapped: `joint_forward` or `separate_forward` with gradients averaged over the processes;
-            None for a single one.
+        wrapped: `joint_forward` with gradients averaged over the processes; None for a single one.
         clock: Told when chains begin to move, and when parameters do.
     """
 
@@ -66,8 +66,8 @@ class StepContext:
 
     @property
     def forward(self) -> Forward:
-        """The forward passes of an update: one for all rows where it can be, or one each."""
-        return self.wrapped or (joint_forward if self.fused else separate_forward)
+        """The forward pass of an update."""
+        return self.wrapped or joint_forward
 
 
 class ProposedChains(NamedTuple):
@@ -104,7 +104,8 @@ def take_step(
     with this gradient.
 
     Args:
-        model: The model, in training mode. Chains move and are scored in evaluation mode.
+        model: The model, in training mode. Chains move in evaluation mode, and are scored in the
+            mode that data are scored in.
         batch: The data; inputs of the classifier and of the density may differ.
         context: The recipe, the objective and the chains.
         weight: Weight of the objective in this update.
@@ -210,29 +211,12 @@ def sam_backward(
     again.terms.loss.backward()
 
 
-def separate_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits:
-    """Logits in forwards of their own: labelled data, other data of the density, what is unlikely.
-
-    Args:
-        model: The model.
-        batch: The data, (B, *shape) and (B', *shape).
-        x_unlikely: Chains, then outliers, shape (M + O, *shape), scored in evaluation mode; or
-            None.
-    """
-    logits = model.logits(batch.x)
-    logits_data = logits if batch.x_data is batch.x else model.logits(batch.x_data)
-    if x_unlikely is None:
-        return Logits(logits, logits_data, None)
-    with evaluation_mode(model):
-        return Logits(logits, logits_data, model.logits(x_unlikely))
-
-
 def joint_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits:
-    """Logits of labelled data, of the density's data and of what is unlikely, each row for itself.
+    """Logits of labelled data, of the density's data and of what is unlikely, in one forward.
 
-    One concatenated forward where no submodule behaves differently in training. Otherwise the data
-    go first, in training mode, and the others after them in evaluation mode: no chain enters a
-    batch statistic, none is dropped out. Two kinds of data are one batch to batch normalisation.
+    All rows are in the mode that the network is in, so that it cannot tell data from chains by the
+    mode. Batch normalisation takes its statistics from the data and normalises every row with
+    them: two kinds of data are one batch to it, chains and outliers enter no statistic.
 
     Args:
         model: The model.
@@ -242,21 +226,69 @@ def joint_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits
     Returns:
         Logits (B, K), (B', K) and (M + O, K).
     """
-    if x_unlikely is None:
-        return separate_forward(model, batch, None)
     shared = batch.x_data is batch.x
     x = batch.x if shared else torch.cat([batch.x, batch.x_data])
-    if model.network.training and depends_on_mode(model.network):
-        logits_all = model.logits(x)
-        with evaluation_mode(model):
-            logits_unlikely = model.logits(x_unlikely)
+    if x_unlikely is None:
+        logits_all, logits_unlikely = model.logits(x), None
     else:
-        logits_all, logits_unlikely = model.logits(torch.cat([x, x_unlikely])).split(
-            [len(x), len(x_unlikely)]
-        )
+        rows = torch.cat([x, x_unlikely])
+        with statistics_of_data(model, len(x), len(rows)):
+            logits_all, logits_unlikely = model.logits(rows).split([len(x), len(x_unlikely)])
     logits = logits_all[: len(batch.x)]
     logits_data = logits if shared else logits_all[len(batch.x) :]
     return Logits(logits, logits_data, logits_unlikely)
+
+
+@contextmanager
+def statistics_of_data(model: nn.Module, count: int, total: int) -> Iterator[None]:
+    """Let batch normalisation in training mode take its statistics from the first rows alone.
+
+    Inside, every row is normalised with these, and running statistics follow them. So the logits
+    of data do not depend on the rows that come after them, nor do these depend on each other.
+
+    Args:
+        model: Holds the layers; classes derived from those of torch count too.
+        count: Rows of data, which come first.
+        total: All rows.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    for norm in norms:
+        norm.forward = partial(_normalise, norm, norm.forward, count, total)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for norm in norms:
+            del norm.forward
+
+
+def _normalise(
+    norm: Any,  # noqa: ANN401
+    forward: Callable[[Tensor], Tensor],
+    count: int,
+    total: int,
+    x: Tensor,
+) -> Tensor:
+    """Normalise what a layer of batch normalisation is given; see `statistics_of_data`.
+
+    The layer itself does both parts, as it may do more than normalise. The rest goes through it in
+    evaluation mode, already normalised, with a mean of 0 and a variance of 1 in place of the
+    running ones.
+    """
+    data, rest = x.tensor_split([len(x) * count // total])  # a layer may see a row as several
+    axes = [0, *range(2, x.ndim)]
+    precise = data.to(norm.running_mean.dtype)
+    variance, mean = torch.var_mean(precise, axes, correction=0, keepdim=True)
+    normalised = (rest - mean) * ((1 + norm.eps) / (variance + norm.eps)).sqrt()
+    out = forward(data)
+    running = norm.running_mean, norm.running_var
+    norm.running_mean, norm.running_var = map(torch.zeros_like, running)
+    norm.running_var += 1
+    norm.training = False
+    try:
+        return torch.cat([out, forward(normalised.to(x.dtype))])
+    finally:
+        norm.training = True
+        norm.running_mean, norm.running_var = running
 
 
 def input_gradient(x: Tensor, energy: Tensor, floor: float = 1e-30) -> Tensor:
@@ -276,27 +308,3 @@ def input_gradient(x: Tensor, energy: Tensor, floor: float = 1e-30) -> Tensor:
     cotangent = energy.grad
     sign = torch.where(cotangent < 0, -1.0, 1.0).to(cotangent)
     return x.grad / per_row(sign * cotangent.abs().clamp_min(floor), x)
-
-
-_SAME_IN_EVERY_MODE = (
-    nn.Sequential, nn.Identity, nn.Flatten, nn.Unflatten,
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d, nn.GroupNorm, nn.LayerNorm,
-    nn.SiLU, nn.GELU, nn.ReLU, nn.ELU, nn.LeakyReLU, nn.Softplus, nn.Tanh, nn.Sigmoid,
-    nn.AvgPool2d, nn.MaxPool2d, nn.AdaptiveAvgPool2d,
-    networks.Network, networks.JointHead, networks.FactoredHead, networks.WideBlock,
-)  # fmt: skip
-
-
-def depends_on_mode(network: nn.Module) -> bool:
-    """Whether a network may compute something else in training mode than in evaluation mode.
-
-    Only modules known not to are trusted: your own module may look at `self.training`, or call a
-    functional dropout. Dropout of probability 0 counts as harmless.
-    """
-
-    def harmless(module: nn.Module) -> bool:
-        return type(module) in _SAME_IN_EVERY_MODE or (
-            isinstance(module, nn.Dropout | nn.Dropout2d) and module.p == 0
-        )
-
-    return not all(harmless(module) for module in network.modules())

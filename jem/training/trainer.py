@@ -38,6 +38,7 @@ from jem.training.recipes import recipe_from
 from jem.training.recovery import Recovery
 from jem.training.safeguards import (
     Diverged,
+    check_modes,
     check_validation,
     is_healthy,
     mask_gradients,
@@ -147,7 +148,7 @@ class Trainer:
             InputError: If the data do not fit the model, or there is no folder to resume from.
             RunFolderError: If the folder already holds a run (without `resume`), is in use or
                 cannot be written.
-            TrainingDivergedError: If training diverges more often than `MAX_RECOVERIES`.
+            TrainingDivergedError: If training diverges too often, or is lost in evaluation mode.
             TrainingInterrupted: On SIGINT or SIGTERM, after the state was saved.
         """
         if resume and self.folder is None:
@@ -287,9 +288,9 @@ class Trainer:
 
     def _end_epoch(self, valid: Data | None) -> Metrics:
         """Validate the average, and record the epoch."""
-        state, progress = self.state, self.state.progress
+        state, progress, averaged = self.state, self.state.progress, self.state.averaged_model
         progress.seconds += self.context.clock.tick()
-        self.ranks.copy_buffers(state.averaged_model)
+        self.ranks.copy_buffers(averaged)
         metrics: Metrics = {
             "epoch": progress.epoch + 1,
             "iteration": progress.iteration,
@@ -298,12 +299,11 @@ class Trainer:
             **state.take_losses(),
         }
         if valid is not None:
-            metrics |= validate(
-                state.averaged_model, valid, 4 * self.recipe.batch_size, self.ranks
-            )
+            metrics |= validate(averaged, valid, 4 * self.recipe.batch_size, self.ranks)
         if state.guard is not None:
-            metrics |= state.guard.judge(metrics, state.averaged_model)
+            metrics |= state.guard.judge(metrics, averaged)
         progress.epoch += 1
+        check_modes(averaged, self.batches.labelled, self.context.recipe, progress.epoch)
         self.monitor.epoch(metrics, self.num_epochs, state)
         return metrics
 

@@ -5,13 +5,16 @@ import pytest
 import torch
 from torch import nn
 
-from jem.errors import TrainingDivergedError
+from jem.data.batches import BatchStream, as_part
+from jem.errors import InputError, TrainingDivergedError
+from jem.model import JEM
 from jem.objectives import Energies, Terms
 from jem.sampling.buffer import Draw
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
-from jem.training.safeguards import give_up, is_healthy, mask_gradients
+from jem.training.safeguards import check_modes, give_up, is_healthy, mask_gradients
 from jem.training.steps import ProposedChains, StepResult
+from jem.training.trainer import Trainer
 
 BAD = [math.nan, math.inf, -math.inf]
 
@@ -83,3 +86,103 @@ def test_a_plain_recipe_gets_no_advice_about_chains():
     assert "--learning-rate" in message
     assert "--max-grad-norm 1" in message
     assert "--num-steps" not in message
+
+
+# -- what is learned in training mode alone -------------------------------------------------------
+
+LABELS = torch.arange(64) % 4
+INPUTS = 3 * nn.functional.one_hot(LABELS, 4).float()
+
+
+class InEvaluation(nn.Module):
+    """Multiplies logits in evaluation mode, and adds to them."""
+
+    def __init__(self, factor=1.0, shift=0.0):
+        super().__init__()
+        self.factor, self.shift = factor, shift
+        self.norm, self.weight = nn.BatchNorm1d(4, affine=False), nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        factor, shift = (1.0, 0.0) if self.training else (self.factor, self.shift)
+        self.norm(x)
+        return self.weight * factor * nn.functional.dropout(x, 0.1, self.training) + shift
+
+
+def check(model, name, x=INPUTS, labels=LABELS, epoch=1):
+    recipe = replace(RECIPES[name], epochs=1).resolved((4,), 1)
+    stream = BatchStream(as_part((x, labels)), 64, seed=0, name="labelled")
+    check_modes(model, stream, recipe, epoch)
+
+
+@pytest.mark.parametrize(
+    ("factor", "shift", "complaint"),
+    [
+        (1.0, 0.0, None), (1.0, 3.0, None), (0.0, 0.0, "accuracy 0.250"),
+        (-1.0, 0.0, "accuracy 0.000"), (1.0, 9.0, "nats apart"), (1.0, math.nan, "nan nats"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["fast", "plain"])
+def test_what_evaluation_mode_loses_ends_the_run(factor, shift, complaint, name):
+    model = JEM(InEvaluation(factor, shift))
+    state, random = model.network.state_dict(), torch.get_rng_state()
+    before = {name: value.clone() for name, value in state.items()}
+    if complaint is None or (complaint == "nats apart" and name == "plain"):
+        check(model, name)
+    else:
+        with pytest.raises(TrainingDivergedError, match=complaint):
+            check(model, name)
+    assert all(torch.equal(value, before[name]) for name, value in state.items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("right", [32, 60])
+def test_a_classifier_that_is_as_bad_in_both_modes_goes_on(right):
+    """Labels at random, or classes of unequal size, are no fault of the network."""
+    labels = torch.where(torch.arange(64) < right, 0, torch.arange(64) % 4)
+    check(JEM(InEvaluation()), "fast", torch.eye(4)[torch.zeros(64).long()], labels)
+
+
+@pytest.mark.parametrize("name", ["plain", "fast"])
+def test_a_run_whose_network_forgets_in_evaluation_mode_ends_with_an_error(name, tmp_path):
+    recipe = replace(RECIPES[name], epochs=20, learning_rate=0.01)
+    trainer = Trainer(JEM(InEvaluation(0.0)), recipe, run_dir=tmp_path / "run", device="cpu")
+    with pytest.raises(TrainingDivergedError, match="in evaluation mode the network has not"):
+        trainer.fit((INPUTS, LABELS), (INPUTS, LABELS))
+    assert trainer.state.progress.epoch == 10  # half of the run: early averages lag behind
+
+
+def test_a_run_in_evaluation_mode_is_not_asked_for_what_training_mode_gives():
+    recipe = replace(RECIPES["fast"], epochs=1, freeze_norm_and_dropout=True)
+    Trainer(JEM(InEvaluation(0.0)), recipe, device="cpu").fit((INPUTS, LABELS))
+
+
+# -- what cannot be trained beside chains ---------------------------------------------------------
+
+
+class Together(nn.Module):
+    """Subtracts the mean of the batch in training, as a layer of your own may do."""
+
+    def forward(self, x):
+        return x - x.mean(dim=0) if self.training else x
+
+
+@pytest.mark.parametrize(
+    ("layer", "complaint"),
+    [
+        (nn.InstanceNorm1d(4, track_running_stats=True), "track_running_stats=False"),
+        (Together(), "use torch's own batch normalisation"),
+    ],
+)
+def test_layers_that_chains_cannot_go_through_are_refused_before_anything_is_written(
+    layer, complaint, tmp_path
+):
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(8, 4))
+    x = torch.stack([INPUTS, INPUTS.flip(1)], dim=2) + torch.linspace(0, 1, 64)[:, None, None]
+    run = tmp_path / "run"
+    with pytest.raises(InputError, match=complaint):
+        Trainer(JEM(network), "fast", run_dir=run, device="cpu").fit((x, LABELS))
+    assert not (run / "config.json").exists()
+    for name, changes in (("plain", {}), ("fast", {"freeze_norm_and_dropout": True})):
+        recipe = replace(RECIPES[name], epochs=1, **changes)
+        Trainer(JEM(network), recipe, device="cpu").fit((x, LABELS))

@@ -1,7 +1,7 @@
 """Each training step against a reference that fuses nothing, in float64.
 
-The reference moves every chain with its own `torch.autograd.grad` of the energy, scores data and
-chains in forwards of their own, and writes the loss out by hand.
+The reference moves every chain with its own `torch.autograd.grad` of the energy, normalises every
+row with statistics of the data by hand, and writes the loss out.
 """
 
 import copy
@@ -24,7 +24,6 @@ from jem.sampling.langevin import LangevinStep
 from jem.training.recipe import Recipe
 from jem.training.steps import (
     Batch,
-    depends_on_mode,
     input_gradient,
     joint_forward,
     take_step,
@@ -66,7 +65,6 @@ NETWORKS = {
     "own": lambda **k: convolutional(LooksAtMode(), **k),
     "factored": lambda **k: convolutional(**({"head": "factored"} | k)),
 }
-TWO_FORWARDS = {"batch norm", "dropout", "both", "own"}
 
 
 def inputs(count, seed):
@@ -152,6 +150,42 @@ def energy_gradient(network, x, labels):
     return torch.cat(energies), torch.cat(grads)
 
 
+class NormByHand(nn.Module):
+    """Batch normalisation of all rows with the statistics of the first ones, written out."""
+
+    def __init__(self, norm, count):
+        super().__init__()
+        self.norm, self.count = norm, count
+
+    def forward(self, x):
+        data = x[: self.count].transpose(0, 1).flatten(1)
+        mean, variance = data.mean(1), data.var(1, correction=0)
+        norm, size = self.norm, data.shape[1]
+        for running, now in (
+            (norm.running_mean, mean), (norm.running_var, variance * size / (size - 1)),
+        ):  # fmt: skip
+            running.copy_(0.9 * running + 0.1 * now.detach())
+        norm.num_batches_tracked += 1
+        of_channels = (1, -1, 1, 1)
+        x = (x - mean.view(of_channels)) / (variance.view(of_channels) + norm.eps) ** 0.5
+        return x * norm.weight.view(of_channels) + norm.bias.view(of_channels)
+
+
+def logits_by_hand(network, x, count):
+    """Logits with every layer of batch normalisation in training replaced meanwhile."""
+    norms = {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and module.training
+    }
+    for name, norm in norms.items():
+        network.set_submodule(name, NormByHand(norm, count))
+    logits = network(x)
+    for name, norm in norms.items():
+        network.set_submodule(name, norm)
+    return logits
+
+
 def classification_by_hand(logits, labels, method):
     if logits.shape[1] == 1:
         return torch.tensor(0.0)
@@ -183,8 +217,8 @@ def contrast_by_hand(energy_data, energy_negative, recipe, weight, energy_outlie
 def reference_step(model, batch, method, weight, extra_steps, *, fused):
     """Nothing fused: moves one by one; the loss sees chains before the last move if `fused`.
 
-    That last move comes after the data's forward, whose running statistics it therefore uses. It
-    has no gradient where the loss does not see the chains.
+    That last move is in the mode that the loss sees the chains in. It has no gradient where the
+    loss does not see the chains.
     """
     network, negatives, recipe = model.network, method.chains, method.recipe
     draw = negatives.draw()
@@ -193,24 +227,17 @@ def reference_step(model, batch, method, weight, extra_steps, *, fused):
         _, grad = energy_gradient(network, scored, draw.labels)
         scored = move_by_hand(scored, grad, negatives, negatives.generator)
 
-    shared = batch.x_data is batch.x
-    if shared:
-        logits = logits_data = network(batch.x)
-    elif fused:
-        both = network(torch.cat([batch.x, batch.x_data]))
-        logits, logits_data = both[: len(batch.x)], both[len(batch.x) :]
-    else:
-        logits, logits_data = network(batch.x), network(batch.x_data)
-    modes = [module.training for module in network.modules()]
-    network.eval()
-    energy_negative = energy_by_hand(network(scored), draw.labels)
-    outliers = batch.outliers
-    energy_outlier = None if outliers is None else energy_by_hand(network(outliers))
-    for module, mode in zip(network.modules(), modes, strict=True):
-        module.training = mode
+    data = batch.x if batch.x_data is batch.x else torch.cat([batch.x, batch.x_data])
+    parts = [data, scored] + ([] if batch.outliers is None else [batch.outliers])
+    parts[1] = leaf = scored.clone().requires_grad_()
+    logits = logits_by_hand(network, torch.cat(parts), len(data))
+    outputs = logits.split([len(part) for part in parts])
+    logits, logits_data = outputs[0][: len(batch.x)], outputs[0][-len(batch.x_data) :]
+    energy_negative = energy_by_hand(outputs[1], draw.labels)
+    energy_outlier = energy_by_hand(outputs[2]) if len(parts) > 2 else None
     end = scored
     if fused:
-        _, grad = energy_gradient(network, scored, draw.labels)
+        (grad,) = torch.autograd.grad(energy_negative.sum(), leaf, retain_graph=True)
         if not (weight or recipe.energy_l2 or recipe.mean_energy_l2):
             grad = torch.zeros_like(grad)
         end = move_by_hand(scored, grad, negatives, negatives.generator)
@@ -344,7 +371,7 @@ def test_the_mode_of_every_submodule_comes_back(step, frozen):
 def test_the_mode_comes_back_after_an_error(step):
     class Breaks(nn.Module):
         def forward(self, x):
-            if not self.training:
+            if len(x) > 7:
                 raise RuntimeError("out of memory")
             return x
 
@@ -436,52 +463,54 @@ def test_input_gradient_divides_by_the_cotangent_or_by_a_floor():
 
 @ANY_NETWORK
 @pytest.mark.parametrize("streams", ["shared", "separate"])
-def test_one_forward_only_where_modes_do_not_matter(kind, streams):
-    network, seen = NETWORKS[kind](), []
+@pytest.mark.parametrize("training", [True, False])
+def test_data_and_chains_go_through_in_one_forward_and_one_mode(kind, streams, training):
+    network, seen = NETWORKS[kind]().train(training), []
     network.register_forward_hook(lambda m, args, _: seen.append((m.training, len(args[0]))))
     joint_forward(JEM(network), make_batch(streams), inputs(7, 1))
-    data = 6 if streams == "shared" else 11
-    if kind in TWO_FORWARDS:
-        assert seen == [(True, data), (False, 7)]
-    else:
-        assert seen == [(True, data + 7)]
+    assert seen == [(training, (6 if streams == "shared" else 11) + 7)]
 
 
-class Subclass(nn.Linear):
+class NormAndActivation(nn.BatchNorm2d):
+    """A layer of your own that does more than normalise, as those of timm do."""
+
     def forward(self, x):
-        return super().forward(x) * (2 if self.training else 1)
+        return super().forward(x).sigmoid()
 
 
-class CallsFunctionalDropout(nn.Module):
+class RowsAsSeveral(nn.Module):
+    """Splits each row in two for a layer of batch normalisation, which is used twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(16)
+
     def forward(self, x):
-        return F.dropout(x, 0.5, self.training)
+        return self.norm(self.norm(x.reshape(-1, 16))).sigmoid().reshape(-1, 32)
 
 
-MODE_FREE = {
-    "mlp, factored": lambda: networks.mlp((2,), 3, head="factored"),
-    "small_cnn": lambda: networks.small_cnn((1, 8, 8), 3, width=4),
-    "wide_resnet": lambda: networks.wide_resnet((1, 8, 8), 3, depth=10, width=1, norm="group"),
-    "no dropout": lambda: nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0), nn.Dropout2d(0.0)),
-}
-MODE_BOUND = {
-    "mlp, dropout": lambda: networks.mlp((2,), 3, dropout=0.1),
-    "wide_resnet": lambda: networks.wide_resnet((1, 8, 8), 3, depth=10, width=1, norm="batch"),
-    "own module": LooksAtMode,
-    "subclass": lambda: Subclass(2, 2),
-    "functional": CallsFunctionalDropout,
-    "parametrised": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(2, 2)),
+SEEN_BY_DATA = {
+    "batch norm": lambda: nn.BatchNorm2d(2),
+    "own": lambda: NormAndActivation(2),
+    "not affine": lambda: nn.BatchNorm2d(2, affine=False),
+    "average over all": lambda: nn.BatchNorm2d(2, momentum=None),
+    "rows": RowsAsSeveral,
 }
 
 
-@pytest.mark.parametrize("make", MODE_FREE.values(), ids=MODE_FREE)
-def test_known_modules_do_not_depend_on_the_mode(make):
-    assert not depends_on_mode(make())
-
-
-@pytest.mark.parametrize("make", MODE_BOUND.values(), ids=MODE_BOUND)
-def test_whatever_may_depend_on_the_mode_is_not_trusted(make):
-    assert depends_on_mode(make())
-    assert depends_on_mode(make().eval())
+@pytest.mark.parametrize("make", SEEN_BY_DATA.values(), ids=SEEN_BY_DATA)
+def test_chains_are_normalised_with_the_statistics_of_the_data(make):
+    """A chain that is a copy of a data row gets its logits; data and statistics see no chain."""
+    network = nn.Sequential(make(), nn.Flatten(), nn.Linear(32, 3))
+    alone, batch = copy.deepcopy(network), make_batch()
+    far = torch.cat([batch.x[:2], 100 * inputs(3, 1)])
+    logits, _, unlikely = joint_forward(JEM(network), batch, far)
+    close(logits, alone(batch.x))
+    close(unlikely[:2], logits[:2])
+    for ours, theirs in zip(network.buffers(), alone.buffers(), strict=True):
+        close(ours, theirs)
+    unlikely.sum().backward()  # the statistics have a gradient, and it is not torn
+    assert all(p.grad is not None for p in network.parameters())
 
 
 @pytest.mark.parametrize("kind", ["plain", "batch norm"])
