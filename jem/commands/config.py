@@ -28,6 +28,8 @@ class RunConfig:
     Attributes:
         data: A named data set, a file or a folder; None where a run was begun in Python.
         data_root: Folder of downloaded data sets.
+        validation: File or folder of the validation part, where it is apart.
+        test: The same of the test part.
         label_column: Column of labels of a .csv file.
         image_size: Pixels a side that a folder's images are brought to.
         skip_damaged: Leave out images that cannot be read.
@@ -39,6 +41,8 @@ class RunConfig:
 
     data: str | None = None
     data_root: str | None = None
+    validation: str | None = None
+    test: str | None = None
     label_column: str | None = None
     image_size: int | None = None
     skip_damaged: bool = False

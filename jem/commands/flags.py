@@ -31,6 +31,10 @@ class DataFlags:
     where they are of several sizes."""
     skip_damaged: bool = False
     """Leave out images of a folder that cannot be read, and say how many."""
+    validation: Path | None = None
+    """File or folder of the validation part, where you have divided the data yourself."""
+    test: Path | None = None
+    """The same for the test part."""
 
 
 @dataclass
@@ -112,8 +116,8 @@ def parse_train(argv: list[str]) -> tuple[TrainFlags, RunConfig, dict[str, Any]]
         values |= vars(values[group])
     recipe = Recipe(**{name: values[name] for name in RECIPE_FIELDS})
     own = {f.name: values[f.name] for f in fields(RunConfig) if f.name in values}
-    root = values["data_root"]
-    config = RunConfig(**own | {"data_root": root and str(root), "recipe": recipe})
+    paths = {name: own[name] and str(own[name]) for name in ("data_root", "validation", "test")}
+    config = RunConfig(**own | paths | {"recipe": recipe})
     before = usual.settings()
     return flags, config, {k: v for k, v in config.settings().items() if v != before[k]}
 
@@ -142,8 +146,14 @@ def _flags_for(usual: RunConfig) -> Any:  # noqa: ANN401
     added = [(name, kind, field(default_factory=kind)) for name, kind in groups.items()]
     every = make_dataclass("Train", [flag("epochs"), *added], bases=(TrainFlags,))
     every.__doc__ = TrainFlags.__doc__
+
+    def path(text: str | None) -> Path | None:
+        return None if text is None else Path(text)
+
     files = DataFlags(
-        data_root=None if usual.data_root is None else Path(usual.data_root),
+        data_root=path(usual.data_root),
+        validation=path(usual.validation),
+        test=path(usual.test),
         label_column=usual.label_column,
         image_size=usual.image_size,
         skip_damaged=usual.skip_damaged,

@@ -148,11 +148,12 @@ class Run:
                 f"{self.path} does not say what data it was trained on: name them with --data"
             )
         path = Path(name).expanduser()
-        options: dict[str, Any] = {}  # `data` may be another kind of source than in training
+        options: dict[str, Any] = {"validation": config.validation, "test": config.test}
+        # `data` may be another kind of source than in training
         if path.is_dir():
-            options = {"image_size": config.image_size, "skip_damaged": config.skip_damaged}
+            options |= {"image_size": config.image_size, "skip_damaged": config.skip_damaged}
         elif path.suffix.lower() == ".csv":
-            options = {"label_column": config.label_column}
+            options |= {"label_column": config.label_column}
         root = data_root or config.data_root
         root = None if root is None else Path(root)
         splits = load_data(name, quiet=quiet, root=root, seed=config.seed, **options)

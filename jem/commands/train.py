@@ -148,6 +148,8 @@ def _load(flags: TrainFlags, config: RunConfig, out: Path, *, quiet: bool) -> Da
         root=None if config.data_root is None else Path(config.data_root),
         download=flags.files.download,
         seed=config.seed,
+        validation=config.validation,
+        test=config.test,
         label_column=config.label_column,
         image_size=config.image_size,
         skip_damaged=config.skip_damaged,

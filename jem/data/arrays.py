@@ -29,6 +29,7 @@ def from_arrays(
     *,
     name: str = "arrays",
     seed: int = 0,
+    validation: tuple[Data, Data] | None = None,
     test: tuple[Data, Data] | None = None,
     channels: Literal["first", "last"] | None = None,
     counts: Sequence[int] | None = None,
@@ -47,9 +48,10 @@ def from_arrays(
             scikit-learn's `LabelEncoder` sorts them: numbers as numbers, strings as text.
         name: What to call the set.
         seed: Decides which example goes to which part.
-        test: Inputs and labels to keep as the test part; otherwise one is split off.
+        validation: Inputs and labels to keep as the validation part; otherwise one is split off.
+        test: The same for the test part.
         channels: Where the channel axis of (N, ., ., .) stands; read from its size if None.
-        counts: Sizes of train, validation, calibration and test (0 when `test` is given).
+        counts: Sizes of train, validation, calibration and test, 0 for one that is given.
         classes: Names of the classes; `y` then holds indices into them.
         columns: Names of the columns of rows (N, D).
 
@@ -79,16 +81,21 @@ def from_arrays(
         return values.astype(np.int64)
 
     indices = index("y", labels)
-    if test is not None and counts is not None and counts[-1]:
-        refuse("counts", "end in 0, as the test part is given", list(counts))
-    given = () if test is None else ("test",)
+    given = {
+        part: pair
+        for part, pair in (("validation", validation), ("test", test))
+        if pair is not None
+    }
+    for part in given:
+        if counts is not None and counts[PART_NAMES.index(part)]:
+            refuse("counts", f"be 0 for the {part} part, which is given", list(counts))
     rows = split_indices(indices, names, seed=seed, counts=counts, given=given)
     scaling = _fit_scaling(raw[rows[0]], layout, input_shape)
     made: list[DataPart | LazyPart] = [_part(scaling, raw[part], indices[part]) for part in rows]
-    if test is not None:
-        test_raw = _inputs("test x", test[0], columns)
-        test_labels = _labels("test y", test[1], len(test_raw))
-        made[3] = _part(scaling, test_raw, index("test y", test_labels))
+    for part, (inputs, own) in given.items():
+        part_raw = _inputs(f"{part} x", inputs, columns)
+        part_labels = index(f"{part} y", _labels(f"{part} y", own, len(part_raw)))
+        made[PART_NAMES.index(part)] = _part(scaling, part_raw, part_labels)
     splits = assemble(name, made, names, scaling)
     return replace(splits, columns=None if columns is None else tuple(columns))
 

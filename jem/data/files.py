@@ -7,7 +7,7 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -52,7 +52,9 @@ class InputStream:
     from_images: bool = False
 
 
-def load_arrays(path: Path, *, seed: int, label_column: str | None) -> DataSplits:
+def load_arrays(
+    path: Path, *, seed: int, label_column: str | None, given: Mapping[str, Path] | None = None
+) -> DataSplits:
     """Load an `.npz` file (`images` or `x`, and `labels` or `y`) or a `.csv` file with a header.
 
     Args:
@@ -60,21 +62,34 @@ def load_arrays(path: Path, *, seed: int, label_column: str | None) -> DataSplit
         seed: Decides which example goes to which part.
         label_column: Column of a `.csv` file that holds the labels; otherwise one called label,
             class, target or y.
+        given: Files of whole parts, by name: `validation`, `test`. Columns are found by name.
 
     Raises:
-        InputError: If the file is damaged or not as expected.
+        InputError: If a file is damaged or not as expected.
     """
-    columns = None
-    if path.suffix.lower() == ".npz":
-        x, labels = _read_npz(path)
-    elif path.suffix.lower() == ".csv":
-        x, labels, columns = _read_csv(path, label_column)
-    else:
-        refuse(str(path), "be an .npz file, a .csv file or a folder of images", "another file")
+    x, labels, columns = _read_arrays(path, label_column)
+    parts: dict[str, Any] = {}
+    for part, file in (given or {}).items():
+        part_x, part_labels, own = _read_arrays(file, label_column)
+        if columns and (missing := {*columns} - {*(own or ())}):
+            refuse(str(file), f"have the columns of {path}", f"no {', '.join(sorted(missing))}")
+        if columns and own:
+            part_x = part_x[:, [own.index(name) for name in columns]]
+        parts[part] = part_x, part_labels
     try:
-        return from_arrays(x, labels, name=path.stem, seed=seed, columns=columns)
+        return from_arrays(x, labels, name=path.stem, seed=seed, columns=columns, **parts)
     except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        files = ", ".join(map(str, (path, *(given or {}).values())))
+        raise InputError(f"{files}: {error}") from error
+
+
+def _read_arrays(path: Path, label_column: str | None) -> tuple[Array, Array, list[str] | None]:
+    """Raw inputs, labels, and the names of columns where there are any."""
+    if path.suffix.lower() == ".npz":
+        return *_read_npz(path), None
+    if path.suffix.lower() != ".csv":
+        refuse(str(path), "be an .npz file, a .csv file or a folder of images", "another file")
+    return _read_csv(path, label_column)
 
 
 def check_options(

@@ -3,7 +3,7 @@
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -262,7 +262,13 @@ def image_batches(
 
 
 def load_folder(
-    folder: Path, *, seed: int, image_size: int | None, skip_damaged: bool, memory_limit: float
+    folder: Path,
+    *,
+    seed: int,
+    image_size: int | None,
+    skip_damaged: bool,
+    memory_limit: float,
+    given: Mapping[str, Path] | None = None,
 ) -> DataSplits:
     """Load a folder of images with a subfolder for each class, as `ImageFolder` reads it.
 
@@ -276,6 +282,7 @@ def load_folder(
         image_size: Pixels a side that images are brought to; None takes all as they are.
         skip_damaged: Whether to leave out damaged images, see `usable`.
         memory_limit: Bytes above which the images, as float32, stay on disk.
+        given: Folders of whole parts elsewhere, by name: `validation`, `test`.
 
     Raises:
         InputError: If these are no such folders, or an image cannot be used.
@@ -284,6 +291,7 @@ def load_folder(
     parts = {PART_FOLDERS[f.name]: f for f in _subfolders(folder) if f.name in PART_FOLDERS}
     if "train" not in parts or len(parts) == 1:
         parts = {"train": folder}
+    parts |= given or {}
     class_of = {file: (part, name) for part in parts for file, name in _examples(parts[part])}
     look = partial(read_format, whole=skip_damaged)
     files, formats = zip(*usable(class_of, look, skip_damaged=skip_damaged), strict=True)

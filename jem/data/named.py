@@ -44,6 +44,8 @@ def load(
     image_size: int | None = None,
     skip_damaged: bool = False,
     memory_limit: int = 2 * 1024**3,
+    validation: str | os.PathLike[str] | None = None,
+    test: str | os.PathLike[str] | None = None,
 ) -> DataSplits:
     """Load a data set by its name in `NAMES`, or the user's own from a file or folder.
 
@@ -60,6 +62,9 @@ def load(
         skip_damaged: Leave out images of a folder that cannot be read, with one warning that says
             how many; otherwise they are refused.
         memory_limit: Bytes above which a folder of images, as float32, stays on disk.
+        validation: File or folder of the validation part, of the kind of `name`, where you have
+            divided the data yourself; otherwise it is taken from them.
+        test: The same for the test part.
 
     Returns:
         Four parts in network units. Sets with an official test part keep it.
@@ -74,9 +79,17 @@ def load(
         >>> load("digits").input_shape
         (1, 8, 8)
     """
-    path = Path(name).expanduser()
+    path, given = Path(name).expanduser(), dict[str, Path]()
+    for part, source in (("validation", validation), ("test", test)):
+        if source is not None:
+            given[part] = Path(source).expanduser()
+            if not given[part].exists() or given[part].is_dir() != path.is_dir():
+                kind = "folder of images" if path.is_dir() else "file"
+                refuse(part, f"be a {kind}, as the data are", f"'{source}'")
     known = isinstance(name, str) and name in NAMES
     check_options(str(name) if known else path, label_column, image_size, skip_damaged)
+    if known and given:
+        refuse("name", "be a file or folder of yours, if parts of it are given", f"'{name}'")
     if known:
         if path.exists():
             warnings.warn(
@@ -93,6 +106,7 @@ def load(
             image_size=image_size,
             skip_damaged=skip_damaged,
             memory_limit=memory_limit,
+            given=given,
         )
     if not path.exists():
         if not isinstance(name, str) or path.suffix or len(path.parts) > 1:
@@ -101,7 +115,7 @@ def load(
         remedy = f"did you mean {close[0]}?" if close else ""
         expected = f"be a file, a folder or one of {', '.join(NAMES)}"
         refuse("name", expected, f"'{name}'", remedy)
-    return load_arrays(path, seed=seed, label_column=label_column)
+    return load_arrays(path, seed=seed, label_column=label_column, given=given)
 
 
 def _digits(seed: int) -> DataSplits:

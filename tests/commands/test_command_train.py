@@ -80,6 +80,22 @@ def test_mirroring_is_decided_by_the_data_unless_a_flag_says(words, expected):
     assert parse_train(list(words))[1].recipe.augment_flip is expected
 
 
+def test_parts_that_the_user_has_divided_are_kept_by_run_report_and_resume(run, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    files = {}
+    for name, count in (("train", 60), ("validation", 30), ("test", 40)):
+        files[name] = tmp_path / f"{name}.npz"
+        y = np.arange(count) % 2
+        np.savez(files[name], x=rng.normal(size=(count, 2)) + 3 * y[:, None], labels=y)
+    words = ("--validation", files["validation"], "--test", files["test"], "--out", tmp_path / "r")
+    assert run("train", "--data", files["train"], *words, *QUICK) == 0
+    assert run("train", "--out", tmp_path / "r", "--resume", "--no-report") == 0
+    assert capsys.readouterr().out.count("n = 40") == 2
+    assert run("report", tmp_path / "r") == 0
+    sizes = json.loads((tmp_path / "r" / "report.json").read_text())["data"]["sizes"]
+    assert sizes == {"train": 54, "validation": 30, "calibration": 6, "test": 40}
+
+
 def test_without_a_report_the_test_part_is_still_measured(run, tmp_path, capsys):
     assert run("train", "--data", "iris", "--out", tmp_path / "run", *QUICK) == 0
     shown = capsys.readouterr().out.lower()
