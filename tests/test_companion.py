@@ -211,7 +211,43 @@ def test_a_function_without_gradients_is_a_classifier_too():
     jem.Trainer(model, replace(TINY, epochs=1), device="cpu").fit(examples(), examples(6))
     x, _ = examples(6)
     assert model.predict_proba(x).equal(h(x).softmax(dim=1))
-    assert jem.sample(model, [0, 1, 2]).shape == (3, *SHAPE)
+    with pytest.raises(InputError, match="with gradients"):
+        jem.counterfactual(model, x, max_energy=0.0)
+
+
+def test_without_gradients_a_sample_is_drawn_until_the_classifier_agrees():
+    """It goes by a pixel that is noise where chains begin, so a draw is right by chance."""
+
+    def classifier(x):
+        return 2.0 * nn.functional.one_hot((3 * x[:, 0, 0, 0]).long().clamp(0, 2), K)
+
+    model = jem.JEM(beside(classifier), domain=(0.0, 1.0))
+    recipe = replace(TINY, epochs=1, sample_init="uniform", sample_steps=0)
+    jem.Trainer(model, recipe, device="cpu").fit(examples(), examples(6))
+    labels = torch.arange(48) % K
+    drawn = jem.sample(model, labels)
+    assert (classifier(drawn).argmax(dim=1) == labels).float().mean() > 0.85  # 1 - (2/3)^8 = 0.96
+    assert jem.sample(model, labels[:5]).equal(drawn[:5])
+
+
+def test_counterfactuals_and_onnx_files_work_with_a_module(trained, tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    x, _ = examples(4)
+    found = jem.counterfactual(trained.model, x, max_energy=100.0)
+    said = trained.model.predict_proba(found.x).argmax(dim=1)
+    assert (said != trained.model.predict_proba(x).argmax(dim=1))[found.success].all()
+    detector = jem.OODDetector(trained.model).fit(examples()[0])
+    jem.export_onnx(trained.model, tmp_path / "model.onnx", detector=detector)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    logits, energy, flagged = session.run(["logits", "energy", "is_ood"], {"inputs": x.numpy()})
+    expected = trained.model.predict_proba(x)
+    torch.testing.assert_close(
+        torch.from_numpy(logits).softmax(dim=1).float(), expected, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(
+        torch.from_numpy(energy).float(), trained.model.energy(x).detach(), rtol=1e-4, atol=1e-4
+    )
+    assert (torch.from_numpy(flagged) == detector.is_ood(x)).all()
 
 
 def test_large_images_are_pooled_before_they_are_scored():

@@ -105,6 +105,8 @@ def counterfactual(
     num_classes = logits.shape[1]
     if num_classes < 2:
         raise InputError("a model with one output (K = 1) has no other class to go to")
+    if not getattr(model.network, "has_class_gradients", True):
+        raise InputError("counterfactuals need a classifier that is a module, with gradients")
     allowed = ~one_hot(logits.argmax(dim=1), num_classes).bool()
     if target is not None:
         wanted = class_indices("target", target, num_classes, len(x))
@@ -150,7 +152,7 @@ class _Goal:
         lead = lead - logits.masked_fill(~self.allowed, -torch.inf).amax(dim=1)
         slack = 1e-5 * max(1.0, abs(self.max_energy))
         excess = joint_energy(logits) - self.max_energy + slack
-        return torch.stack([lead + LEAD, excess], dim=1)
+        return torch.stack([lead + LEAD, excess], dim=1).to(x.dtype)  # logits may be wider
 
     def holds(self, x: Tensor) -> Tensor:
         """Whether both conditions hold, shape (B,)."""

@@ -26,6 +26,8 @@ from jem.sampling.base_distributions import BaseDistribution
 SAVED_STEPS = 20
 """Steps of a saved chain. It has moved through all of training; many more on a model that no
 longer changes take it to the nearest mode, where chains of a class look alike."""
+ATTEMPTS = 8
+"""Draws of a sample until the classifier says the class asked for, if it gives no gradients."""
 
 
 def sample(
@@ -48,6 +50,9 @@ def sample(
     what the model holds likely, not exact samples of its density. With the settings of training
     many steps end in few modes; noise that begins high and falls (simulated annealing) spreads
     them over more.
+
+    Where the classifier of a companion gives no gradients, chains move on E(x) alone, and a sample
+    that is not of its class is drawn again, up to 7 times.
 
     Args:
         model: A model trained with a generative recipe, or with `sampler` and `domain` set.
@@ -104,7 +109,16 @@ def sample(
 
     num_steps = usual if num_steps is None else num_steps
     steps = annealed(sampler.step, num_steps, initial_noise, step_decay)
-    return run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
+    x = run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
+    if labels is None or getattr(model.network, "has_class_gradients", True):
+        return x
+    for attempt in range(1, ATTEMPTS):  # chains did not move to a class: keep those that are in it
+        wrong = batched_logits(model, x).argmax(dim=1).cpu() != labels.cpu()
+        if not wrong.any():
+            break
+        again = run_blocks(model, count, begin, steps, seed=seed, name=f"sample {attempt}")
+        x[wrong] = again[wrong]
+    return x
 
 
 def deal(model: JEM, chains: Tensor, seed: int) -> Callable[[Tensor], Tensor]:

@@ -107,6 +107,11 @@ class Companion(nn.Module):
             usual_energy_network(input_shape) if energy_network is None else energy_network
         )
 
+    @property
+    def has_class_gradients(self) -> bool:
+        """Whether p(y|x) has a gradient with respect to x."""
+        return self.classifier.module is not None
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits of inputs (B, *shape), shape (B, K).
 
