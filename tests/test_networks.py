@@ -2,6 +2,7 @@ import sys
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from jem.errors import InputError
@@ -17,6 +18,9 @@ from jem.networks import (
     network_from_text,
     small_cnn,
     wide_resnet,
+)
+from jem.networks import (
+    factored as with_factored_head,
 )
 
 
@@ -225,3 +229,59 @@ def test_a_factory_that_does_not_do_is_named(reference, message):
     with pytest.raises(InputError, match=message) as caught:
         network_from_reference(reference, (2, 3), 4)
     assert "\n" not in str(caught.value)
+
+
+# -- the factored head of any network
+
+
+class Twice(nn.Module):
+    """Two linear layers of which the first to be registered gives the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.body = nn.Linear(4, 6)
+
+    def forward(self, x):
+        return self.fc(self.body(x).relu())
+
+
+def test_any_network_gets_the_factored_head_and_keeps_its_softmax():
+    network = torchvision.models.resnet18(num_classes=5).eval()
+    x = normal(2, 3, 32, 32, dtype=torch.float32)
+    before = network(x)
+    changed = with_factored_head(network)
+    torch.testing.assert_close(changed(x).softmax(dim=1), before.softmax(dim=1))
+    out = changed.network(x)
+    torch.testing.assert_close(changed(x).logsumexp(dim=1), out[:, -1])
+    assert network(x).equal(before)  # the network given is left as it was
+    assert network.fc.out_features == 5
+
+
+def test_the_layer_of_the_logits_may_be_named():
+    network = Twice()
+    x = normal(7, 4, dtype=torch.float32)
+    changed = with_factored_head(network, "fc")
+    torch.testing.assert_close(changed(x).softmax(dim=1), network(x).softmax(dim=1))
+    with pytest.raises(InputError, match="'body' gives, once and unchanged: name the layer"):
+        with_factored_head(network)(x)
+
+
+def shared():
+    first, second = nn.Linear(3, 3), nn.Linear(3, 3)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()), None, "the network has none"),
+        (Twice(), "head", r"name a linear layer \(fc, body\), got 'head'"),
+        (shared(), None, "used elsewhere too"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)), None, "unchanged: name the layer"),
+    ],
+)
+def test_a_network_that_cannot_be_changed_says_why(network, layer, message):
+    with pytest.raises(InputError, match=message):
+        with_factored_head(network, layer)(torch.zeros(2, 3))

@@ -18,19 +18,21 @@ from jem.networks.build import (
     spec_of,
 )
 from jem.networks.companion import Classifier, Companion
-from jem.networks.heads import HEADS, FactoredHead, Head, JointHead
+from jem.networks.heads import HEADS, Factored, FactoredHead, Head, JointHead, factored
 
 __all__ = [
     "HEADS",
     "NETWORKS",
     "Classifier",
     "Companion",
+    "Factored",
     "FactoredHead",
     "Head",
     "JointHead",
     "Network",
     "NetworkFactory",
     "WideBlock",
+    "factored",
     "make_network",
     "mlp",
     "network_for",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from jem.checks import refuse
+from jem.errors import InputError
 
 Head = Literal["joint", "factored"]
 
@@ -45,7 +47,93 @@ class FactoredHead(nn.Module):
         """Map features (B, F) to logits (B, K), in the weights' precision under autocast too."""
         with torch.autocast(features.device.type, enabled=False):
             out: Tensor = self.linear(features.to(self.linear.weight.dtype))
-        return out[:, :-1].log_softmax(dim=1) + out[:, -1:]
+        return factored_logits(out)
+
+
+def factored_logits(out: Tensor) -> Tensor:
+    """log_softmax(h) + g, shape (B, K), of h and g side by side, shape (B, K + 1)."""
+    return out[:, :-1].log_softmax(dim=1) + out[:, -1:]
+
+
+class Factored(nn.Module):
+    """A network whose last linear layer gives g beside the logits: see `factored`.
+
+    Args:
+        network: Returns what its last linear layer gives, h and g side by side.
+        layer: Name of that layer.
+    """
+
+    def __init__(self, network: nn.Module, layer: str) -> None:
+        super().__init__()
+        self.network, self.layer = network, layer
+        self._checked = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, *shape) to logits (B, K)."""
+        if not self._checked:
+            self._check(x)
+        return factored_logits(self.network(x))
+
+    def _check(self, x: Tensor) -> None:
+        """Compare what the network returns with what the layer gives, once."""
+        given: list[Tensor] = []
+        layer = self.network.get_submodule(self.layer)
+        hook = layer.register_forward_hook(lambda module, inputs, output: given.append(output))
+        out = None
+        try:
+            with torch.no_grad():
+                out = self.network(x.clone())
+        except RuntimeError:
+            if not given:  # inputs of another shape: the layer is not to blame
+                raise
+        finally:
+            hook.remove()
+        if len(given) != 1 or not isinstance(out, Tensor) or not given[0].equal(out):
+            raise InputError(
+                f"the network does not return what its layer {self.layer!r} gives, once and "
+                "unchanged: name the layer that gives the logits, factored(network, layer=...)"
+            )
+        self._checked = True
+
+
+def factored(network: nn.Module, layer: str | None = None) -> Factored:
+    """Give any network the factored head: its last linear layer gets one more output, g.
+
+    The logits become log_softmax(h(x)) + g(x), as with `FactoredHead`. The trained rows of the
+    layer stay, so the softmax is what it was; g begins at random.
+
+    Args:
+        network: A network that ends in a linear layer, which gives the logits; it is copied.
+        layer: Name of that layer, such as `"fc"`; the last one of the network if None.
+
+    Returns:
+        A network (B, *shape) -> (B, K). The first batch checks that the layer comes last.
+
+    Raises:
+        InputError: If there is no such layer, or its weights are used elsewhere too.
+
+    Example:
+        >>> body = nn.Sequential(nn.Linear(2, 8), nn.SiLU(), nn.Linear(8, 3))
+        >>> factored(body)(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+    network = deepcopy(network)
+    linear = {name: m for name, m in network.named_modules() if type(m) is nn.Linear and name}
+    layer = next(reversed(linear), "") if layer is None else layer
+    if layer not in linear:
+        wanted = f"name a linear layer ({', '.join(linear) or 'the network has none'})"
+        refuse("layer", wanted, repr(layer), "or keep the classifier apart: jem.companion")
+    old = linear[layer]
+    owners = [p is old.weight for _, p in network.named_parameters(remove_duplicate=False)]
+    if sum(owners) != 1:
+        raise InputError(f"the weights of {layer!r} are used elsewhere too, and cannot grow")
+    new = nn.Linear(old.in_features, old.out_features + 1).to(old.weight)
+    with torch.no_grad():
+        new.weight[:-1] = old.weight
+        new.bias[:-1] = 0.0 if old.bias is None else old.bias
+    new.train(old.training)
+    network.set_submodule(layer, new)
+    return Factored(network, layer)
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {"joint": JointHead, "factored": FactoredHead}

@@ -16,6 +16,7 @@ from jem.data.scaling import range_of
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
 from jem.model import JEM
+from jem.networks import Companion, Factored, FactoredHead
 from jem.objectives import (
     OBJECTIVES,
     Batch,
@@ -193,6 +194,20 @@ def build(
 def trained_part(model: JEM, recipe: ResolvedRecipe) -> JEM:
     """What updates compute with: of a companion the density alone, unless chains have a class."""
     return model if recipe.class_conditional_chains else model.marginal
+
+
+def head_advice(model: JEM, recipe: ResolvedRecipe) -> str:
+    """What a network with the plain reading misses under a recipe made for the factored head."""
+    known = Factored, FactoredHead, Companion
+    plain = not any(isinstance(module, known) for module in model.network.modules())
+    if recipe.head != "factored" or not recipe.generative or not plain:
+        return ""
+    if len(model.classes or ()) < 2:
+        return ""
+    return (
+        "the network has the plain head, whose samples may miss their class: "
+        "jem.networks.factored(network) gives it the factored one"
+    )
 
 
 def resolve(

@@ -44,7 +44,7 @@ from jem.training.safeguards import (
     mask_gradients,
     validate,
 )
-from jem.training.setup import build, trained_part
+from jem.training.setup import build, head_advice, trained_part
 from jem.training.state import FitResult, RunState, identity
 from jem.training.steps import StepResult, sam_backward, take_step
 
@@ -167,8 +167,9 @@ class Trainer:
             written = self.folder if self.ranks.first else None
             stack.enter_context(self.monitor.open(written, self.total_iterations))
             self._begin(resume)
-            if changes := self.context.recipe.augmentation:
-                self.monitor.bar.message(changes)
+            recipe = self.context.recipe
+            for line in filter(None, (head_advice(self.model, recipe), recipe.augmentation)):
+                self.monitor.bar.message(line)
             self._stop = stack.enter_context(stop_signals())
             epochs = self._run(valid, on_epoch)
             self._finish()

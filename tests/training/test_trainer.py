@@ -695,3 +695,11 @@ def test_cuda_trains_and_recovers(train):
         Trainer(model, SMALL, device="cuda").fit(train, train).epochs[-1]["valid_accuracy"] > 0.9
     )
     assert Trainer(model_of(), UNSTABLE, device="cuda").fit(train).recoveries >= 1
+
+
+def test_a_plain_head_is_told_of_the_factored_one(train, capsys):
+    recipe = replace(SMALL, epochs=1)
+    body = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2))
+    for network, advised in ((body, True), (networks.factored(body), False)):
+        Trainer(JEM(network), recipe, device="cpu", progress=True).fit(train)
+        assert ("jem.networks.factored" in capsys.readouterr().err) is advised
