@@ -26,7 +26,8 @@ class Score:
     """Classify and score inputs, however many: a row of a .csv file for each.
 
     Columns: input (its number from 0, or its file), class, probability of that class, the same
-    calibrated, log_density (unnormalised, nats), p_value (small = foreign) and ood (the verdict).
+    calibrated, log_density (unnormalised, nats), p_value (small = foreign) and ood (the verdict);
+    for rows of a table also foreign_columns: what makes a rejected row foreign, the worst first.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -84,11 +85,14 @@ def run(argv: list[str]) -> int:
         writer = csv.writer(file, lineterminator="\n")
         for names, raw in stream.batches:
             try:
-                found = scorer.predict(scale(raw))
+                x = scale(raw)
+                found = scorer.predict(x)
             except InputError as error:
                 where = f"{args.inputs}, inputs {names[0]} to {names[-1]}"
                 raise InputError(f"{where}: {error}") from error
             columns = _columns(scorer, names, found)
+            if model.base is not None:
+                columns["foreign_columns"] = [";".join(row) for row in scorer.foreign_columns(x)]
             if not count:
                 writer.writerow(columns)
                 doubt = None

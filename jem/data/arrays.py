@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -90,14 +89,13 @@ def from_arrays(
         if counts is not None and counts[PART_NAMES.index(part)]:
             refuse("counts", f"be 0 for the {part} part, which is given", list(counts))
     rows = split_indices(indices, names, seed=seed, counts=counts, given=given)
-    scaling = _fit_scaling(raw[rows[0]], layout, input_shape)
+    scaling = _fit_scaling(raw[rows[0]], layout, input_shape, columns)
     made: list[DataPart | LazyPart] = [_part(scaling, raw[part], indices[part]) for part in rows]
     for part, (inputs, own) in given.items():
         part_raw = _inputs(f"{part} x", inputs, columns)
         part_labels = index(f"{part} y", _labels(f"{part} y", own, len(part_raw)))
         made[PART_NAMES.index(part)] = _part(scaling, part_raw, part_labels)
-    splits = assemble(name, made, names, scaling)
-    return replace(splits, columns=None if columns is None else tuple(columns))
+    return assemble(name, made, names, scaling)
 
 
 def assemble(
@@ -244,10 +242,12 @@ def _read_layout(x: Array, channels: str | None) -> tuple[Layout, tuple[int, ...
     return "channels_last", (x.shape[3], *x.shape[1:3])
 
 
-def _fit_scaling(train: Array, layout: Layout, input_shape: tuple[int, ...]) -> Scaling:
+def _fit_scaling(
+    train: Array, layout: Layout, input_shape: tuple[int, ...], columns: Sequence[str] | None
+) -> Scaling:
     """Choose the scaling by the training part alone."""
     if layout == "table":
-        return Scaling.of_table(train)
+        return Scaling.of_table(train, columns)
     low, high = float(train.min()), float(train.max())
     if low == high:
         refuse("x", "hold images", f"{low:g} in every pixel of the training part")

@@ -27,6 +27,7 @@ class Scaling:
         scale: As `shift`, positive.
         layout: How raw images store their channels, or `"table"`. It decides only where a shape
             could be read both ways: images in the other order are recognised by their shape.
+        columns: Names of the columns of a table, where it has any.
 
     Example:
         >>> scaling = Scaling.of_bytes((1, 2, 2), "channels_last")
@@ -38,6 +39,7 @@ class Scaling:
     shift: Tensor
     scale: Tensor
     layout: Layout
+    columns: tuple[str, ...] | None = None
 
     @classmethod
     def of_range(
@@ -53,20 +55,22 @@ class Scaling:
         return cls.of_range(input_shape, layout, 0.0, 255.0)
 
     @classmethod
-    def of_table(cls, x: npt.NDArray[Any]) -> "Scaling":
+    def of_table(cls, x: npt.NDArray[Any], columns: Sequence[str] | None = None) -> "Scaling":
         """Standardise columns by mean and standard deviation.
 
         A constant column becomes 0; its scale is its own size, or 1 where it is smaller.
 
         Args:
             x: Rows of the training part alone, shape (N, D).
+            columns: Names of the D columns.
         """
         x = np.asarray(x, np.float64)
         std = x.std(0)
         varies = (x.max(0) > x.min(0)) & (std > 0)
         shift = torch.tensor(np.where(varies, x.mean(0), x[0]))
         scale = torch.tensor(np.where(varies, std, np.abs(x[0]).clip(1.0)))
-        return cls((x.shape[1],), shift, scale, "table")
+        names = None if columns is None else tuple(str(name) for name in columns)
+        return cls((x.shape[1],), shift, scale, "table", names)
 
     def __call__(self, raw: npt.ArrayLike | Tensor) -> Tensor:
         """Turn raw inputs into network inputs.
@@ -116,7 +120,8 @@ class Scaling:
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Scaling":
         """Rebuild a scaling from its `state_dict`."""
         shape = tuple(int(size) for size in state["input_shape"])
-        return cls(shape, state["shift"].cpu(), state["scale"].cpu(), state["layout"])
+        shift, scale = state["shift"].cpu(), state["scale"].cpu()
+        return cls(shape, shift, scale, state["layout"], state.get("columns"))
 
 
 CONSTANT = 1e-6

@@ -98,7 +98,6 @@ class DataSplits:
             `input_shape`.
         kind: Whether inputs are images (C, H, W) or rows (D,) of a table.
         input_shape: Shape of one network input.
-        columns: Names of the columns of a table that was read from a file with a header.
         ignored: Files of a folder that were not read, since their names are not those of images.
     """
 
@@ -112,11 +111,15 @@ class DataSplits:
     domain: tuple[Tensor, Tensor]
     kind: Literal["image", "table"]
     input_shape: tuple[int, ...]
-    columns: tuple[str, ...] | None = None
     ignored: int = 0
 
     def __repr__(self) -> str:
         return self.describe()
+
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """Names of the columns of a table that has any."""
+        return self.scaling.columns
 
     def describe(self) -> str:
         """Return a few lines for people: shape, sizes, class counts and files left out."""

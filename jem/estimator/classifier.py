@@ -30,8 +30,10 @@ from jem.estimator.data import (
     divide,
     flat,
     images_or_none,
-    rows_needed,
+    no_threshold,
 )
+from jem.evaluation.ood.columns import foreign_columns
+from jem.evaluation.ood.detector import OODDetector
 from jem.generation import sample as draw
 from jem.model import JEM, batched_logits, joint_energy
 from jem.networks import NetworkFactory, make_network
@@ -158,7 +160,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         for name in [name for name in vars(self) if name.endswith("_")]:
             delattr(self, name)  # or a fit that fails would leave an old model under new labels
-        self._check_settings()
+        check_number("acceptance_rate", self.acceptance_rate, "(0, 1)")
+        check_number("calibration_fraction", self.calibration_fraction, "[0, 0.5)")
+        check_number("validation_fraction", self.validation_fraction, "[0, 0.5)")
         recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
         raw, labels = self._training_arrays(X, y)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -185,11 +189,6 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             self.temperature_ = fit_temperature(self.model_, replace(splits, validation=judge))
         return self
 
-    def _check_settings(self) -> None:
-        check_number("acceptance_rate", self.acceptance_rate, "(0, 1)")
-        check_number("calibration_fraction", self.calibration_fraction, "[0, 0.5)")
-        check_number("validation_fraction", self.validation_fraction, "[0, 0.5)")
-
     def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
         """Inputs and class indices; sets `classes_`, and what scikit-learn keeps of inputs."""
         raw = images_or_none(X)
@@ -204,7 +203,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _divide(self, raw: Array, labels: Array) -> DataSplits:
         """The parts of the data, as they were in `fit`."""
-        return divide(raw, labels, self.classes_.tolist(), **self._division)
+        columns = getattr(self, "feature_names_in_", None)
+        return divide(raw, labels, self.classes_.tolist(), columns=columns, **self._division)
 
     def _make_model(self, splits: DataSplits, recipe: Recipe) -> JEM:
         num_classes = len(splits.classes)
@@ -262,19 +262,23 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def is_ood(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Whether the log-density of each input is below the threshold, booleans of shape (N,).
 
-        Raises:
-            InputError: If the training data were too few to hold any out for the threshold.
+        Raises `InputError` if the training data were too few to hold any out for it.
         """
-        logits = self._logits_of(X)
+        scores = -joint_energy(self._logits_of(X))
+        return np.asarray(self._detector().verdict(scores).is_ood)
+
+    def foreign_columns(self, X: npt.ArrayLike) -> list[tuple[str, ...]]:  # noqa: N803
+        """Names of the one to three columns that make each row foreign, the worst first.
+
+        Rows that pass have none. Columns without names are x0, x1 and so on. Raises as `is_ood`.
+        """
+        return foreign_columns(self._detector(), self._inputs(X))
+
+    def _detector(self) -> OODDetector:
+        check_is_fitted(self, "model_")
         if self.detector_ is None:
-            share, classes = self.acceptance_rate, len(self.classes_)
-            needed = rows_needed(self.calibration_fraction, share, classes)
-            raise InputError(
-                f"no inputs were held out for a threshold at acceptance_rate={share:g}: fit on "
-                f"{needed:,} inputs or more, a few of each class, with `calibration_fraction` "
-                "above 0, or lower `acceptance_rate`"
-            )
-        return np.asarray(self.detector_.verdict(-joint_energy(logits)).is_ood)
+            raise no_threshold(self.calibration_fraction, self.acceptance_rate, len(self.classes_))
+        return self.detector_
 
     def sample(
         self,

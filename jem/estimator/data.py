@@ -22,6 +22,7 @@ from jem.checks import refuse
 from jem.data.arrays import from_arrays
 from jem.data.scaling import Scaling
 from jem.data.splits import DataSplits
+from jem.errors import InputError
 from jem.evaluation.statistics import smallest_calibration
 from jem.training.recipe import Recipe
 
@@ -103,6 +104,16 @@ def rows_needed(calibration: float, acceptance_rate: float, num_classes: int) ->
     return next(n for n in itertools.count(held_out) if round(share * n) >= held_out)
 
 
+def no_threshold(calibration: float, acceptance_rate: float, num_classes: int) -> InputError:
+    """Make the error for a verdict that no inputs were held out for; see `rows_needed`."""
+    needed = rows_needed(calibration, acceptance_rate, num_classes)
+    return InputError(
+        f"no inputs were held out for a threshold at acceptance_rate={acceptance_rate:g}: fit on "
+        f"{needed:,} inputs or more, a few of each class, with `calibration_fraction` above 0, or "
+        "lower `acceptance_rate`"
+    )
+
+
 def rows_shared(X: npt.ArrayLike, X_train: npt.ArrayLike) -> int:  # noqa: N803
     """How many rows of X are rows of X_train too, number by number.
 
@@ -128,6 +139,7 @@ def divide(
     acceptance_rate: float,
     channels: Literal["first", "last"] | None,
     seed: int,
+    columns: Sequence[str] | None = None,
 ) -> DataSplits:
     """Divide inputs into training, validation and calibration parts, and scale them.
 
@@ -145,6 +157,7 @@ def divide(
         acceptance_rate: Share of in-distribution inputs to accept.
         channels: Where the channels of images are; read from the shape if None.
         seed: Decides which input goes to which part.
+        columns: Names of the columns of a table.
 
     Returns:
         Parts in network units with an empty test part; the scaling is that of the training part.
@@ -172,6 +185,7 @@ def divide(
         channels=channels,
         counts=(num_train, num_validation, num_calibration, 0),
         classes=[str(label) for label in classes],
+        columns=columns,
     )
 
 

@@ -16,16 +16,18 @@ from jem.model import JEM, batched_logits, joint_energy
 from jem.randomness import named_generator
 from jem.report.subject import Subject
 from jem.sampling.base_distributions import GaussianBase, UniformBase
-from jem.sampling.outliers import shuffle_columns
+from jem.sampling.outliers import column_groups, shuffle_columns
 from jem.serving.scorer import Scorer
 
 SET_SIZE = 1000
 """Inputs of an OOD set that is made up."""
 
-NOISE, SHUFFLED, BEYOND = "uniform noise", "shuffled columns", "beyond the range"
+NOISE, SHUFFLED = "uniform noise", "shuffled columns"
+BEYOND, ONE_BEYOND = "beyond the range", "one column beyond its range"
 ROTATED = "rotated by 90 degrees"
 
-NEAR, FAR = ("shuffled_columns", "rotated_by_90_degrees"), ("beyond_the_range",)
+NEAR = ("shuffled_columns", "rotated_by_90_degrees")
+FAR = ("beyond_the_range", "one_column_beyond_its_range")
 KINDS: Mapping[str, str] = DISTANCES | dict.fromkeys(NEAR, "near") | dict.fromkeys(FAR, "far")
 """How far made-up sets lie from the data."""
 
@@ -106,8 +108,8 @@ def make_ood_sets(splits: DataSplits, seed: int = 0) -> dict[str, Tensor]:
     Returns:
         Name -> inputs (N, *shape). Uniform noise; for grey and colour images photo patches and
         letters; for tables rows whose every column is another row's (where columns do not depend
-        on each other, such rows are in-distribution), and rows moved beyond the range of every
-        column.
+        on each other, such rows are in-distribution), rows with one column that is moved beyond
+        its range, and rows with all columns moved. One-hot parts stay together as one column.
     """
     shape = splits.input_shape
     if splits.kind != "table":
@@ -122,11 +124,14 @@ def make_ood_sets(splits: DataSplits, seed: int = 0) -> dict[str, Tensor]:
     noise = UniformBase(low, high, shape).sample(SET_SIZE, generator=generator)
     x, _ = splits.test[:]
     rows = x[torch.randint(len(x), (SET_SIZE,), generator=generator)]
-    sets = {NOISE: noise}
-    if x.shape[1] > 1:  # a single column has no other to depend on
-        sets[SHUFFLED] = shuffle_columns(x, SET_SIZE, generator)
     up = torch.rand(rows.shape, generator=generator) < 0.5
-    return sets | {BEYOND: torch.where(up, rows + (high - low), rows - (high - low))}
+    beyond = torch.where(up, rows + (high - low), rows - (high - low))
+    sets, groups = {NOISE: noise}, column_groups(splits.train[:][0])
+    if groups[-1] > 0:  # a single column has no other to depend on
+        sets[SHUFFLED] = shuffle_columns(x, SET_SIZE, generator, groups)
+        column = torch.randint(int(groups[-1]) + 1, (SET_SIZE, 1), generator=generator)
+        sets[ONE_BEYOND] = torch.where(groups == column, beyond, rows)
+    return sets | {BEYOND: beyond}
 
 
 def used_in_training(name: str, model: JEM) -> bool:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jem.sampling.moments import tied_moments
+from jem.sampling.outliers import column_groups
 
 SOFT = 0.01
 """Share of the domain's width, outside it, at which the tail turns from a parabola to a line."""
 FLOOR = 0.01
 """Least variance of a component within classes, as a share of its variance in all data."""
-LOWEST = -1e9
-"""Least value of the tail: in double precision a softmax beside it still keeps nine digits."""
+FARTHEST = 1e6
+"""Where the tail ends, in such shares of each column: a softmax beside it keeps its digits."""
 
 
 class BaseDensity(nn.Module):
@@ -32,30 +32,39 @@ class BaseDensity(nn.Module):
     Args:
         low: Lower bound l of the domain, broadcastable to one row.
         high: Upper bound u, likewise.
-        gaussians: T log q, or None to leave it out: `temperature`, `centre` (D,), `whitening`
-            (D, D), whitened class means `means` (K, D), `log_weights` (K,), and `level`, the mean
-            of log q; all in double precision.
+        means: Means of the classes, shape (K, D).
+        whitening: Maps a difference of rows to one whose length is the Mahalanobis distance,
+            shape (D, D).
+        log_weights: Logarithms of the shares of the classes, shape (K,).
+        level: Mean of log q over the training data.
+        temperature: T.
+        groups: Which column of the user's table each component is part of, shape (D,).
 
     References:
         Lee et al. (2018), arXiv:1807.03888, for class Gaussians with one covariance.
     """
 
+    arguments = (
+        "low", "high", "means", "whitening", "log_weights", "level", "temperature", "groups",
+    )  # fmt: skip
     low: Tensor
     high: Tensor
-    temperature: Tensor
-    centre: Tensor
-    whitening: Tensor
     means: Tensor
+    whitening: Tensor
     log_weights: Tensor
     level: Tensor
+    temperature: Tensor
+    groups: Tensor
+    centre: Tensor
+    white_means: Tensor
 
-    def __init__(
-        self, low: Tensor, high: Tensor, gaussians: dict[str, Tensor] | None = None
-    ) -> None:
+    def __init__(self, **arguments: Tensor) -> None:
         super().__init__()
-        self.names = () if gaussians is None else tuple(gaussians)
-        for name, value in {"low": low, "high": high, **(gaussians or {})}.items():
-            self.register_buffer(name, value, persistent=False)
+        for name in self.arguments:
+            self.register_buffer(name, arguments[name], persistent=False)
+        self.register_buffer("centre", self.means.mean(dim=0), persistent=False)
+        white = (self.means - self.centre) @ self.whitening
+        self.register_buffer("white_means", white, persistent=False)
 
     @classmethod
     def fit(
@@ -79,35 +88,30 @@ class BaseDensity(nn.Module):
             labels: Class indices, shape (N,).
             domain: Bounds of the inputs.
             noise_std: sigma of the chains' steps, in data units.
-            temperature: T of the chains; with 0 there are no Gaussians.
+            temperature: T of the chains.
         """
-        if not temperature:
-            return cls(*domain)
         means, covariance = tied_moments(x, labels)
-        covariance.diagonal().add_((FLOOR * x.double().var(dim=0)).clamp_min(noise_std**2))
+        floor = FLOOR * x.double().var(dim=0, correction=0)
+        covariance.diagonal().add_(floor.clamp_min(max(noise_std, 1e-6) ** 2).cpu())
         root = torch.linalg.cholesky(covariance)
         unit = torch.eye(len(root), dtype=root.dtype)
-        whitening = torch.linalg.solve_triangular(root, unit, upper=False).T.contiguous()
-        centre = means.mean(dim=0)
         counts = torch.unique(labels.cpu(), return_counts=True)[1]
         base = cls(
-            *domain,
-            {
-                "temperature": torch.tensor(temperature, dtype=root.dtype),
-                "centre": centre,
-                "whitening": whitening,
-                "means": (means - centre) @ whitening,
-                "log_weights": (counts / counts.sum()).double().log(),
-                "level": torch.zeros((), dtype=root.dtype),
-            },
+            low=domain[0],
+            high=domain[1],
+            means=means,
+            whitening=torch.linalg.solve_triangular(root, unit, upper=False).T.contiguous(),
+            log_weights=(counts / counts.sum()).double().log(),
+            level=means.new_zeros(()),
+            temperature=means.new_tensor(temperature),
+            groups=column_groups(x),
         )
-        base.level = torch.cat([base._log_q(rows) for rows in x.cpu().split(4096)]).mean()
+        base.level = torch.cat([base._log_q(r.double()) for r in x.cpu().split(4096)]).mean()
         return base
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> dict[str, Tensor]:
         """Tensors from which the constructor makes an equal base."""
-        gaussians = {name: getattr(self, name) for name in self.names}
-        return {"low": self.low, "high": self.high, "gaussians": gaussians or None}
+        return {name: getattr(self, name) for name in self.arguments}
 
     def added(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits of a network with the base added, in double precision where the device has it.
@@ -136,22 +140,31 @@ class BaseDensity(nn.Module):
         return wide + added[:, None]
 
     def tail(self, x: Tensor, inside: Tensor) -> Tensor:
-        """Minus what leaving the domain costs, shape (B,), nats: 0 for inputs inside."""
-        ratio = ((x - inside) / (SOFT * (self.high - self.low))).abs()
-        ratio = ratio.clamp_max(-LOWEST)  # so that no gradient is infinity times zero
+        """Minus what leaving the domain costs, shape (B,), nats: 0 for rows inside."""
+        ratio = ((x - inside) / (SOFT * (self.high - self.low))).abs().clamp_max(FARTHEST)
         small = ratio.clamp_max(1.0)
-        return -(small * (ratio - small / 2)).sum(dim=1).clamp_max(-LOWEST)
+        return -(small * (ratio - small / 2)).sum(dim=1)
+
+    def typical(self, x: Tensor) -> Tensor:
+        """The mean of the class whose Gaussian is nearest to each row, shape (B, D).
+
+        Args:
+            x: Rows, shape (B, D).
+        """
+        nearest = self._distances(x.clamp(self.low, self.high).to(self.means)).argmin(dim=1)
+        return self.means[nearest].to(x)
 
     def _scaled(self, x: Tensor) -> Tensor:
         """T log q of rows (B, D) in the wide precision, shape (B,)."""
-        if not self.names:
-            return x.new_zeros(len(x))
         return self.temperature.to(x) * self._log_q(x)
 
     def _log_q(self, x: Tensor) -> Tensor:
-        """Log-density of the Gaussians, shape (B,), shifted; x (B, D) in the wide precision."""
-        white, means = (x - self.centre.to(x)) @ self.whitening.to(x), self.means.to(x)
-        squares = white.square().sum(dim=1, keepdim=True) + means.square().sum(dim=1)
-        distances = squares - 2 * white @ means.T  # (B, K)
-        log_q = torch.logsumexp(self.log_weights.to(x) - distances / 2, dim=1)
+        """Log q of rows (B, D) less its level, shape (B,)."""
+        log_q = torch.logsumexp(self.log_weights.to(x) - self._distances(x) / 2, dim=1)
         return log_q - self.level.to(x)
+
+    def _distances(self, x: Tensor) -> Tensor:
+        """Squared Mahalanobis distances of rows (B, D) to the class means, shape (B, K)."""
+        white, means = (x - self.centre.to(x)) @ self.whitening.to(x), self.white_means.to(x)
+        squares = white.square().sum(dim=1, keepdim=True) + means.square().sum(dim=1)
+        return squares - 2 * white @ means.T

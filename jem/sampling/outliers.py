@@ -73,7 +73,7 @@ class Outliers(nn.Module):
             bases.append(SmoothNoiseBase(float(low.min()), float(high.max()), shape))
             broken = [shuffle_patches, join_halves, self._shapes]
         elif math.prod(shape) > 1:  # a single column has no other to fit to: it would be data
-            broken = [shuffle_columns]
+            broken = [partial(shuffle_columns, groups=column_groups(x.flatten(1)))]
         frequencies = torch.bincount(labels, minlength=num_classes).float()
         self.register_buffer("frequencies", frequencies / frequencies.sum())
         self.bases = nn.ModuleList(bases)  # so that `to` moves them
@@ -194,15 +194,48 @@ def draw_shapes(x: Tensor, count: int, generator: torch.Generator, *, bounds: Bo
     return ground + (farther - ground) * uniform(0, 1, channels).sqrt() * cover
 
 
-def shuffle_columns(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Take every component of a row from any row: what columns have in common is gone.
+def shuffle_columns(
+    x: Tensor, count: int, generator: torch.Generator, groups: Tensor | None = None
+) -> Tensor:
+    """Take every column of a row from any row: what columns have in common is gone.
 
     Args:
-        x: Rows to choose from, shape (B, *shape).
+        x: Rows to choose from, shape (B, *shape), of D components.
         count: How many to make.
         generator: Source of all choices, on the device of `x`.
+        groups: Which column each component is part of, shape (D,), of `column_groups`; None makes
+            each its own.
     """
     flat = x.flatten(1)
-    size = (count, flat.shape[1])
+    groups = torch.arange(flat.shape[1]) if groups is None else groups.cpu()
+    size = (count, int(groups[-1]) + 1)
     rows = torch.randint(len(x), size, device=x.device, generator=generator)
-    return flat.gather(0, rows).view(count, *x.shape[1:])
+    return flat.gather(0, rows[:, groups.to(x.device)]).view(count, *x.shape[1:])
+
+
+def column_groups(x: Tensor) -> Tensor:
+    """Find which column of the user's table each component is part of.
+
+    Neighbours that take two values each, of which exactly one is the higher in every row, are
+    the parts of one column of categories (one-hot). Every other component is its own column.
+
+    Args:
+        x: Training rows, shape (N, D).
+
+    Returns:
+        Numbers of columns, ascending from 0, shape (D,).
+    """
+    low, high = x.aminmax(dim=0)
+    binary = (((x == low) | (x == high)).all(dim=0) & (low < high)).tolist()
+    groups: list[int] = []
+    while (start := len(groups)) < len(binary):
+        size, on = 1, torch.zeros(len(x), dtype=torch.long, device=x.device)
+        for part in range(start, len(binary)):
+            on += x[:, part] == high[part]
+            if not binary[part] or int(on.max()) > 1:
+                break
+            if int(on.min()) == 1:
+                size = part + 1 - start
+                break
+        groups += [groups[-1] + 1 if groups else 0] * size
+    return torch.tensor(groups)

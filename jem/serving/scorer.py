@@ -14,6 +14,7 @@ from jem.data.batches import BatchStream
 from jem.data.splits import DataPart, DataSplits, LazyPart
 from jem.errors import InputError, RunFolderError
 from jem.evaluation.calibration.temperature import TemperatureScaling
+from jem.evaluation.ood.columns import foreign_columns
 from jem.evaluation.ood.detector import OODDetector, Option
 from jem.evaluation.ood.scores import SCORES
 from jem.evaluation.statistics import largest_acceptance_rate
@@ -89,6 +90,16 @@ class Scorer:
                 scores,
                 *self.detector.verdict(scores),
             )
+
+    def foreign_columns(self, x: Tensor | ArrayLike) -> list[tuple[str, ...]]:
+        """Names of the columns that make each row of a table foreign, the worst first.
+
+        See `jem.evaluation.ood.columns.foreign_columns`.
+
+        Args:
+            x: A batch (B, D) or one row, floats in the network's units.
+        """
+        return foreign_columns(self.detector, as_batch(x, self.detector.input_shape))
 
 
 def fit_scorer(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from sklearn.datasets import load_wine
 from torch import nn
 
 import jem
@@ -66,6 +67,18 @@ def test_the_table_holds_what_the_scorer_says(score, digits_run, raw_digits, cap
     assert f"360 inputs, {rejected} rejected ({rejected / 360:.2%})" in captured.out
     assert "accepts 0.95" in captured.out
     assert captured.err == ""  # the saved detector was used, and no bar is drawn here
+
+
+def test_a_rejected_row_of_a_table_names_the_columns_that_make_it_foreign(score, tmp_path):
+    x, y = load_wine(return_X_y=True, as_frame=True)
+    classifier = jem.JEMClassifier(epochs=5, random_state=0).fit(x, y)
+    jem.save(classifier.model_, tmp_path / "wine.pt", detector=classifier.detector_)
+    x.loc[::2, "magnesium"] *= 1000
+    x.to_csv(tmp_path / "new.csv", index=False)
+    rows = score(tmp_path / "wine.pt", tmp_path / "new.csv")
+    named = [row["foreign_columns"] for row in rows]
+    assert all(row.split(";")[0] == "magnesium" for row in named[::2])
+    assert [name != "" for name in named] == [row["ood"] == "true" for row in rows]
 
 
 def test_a_saved_detector_needs_no_data(score, digits_run, raw_digits, monkeypatch):

@@ -8,7 +8,15 @@ from sklearn.metrics import roc_auc_score
 
 from jem import JEM, networks
 from jem.data.arrays import from_arrays
-from jem.report.ood import BEYOND, NOISE, SET_SIZE, SHUFFLED, make_ood_sets, used_in_training
+from jem.report.ood import (
+    BEYOND,
+    NOISE,
+    ONE_BEYOND,
+    SET_SIZE,
+    SHUFFLED,
+    make_ood_sets,
+    used_in_training,
+)
 from jem.sampling import GaussianBase, LangevinStep, SamplerSettings, UniformBase
 
 pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
@@ -103,7 +111,7 @@ def table(num_columns):
 def test_ood_rows_are_what_they_are_called():
     splits = table(3)
     sets = make_ood_sets(splits, seed=1)
-    assert list(sets) == [NOISE, SHUFFLED, BEYOND]
+    assert list(sets) == [NOISE, SHUFFLED, ONE_BEYOND, BEYOND]
     assert all(x.shape == (SET_SIZE, 3) for x in sets.values())
     shuffled, x = sets[SHUFFLED], splits.test.x
     for column in range(3):  # every value is a real one, but not beside those of its row
@@ -111,6 +119,10 @@ def test_ood_rows_are_what_they_are_called():
     assert (shuffled[:, 0] - shuffled[:, 1]).abs().gt(0.01).double().mean() > 0.8
     low, high = splits.train.x.min(0).values, splits.train.x.max(0).values
     assert ((sets[BEYOND] < low) | (sets[BEYOND] > high)).all()
+    low, high = splits.domain
+    outside = (sets[ONE_BEYOND] < low) | (sets[ONE_BEYOND] > high)
+    assert (outside.sum(dim=1) == 1).all()
+    assert outside.any(dim=0).all()
     again, other = make_ood_sets(splits, seed=1), make_ood_sets(splits, seed=2)
     assert all(again[name].equal(sets[name]) for name in sets)
     assert not any(other[name].equal(sets[name]) for name in sets)
@@ -118,3 +130,11 @@ def test_ood_rows_are_what_they_are_called():
 
 def test_a_single_column_cannot_be_shuffled():
     assert list(make_ood_sets(table(1))) == [NOISE, BEYOND]
+
+
+def test_the_parts_of_a_one_hot_column_stay_together():
+    kind = torch.arange(80) % 3
+    x = torch.cat([torch.arange(80.0)[:, None], kind[:, None] == torch.arange(3)], dim=1)
+    sets = make_ood_sets(from_arrays(x, torch.arange(80) % 2, seed=0))
+    parts = sets[SHUFFLED][:, 1:] > 0
+    assert (parts.sum(dim=1) == 1).all()

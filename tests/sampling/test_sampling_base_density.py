@@ -37,7 +37,7 @@ def test_inside_the_domain_it_is_the_mixture_of_gaussians_at_the_temperature(gen
     x, labels = data(generator)
     base = base_of(x, labels)
     means, covariance = tied_moments(x, labels)
-    covariance.diagonal().add_((0.01 * x.var(dim=0)).clamp_min(0.01))
+    covariance.diagonal().add_((0.01 * x.var(dim=0, correction=0)).clamp_min(0.01))
     log_q = np.log(
         sum(0.5 * multivariate_normal(mean, covariance).pdf(x.numpy()) for mean in means)
     )
@@ -57,7 +57,7 @@ def test_outside_it_is_that_of_the_nearest_point_less_a_tail(generator):
         torch.testing.assert_close(
             values(base, edge) - values(base, moved), torch.tensor([cost]).double()
         )
-    assert values(base, torch.full((1, 4), 1e300, dtype=torch.float64)) < -1e8
+    assert values(base, torch.full((1, 4), 1e300, dtype=torch.float64)) < -3e6
 
 
 def test_its_gradient_is_finite_everywhere_and_its_curvature_one_that_chains_can_step_on(

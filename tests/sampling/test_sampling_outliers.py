@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from jem.sampling import Outliers
-from jem.sampling.outliers import draw_shapes, join_halves, shuffle_columns, shuffle_patches
+from jem.sampling.outliers import (
+    column_groups,
+    draw_shapes,
+    join_halves,
+    shuffle_columns,
+    shuffle_patches,
+)
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -127,3 +133,16 @@ def test_shuffled_columns_keep_each_column_and_break_rows():
         assert shuffled.shape == (count, 3)
         assert bool((shuffled[:, None] == x[None]).any(dim=1).all())  # each value is of its column
         assert ((shuffled[:, 1] - shuffled[:, 0]) == 100).float().mean() < 0.3
+
+
+def test_parts_of_one_hot_columns_are_found_and_nothing_else_is_grouped():
+    first, second = torch.arange(24) % 3, torch.arange(24) % 2
+    one_hot = (first[:, None] == torch.arange(3)).double()
+    pair = (second[:, None] == torch.arange(2)).double()
+    number = torch.arange(24.0)[:, None]
+    flag = (torch.arange(24)[:, None] % 5 == 0).double()
+    constant = torch.ones(24, 1)
+    x = torch.cat([flag, one_hot, pair, number, constant, one_hot, flag, one_hot[:, :2]], dim=1)
+    x = (x - x.mean(dim=0)) * 3  # as a network sees it
+    expected = [0, 1, 1, 1, 2, 2, 3, 4, 5, 5, 5, 6, 7, 8]
+    assert column_groups(x).tolist() == expected

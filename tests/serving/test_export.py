@@ -145,6 +145,19 @@ def test_a_table_keeps_the_differences_of_large_columns(tmp_path):
     assert got["logits"].std(dim=0).min() > 1e-3
 
 
+def test_rows_far_away_are_scored_as_the_model_scores_them(tmp_path):
+    raw = np.random.default_rng(0).normal(size=(80, 3))
+    classifier = jem.JEMClassifier(epochs=3, random_state=0).fit(raw, raw[:, 0] > 0)
+    model, detector = classifier.model_, classifier.detector_
+    export_onnx(model, tmp_path / "table.onnx", detector=detector)
+    raw = np.concatenate([raw[:5], 30 * raw[:5], 1e6 * raw[:5]])
+    got, wanted = run_onnx(tmp_path / "table.onnx", raw), expected(model, raw, detector)
+    assert got["is_ood"].tolist() == wanted["is_ood"].tolist()
+    assert got["is_ood"][5:].all()
+    for name in ("logits", "log_density"):
+        torch.testing.assert_close(got[name], wanted[name], rtol=1e-6, atol=1e-4)
+
+
 class OwnNetwork(nn.Module):
     """Batch norm and dropout, and logits so large that their exponentials overflow."""
 
