@@ -27,7 +27,9 @@ COMMANDS = {
     "recipes": "show the named recipes side by side",
     "data": "list the named data sets, or describe one",
 }
-"""Name -> what it does; each is a module of `jem.commands` with a function `run(argv)`."""
+"""Name -> what it does."""
+MODULES = {"compare": "report", "recipes": "listings", "data": "listings"}
+"""Modules of `jem.commands` that hold the function of a command, where it has another name."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -54,7 +56,8 @@ def main(argv: list[str] | None = None) -> int:
         return _complain(f"unknown command {name!r}: expected one of {', '.join(COMMANDS)}")
     try:
         with _warnings_in_one_line():
-            status: int = importlib.import_module(f"jem.commands.{name}").run(rest)
+            module = importlib.import_module(f"jem.commands.{MODULES.get(name, name)}")
+            status: int = getattr(module, name)(rest)
         return status
     except TrainingInterrupted as stop:
         print(f"jem: {stop}", file=sys.stderr)

@@ -1,1 +1,1 @@
-"""The commands of `jem`, a module each: its arguments as a dataclass, and `run(argv)`."""
+"""The commands of `jem`: the arguments of each as a dataclass, and a function of its name."""

@@ -1,4 +1,4 @@
-"""`jem report`: one page that says what a run is worth, and the same figures as JSON."""
+"""`jem report` and `jem compare`: pages that say what runs are worth, and the figures as JSON."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from jem.checks import check_number
-from jem.commands.runs import Run, open_run, run_config
+from jem.commands.runs import Run, check_out, open_run, run_config
 from jem.errors import InputError, RunFolderError
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Report:
     """Show no progress."""
 
 
-def run(argv: list[str]) -> int:
+def report(argv: list[str]) -> int:
     """Measure a run, write its report, and print the answers."""
     args = tyro.cli(Report, args=argv, prog="jem report")
     figures = make_report(args)
@@ -273,3 +273,55 @@ def print_answers(figures: dict[str, Any]) -> None:
     for verdict in figures["verdicts"]:
         table.add_row(*(escape(verdict[key]) for key in ("question", "answer", "because")))
     Console().print(table)
+
+
+@dataclass
+class Compare:
+    """Put the reports of runs side by side; a run without one gets one."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Run folders."""
+    out: Path = Path("compare.html")
+    """The page."""
+    quiet: bool = False
+    """Show no progress."""
+
+
+def compare(argv: list[str]) -> int:
+    """Print the table and write the page."""
+    args = tyro.cli(Compare, args=argv, prog="jem compare")
+    if len(args.runs) < 2:
+        raise InputError(f"expected at least two runs to compare, but got {len(args.runs)}")
+    out = check_out(args.out)
+    for path in args.runs:
+        run_config(path)  # before any is measured
+    from jem.report.page import comparison_rows, render_comparison
+    from jem.runs.files import write_atomically
+
+    reports = {str(path): _figures(path, args.quiet) for path in args.runs}
+    table = Table(
+        "figure", *map(escape, reports), title="test part, 95 % intervals over test inputs"
+    )
+    for name, _, cells in comparison_rows(reports):
+        table.add_row(escape(name), *(escape(shown(cell)) for cell in cells))
+    Console().print(table)
+    page = render_comparison(reports, title="Runs side by side")
+    write_atomically(out, page.encode())
+    print(f"page: {out}")
+    return 0
+
+
+def _figures(path: Path, quiet: bool) -> dict[str, Any]:
+    """The report of a run; made, and made anew where the run has gone on since."""
+    from jem.report.page import read_report
+    from jem.runs.checkpoint import Checkpoints
+    from jem.runs.folder import RunFolder
+
+    file = path / "report.json"
+    if not file.exists():
+        return make_report(Report(path, quiet=quiet))
+    figures = read_report(file)
+    newest = Checkpoints(RunFolder(path).checkpoints).iterations()[-1:]
+    if newest and newest != [figures["run"].get("iterations")]:
+        return make_report(Report(path, quiet=quiet))
+    return figures

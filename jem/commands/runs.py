@@ -10,8 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jem.commands.config import RunConfig, settings_of
+from jem.commands.settings import RunConfig, settings_of
 from jem.errors import InputError
+
+Read = str | Path | None
+"""A file or folder that a command reads, or None."""
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -309,3 +312,28 @@ def _check_fit(model: JEM, splits: DataSplits) -> None:
             f"{splits.name} is not what the run was trained on: its shape, classes or scaling "
             "differ; name the data of the run with --data"
         )
+
+
+def check_out(out: Path, *read: Read) -> Path:
+    """Check that a file can be written, before the work.
+
+    Args:
+        out: The file that the user named.
+        read: What the command reads, and must not overwrite.
+
+    Returns:
+        The file, with `~` expanded.
+
+    Raises:
+        InputError: If its folder is missing, or it is a folder, a device or one of `read`.
+    """
+    out = out.expanduser()
+    if not out.parent.is_dir():
+        raise InputError(f"--out: there is no folder {out.parent}")
+    if out.exists() and not out.is_file():  # replacing a device would leave a file in its place
+        kind = "a folder" if out.is_dir() else "no ordinary file"
+        raise InputError(f"--out must name a file to write, got {out}, which is {kind}")
+    for source in (Path(name).expanduser() for name in read if name is not None):
+        if out.exists() and source.exists() and out.samefile(source):
+            raise InputError(f"--out: {out} is read, and would be lost: choose another name")
+    return out

@@ -1,19 +1,24 @@
-"""`jem sample`: draw inputs of the classes that the user names."""
+"""`jem sample`: draw inputs of the classes that the user names; and the files of a drawing."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from jem.checks import check_integer
-from jem.commands.outputs import Drawing
-from jem.commands.runs import Run, note_if_as_given, open_run, run_config
+from jem.commands.runs import Read, Run, check_out, note_if_as_given, open_run, run_config
 from jem.errors import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
     from jem.sampling.base_distributions import BaseDistribution
@@ -59,10 +64,10 @@ class Sample:
     """Show no progress."""
 
 
-def run(argv: list[str]) -> int:
+def sample(argv: list[str]) -> int:
     """Draw samples and write picture and arrays."""
     args: Sample = tyro.cli(Sample, args=argv, prog="jem sample")
-    from jem.generation import sample
+    from jem import generation
     from jem.generation.chains import sampler_of
     from jem.generation.samples import SAVED_STEPS
     from jem.plotting import inputs_figure
@@ -84,7 +89,7 @@ def run(argv: list[str]) -> int:
     if args.num_steps is None:
         asked["num_steps"] = SAVED_STEPS if args.init == "saved" else usual
     with ProgressBar("drawing", quiet=args.quiet) as bar:
-        drawn = sample(
+        drawn = generation.sample(
             trained.model, labels, init=_init(args, trained), progress=bar.update, **asked
         )
     raw, of_rows = trained.raw_units(drawn), [n for n in names for _ in range(args.count)]
@@ -124,3 +129,108 @@ def _init(args: Sample, run: Run) -> BaseDistribution | Tensor | None:
         x, y = examples_of(splits.train)
         return GaussianBase.fit(x, y, len(splits.classes), bounds=run.model.bounds("cpu"))
     return None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Files of one drawing.
+
+    Attributes:
+        picture: The .png file.
+        arrays: The .npz file beside it, which says how it was made.
+        table: The .csv file beside it, written for rows of a table only.
+    """
+
+    picture: Path
+    arrays: Path
+    table: Path
+
+    @classmethod
+    def at(cls, out: Path, *read: Read, table: bool = False) -> Drawing:
+        """Name the files after `--out`, given with or without an ending.
+
+        Only the picture may replace a file that no drawing left: it alone is named by the user.
+
+        Args:
+            out: What the user named.
+            read: Files and folders that the command reads.
+            table: Whether the .csv file is written too.
+
+        Raises:
+            InputError: If one cannot be written, or would replace what is no drawing.
+        """
+        out = out.expanduser()
+        stem = out.with_suffix("") if out.suffix in (".png", ".npz", ".csv") else out
+        made = cls(*(stem.parent / f"{stem.name}{end}" for end in (".png", ".npz", ".csv")))
+        ours = _is_drawing(made.arrays)
+        inside = {Path(name).expanduser().resolve() for name in read if name is not None}
+        asked = inside.isdisjoint(made.picture.resolve().parents)
+        for path in (made.picture, made.arrays, *([made.table] if table else [])):
+            check_out(path, *read)
+            if path.exists() and not ours and not (asked and path == made.picture):
+                raise InputError(
+                    f"--out: {path} would be lost, and is no earlier drawing: choose another name"
+                )
+        return made
+
+    def write(
+        self,
+        figure: Figure,
+        command: str,
+        run: Run,
+        settings: dict[str, Any],
+        **arrays: Any,  # noqa: ANN401
+    ) -> None:
+        """Write picture and arrays, each whole or not at all.
+
+        Args:
+            figure: The picture.
+            command: Name of the command.
+            run: The run that drew.
+            settings: What the command was asked for: plain values. With the step of the sampler
+                and the versions they are kept as JSON under `metadata`.
+            arrays: What else the .npz file holds.
+        """
+        import numpy as np
+        import torch
+
+        from jem import __version__
+        from jem.plotting import save_figure
+        from jem.runs.files import write_atomically
+
+        metadata = {
+            "command": f"jem {command}",
+            "run": str(run.path),
+            **settings,
+            "step_size": run.model.sampler.step.step_size,
+            "noise_std": run.model.sampler.step.noise_std,
+            "versions": {"jem": __version__, "torch": str(torch.__version__)},
+        }
+        content = io.BytesIO()
+        np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
+        write_atomically(self.arrays, content.getvalue())
+        save_figure(figure, self.picture)
+
+    def write_table(self, columns: Sequence[str], x: Tensor, labels: Sequence[str]) -> None:
+        """Write rows as a .csv file that `jem train` and `jem score` read.
+
+        Args:
+            columns: Names of the D columns.
+            x: Rows, shape (N, D), in the units of the training data.
+            labels: Class of each row, in a last column `label`.
+        """
+        from jem.runs.files import write_atomically
+
+        content = io.StringIO()
+        writer = csv.writer(content, lineterminator="\n")
+        writer.writerow([*columns, "label"])
+        writer.writerows([*row, name] for row, name in zip(x.tolist(), labels, strict=True))
+        write_atomically(self.table, content.getvalue().encode())
+
+
+def _is_drawing(arrays: Path) -> bool:
+    try:
+        with zipfile.ZipFile(arrays) as archive:
+            return "metadata.npy" in archive.namelist()
+    except (OSError, zipfile.BadZipFile):
+        return False

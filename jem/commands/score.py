@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from jem.checks import check_integer
-from jem.commands.outputs import check_out
-from jem.commands.runs import Run, note, open_run, run_config
+from jem.commands.runs import Run, check_out, note, open_run, run_config
 from jem.errors import InputError
 from jem.runs.files import replacing
 
@@ -60,7 +59,7 @@ class Score:
     """Show no progress."""
 
 
-def run(argv: list[str]) -> int:
+def score(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: Score = tyro.cli(Score, args=argv, prog="jem score")
     from jem.data.scaling import unit_warning

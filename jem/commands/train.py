@@ -9,8 +9,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jem.commands.config import RunConfig
-from jem.commands.flags import TrainFlags, parse_train
 from jem.commands.report import (
     Report,
     make_report,
@@ -19,6 +17,7 @@ from jem.commands.report import (
     quick_summary,
 )
 from jem.commands.runs import check_same_data, checksum, load_data, run_config, shipped_values
+from jem.commands.settings import RunConfig, TrainFlags, parse_train
 from jem.errors import InputError
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
@@ -35,7 +34,7 @@ SHARED_WITH_CONTROL = (
 compute alike."""
 
 
-def run(argv: list[str]) -> int:
+def train(argv: list[str]) -> int:
     """Train, measure on the test part and print the comparison."""
     flags, config, changed = parse_train(argv)
     from jem.training.process import join

@@ -84,7 +84,7 @@ def test_what_went_wrong_is_a_line_and_an_exit_status(run, capsys, monkeypatch, 
     def fail(argv):
         raise error
 
-    monkeypatch.setattr("jem.commands.recipes.run", fail)
+    monkeypatch.setattr("jem.commands.listings.recipes", fail)
     assert run("recipes") == status
     shown = capsys.readouterr().err
     assert ("this" in shown) is not isinstance(error, KeyboardInterrupt)
@@ -97,7 +97,7 @@ def test_a_warning_is_one_line(run, monkeypatch):
         return 0
 
     shown, usual = [], warnings.formatwarning
-    monkeypatch.setattr("jem.commands.recipes.run", warn)
+    monkeypatch.setattr("jem.commands.listings.recipes", warn)
     assert run("recipes") == 0
     assert shown == ["jem: warning: look at this\n"]
     assert warnings.formatwarning is usual

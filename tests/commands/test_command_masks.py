@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jem.commands.masks import read_mask
+from jem.commands.inpaint import read_mask
 from jem.errors import InputError
 
 SHAPE = (3, 5, 4)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jem.commands.outputs import Drawing, check_out
+from jem.commands.runs import check_out
+from jem.commands.sample import Drawing
 from jem.errors import InputError
 
 

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from jem.commands.config import RunConfig
 from jem.commands.runs import check_same_data, checksum, open_run, run_config
+from jem.commands.settings import RunConfig
 from jem.data import load
 from jem.errors import InputError
 

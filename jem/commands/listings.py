@@ -1,0 +1,78 @@
+"""`jem data` and `jem recipes`: what there is to train on, and how."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import tyro
+from rich.console import Console
+from rich.table import Column, Table
+
+from jem.commands.runs import load_data
+from jem.commands.settings import DataFlags
+from jem.training.recipe import DEFAULTS, GROUPS
+from jem.training.recipes import RECIPES
+
+
+@dataclass
+class Data(DataFlags):
+    """List the named data sets, or describe one."""
+
+    name: tyro.conf.Positional[str | None] = None
+    """A named set, a file or a folder."""
+
+
+def data(argv: list[str]) -> int:
+    """List or describe data sets."""
+    args: Data = tyro.cli(Data, args=argv, prog="jem data")
+    from jem.data import NAMES
+
+    if args.name is not None:
+        options = dict(vars(args))
+        name, root = options.pop("name"), options.pop("data_root")
+        print(load_data(name, root=root, **options).describe())
+        return 0
+    for name, description in NAMES.items():
+        print(f"{name:15}{description}")
+    print(_YOUR_OWN)
+    return 0
+
+
+_YOUR_OWN = """
+Your own:
+  mine.npz   `images` (N, H, W), (N, H, W, C) or (N, C, H, W), or `x` (N, D), and `labels` (N,)
+  mine.csv   a line of names, columns of numbers, and one of labels: label, class, target or y,
+             or the one that --label-column names
+  pictures/  a folder for each class, of images of one size, or any with --image-size 32
+`jem data NAME` describes any of them."""
+
+
+@dataclass
+class Recipes:
+    """Show the named recipes side by side."""
+
+
+def recipes(argv: list[str]) -> int:
+    """Print the table of recipes, and what they leave to the kind of data."""
+    tyro.cli(Recipes, args=argv, prog="jem recipes")
+    table = Table(Column("field", no_wrap=True), *RECIPES)
+    for group, names in GROUPS.items():
+        table.add_section()
+        table.add_row(f"[bold]{group}")
+        for name in names:
+            table.add_row(name, *(_shown(getattr(recipe, name)) for recipe in RECIPES.values()))
+    kinds = Table("for -, by input", *DEFAULTS)
+    for name in DEFAULTS["vector"]:
+        kinds.add_row(name, *(_shown(values[name]) for values in DEFAULTS.values()))
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table, kinds)
+    console.print(
+        "vectors: rows of tables, points; large: from 16 pixels a side; colour: several channels"
+    )
+    return 0
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401
+    return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
