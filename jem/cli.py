@@ -1,7 +1,5 @@
 """The `jem` command: runs a subcommand; a mistake of the user is one line and exit status 2."""
 
-from __future__ import annotations
-
 import os
 
 # Threads that spin while they wait make two runs on one machine many times slower. Torch reads

@@ -1,7 +1,5 @@
 """Where a model computes: devices by name, and the layout of weights that suits them."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """Pictures: arrays in, matplotlib figures out. The only module that draws."""
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Mapping, Sequence
@@ -14,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from jem.runs.files import replacing
+from jem.runs.folder import replacing
 
 Array = npt.NDArray[Any]
 Points = Sequence[tuple[int, float]]

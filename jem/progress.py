@@ -1,7 +1,5 @@
 """Progress of long work on the standard error stream: the one way in which all parts show it."""
 
-from __future__ import annotations
-
 from typing import Self
 
 from rich.console import Console

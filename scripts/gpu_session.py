@@ -22,7 +22,7 @@ from torch import nn
 from jem import RECIPES, networks
 from jem.data.splits import DataPart
 from jem.randomness import named_generator
-from jem.runs.files import write_atomically
+from jem.runs.folder import write_atomically
 from jem.training.recipe import Recipe
 
 Figures = dict[str, Any]

@@ -1,7 +1,5 @@
 """`jem data` and `jem recipes`: what there is to train on, and how."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import dataclass
 from typing import Any

@@ -296,7 +296,7 @@ def compare(argv: list[str]) -> int:
     for path in args.runs:
         run_config(path)  # before any is measured
     from jem.report.page import comparison_rows, render_comparison
-    from jem.runs.files import write_atomically
+    from jem.runs.folder import write_atomically
 
     reports = {str(path): _figures(path, args.quiet) for path in args.runs}
     table = Table(

@@ -196,7 +196,7 @@ class Drawing:
 
         from jem import __version__
         from jem.plotting import save_figure
-        from jem.runs.files import write_atomically
+        from jem.runs.folder import write_atomically
 
         metadata = {
             "command": f"jem {command}",
@@ -219,7 +219,7 @@ class Drawing:
             x: Rows, shape (N, D), in the units of the training data.
             labels: Class of each row, in a last column `label`.
         """
-        from jem.runs.files import write_atomically
+        from jem.runs.folder import write_atomically
 
         content = io.StringIO()
         writer = csv.writer(content, lineterminator="\n")

@@ -14,7 +14,7 @@ import tyro
 from jem.checks import check_integer
 from jem.commands.runs import Run, check_out, note, open_run, run_config
 from jem.errors import InputError
-from jem.runs.files import replacing
+from jem.runs.folder import replacing
 
 if TYPE_CHECKING:
     from jem.serving.scorer import Prediction, Scorer

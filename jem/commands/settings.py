@@ -1,7 +1,5 @@
 """The settings of a run: the flags of `jem train`, and what `config.json` keeps of them."""
 
-from __future__ import annotations
-
 import argparse
 import json
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace

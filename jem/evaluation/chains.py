@@ -4,8 +4,6 @@ Contrastive training assumes that its chains are samples of the model. If their 
 from that of the data, or drifts once the model stands still, that assumption fails.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple

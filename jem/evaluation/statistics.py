@@ -1,7 +1,5 @@
 """How sure a figure measured on a finite sample is: intervals, and figures that carry theirs."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Iterator

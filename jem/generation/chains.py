@@ -1,7 +1,5 @@
 """What all drawing shares: guided energies, annealed steps, and chains in blocks."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The nearest input that the model gives to another class and holds as likely as its data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Complete inputs of which a part is known, and clean noisy ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Draw new inputs of the classes you name, from fresh chains or from saved ones."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 

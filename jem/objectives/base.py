@@ -1,7 +1,5 @@
 """What an objective is: the part of the loss that trains the density, beside the cross-entropy."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol

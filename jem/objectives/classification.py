@@ -1,7 +1,5 @@
 """The classifier's part of the loss."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

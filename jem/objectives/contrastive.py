@@ -4,8 +4,6 @@ A chain enters only through its energy, so the backward pass of this loss also h
 that moves the chain: see `jem.training.steps.take_step`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

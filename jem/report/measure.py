@@ -4,8 +4,6 @@ Nothing here trains, and nothing draws: page, terminal and `report.json` are mad
 that `measure` returns.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The section of a report on out-of-distribution (OOD) inputs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -21,7 +21,7 @@ from jem.evaluation.statistics import estimate_of, plain
 from jem.report.measure import SCHEMA_VERSION, Progress, Report, measure
 from jem.report.subject import Subject, TrainingRun
 from jem.report.verdicts import summary, verdicts
-from jem.runs.files import write_atomically
+from jem.runs.folder import write_atomically
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

@@ -1,7 +1,5 @@
 """Sections of a report on what chains draw: samples, completions, and chains that run on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

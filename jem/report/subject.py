@@ -1,7 +1,5 @@
 """What a report is about: a model, its data, and what is known of its training."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

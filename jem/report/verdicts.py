@@ -1,7 +1,5 @@
 """What a reader looks at first: the figures that decide, and answers by stated rules."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Checkpoints: written whole or not at all, verified before use, never able to run code."""
 
-from __future__ import annotations
-
 import io
 import math
 import re
@@ -14,7 +12,7 @@ from typing import Any
 import torch
 
 from jem.errors import RunFolderError
-from jem.runs.files import write_atomically
+from jem.runs.folder import write_atomically
 
 FORMAT = 1
 _NAME = re.compile(r"(\d+)\.pt")

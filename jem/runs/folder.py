@@ -1,17 +1,16 @@
-"""A run folder: its files, who may write to it, and the trained model in it."""
-
-from __future__ import annotations
+"""A run folder: its files, written whole or not at all, and who may write to it."""
 
 import json
+import os
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import filelock
 
 from jem.errors import RunFolderError
-from jem.runs.files import remove_unfinished, write_atomically
 
 WRITTEN = (
     "metrics.jsonl", "samples.png", "model.pt", "report.html", "report.json",
@@ -38,41 +37,6 @@ class RunFolder:
         """Whether a run was ever started here."""
         return self.config.exists() or self.checkpoints.exists()
 
-    def create(self) -> None:
-        """Make the folder.
-
-        Raises:
-            RunFolderError: If it cannot be made or written to.
-        """
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self.path / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise RunFolderError(
-                f"cannot write to the run folder {self.path}: {error.strerror or error}"
-            ) from error
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder against a second process; the system frees it if this one is killed.
-
-        Raises:
-            RunFolderError: If another process trains in it.
-        """
-        lock = filelock.FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise RunFolderError(
-                f"another process is training in {self.path}; wait for it or choose another folder"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
-
     @contextmanager
     def claimed(self, resume: bool) -> Iterator[None]:
         """Make the folder and hold it against other processes; a killed one frees it.
@@ -98,11 +62,24 @@ class RunFolder:
                 f"{self.path} holds {', '.join(others)}, which no run there wrote and this one "
                 "would write over: choose another folder"
             )
-        self.create()
-        with self.locked():
+        lock = filelock.FileLock(self.path / ".lock")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)  # the system frees it if this process is killed
+        except filelock.Timeout as error:
+            raise RunFolderError(
+                f"another process is training in {self.path}; wait for it or choose another folder"
+            ) from error
+        except OSError as error:
+            raise RunFolderError(
+                f"cannot write to the run folder {self.path}: {error.strerror or error}"
+            ) from error
+        try:
             remove_unfinished(self.path)
             remove_unfinished(self.checkpoints)
             yield
+        finally:
+            lock.release()
 
     def write_config(self, config: dict[str, Any]) -> None:
         """Write `config.json`, whole or not at all."""
@@ -125,3 +102,57 @@ class RunFolder:
         if not isinstance(config, dict):
             raise RunFolderError(f"{self.config} must hold a JSON object")
         return config
+
+
+@contextmanager
+def replacing(path: Path, kind: str = "b", **how: Any) -> Iterator[IO[Any]]:  # noqa: ANN401
+    """Open a file that takes the name of its target when it is complete, and else is removed.
+
+    It lies beside the target, under a name of its own: two processes with one target do not write
+    into each other's file, and the last to end has it.
+
+    Args:
+        path: The target; its folder must exist.
+        kind: `b` for bytes, `t` for text.
+        how: Further arguments of `Path.open`.
+
+    Raises:
+        OSError: If the disk is full or the folder cannot be written; the target is as it was.
+    """
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        with partial.open(f"x{kind}", **how) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed processes left of `replacing`; no other may be writing there."""
+    for left in folder.glob(f"*.{8 * '[0-9a-f]'}.partial"):
+        left.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file beside its target, flush it to disk and rename it over the target.
+
+    Args:
+        path: The target; its folder must exist.
+        content: The whole content.
+
+    Raises:
+        RunFolderError: If the disk is full or the folder cannot be written; the target is as it
+            was.
+    """
+    try:
+        with replacing(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise RunFolderError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+        ) from error

@@ -15,8 +15,7 @@ from jem.networks.build import network_from_reference, network_from_spec, spec_o
 from jem.networks.companion import Classifier, Companion
 from jem.randomness import global_generators_kept
 from jem.runs.checkpoint import FORMAT, Checkpoints, deserialise, serialise
-from jem.runs.files import write_atomically
-from jem.runs.folder import RunFolder
+from jem.runs.folder import RunFolder, write_atomically
 
 if TYPE_CHECKING:
     from jem.evaluation.calibration.temperature import TemperatureScaling

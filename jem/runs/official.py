@@ -4,8 +4,6 @@ The networks of JEM, JEM++, SADA-JEM and HDGE are read: a body `f` with the head
 and `energy_output`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

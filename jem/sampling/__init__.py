@@ -1,43 +1,20 @@
 """Langevin chains: their steps, where they begin, and the buffer in which they persist."""
 
-from jem.sampling.base_density import BaseDensity
-from jem.sampling.base_distributions import (
-    BaseDistribution,
-    ContrastBase,
-    GaussianBase,
-    MixtureBase,
-    UniformBase,
-)
-from jem.sampling.buffer import PersistentChains, ReplayBuffer
-from jem.sampling.langevin import (
-    LangevinStep,
-    SGLDInfo,
-    energy_and_gradient,
-    langevin_update,
-    sgld_chain,
-    sgld_step,
-)
-from jem.sampling.outliers import Outliers
-from jem.sampling.random_fields import SmoothNoiseBase
-from jem.sampling.settings import SamplerSettings, base_from_state
-
-__all__ = [
-    "BaseDensity",
-    "BaseDistribution",
-    "ContrastBase",
-    "GaussianBase",
-    "LangevinStep",
-    "MixtureBase",
-    "Outliers",
-    "PersistentChains",
-    "ReplayBuffer",
-    "SGLDInfo",
-    "SamplerSettings",
-    "SmoothNoiseBase",
-    "UniformBase",
-    "base_from_state",
-    "energy_and_gradient",
-    "langevin_update",
-    "sgld_chain",
-    "sgld_step",
-]
+from jem.sampling.base_density import BaseDensity as BaseDensity
+from jem.sampling.base_distributions import BaseDistribution as BaseDistribution
+from jem.sampling.base_distributions import ContrastBase as ContrastBase
+from jem.sampling.base_distributions import GaussianBase as GaussianBase
+from jem.sampling.base_distributions import MixtureBase as MixtureBase
+from jem.sampling.base_distributions import UniformBase as UniformBase
+from jem.sampling.buffer import PersistentChains as PersistentChains
+from jem.sampling.buffer import ReplayBuffer as ReplayBuffer
+from jem.sampling.langevin import LangevinStep as LangevinStep
+from jem.sampling.langevin import SGLDInfo as SGLDInfo
+from jem.sampling.langevin import energy_and_gradient as energy_and_gradient
+from jem.sampling.langevin import langevin_update as langevin_update
+from jem.sampling.langevin import sgld_chain as sgld_chain
+from jem.sampling.langevin import sgld_step as sgld_step
+from jem.sampling.outliers import Outliers as Outliers
+from jem.sampling.random_fields import SmoothNoiseBase as SmoothNoiseBase
+from jem.sampling.settings import SamplerSettings as SamplerSettings
+from jem.sampling.settings import base_from_state as base_from_state

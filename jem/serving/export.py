@@ -5,8 +5,6 @@ size, and returns what a service needs: logits, energy, log-density and, with a 
 the verdict. Gradients are not part of it: samples and the scores that need them stay in Python.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import warnings
@@ -21,7 +19,7 @@ from jem.errors import InputError
 from jem.evaluation.ood.detector import OODDetector
 from jem.evaluation.ood.scores import SCORES
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
-from jem.runs.files import write_atomically
+from jem.runs.folder import write_atomically
 
 INPUT = "inputs"
 OUTPUTS = ("logits", "energy", "log_density", "is_ood")

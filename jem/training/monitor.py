@@ -1,7 +1,5 @@
 """What a run shows of itself: metrics, a progress bar, pictures of its chains and samples."""
 
-from __future__ import annotations
-
 import json
 import math
 import warnings

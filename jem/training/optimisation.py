@@ -1,7 +1,5 @@
 """What happens to the parameters: learning rate, optimiser, gradient clipping, weight average."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

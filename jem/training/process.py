@@ -4,8 +4,6 @@ Each process (a rank) has the same model, its own part of every batch and its ow
 settings mean the same however many there are: batch, chains and buffer are divided among them.
 """
 
-from __future__ import annotations
-
 import atexit
 import gc
 import os

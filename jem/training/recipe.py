@@ -21,60 +21,25 @@ from jem.objectives import OBJECTIVES
 LARGE_IMAGE = 16
 """Pixels a side from which on an image has room for texture that its chains must be kept from."""
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "vector": {
-        "learning_rate": 2e-3,
-        "generative_weight": 0.1,
-        "outlier_count": 0,
-        "num_steps": 2,
-        "step_size": 0.05,
-        "noise_std": 0.1,
-        "gradient_blur": 0.0,
-        "init": "mixed",
-        "buffer_size": 256,
-        "reinit_prob": 0.1,
-        "sample_steps": 20,
-        "augment_noise": 0.0,
-        "augment_shift": 0,
-        "augment_flip": False,
-    },
-    "small image": {
-        "learning_rate": 2e-3,
-        "generative_weight": 0.1,
-        "outlier_count": 0,
-        "num_steps": 2,
-        "step_size": 3.0,
-        "noise_std": 0.01,
-        "gradient_blur": 0.0,
-        "init": "uniform",
-        "buffer_size": 256,
-        "reinit_prob": 0.02,
-        "sample_steps": 10,
-        "augment_noise": 0.1,
-        "augment_shift": 0,
-        "augment_flip": False,
-    },
-    "large image": {
-        "learning_rate": 1e-3,
-        "generative_weight": 0.05,
-        "outlier_count": 18,
-        "num_steps": 1,
-        "step_size": 1.0,
-        "noise_std": 0.01,
-        "gradient_blur": 0.8,
-        "init": "gaussian",
-        "buffer_size": 128,
-        "reinit_prob": 0.01,
-        "sample_steps": 100,
-        "augment_noise": 0.0,
-        "augment_shift": 0,
-        "augment_flip": False,
-    },
+KINDS = ("vector", "small image", "large image", "large colour image", "photograph")
+_BY_KIND: dict[str, tuple[Any, ...]] = {
+    "learning_rate": (0.002, 0.002, 0.001, 0.001, 0.001),
+    "generative_weight": (0.1, 0.1, 0.05, 0.05, 0.05),
+    "outlier_count": (0, 0, 18, 18, 18),
+    "num_steps": (2, 2, 1, 1, 1),
+    "step_size": (0.05, 3.0, 1.0, 1.0, 1.0),
+    "noise_std": (0.1, 0.01, 0.01, 0.01, 0.01),
+    "gradient_blur": (0.0, 0.0, 0.8, 0.8, 0.8),
+    "init": ("mixed", "uniform", "gaussian", "gaussian", "gaussian"),
+    "buffer_size": (256, 256, 128, 128, 128),
+    "reinit_prob": (0.1, 0.02, 0.01, 0.01, 0.01),
+    "sample_steps": (20, 10, 100, 200, 200),
+    "augment_noise": (0.0, 0.1, 0.0, 0.0, 0.0),
+    "augment_shift": (0, 0, 0, 0, 4),
+    "augment_flip": (False, False, False, False, True),
 }
-DEFAULTS["large colour image"] = DEFAULTS["large image"] | {"sample_steps": 200}
-DEFAULTS["photograph"] = DEFAULTS["large colour image"] | {
-    "augment_shift": 4,
-    "augment_flip": True,
+DEFAULTS: dict[str, dict[str, Any]] = {
+    kind: {name: values[i] for name, values in _BY_KIND.items()} for i, kind in enumerate(KINDS)
 }
 """What a field is that a recipe leaves open (None), by the kind of input: vectors are rows of
 tables and points, large images have at least 16 pixels a side, colour is several channels.

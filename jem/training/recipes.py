@@ -1,7 +1,5 @@
 """The named recipes, and a recipe by name with changes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +25,21 @@ _PUBLISHED = Recipe(
     max_energy_gap=1e8,
 )
 """What the published methods have in common."""
+
+_JEM_PP = replace(
+    _PUBLISHED,
+    optimizer="sgd",
+    learning_rate=0.1,
+    weight_decay=4e-4,
+    decay_at=(0.333, 0.666, 0.833),
+    decay_factor=0.2,
+    warmup=0.0095,
+    num_steps=10,
+    noise_std=0.0,
+    langevin_grad_clamp=1.0,
+    init="gaussian",
+    sample_steps=50,
+)
 
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(),
@@ -56,34 +69,15 @@ RECIPES: dict[str, Recipe] = {
         sample_init="uniform",
         sample_steps=200,
     ),
-    "jem_pp": replace(
-        _PUBLISHED,
-        optimizer="sgd",
-        learning_rate=0.1,
-        weight_decay=4e-4,
-        decay_at=(0.333, 0.666, 0.833),
-        decay_factor=0.2,
-        warmup=0.0095,
-        num_steps=10,
-        noise_std=0.0,
-        langevin_grad_clamp=1.0,
-        init="gaussian",
-        sample_steps=50,
-    ),
+    "jem_pp": _JEM_PP,
     "sada_jem": replace(
-        _PUBLISHED,
+        _JEM_PP,
         batch_size=128,
-        optimizer="sgd",
-        learning_rate=0.1,
         weight_decay=5e-4,
         decay_at=(0.3, 0.6, 0.9),
-        decay_factor=0.2,
         warmup=0.0128,
         adaptive_sam_rho=2.0,
         num_steps=5,
-        noise_std=0.0,
-        langevin_grad_clamp=1.0,
-        init="gaussian",
         sample_steps=30,
         density_batch_size=64,
         augment_noise=0.0,

@@ -1,7 +1,5 @@
 """Checkpoints of a run: exact resumption, and the way back from divergence."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

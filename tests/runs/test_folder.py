@@ -1,3 +1,6 @@
+"""A run folder: who may write to it; and files that are written whole or not at all."""
+
+import os
 import signal
 import subprocess
 import sys
@@ -5,16 +8,17 @@ import sys
 import pytest
 
 from jem.errors import RunFolderError
-from jem.runs.folder import RunFolder
+from jem.runs.folder import RunFolder, remove_unfinished, replacing, write_atomically
+
+
+def claim(path):
+    return RunFolder(path).claimed(resume=False)
 
 
 def test_a_folder_is_made_and_knows_its_files(tmp_path):
     folder = RunFolder(str(tmp_path / "deep" / "run"))
-    folder.create()
-    folder.create()
-    assert folder.path.is_dir()
-    assert list(folder.path.iterdir()) == []
-    assert not folder.holds_run()
+    with folder.claimed(resume=False):
+        assert not folder.holds_run()
     folder.write_config({"recipe": "fast", "seed": 3})
     assert folder.holds_run()
     assert folder.read_config() == {"recipe": "fast", "seed": 3}
@@ -24,7 +28,7 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "a file").touch()
     for path in (tmp_path / "a file", tmp_path / "a file" / "run"):
         with pytest.raises(RunFolderError, match="cannot write to the run folder"):
-            RunFolder(path).create()
+            claim(path).__enter__()
 
 
 def test_files_of_others_are_not_written_over(tmp_path):
@@ -54,7 +58,7 @@ import sys
 from jem.errors import RunFolderError
 from jem.runs.folder import RunFolder
 try:
-    with RunFolder(sys.argv[1]).locked():
+    with RunFolder(sys.argv[1]).claimed(resume=False):
         print("held", flush=True)
         sys.stdin.readline()
 except RunFolderError as error:
@@ -70,18 +74,72 @@ def enter(path):
 
 
 def test_a_second_process_is_refused_until_the_first_leaves(tmp_path):
-    with RunFolder(tmp_path).locked(), enter(tmp_path) as second:
+    with claim(tmp_path), enter(tmp_path) as second:
         assert "another process is training in" in second.stdout.readline()
-    with RunFolder(tmp_path).locked():
+    with claim(tmp_path):
         pass  # it was given back
 
 
 def test_a_process_that_is_killed_frees_the_folder(tmp_path):
     with enter(tmp_path) as first:
         assert first.stdout.readline() == "held\n"
-        with pytest.raises(RunFolderError, match="another process"), RunFolder(tmp_path).locked():
+        with pytest.raises(RunFolderError, match="another process"), claim(tmp_path):
             pass
         first.send_signal(signal.SIGKILL)
         first.wait()
-    with RunFolder(tmp_path).locked():
+    with claim(tmp_path):
         pass
+
+
+# -- files
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "file"
+    for content in (b"first", b"2", b""):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("at", ["write", "fsync", "replace"])
+def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path, monkeypatch, fill_disk, at):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        fill_disk(patch, at)
+        with pytest.raises(RunFolderError, match=r"cannot write .*file: No space left.*untouched"):
+            write_atomically(path, b"new" * 100)
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("name", ["file", "no folder/file", "a file/file"])
+def test_a_place_that_cannot_be_written_is_named(tmp_path, name):
+    (tmp_path / "a file").write_bytes(b"")
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "full").touch()
+    with pytest.raises(RunFolderError, match="cannot write"):
+        write_atomically(tmp_path / name, b"content")
+
+
+def test_two_who_write_one_file_do_not_mix(tmp_path):
+    path = tmp_path / "scores.csv"
+    with replacing(path, "t") as first:
+        first.write("first")
+        with replacing(path, "t") as second:
+            second.write("second")
+        assert path.read_text() == "second"
+        with pytest.raises(KeyError), replacing(path, "t"):
+            raise KeyError
+    assert path.read_text() == "first"
+    assert os.listdir(tmp_path) == ["scores.csv"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+    kept = {"file", "file.partial", "film.12345678.part", "a.0123456g.partial", "file.123.partial"}
+    for name in (*kept, "file.0123abcd.partial"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path)
+    assert set(os.listdir(tmp_path)) == kept
+    remove_unfinished(tmp_path / "no folder")

@@ -1,7 +1,5 @@
 """Completions measured: is the class that was hidden in the missing half there again?"""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

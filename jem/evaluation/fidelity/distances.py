@@ -3,8 +3,6 @@
 Everything runs in double precision.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -5,8 +5,6 @@ So a small network of its own is trained on real data: it says which class a sam
 and distances between samples and real inputs are taken in its features.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ figures of held-out real inputs stand beside those of samples: no sample can be 
 better, and the distances are not 0 for real inputs either.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ What a score keeps of the training features is fitted once, as named tensors: N 
 `knn`, F x F for `mahalanobis`, with N training inputs of F features.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

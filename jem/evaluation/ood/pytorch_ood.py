@@ -1,7 +1,5 @@
 """The scores of `jem.evaluation.ood.SCORES` in the protocol of the package pytorch-ood."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Self
 

@@ -3,8 +3,6 @@
 A score of your own is one function here and one line in `SCORES`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import Parameter, signature

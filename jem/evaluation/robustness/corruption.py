@@ -1,7 +1,5 @@
 """What happens to a classifier as its inputs get worse: figures along corruption severity."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
