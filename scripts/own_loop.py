@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 import jem
 from jem.data import DataSplits
-from jem.data.ood_sets import letters
+from jem.data.shifts import letters
 from jem.model import joint_energy
 from jem.objectives import generative_loss
 from jem.sampling import LangevinStep, ReplayBuffer, SamplerSettings, UniformBase, sgld_chain

@@ -18,7 +18,7 @@ from torch import Tensor
 
 import jem
 from jem.data import DataSplits
-from jem.data.ood_sets import letters, photo_patches
+from jem.data.shifts import letters, photo_patches
 from jem.plotting import save_figure, tile_images
 from jem.runs.folder import RunFolder
 

@@ -119,7 +119,7 @@ def test_sampling_knows_nothing_but_torch():
 def test_only_plotting_draws(name):
     drawing = {n for n in imports(name) if n.split(".")[0] == "matplotlib"}
     # The letters among the OOD sets are set in a font that matplotlib brings along.
-    assert drawing <= ({"matplotlib"} if name == "jem.data.ood_sets" else set())
+    assert drawing <= ({"matplotlib"} if name == "jem.data.shifts" else set())
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if part(name) not in TOP])

@@ -30,7 +30,7 @@ SHOWN = 20
 
 
 @dataclass
-class Inpaint:
+class InpaintFlags:
     """Complete inputs of which a part is missing: the rest of each is kept exactly.
 
     The .npz file holds `x` in the units of the training data, (N, count, ...), `known`, `inputs`
@@ -72,7 +72,7 @@ class Inpaint:
 
 def inpaint(argv: list[str]) -> int:
     """Complete inputs and write picture and arrays."""
-    args: Inpaint = tyro.cli(Inpaint, args=argv, prog="jem inpaint")
+    args: InpaintFlags = tyro.cli(InpaintFlags, args=argv, prog="jem inpaint")
     from jem.generation.chains import sampler_of
     from jem.generation.restoration import usual_noise
 
@@ -122,7 +122,7 @@ def inpaint(argv: list[str]) -> int:
     return 0
 
 
-def _read(args: Inpaint, run: Run) -> tuple[list[str], Tensor, Tensor]:
+def _read(args: InpaintFlags, run: Run) -> tuple[list[str], Tensor, Tensor]:
     """Names of the inputs, the raw inputs and those of the network, both (N, *shape)."""
     import torch
 
@@ -147,7 +147,9 @@ def _read(args: Inpaint, run: Run) -> tuple[list[str], Tensor, Tensor]:
     return list(names), unscaled(raw), x
 
 
-def _complete(args: Inpaint, run: Run, x: Tensor, known: Tensor, labels: Tensor | None) -> Tensor:
+def _complete(
+    args: InpaintFlags, run: Run, x: Tensor, known: Tensor, labels: Tensor | None
+) -> Tensor:
     """Completions in the network's units, (N, count, *shape), on the CPU."""
     import torch
 

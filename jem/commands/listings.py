@@ -15,7 +15,7 @@ from jem.training.recipes import RECIPES
 
 
 @dataclass
-class Data(DataFlags):
+class DescribeFlags(DataFlags):
     """List the named data sets, or describe one."""
 
     name: tyro.conf.Positional[str | None] = None
@@ -24,7 +24,7 @@ class Data(DataFlags):
 
 def data(argv: list[str]) -> int:
     """List or describe data sets."""
-    args: Data = tyro.cli(Data, args=argv, prog="jem data")
+    args: DescribeFlags = tyro.cli(DescribeFlags, args=argv, prog="jem data")
     from jem.data import NAMES
 
     if args.name is not None:
@@ -48,13 +48,13 @@ Your own:
 
 
 @dataclass
-class Recipes:
+class RecipesFlags:
     """Show the named recipes side by side."""
 
 
 def recipes(argv: list[str]) -> int:
     """Print the table of recipes, and what they leave to the kind of data."""
-    tyro.cli(Recipes, args=argv, prog="jem recipes")
+    tyro.cli(RecipesFlags, args=argv, prog="jem recipes")
     table = Table(Column("field", no_wrap=True), *RECIPES)
     for group, names in GROUPS.items():
         table.add_section()

@@ -33,7 +33,7 @@ data set those that come first."""
 
 
 @dataclass
-class Report:
+class ReportFlags:
     """Measure a run on its test part, and write report.html and report.json into it."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -60,7 +60,7 @@ class Report:
 
 def report(argv: list[str]) -> int:
     """Measure a run, write its report, and print the answers."""
-    args = tyro.cli(Report, args=argv, prog="jem report")
+    args = tyro.cli(ReportFlags, args=argv, prog="jem report")
     figures = make_report(args)
     print_answers(figures)
     print_summary(figures["summary"], figures["ood"]["num_test"])
@@ -68,7 +68,7 @@ def report(argv: list[str]) -> int:
     return 0
 
 
-def make_report(args: Report) -> dict[str, Any]:
+def make_report(args: ReportFlags) -> dict[str, Any]:
     """Measure a run and write both files.
 
     Args:
@@ -99,7 +99,7 @@ def make_report(args: Report) -> dict[str, Any]:
         )
 
 
-def quick_summary(args: Report) -> list[dict[str, Any]]:
+def quick_summary(args: ReportFlags) -> list[dict[str, Any]]:
     """The summary of a run by classification and OOD detection alone; nothing is written."""
     from jem.evaluation.statistics import plain
     from jem.report.measure import measure
@@ -109,7 +109,7 @@ def quick_summary(args: Report) -> list[dict[str, Any]]:
     return [plain(row) for row in summary(report)]
 
 
-def subject_of(args: Report) -> Subject:
+def subject_of(args: ReportFlags) -> Subject:
     """The model of a run, its data, and what is known of its training."""
     from jem.report.subject import Subject
 
@@ -129,12 +129,12 @@ def subject_of(args: Report) -> Subject:
     )
 
 
-def _ood_set(name: str, args: Report, run: Run, own: DataSplits) -> tuple[str, Tensor]:
+def _ood_set(name: str, args: ReportFlags, run: Run, own: DataSplits) -> tuple[str, Tensor]:
     """Name and inputs of an OOD set: made from the data, or read from a data set or a file."""
     import torch
 
     from jem.data import NAMES, load
-    from jem.data.ood_sets import OOD_SETS, ROTATIONS, make_ood_set
+    from jem.data.shifts import OOD_SETS, ROTATIONS, make_ood_set
 
     made = (*OOD_SETS, ROTATIONS)
     if name in made:
@@ -244,13 +244,13 @@ def print_summary(rows: Sequence[dict[str, Any]], num_test: int) -> None:
         rows: `summary` of a `report.json`.
         num_test: Test inputs.
     """
-    compared = any(row["control"] for row in rows)
+    compared = any("control" in row for row in rows)
     table = Table(title=f"test part, n = {num_test}, 95 % intervals over test inputs")
     table.add_column("figure")
     for column in ("model", *(["plain classifier"] if compared else [])):
         table.add_column(column, no_wrap=True)
     for row in rows:
-        cells = [shown(row["model"]), *([shown(row["control"])] if compared else [])]
+        cells = [shown(row["model"]), *([shown(row.get("control"))] if compared else [])]
         table.add_row(escape(row["name"]), *map(escape, cells))
     table.caption = "lower is better for NLL, ECE, Frechet distance and time, higher for the rest"
     Console().print(table)
@@ -276,7 +276,7 @@ def print_answers(figures: dict[str, Any]) -> None:
 
 
 @dataclass
-class Compare:
+class CompareFlags:
     """Put the reports of runs side by side; a run without one gets one."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
@@ -289,7 +289,7 @@ class Compare:
 
 def compare(argv: list[str]) -> int:
     """Print the table and write the page."""
-    args = tyro.cli(Compare, args=argv, prog="jem compare")
+    args = tyro.cli(CompareFlags, args=argv, prog="jem compare")
     if len(args.runs) < 2:
         raise InputError(f"expected at least two runs to compare, but got {len(args.runs)}")
     out = check_out(args.out)
@@ -319,9 +319,9 @@ def _figures(path: Path, quiet: bool) -> dict[str, Any]:
 
     file = path / "report.json"
     if not file.exists():
-        return make_report(Report(path, quiet=quiet))
+        return make_report(ReportFlags(path, quiet=quiet))
     figures = read_report(file)
     newest = Checkpoints(RunFolder(path).checkpoints).iterations()[-1:]
     if newest and newest != [figures["run"].get("iterations")]:
-        return make_report(Report(path, quiet=quiet))
+        return make_report(ReportFlags(path, quiet=quiet))
     return figures

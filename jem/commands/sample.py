@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 import zipfile
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Sample:
+class SampleFlags:
     """Draw inputs of the classes you name, as a picture and as an .npz file beside it.
 
     The .npz file holds `x` in the units of the training data, `labels`, `seed`, and `metadata`,
@@ -66,7 +65,7 @@ class Sample:
 
 def sample(argv: list[str]) -> int:
     """Draw samples and write picture and arrays."""
-    args: Sample = tyro.cli(Sample, args=argv, prog="jem sample")
+    args: SampleFlags = tyro.cli(SampleFlags, args=argv, prog="jem sample")
     from jem import generation
     from jem.generation.chains import sampler_of
     from jem.generation.samples import SAVED_STEPS
@@ -112,7 +111,7 @@ def sample(argv: list[str]) -> int:
     return 0
 
 
-def _init(args: Sample, run: Run) -> BaseDistribution | Tensor | None:
+def _init(args: SampleFlags, run: Run) -> BaseDistribution | Tensor | None:
     """Saved chains, or Gaussians of the classes; None for what the model keeps."""
     if args.init == "saved":
         if not run.state["chains"]:
@@ -219,13 +218,12 @@ class Drawing:
             x: Rows, shape (N, D), in the units of the training data.
             labels: Class of each row, in a last column `label`.
         """
+        import pandas as pd
+
         from jem.runs.folder import write_atomically
 
-        content = io.StringIO()
-        writer = csv.writer(content, lineterminator="\n")
-        writer.writerow([*columns, "label"])
-        writer.writerows([*row, name] for row, name in zip(x.tolist(), labels, strict=True))
-        write_atomically(self.table, content.getvalue().encode())
+        table = pd.DataFrame(x.double().numpy(), columns=list(columns)).assign(label=labels)
+        write_atomically(self.table, table.to_csv(index=False).encode())
 
 
 def _is_drawing(arrays: Path) -> bool:

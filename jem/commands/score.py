@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Score:
+class ScoreFlags:
     """Classify and score inputs, however many: a row of a .csv file for each.
 
     Columns: input (its number from 0, or its file), class, probability of that class, the same
@@ -61,7 +61,7 @@ class Score:
 
 def score(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
-    args: Score = tyro.cli(Score, args=argv, prog="jem score")
+    args: ScoreFlags = tyro.cli(ScoreFlags, args=argv, prog="jem score")
     from jem.data.scaling import unit_warning
     from jem.progress import ProgressBar
 
@@ -111,7 +111,7 @@ def score(argv: list[str]) -> int:
     return 0
 
 
-def _scorer(args: Score, run: Run) -> Scorer:
+def _scorer(args: ScoreFlags, run: Run) -> Scorer:
     """What the run has saved, where it is what was asked for; otherwise fitted anew."""
     from jem.serving.scorer import fit_scorer, scorer_from_state
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jem.commands.report import (
-    Report,
+    ReportFlags,
     make_report,
     print_answers,
     print_summary,
@@ -78,7 +78,7 @@ def train(argv: list[str]) -> int:
             temperature=scorer.temperature,
             metadata=shipped_values(run_config(folder)),
         )
-    report = Report(out, data_root=flags.files.data_root, quiet=flags.quiet)
+    report = ReportFlags(out, data_root=flags.files.data_root, quiet=flags.quiet)
     if flags.report:
         figures = make_report(report)
         print_answers(figures)

@@ -157,18 +157,12 @@ def walk(folder: Path) -> Iterator[Path]:
 
     Training and scoring both find images so, as torchvision's `ImageFolder` does.
     """
-    seen = set()  # a link may lead back to where it lies
 
     def stop(error: OSError) -> None:
         raise error  # `os.walk` would leave out a folder that cannot be read
 
     for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        seen.add(os.path.realpath(parent))
-        folders[:] = sorted(
-            name
-            for name in folders
-            if name[0] != "." and os.path.realpath(os.path.join(parent, name)) not in seen
-        )
+        folders[:] = sorted(name for name in folders if name[0] != ".")
         yield from (Path(parent, name) for name in sorted(names) if name[0] != ".")
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -335,11 +335,12 @@ def estimate_of(found: Any, name: str) -> Estimate:  # noqa: ANN401 - any report
     return Estimate(value, math.nan, low, high)
 
 
-def plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value
+def plain(value: Any, leave_out: Collection[str] = ()) -> Any:  # noqa: ANN401 - of many kinds
     """Turn dataclasses, arrays, named tuples and numbers that are not finite into what JSON holds.
 
     Args:
         value: A figure, or a dataclass, tuple, array or dict of such.
+        leave_out: Names of fields of dataclasses to leave out, as tensors and None are.
 
     Returns:
         Dicts, lists, numbers, texts and None; NaN and infinities become None.
@@ -348,15 +349,19 @@ def plain(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of val
         >>> plain({"frechet": UNKNOWN, "counts": (1, 2)})["counts"]
         [1, 2]
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        names = (field.name for field in dataclasses.fields(value))
-        return {name: plain(getattr(value, name)) for name in names}
+    if dataclasses.is_dataclass(value):
+        named = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {
+            name: plain(entry, leave_out)
+            for name, entry in named.items()
+            if name not in leave_out and entry is not None and not isinstance(entry, Tensor)
+        }
     if hasattr(value, "_asdict") and not isinstance(value, Interval):  # which is a list of two
-        return plain(value._asdict())
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
+        value = value._asdict()
     if isinstance(value, dict):
-        return {name: plain(entry) for name, entry in value.items()}
+        return {name: plain(entry, leave_out) for name, entry in value.items()}
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
     if isinstance(value, tuple | list):
-        return [plain(entry) for entry in value]
+        return [plain(entry, leave_out) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

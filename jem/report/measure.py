@@ -4,7 +4,6 @@ Nothing here trains, and nothing draws: page, terminal and `report.json` are mad
 that `measure` returns.
 """
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -40,6 +39,9 @@ from jem.serving.scorer import Scorer, fit_scorer
 
 SCHEMA_VERSION = 3
 """Of `report.json`; grows when a key changes its meaning or goes."""
+
+LEFT_OUT = ("data", "records", "pictures", "bins", "risk_coverage")
+"""Fields that `report.json` does without: pictures, and the curves and records behind others."""
 
 MOST_CORRUPTED = 2000
 """Test images that are damaged."""
@@ -141,24 +143,7 @@ class Report:
             "classes": list(self.data.classes),
             "sizes": {part: len(getattr(self.data, part)) for part in PART_NAMES},
         }
-        return {"schema_version": SCHEMA_VERSION, **_plain_values(self), "data": data}
-
-
-def _plain_values(value: Any) -> Any:  # noqa: ANN401 - a report holds many kinds of value
-    if isinstance(value, CalibrationReport):
-        return {k: v for k, v in plain(value).items() if k not in ("bins", "risk_coverage")}
-    if dataclasses.is_dataclass(value):
-        fields = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
-        return {
-            name: _plain_values(entry)
-            for name, entry in fields
-            if entry is not None
-            and not isinstance(entry, Tensor)
-            and name not in ("records", "pictures", "data")
-        }
-    if isinstance(value, dict):
-        return {name: _plain_values(entry) for name, entry in value.items()}
-    return [_plain_values(v) for v in value] if isinstance(value, list) else plain(value)
+        return {"schema_version": SCHEMA_VERSION, **plain(self, LEFT_OUT), "data": data}
 
 
 def measure(

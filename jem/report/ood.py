@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jem.data.ood_sets import DISTANCES, make_ood_set, rotations
+from jem.data.shifts import DISTANCES, make_ood_set, rotations
 from jem.data.splits import DataSplits
 from jem.evaluation.ood.metrics import ood_metrics
 from jem.evaluation.statistics import Estimate, estimate_of, share_estimate

@@ -1,22 +1,24 @@
-"""A trained model as an ONNX file, which runs without this package and without PyTorch.
+"""A trained model for others: as an ONNX file, and its scores in the protocol of pytorch-ood.
 
-The graph takes raw inputs, as `model.preprocess` does (the scaling is inside), a batch of any
-size, and returns what a service needs: logits, energy, log-density and, with a fitted detector,
-the verdict. Gradients are not part of it: samples and the scores that need them stay in Python.
+An ONNX file runs without this package and without PyTorch. The graph takes raw inputs, as
+`model.preprocess` does (the scaling is inside), a batch of any size, and returns what a service
+needs: logits, energy, log-density and, with a fitted detector, the verdict. Gradients are not part
+of it: samples and the scores that need them stay in Python.
 """
 
 import importlib
 import json
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from jem.checks import refuse
 from jem.errors import InputError
-from jem.evaluation.ood.detector import OODDetector
+from jem.evaluation.ood.detector import OODDetector, Option
 from jem.evaluation.ood.scores import SCORES
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.runs.folder import write_atomically
@@ -183,3 +185,41 @@ def _name_batch(proto: Any) -> None:  # noqa: ANN401
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == free:
                 dim.dim_param = "batch"
+
+
+class PytorchOODAdapter:
+    """A score in the protocol of the package pytorch-ood: `predict` is higher for OOD inputs.
+
+    Args:
+        model: The model.
+        score: A key of `SCORES`.
+        batch_size: Inputs computed at once.
+        options: Passed to the score.
+
+    Example:
+        >>> import torch
+        >>> adapter = PytorchOODAdapter(JEM(torch.nn.Linear(2, 3)), "entropy").fit([])
+        >>> adapter.predict(torch.zeros(4, 2)).shape
+        torch.Size([4])
+    """
+
+    def __init__(
+        self, model: JEM, score: str = "log_density", batch_size: int = 256, **options: Option
+    ) -> None:
+        self.detector = OODDetector(model, score, None, batch_size, **options)
+
+    def fit(self, loader: Iterable[tuple[Tensor, Tensor]]) -> Self:
+        """Fit the scores that need training data; the others do not read it.
+
+        Args:
+            loader: Yields batches (x, y); inputs with y < 0 are OOD by that package's rule, and
+                left out.
+        """
+        self.detector.fit_features((x[y >= 0], y[y >= 0]) for x, y in loader)
+        return self
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Minus the scores of inputs (B, *shape) in the network's units, shape (B,)."""
+        return -self.detector.score(x)
+
+    __call__ = predict

@@ -295,7 +295,6 @@ def test_folder_is_read_with_its_subfolders_in_order(tmp_path):
     names = ["b.png", "a.PNG", "z/2.bmp", "z/deep/er/1.png", "c/1.png", ".hidden.png", ".h/1.png"]
     pixels = {name: save(tmp_path / "in" / name) for name in names}
     (tmp_path / "in" / "notes.txt").write_text("no image")
-    (tmp_path / "in" / "z" / "loop").symlink_to(tmp_path / "in")
     save(tmp_path / "elsewhere" / "1.jfif", format="JPEG")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
     found, raw = read(tmp_path / "in")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jem.data import OOD_SETS, LazyPart, load
-from jem.data.ood_sets import ROTATIONS, hold_out, make_ood_set, rotations
+from jem.data.shifts import ROTATIONS, hold_out, make_ood_set, rotations
 from jem.data.splits import PART_NAMES
 from jem.errors import InputError
 

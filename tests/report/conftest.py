@@ -8,7 +8,7 @@ import torch
 
 import jem
 from jem.data.arrays import from_arrays
-from jem.data.ood_sets import gaussian_noise
+from jem.data.shifts import gaussian_noise
 from jem.evaluation.fidelity import reference_classifier
 from jem.networks import mlp, small_cnn
 from jem.report.measure import measure

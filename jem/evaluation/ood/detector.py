@@ -11,8 +11,7 @@ from torch import Tensor
 
 from jem.checks import as_batch, as_tensor, check_choice, check_finite, check_number, refuse
 from jem.errors import InputError
-from jem.evaluation.ood.features import Fit, features_of
-from jem.evaluation.ood.scores import SCORES
+from jem.evaluation.ood.scores import SCORES, Fit, features_of
 from jem.evaluation.statistics import smallest_calibration
 from jem.model import JEM, batched_logits, check_model, check_no_softmax, inference, on_model
 

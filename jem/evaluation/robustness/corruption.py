@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jem.data.corruptions import CORRUPTIONS, corrupt
+from jem.data.shifts import CORRUPTIONS, corrupt
 from jem.evaluation.calibration.report import calibration_report
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector

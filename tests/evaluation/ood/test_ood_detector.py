@@ -7,9 +7,10 @@ from torch import nn
 
 from jem.data import from_arrays
 from jem.errors import InputError
-from jem.evaluation.ood import SCORES, OODDetector, PytorchOODAdapter
+from jem.evaluation.ood import SCORES, OODDetector
 from jem.model import JEM
 from jem.networks import FactoredHead, mlp
+from jem.serving.export import PytorchOODAdapter
 
 
 class FirstColumn(nn.Module):
