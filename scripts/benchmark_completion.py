@@ -27,7 +27,7 @@ import tyro
 
 import jem
 from jem import networks
-from jem.evaluation.fidelity.completion import (
+from jem.evaluation.fidelity.report import (
     MEAN_FILL,
     NEAREST,
     CompletionReport,
@@ -36,8 +36,8 @@ from jem.evaluation.fidelity.completion import (
 from jem.evaluation.statistics import plain
 from jem.plotting import inputs_figure, save_figure
 from jem.randomness import derive_seed
+from jem.report.measure import Subject
 from jem.report.samples import reference_classifier_of
-from jem.report.subject import Subject
 from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 

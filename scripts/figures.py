@@ -8,8 +8,7 @@ from torch import Tensor
 
 import jem
 from jem.data import DataSplits
-from jem.report.measure import measure
-from jem.report.subject import Subject
+from jem.report.measure import Subject, measure
 
 
 def figures_of(

@@ -7,8 +7,7 @@ from sklearn.svm import SVC
 import jem
 from jem import networks
 from jem.randomness import derive_seed
-from jem.report.measure import measure
-from jem.report.subject import Subject
+from jem.report.measure import Subject, measure
 from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 

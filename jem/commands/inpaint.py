@@ -73,8 +73,8 @@ class InpaintFlags:
 def inpaint(argv: list[str]) -> int:
     """Complete inputs and write picture and arrays."""
     args: InpaintFlags = tyro.cli(InpaintFlags, args=argv, prog="jem inpaint")
-    from jem.generation.chains import sampler_of
     from jem.generation.restoration import usual_noise
+    from jem.generation.samples import sampler_of
 
     check_integer("--count", args.count, 1)
     config = run_config(args.run)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from jem.data.splits import DataSplits
-    from jem.report.subject import Subject, TrainingRun
+    from jem.report.measure import Subject, TrainingRun
 
 
 NUM_MADE = 1000
@@ -111,7 +111,7 @@ def quick_summary(args: ReportFlags) -> list[dict[str, Any]]:
 
 def subject_of(args: ReportFlags) -> Subject:
     """The model of a run, its data, and what is known of its training."""
-    from jem.report.subject import Subject
+    from jem.report.measure import Subject
 
     run = open_run(args.run, run_config(args.run), args.network)
     splits = run.splits(args.data, args.data_root, quiet=args.quiet)
@@ -197,7 +197,7 @@ def read_ood_inputs(path: Path, run: Run, label_column: str | None, seed: int) -
 
 def _training_run(run: Run, splits: DataSplits, control: Run | None) -> TrainingRun:
     """What was trained, on what, how, and how to do it again."""
-    from jem.report.subject import TrainingRun
+    from jem.report.measure import TrainingRun
     from jem.runs.folder import RunFolder
     from jem.training.monitor import read_metrics
 

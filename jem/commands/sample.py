@@ -67,8 +67,7 @@ def sample(argv: list[str]) -> int:
     """Draw samples and write picture and arrays."""
     args: SampleFlags = tyro.cli(SampleFlags, args=argv, prog="jem sample")
     from jem import generation
-    from jem.generation.chains import sampler_of
-    from jem.generation.samples import SAVED_STEPS
+    from jem.generation.samples import SAVED_STEPS, sampler_of
     from jem.plotting import inputs_figure
     from jem.progress import ProgressBar
 

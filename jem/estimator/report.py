@@ -13,7 +13,7 @@ from sklearn.utils.validation import check_is_fitted
 from jem.data.splits import DataPart
 from jem.errors import InputError
 from jem.estimator.data import content_hash, images_or_none, rows_shared
-from jem.report.subject import Subject, TrainingRun
+from jem.report.measure import Subject, TrainingRun
 
 if TYPE_CHECKING:
     from jem.estimator.classifier import JEMClassifier

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jem.errors import InputError
 from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate
-from jem.generation.chains import sampler_of
+from jem.generation.samples import sampler_of
 from jem.model import JEM, batched_logits, inference, joint_energy, on_model
 from jem.randomness import named_generator
 from jem.sampling.langevin import sgld_chain

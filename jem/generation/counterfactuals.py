@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from jem.checks import check_finite, check_inputs, check_number
 from jem.errors import InputError
-from jem.generation.chains import blocks_of, class_indices, padded
+from jem.generation.samples import blocks_of, class_indices, padded
 from jem.model import JEM, batched_logits, check_model, inference, joint_energy, on_model
 from jem.sampling.langevin import Bounds, cap_rms, clip_to_bounds, per_row
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from jem.checks import check_finite, check_inputs, check_number, refuse
-from jem.generation.chains import (
+from jem.generation.samples import (
     Beginning,
     Progress,
     annealed,

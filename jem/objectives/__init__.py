@@ -4,13 +4,13 @@ from collections.abc import Callable
 
 from jem.objectives.base import NEEDS as NEEDS
 from jem.objectives.base import Batch as Batch
+from jem.objectives.base import Classification as Classification
 from jem.objectives.base import Energies as Energies
 from jem.objectives.base import NoObjective as NoObjective
 from jem.objectives.base import Objective as Objective
 from jem.objectives.base import Terms as Terms
-from jem.objectives.classification import Classification as Classification
-from jem.objectives.classification import balanced_class_weights as balanced_class_weights
-from jem.objectives.classification import cross_entropy as cross_entropy
+from jem.objectives.base import balanced_class_weights as balanced_class_weights
+from jem.objectives.base import cross_entropy as cross_entropy
 from jem.objectives.contrastive import Contrastive as Contrastive
 from jem.objectives.contrastive import generative_loss as generative_loss
 from jem.objectives.contrastive import outlier_loss as outlier_loss

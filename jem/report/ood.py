@@ -1,7 +1,10 @@
 """The section of a report on out-of-distribution (OOD) inputs."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,10 +15,13 @@ from jem.evaluation.ood.metrics import ood_metrics
 from jem.evaluation.statistics import Estimate, estimate_of, share_estimate
 from jem.model import JEM, batched_logits, joint_energy
 from jem.randomness import named_generator
-from jem.report.subject import Subject
 from jem.sampling.base_distributions import GaussianBase, UniformBase
 from jem.sampling.outliers import column_groups, shuffle_columns
 from jem.serving.scorer import Scorer
+
+if TYPE_CHECKING:
+    from jem.report.measure import Subject
+
 
 SET_SIZE = 1000
 """Inputs of an OOD set that is made up."""

@@ -18,8 +18,7 @@ from jem import __version__
 from jem.checks import as_batch
 from jem.errors import RunFolderError
 from jem.evaluation.statistics import estimate_of, plain
-from jem.report.measure import SCHEMA_VERSION, Progress, Report, measure
-from jem.report.subject import Subject, TrainingRun
+from jem.report.measure import SCHEMA_VERSION, Progress, Report, Subject, TrainingRun, measure
 from jem.report.verdicts import summary, verdicts
 from jem.runs.folder import write_atomically
 

@@ -1,8 +1,11 @@
 """Sections of a report on what chains draw: samples, completions, and chains that run on."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,16 +13,24 @@ from torch import Tensor
 from jem.data.splits import draw_subset
 from jem.errors import InputError
 from jem.evaluation.chains import ChainHealth, chain_health
-from jem.evaluation.fidelity.completion import KEPT, CompletionReport, completion_accuracy
 from jem.evaluation.fidelity.reference_classifier import (
     LARGEST_SIDE,
     ReferenceClassifier,
     train_reference_classifier,
 )
-from jem.evaluation.fidelity.report import FidelityReport, fidelity
+from jem.evaluation.fidelity.report import (
+    KEPT,
+    CompletionReport,
+    FidelityReport,
+    completion_accuracy,
+    fidelity,
+)
 from jem.generation import sample
 from jem.model import JEM
-from jem.report.subject import Subject
+
+if TYPE_CHECKING:
+    from jem.report.measure import Subject
+
 
 AFFORDABLE = 20_000_000
 """Pixels times Langevin steps that samples may cost; completions as much; chains as much."""

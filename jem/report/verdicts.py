@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from jem.evaluation.chains import MEANINGS
-from jem.evaluation.fidelity.completion import (
+from jem.evaluation.fidelity.report import (
     MEAN_FILL,
     NEAREST,
     ONE_DRAW,

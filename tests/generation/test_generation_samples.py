@@ -10,7 +10,7 @@ import jem
 from jem import JEM
 from jem.errors import InputError
 from jem.generation import BLOCK
-from jem.generation.chains import annealed, guided_energy
+from jem.generation.samples import annealed, guided_energy
 from jem.networks import mlp
 from jem.randomness import named_generator
 from jem.sampling import GaussianBase, LangevinStep, MixtureBase, SamplerSettings, UniformBase

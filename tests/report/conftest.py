@@ -11,8 +11,7 @@ from jem.data.arrays import from_arrays
 from jem.data.shifts import gaussian_noise
 from jem.evaluation.fidelity import reference_classifier
 from jem.networks import mlp, small_cnn
-from jem.report.measure import measure
-from jem.report.subject import Subject, TrainingRun
+from jem.report.measure import Subject, TrainingRun, measure
 from jem.training.recipes import recipe_from
 
 RECORDS = [

@@ -9,9 +9,8 @@ import torch
 
 import jem
 from jem.errors import InputError, RunFolderError
-from jem.report.measure import SCHEMA_VERSION, measure
+from jem.report.measure import SCHEMA_VERSION, TrainingRun, measure
 from jem.report.page import comparison_rows, read_report, render, render_comparison
-from jem.report.subject import TrainingRun
 from jem.report.verdicts import summary
 
 pytestmark = pytest.mark.usefixtures("quick_reference_classifier")

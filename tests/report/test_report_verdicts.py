@@ -5,7 +5,7 @@ from types import SimpleNamespace as Of
 import pytest
 
 from jem.evaluation.chains import MEANINGS
-from jem.evaluation.fidelity.completion import Filling
+from jem.evaluation.fidelity.report import Filling
 from jem.evaluation.statistics import Estimate
 from jem.report.verdicts import verdicts
 

@@ -10,7 +10,7 @@ import jem
 from jem import JEM
 from jem.data import DataPart
 from jem.errors import InputError
-from jem.evaluation.fidelity.completion import completion_accuracy, upper_half
+from jem.evaluation.fidelity.report import completion_accuracy, upper_half
 from jem.evaluation.statistics import wilson_interval
 from jem.randomness import derive_seed
 from jem.sampling import LangevinStep, SamplerSettings, UniformBase
