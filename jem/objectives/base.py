@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from jem.model import JEM
 
-NEEDS = frozenset({"chains", "noise", "input_gradients"})
+NEEDS = frozenset({"chains", "input_gradients"})
 """What an objective may ask for; see `Objective`."""
 
 Mean = Callable[[Tensor], Tensor]
@@ -62,7 +62,6 @@ class Objective(Protocol):
 
         - `chains`: persistent chains (and outliers) in `Energies`. If it needs nothing else, an
           update may be fused, for then the loss sees a chain through its energy alone.
-        - `noise`: a base distribution in `model.sampler.init`, with `sample` and `log_prob`.
         - `input_gradients`: a network that is differentiable in its inputs.
         """
 

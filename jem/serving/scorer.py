@@ -164,7 +164,7 @@ def fit_detector(
         for x, _ in _batches(splits, "calibration", batch_size)
     ]
     detector.input_shape = splits.input_shape
-    return detector.fit_scores(torch.cat(scores), acceptance_rate)
+    return detector.fit_threshold(torch.cat(scores), acceptance_rate)
 
 
 def fit_temperature(

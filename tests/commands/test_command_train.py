@@ -9,7 +9,6 @@ import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -358,19 +357,3 @@ def test_a_stop_signal_saves_and_resume_finishes(run, tmp_path, number):
 def test_what_does_not_exist_or_fit_is_named(refused, tmp_path, monkeypatch, words, named):
     monkeypatch.chdir(tmp_path)
     assert named in refused("train", *words)
-
-
-@pytest.mark.parametrize(
-    ("arrays", "named"),
-    [
-        ({"x": np.zeros((40, 4)), "labels": np.zeros(40, int)}, "class"),
-        ({"x": np.full((40, 4), np.nan), "labels": np.arange(40) % 2}, "finite|NaN|nan"),
-        ({"x": np.zeros((40, 4)), "labels": np.arange(30) % 2}, "40.*30|30.*40"),
-        ({"x": np.zeros((40, 4))}, "labels"),
-        ({"x": np.zeros((4, 4)), "labels": np.arange(4) % 2}, "examples"),
-        ({"x": np.zeros((40, 2, 2, 2, 2)), "labels": np.arange(40) % 2}, "shape"),
-    ],
-)
-def test_arrays_that_are_no_data_set_are_refused(refused, tmp_path, arrays, named):
-    np.savez(tmp_path / "bad.npz", **arrays)
-    assert re.search(named, refused("train", "--data", tmp_path / "bad.npz"))

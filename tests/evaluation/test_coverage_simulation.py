@@ -20,7 +20,7 @@ DETECTOR = OODDetector(JEM(nn.Identity()))
 
 
 def fitted(scores, acceptance_rate):
-    return DETECTOR.fit_scores(torch.as_tensor(scores), acceptance_rate)
+    return DETECTOR.fit_threshold(torch.as_tensor(scores), acceptance_rate)
 
 
 # -- p-values and the threshold -------------------------------------------------------------------

@@ -9,7 +9,6 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import jem
 from jem.data.splits import DataPart
-from jem.errors import InputError
 from jem.report.measure import SCHEMA_VERSION, measure
 from jem.report.verdicts import verdicts
 
@@ -122,11 +121,3 @@ def test_one_class_and_few_calibration_inputs(make_subject):
     assert report.ood.acceptance_rate == pytest.approx(5 / 6)  # as much as five can promise
     assert report.ood.num_calibration == 5
     assert [v.answer for v in verdicts(report)][:2] == ["cannot tell", "cannot tell"]
-
-
-@pytest.mark.parametrize("part", ["test", "validation", "calibration"])
-def test_an_empty_part_is_named(part, make_subject):
-    of = make_subject(trained=False, control=False)
-    empty = DataPart(*getattr(of.splits, part)[:0])
-    with pytest.raises(InputError, match=part):
-        measure(replace(of, splits=replace(of.splits, **{part: empty})), quick=True)

@@ -149,7 +149,7 @@ class OODDetector:
         _check_acceptance_rate(acceptance_rate, len(x))  # before the work of scoring
         self.check_density(x[:1])
         self.input_shape = tuple(x.shape[1:])
-        return self.fit_scores(self.score(x), acceptance_rate)
+        return self.fit_threshold(self.score(x), acceptance_rate)
 
     def check_density(self, x: Tensor) -> None:
         """Refuse a network without a density, where the score is one of the density.
@@ -163,7 +163,7 @@ class OODDetector:
         if SCORES[self.score_name].of_density:
             check_no_softmax(self.model, on_model(self.model, x))
 
-    def fit_scores(self, scores: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
+    def fit_threshold(self, scores: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
         """Choose the threshold by scores of calibration inputs: the one place where it is fitted.
 
         Args:

@@ -120,7 +120,7 @@ def test_scores_at_hand_fit_and_judge_as_inputs_do():
         reference = (x[:30], torch.arange(30) % 3)
         by_input = OODDetector(model, name, reference).fit(x[30:60], acceptance_rate=0.9)
         by_score = OODDetector(model, name, reference)
-        by_score.fit_scores(by_score.score(x[30:60]), acceptance_rate=0.9)
+        by_score.fit_threshold(by_score.score(x[30:60]), acceptance_rate=0.9)
         assert by_score.threshold == by_input.threshold
         assert by_score.num_calibration == 30
         verdict = by_score.verdict(by_input.score(x[60:]))
@@ -155,8 +155,8 @@ def test_the_threshold_moves_to_another_share_by_the_same_calibration():
     with pytest.raises(InputError, match="call `fit"):
         OODDetector(JEM(FirstColumn())).accepting(0.9)
     with pytest.raises(InputError, match="shape"):
-        detector.fit_scores(torch.zeros(30, 2))
-    assert detector.fit_scores(list(range(99)), 0.95).threshold == fitted.threshold
+        detector.fit_threshold(torch.zeros(30, 2))
+    assert detector.fit_threshold(list(range(99)), 0.95).threshold == fitted.threshold
 
 
 def test_misuse_is_refused():
