@@ -1,5 +1,1 @@
-"""The scikit-learn estimator."""
-
-from jem.estimator.classifier import JEMClassifier
-
-__all__ = ["JEMClassifier"]
+"""The scikit-learn estimator: `jem.JEMClassifier`."""

@@ -67,24 +67,19 @@ def corruption_curves(
     low, high = model.bounds(x.device) or (-1.0, 1.0)
     centre, reach = (low + high) / 2, (high - low) / 2
 
-    def damaged(part: Tensor, kind: str, severity: int, place: int) -> Tensor:
-        if severity == 0:
-            return part
-        # Corruptions know images in [-1, 1]. The seed differs by batch, not by severity.
-        own_seed = derive_seed(seed, "corruption", place)
-        return centre + reach * corrupt((part - centre) / reach, kind, severity, seed=own_seed)
-
     def measure(kind: str, severity: int) -> tuple[float, float, float]:
-        columns: tuple[list[Tensor], list[Tensor]] = ([], [])
+        logits, scores = [], []
         for place, part in enumerate(torch.split(x, BATCH_SIZE)):
-            shown = damaged(part, kind, severity, place)
-            logits = batched_logits(model, shown)
-            columns[0].append(logits.double().cpu())
-            columns[1].append(detector.score(shown, logits).cpu())
-        logits, scores = (torch.cat(column) for column in columns)
-        probabilities = temperature.transform(logits).softmax(dim=1)
+            shown = part
+            if severity:  # corruptions know images in [-1, 1]; the seed differs by batch alone
+                own = derive_seed(seed, "corruption", place)
+                shown = corrupt((part - centre) / reach, kind, severity, seed=own)
+                shown = centre + reach * shown
+            logits.append(batched_logits(model, shown))
+            scores.append(detector.score(shown, logits[-1]).cpu())
+        probabilities = temperature.transform(torch.cat(logits).double().cpu()).softmax(dim=1)
         report = calibration_report(probabilities, y, num_bootstrap=0)
-        flagged = detector.verdict(scores).is_ood.double().mean()
+        flagged = detector.verdict(torch.cat(scores)).is_ood.double().mean()
         return report.accuracy, report.ece, float(flagged)
 
     curves = CorruptionCurves(list(SEVERITIES), {}, {}, {})
