@@ -9,11 +9,8 @@ from jem.sampling.base_distributions import UniformBase as UniformBase
 from jem.sampling.buffer import PersistentChains as PersistentChains
 from jem.sampling.buffer import ReplayBuffer as ReplayBuffer
 from jem.sampling.langevin import LangevinStep as LangevinStep
-from jem.sampling.langevin import SGLDInfo as SGLDInfo
 from jem.sampling.langevin import energy_and_gradient as energy_and_gradient
-from jem.sampling.langevin import langevin_update as langevin_update
 from jem.sampling.langevin import sgld_chain as sgld_chain
-from jem.sampling.langevin import sgld_step as sgld_step
 from jem.sampling.outliers import Outliers as Outliers
 from jem.sampling.random_fields import SmoothNoiseBase as SmoothNoiseBase
 from jem.sampling.settings import SamplerSettings as SamplerSettings

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +14,6 @@ from jem.errors import InputError
 
 EnergyFunction = Callable[[Tensor], Tensor]
 Bounds = tuple[Tensor | float, Tensor | float]
-
-
-class SGLDInfo(NamedTuple):
-    """What `sgld_step` saw before it moved the chains."""
-
-    energy: Tensor  # (B,) E(x) before the step, nats
-    grad_norm: Tensor  # (B,) Euclidean norm of dE/dx before the step
 
 
 def per_row(values: Tensor, x: Tensor) -> Tensor:
@@ -148,39 +140,6 @@ def cap_rms(x: Tensor, largest: float) -> Tensor:
     return x * per_row((largest / rms.clamp_min(1e-30)).clamp_max(1.0), x)
 
 
-def langevin_update(
-    x: Tensor,
-    grad: Tensor,
-    *,
-    step_size: float,
-    noise_std: float,
-    generator: torch.Generator,
-    bounds: Bounds | None = None,
-    grad_clamp: float | None = None,
-    max_rms: float | None = None,
-    gradient_blur: float = 0.0,
-) -> Tensor:
-    """Move chains once, given the gradient of their energies: `LangevinStep` as a function.
-
-    Args:
-        x: Chain positions, shape (B, ...).
-        grad: dE/dx, same shape.
-        step_size: See `LangevinStep`.
-        noise_std: See `LangevinStep`.
-        generator: Source of the noise, on the device of `x`.
-        bounds: (low, high), numbers or tensors that broadcast to one input; the new position is
-            clipped to them.
-        grad_clamp: See `LangevinStep`.
-        max_rms: See `LangevinStep`.
-        gradient_blur: See `LangevinStep`.
-
-    Returns:
-        New positions, shape and dtype of `x`, detached.
-    """
-    step = LangevinStep(step_size, noise_std, grad_clamp, max_rms, gradient_blur)
-    return step.update(x, grad, generator=generator, bounds=bounds)
-
-
 def energy_and_gradient(x: Tensor, energy_fn: EnergyFunction) -> tuple[Tensor, Tensor]:
     """Energy of each row and its gradient with respect to that row, wherever this is called.
 
@@ -209,60 +168,6 @@ def energy_and_gradient(x: Tensor, energy_fn: EnergyFunction) -> tuple[Tensor, T
     return energy.detach(), grad
 
 
-def sgld_step(
-    x: Tensor,
-    energy_fn: EnergyFunction,
-    *,
-    step_size: float,
-    noise_std: float,
-    generator: torch.Generator,
-    bounds: Bounds | None = None,
-    grad_clamp: float | None = None,
-    max_rms: float | None = None,
-    gradient_blur: float = 0.0,
-) -> tuple[Tensor, SGLDInfo]:
-    r"""Move every chain by one Langevin step on an energy.
-
-    .. math:: x' = x - \eta \nabla_x E(x) + \sigma \varepsilon, \qquad \varepsilon \sim N(0, I)
-
-    Chains do not interact, no parameter receives a gradient, and `x` is neither changed nor kept
-    in the graph.
-
-    Args:
-        x: Chain positions, shape (B, ...), in data units.
-        energy_fn: Maps (B, ...) to energies (B,), row by row. Use a model in evaluation mode.
-        step_size: See `LangevinStep`.
-        noise_std: See `LangevinStep`.
-        generator: Source of the noise, on the device of `x`.
-        bounds: See `langevin_update`.
-        grad_clamp: See `LangevinStep`.
-        max_rms: See `LangevinStep`.
-        gradient_blur: See `LangevinStep`.
-
-    Returns:
-        New positions, shape and dtype of `x`, and the energy and gradient norm *before* the step.
-
-    References:
-        Welling and Teh (2011), ICML. Grathwohl et al. (2020), arXiv:1912.03263.
-
-    Example:
-        >>> g = torch.Generator().manual_seed(0)
-        >>> x, info = sgld_step(
-        ...     torch.ones(1, 2),
-        ...     lambda x: x.square().sum(1) / 2,
-        ...     step_size=0.1,
-        ...     noise_std=0.0,
-        ...     generator=g,
-        ... )
-        >>> x, info.energy
-        (tensor([[0.9000, 0.9000]]), tensor([1.]))
-    """
-    energy, grad = energy_and_gradient(x, energy_fn)
-    step = LangevinStep(step_size, noise_std, grad_clamp, max_rms, gradient_blur)
-    moved = step.update(x, grad, generator=generator, bounds=bounds)
-    return moved, SGLDInfo(energy, grad.flatten(1).norm(dim=1))
-
-
 def sgld_chain(
     x: Tensor,
     energy_fn: EnergyFunction,
@@ -274,13 +179,16 @@ def sgld_chain(
 ) -> Tensor:
     """Run every chain through Langevin steps: the one loop that all chains of this package take.
 
+    Chains do not interact, no parameter receives a gradient, and `x` is neither changed nor kept
+    in the graph.
+
     Args:
         x: Starting positions, shape (B, ...).
         energy_fn: Maps (B, ...) to energies (B,), row by row. Use a model in evaluation mode.
         steps: The steps in order: `[step] * 20` for twenty equal ones, or ones that anneal. None
             at all return `x`.
         generator: Source of the noise, on the device of `x`.
-        bounds: See `langevin_update`.
+        bounds: See `LangevinStep.update`.
         after_step: Called with the positions after each step, clipped already; the chains go on
             from the positions that it returns.
 
