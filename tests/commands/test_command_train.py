@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from jem.commands.settings import parse_train
 
 import jem
-from jem.commands.flags import parse_train
 from jem.commands.train import control_recipe, default_folder
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
