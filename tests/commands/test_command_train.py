@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from jem.commands.settings import parse_train
 
 import jem
+from jem.commands.settings import parse_train
 from jem.commands.train import control_recipe, default_folder
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
@@ -218,7 +218,8 @@ def test_a_network_that_no_epoch_kept_accurate_is_as_given(run, tmp_path, monkey
     accuracies = iter([0.9, 0.5])
     for place in ("safeguards", "trainer"):  # before training, and after each epoch
         monkeypatch.setattr(
-            f"jem.training.{place}.validate", lambda *_: {"valid_accuracy": next(accuracies)}
+            f"jem.training.{place}.validate",
+            lambda *_: {"valid_accuracy": next(accuracies), "valid_nll": 0.5, "valid_nll_se": 0.1},
         )
     words = [*QUICK, "--data", "iris", "--accuracy-margin", "0.1"]
     folder = tmp_path / "run"
