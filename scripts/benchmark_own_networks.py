@@ -21,10 +21,10 @@ from typing import Any
 import own_networks
 import torch
 import tyro
-from jem.data.ood_sets import make_ood_set
 
 import jem
 from jem.data import DataPart, DataSplits
+from jem.data.shifts import make_ood_set
 from jem.evaluation.ood.metrics import ood_metrics
 from jem.model import batched_logits
 from jem.objectives import cross_entropy
