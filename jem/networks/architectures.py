@@ -214,8 +214,22 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 
 
+def is_embedding(shape: Sequence[int]) -> bool:
+    """Whether inputs of a shape are vectors of 100 numbers or more, as other networks make them.
+
+    Such features are ready to be divided by a line, and too many to be learned by heart: a wide
+    layer with dropout and noisy inputs serve them better than depth.
+
+    Args:
+        shape: Shape of one input.
+    """
+    return len(shape) == 1 and shape[0] >= 100
+
+
 def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factored") -> Network:
     """Choose a network by input shape: `small_cnn` for images of 8 pixels or more, else `mlp`.
+
+    For embeddings its one hidden layer is wide, with dropout.
 
     Args:
         shape: Shape of one input: (D,) for a table, (C, H, W) for images.
@@ -227,4 +241,6 @@ def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factore
     """
     if len(shape) == 3 and min(shape[1:]) >= 8:
         return small_cnn(shape, num_classes, head=head)
+    if is_embedding(shape):
+        return mlp(shape, num_classes, width=512, depth=1, dropout=0.5, head=head)
     return mlp(shape, num_classes, head=head)

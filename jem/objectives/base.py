@@ -32,6 +32,8 @@ class Energies(NamedTuple):
     data: Tensor  # (B',) E(x) of `Batch.x_data`
     chains: Tensor | None = None  # (M,) the energy that chains move on, at the chains
     outliers: Tensor | None = None  # (O,) E(x) of `Batch.outliers`
+    base_data: Tensor | float = 0.0  # (B',) what `JEM.base` has in -E of the data, a constant
+    base_chains: Tensor | float = 0.0  # (M,) and of the chains
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,8 @@ class Contrastive:
     w/c with the contrast cancelled exactly, and chains stay stuck. The penalty gamma acts on the
     common level alone and leaves the gap as it is. The factor tau = clip(1 - gap / g_max, 0.02,
     1), a constant for the gradient, makes the model wait for its chains. Where there are outliers,
-    their `outlier_loss` is added.
+    their `outlier_loss` is added. Where the model has a base density, the penalty c counts what
+    the network adds to it; otherwise the network would learn to take the base away.
 
     Attributes:
         energy_l2: c >= 0.
@@ -132,7 +133,8 @@ class Contrastive:
         level = (mean(data) + mean(chains)) / 2
         regulariser = self.mean_energy_l2 * level.square()
         if self.energy_l2:
-            squares = mean(data.square()) + mean(chains.square())
+            own = data + energies.base_data, chains + energies.base_chains
+            squares = mean(own[0].square()) + mean(own[1].square())
             regulariser = regulariser + self.energy_l2 / 2 * squares
         loss = weight * tau * contrast + regulariser
         named = {"contrast": contrast, "gap": gap, "regulariser": regulariser}

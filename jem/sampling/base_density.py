@@ -24,7 +24,8 @@ class BaseDensity(nn.Module):
     .. math:: b(x) = T \log q(c) - \sum_j h\!\left(\frac{x_j - c_j}{s_j}\right), \qquad
               c = \mathrm{clip}(x, l, u), \quad s = 0.01\,(u - l)
 
-    q is a mixture of Gaussians, one at the mean of each class, all with one covariance. log q is
+    q is a mixture of Gaussians, one at the mean of each class, or of each part of a class, all
+    with one covariance. log q is
     shifted so that its mean over the training data is 0.
     T is the temperature of the chains: chains that move on -b alone sample q. h is Huber's
     function, a^2/2 up to a = 1 and |a| - 1/2 from there.
@@ -70,9 +71,10 @@ class BaseDensity(nn.Module):
     def fit(
         cls,
         x: Tensor,
-        labels: Tensor,
+        parts: Tensor,
         domain: tuple[Tensor, Tensor],
         *,
+        shrinkage: float = 0.0,
         noise_std: float,
         temperature: float,
     ) -> BaseDensity:
@@ -85,17 +87,21 @@ class BaseDensity(nn.Module):
 
         Args:
             x: Training rows, shape (N, D).
-            labels: Class indices, shape (N,).
+            parts: Which Gaussian of the mixture each row belongs to, shape (N,): its class, or a
+                part of it.
             domain: Bounds of the inputs.
+            shrinkage: Share by which the covariance becomes a multiple of the identity.
             noise_std: sigma of the chains' steps, in data units.
             temperature: T of the chains.
         """
-        means, covariance = tied_moments(x, labels)
+        means, covariance = tied_moments(x, parts)
+        sphere = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+        covariance = (1 - shrinkage) * covariance + shrinkage * sphere
         floor = FLOOR * x.double().var(dim=0, correction=0)
         covariance.diagonal().add_(floor.clamp_min(max(noise_std, 1e-6) ** 2).cpu())
         root = torch.linalg.cholesky(covariance)
         unit = torch.eye(len(root), dtype=root.dtype)
-        counts = torch.unique(labels.cpu(), return_counts=True)[1]
+        counts = torch.unique(parts.cpu(), return_counts=True)[1]
         base = cls(
             low=domain[0],
             high=domain[1],
@@ -130,9 +136,9 @@ class BaseDensity(nn.Module):
         logits = network(x.clone())  # some networks change what they are given
         wide = logits if x.device.type == "mps" else logits.double()
         if self.training:
-            return wide + self._scaled(x.to(wide))[:, None]
+            return wide + self.forward(x)[:, None]
         inside = x.clamp(self.low, self.high)
-        added = self._scaled(inside.to(wide)) + self.tail(x, inside)
+        added = self.forward(inside) + self.tail(x, inside)
         outside = (x != inside).any(dim=1)
         if torch.compiler.is_compiling() or bool(outside.any()):  # a graph must not branch
             moved = network(inside.clone()).to(wide).logsumexp(dim=1) - wide.logsumexp(dim=1)
@@ -154,8 +160,9 @@ class BaseDensity(nn.Module):
         nearest = self._distances(x.clamp(self.low, self.high).to(self.means)).argmin(dim=1)
         return self.means[nearest].to(x)
 
-    def _scaled(self, x: Tensor) -> Tensor:
-        """T log q of rows (B, D) in the wide precision, shape (B,)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """T log q of rows (B, D) inside the domain, shape (B,), nats, in the wide precision."""
+        x = x if x.device.type == "mps" else x.double()
         return self.temperature.to(x) * self._log_q(x)
 
     def _log_q(self, x: Tensor) -> Tensor:

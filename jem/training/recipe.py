@@ -16,36 +16,37 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from jem.checks import check_choice, check_integer, check_number, refuse
+from jem.networks import is_embedding
 from jem.objectives import OBJECTIVES
 
 LARGE_IMAGE = 16
 """Pixels a side from which on an image has room for texture that its chains must be kept from."""
 
-KINDS = ("vector", "small image", "large image", "large colour image", "photograph")
+KINDS = ("vector", "embedding", "small image", "large image", "large colour image", "photograph")
 _BY_KIND: dict[str, tuple[Any, ...]] = {
-    "learning_rate": (0.002, 0.002, 0.001, 0.001, 0.001),
-    "generative_weight": (0.1, 0.1, 0.05, 0.05, 0.05),
-    "outlier_count": (0, 0, 18, 18, 18),
-    "num_steps": (2, 2, 1, 1, 1),
-    "step_size": (0.05, 3.0, 1.0, 1.0, 1.0),
-    "noise_std": (0.1, 0.01, 0.01, 0.01, 0.01),
-    "gradient_blur": (0.0, 0.0, 0.8, 0.8, 0.8),
-    "init": ("mixed", "uniform", "gaussian", "gaussian", "gaussian"),
-    "buffer_size": (256, 256, 128, 128, 128),
-    "reinit_prob": (0.1, 0.02, 0.01, 0.01, 0.01),
-    "sample_steps": (20, 10, 100, 200, 200),
-    "augment_noise": (0.0, 0.1, 0.0, 0.0, 0.0),
-    "augment_shift": (0, 0, 0, 0, 4),
-    "augment_flip": (False, False, False, False, True),
+    "learning_rate": (0.002, 0.001, 0.002, 0.001, 0.001, 0.001),
+    "generative_weight": (0.1, 0.01, 0.1, 0.05, 0.05, 0.05),
+    "outlier_count": (0, 0, 0, 18, 18, 18),
+    "num_steps": (2, 2, 2, 1, 1, 1),
+    "step_size": (0.05, 0.05, 3.0, 1.0, 1.0, 1.0),
+    "noise_std": (0.1, 0.1, 0.01, 0.01, 0.01, 0.01),
+    "gradient_blur": (0.0, 0.0, 0.0, 0.8, 0.8, 0.8),
+    "init": ("mixed", "mixed", "uniform", "gaussian", "gaussian", "gaussian"),
+    "buffer_size": (256, 256, 256, 128, 128, 128),
+    "reinit_prob": (0.1, 0.1, 0.02, 0.01, 0.01, 0.01),
+    "sample_steps": (20, 20, 10, 100, 200, 200),
+    "augment_noise": (0.0, 1.0, 0.1, 0.0, 0.0, 0.0),
+    "augment_shift": (0, 0, 0, 0, 0, 4),
+    "augment_flip": (False, False, False, False, False, True),
 }
 DEFAULTS: dict[str, dict[str, Any]] = {
     kind: {name: values[i] for name, values in _BY_KIND.items()} for i, kind in enumerate(KINDS)
 }
 """What a field is that a recipe leaves open (None), by the kind of input: vectors are rows of
-tables and points, large images have at least 16 pixels a side, colour is several channels.
-Photographs are large images of three channels whose classes have names of two letters or more:
-they stay what they are when mirrored. Digits, letters and classes that are only numbered may not,
-and grey images may be either."""
+tables and points, embeddings are vectors of at least 100 numbers, large images have at least 16
+pixels a side, colour is several channels. Photographs are large images of three channels whose
+classes have names of two letters or more: they stay what they are when mirrored. Digits, letters
+and classes that are only numbered may not, and grey images may be either."""
 
 Init = Literal["uniform", "contrast", "gaussian", "mixed"]
 
@@ -317,7 +318,7 @@ def help_texts() -> dict[str, str]:
 def kind_of(input_shape: Sequence[int], classes: Sequence[str] = ()) -> str:
     """Key of `DEFAULTS` for inputs of a shape, with classes of these names."""
     if len(input_shape) != 3:
-        return "vector"
+        return "embedding" if is_embedding(input_shape) else "vector"
     if min(input_shape[1:]) < LARGE_IMAGE:
         return "small image"
     if input_shape[0] == 1:

@@ -26,7 +26,6 @@ from jem.objectives import (
     balanced_class_weights,
 )
 from jem.randomness import named_generator
-from jem.sampling.base_density import BaseDensity
 from jem.sampling.base_distributions import (
     BaseDistribution,
     ContrastBase,
@@ -38,6 +37,7 @@ from jem.sampling.buffer import PersistentChains, ReplayBuffer
 from jem.sampling.langevin import LangevinStep
 from jem.sampling.outliers import Outliers
 from jem.sampling.settings import SamplerSettings
+from jem.training.base import fit_base
 from jem.training.probe import check_network, probe
 from jem.training.process import Processes
 from jem.training.recipe import Recipe, ResolvedRecipe
@@ -168,10 +168,7 @@ def build(
         labels = labels if num_classes > 1 else torch.zeros_like(labels)
         init = _settle_sampler(model, resolved, x, labels, num_classes)
         if x.ndim == 2 and resolved.clip_to_domain:
-            noise, temperature = resolved.noise_std, model.sampler.step.temperature
-            base = BaseDensity.fit(
-                x, labels, _domain(model), noise_std=noise, temperature=temperature
-            )
+            base = fit_base(x, labels, _domain(model), model.sampler.step)
             model.base = base.to(model.device)
         if "chains" in objective.needs:
             generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)

@@ -181,6 +181,13 @@ def evaluate(
         count = len(batch.outliers)
         energies = energies._replace(outliers=joint_energy(logits_unlikely[-count:]))
 
+    if model.base is not None:
+        with torch.no_grad():
+            energies = energies._replace(
+                base_data=model.base(batch.x_data),
+                base_chains=0.0 if x_chains is None else model.base(x_chains),
+            )
+
     classification = context.classification(logits, batch.labels, mean=mean)
     terms = context.objective(
         model, batch, energies, weight=weight, generator=context.generator, mean=mean

@@ -147,3 +147,12 @@ def test_the_gradient_of_outliers_is_the_same_in_several_processes():
     parts = [gradient(lambda e, r=r: e[r::2], everywhere(seen)) for r in range(2)]
     whole = gradient(lambda e: e, torch.mean)
     assert torch.allclose((parts[0] + parts[1]) / 2, whole, atol=1e-6)
+
+
+def test_the_penalty_counts_what_the_network_adds_to_a_base_density():
+    data, chains, base_data, base_chains = normal(4, 5)
+    loss = Contrastive(energy_l2=0.3)
+    energies = Energies(data - base_data, chains - base_chains, None, base_data, base_chains)
+    settings = {"weight": 0.0, "generator": None, "mean": torch.mean}
+    alone = loss(None, None, Energies(data, chains), **settings).loss
+    torch.testing.assert_close(loss(None, None, energies, **settings).loss, alone)

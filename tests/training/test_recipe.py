@@ -77,7 +77,8 @@ def test_epochs_left_open_give_about_1500_updates(steps_per_epoch, expected):
 @pytest.mark.parametrize(
     ("shape", "classes", "kind"),
     [
-        ((2,), (), "vector"), ((4, 16), (), "vector"), ((1, 8, 8), (), "small image"),
+        ((2,), (), "vector"), ((384,), (), "embedding"),
+        ((4, 16), (), "vector"), ((1, 8, 8), (), "small image"),
         ((3, 40, 15), ("cat", "dog"), "small image"), ((1, 28, 28), ("cat", "dog"), "large image"),
         ((3, 16, 16), ("cat", "dog"), "photograph"), ((3, 32, 32), (), "large colour image"),
         ((3, 32, 32), ("0", "1", "10"), "large colour image"),

@@ -1,0 +1,24 @@
+import torch
+
+from jem.sampling import LangevinStep
+from jem.training.base import fit_base, prototypes
+
+
+def test_prototypes_find_the_groups_within_a_class(generator):
+    centres = 20 * torch.randn(6, 5, generator=generator)
+    groups = torch.arange(96) % 6
+    x = centres[groups] + 0.1 * torch.randn(96, 5, generator=generator)
+    found = prototypes(x, groups // 3, most=3)
+    assert torch.unique(torch.stack([found, groups]), dim=1).shape[1] == 6
+    few = prototypes(x[:20], torch.zeros(20, dtype=torch.long))
+    assert len(few.unique()) == 2, "one for each eight rows"
+
+
+def test_between_the_groups_of_a_class_embeddings_are_unlikely(generator):
+    groups = torch.arange(320) % 4
+    centres = 3 * torch.randn(4, 120, generator=generator)
+    x = centres[groups] + 0.3 * torch.randn(320, 120, generator=generator)
+    domain = x.amin(dim=0) - 1, x.amax(dim=0) + 1
+    base = fit_base(x, groups // 2, domain, LangevinStep(0.05, 0.1))
+    middle = centres[:2].mean(dim=0), centres[2:].mean(dim=0)
+    assert base(torch.stack(middle)).max() < base(x).min()
