@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 SMALL = {  # what replaces the values of the cell tagged `settings`
     "01_quickstart": {"EPOCHS": 1, "NUM_FOREIGN": 20, "SAMPLES_PER_CLASS": 2},
     "02_your_classifier": {
-        "EPOCHS": 1, "TUNING_EPOCHS": 2, "NUM_FOREIGN": 20, "NUM_SAMPLES": 2,
+        "EPOCHS": 1, "COMPANION_EPOCHS": 2, "NUM_FOREIGN": 20, "NUM_SAMPLES": 2,
     },
     "03_two_moons": {"EPOCHS": 4, "GRID": 20, "NUM_CHAINS": 16, "MOVES": (0, 1, 2)},
     # After fewer epochs some samples are out of the range that the pipeline can undo: a warning.
