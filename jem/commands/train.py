@@ -56,28 +56,15 @@ def train(argv: list[str]) -> int:
         _dry_run(flags, config, splits, out)
         return 0
 
-    from jem.runs.folder import RunFolder
-    from jem.runs.model_file import save
-    from jem.serving.scorer import fit_scorer
-
     recipes = {out: config.recipe}
     if flags.control or (flags.resume and (out / "control").exists()):
         recipes[out / "control"] = control_recipe(config.recipe)
-    fitted = {
-        folder: _fit(flags, replace(config, recipe=recipe), splits, folder)
-        for folder, recipe in recipes.items()
-    }
+    fitted: dict[Path, JEM] = {}
+    for folder, recipe in recipes.items():
+        fitted |= _fit(flags, replace(config, recipe=recipe), splits, folder)
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
-    for folder, model in fitted.items():
-        scorer = fit_scorer(model, splits)
-        save(
-            model,
-            RunFolder(folder).model,
-            detector=scorer.detector,
-            temperature=scorer.temperature,
-            metadata=shipped_values(run_config(folder)),
-        )
+    _ship(fitted, splits)
     report = ReportFlags(out, data_root=flags.files.data_root, quiet=flags.quiet)
     if flags.report:
         figures = make_report(report)
@@ -86,9 +73,9 @@ def train(argv: list[str]) -> int:
     else:
         print_summary(quick_summary(report), len(splits.test))
     print(f"run folder: {out}")
-    for name, file in (("samples:   ", "samples.png"), ("report:    ", "report.html")):
-        if (out / file).exists() and (flags.report or file == "samples.png"):
-            print(f"{name} {out / file}")
+    for name in ("best.pt", "samples.png", "report.html"):
+        if (out / name).exists() and (flags.report or name != "report.html"):
+            print(f"{name + ':':11} {out / name}")
     return 0
 
 
@@ -175,7 +162,10 @@ def _make_model(config: RunConfig, splits: DataSplits) -> JEM:
     )
 
 
-def _fit(flags: TrainFlags, config: RunConfig, splits: DataSplits, folder: Path) -> JEM:
+def _fit(
+    flags: TrainFlags, config: RunConfig, splits: DataSplits, folder: Path
+) -> dict[Path, JEM]:
+    """Train; return the models to keep, by their files."""
     from jem.runs.folder import RunFolder
     from jem.training.trainer import Trainer
 
@@ -191,8 +181,25 @@ def _fit(flags: TrainFlags, config: RunConfig, splits: DataSplits, folder: Path)
         metadata=config.metadata() | columns | {"data_checksum": checksum(splits)},
     )
     resume = flags.resume and RunFolder(folder).holds_run()
-    trainer.fit(splits.train, splits.validation, resume=resume)
-    return model
+    result = trainer.fit(splits.train, splits.validation, resume=resume)
+    kept = {RunFolder(folder).model: model}
+    return kept if result.refused is None else kept | {RunFolder(folder).best: result.refused}
+
+
+def _ship(fitted: dict[Path, JEM], splits: DataSplits) -> None:
+    """Write each model into its file, with threshold and temperature."""
+    from jem.runs.model_file import save
+    from jem.serving.scorer import fit_scorer
+
+    for file, model in fitted.items():
+        scorer = fit_scorer(model, splits)
+        save(
+            model,
+            file,
+            detector=scorer.detector,
+            temperature=scorer.temperature,
+            metadata=shipped_values(run_config(file.parent)),
+        )
 
 
 def control_recipe(recipe: Recipe) -> Recipe:

@@ -13,7 +13,7 @@ import filelock
 from jem.errors import RunFolderError
 
 WRITTEN = (
-    "metrics.jsonl", "samples.png", "model.pt", "report.html", "report.json",
+    "metrics.jsonl", "samples.png", "model.pt", "best.pt", "report.html", "report.json",
 )  # fmt: skip
 """Files that a run writes into its folder, beside its configuration and checkpoints."""
 
@@ -31,6 +31,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.png"
         self.model = self.path / "model.pt"
+        self.best = self.path / "best.pt"
         self.checkpoints = self.path / "checkpoints"
 
     def holds_run(self) -> bool:

@@ -185,9 +185,12 @@ class EpochGuard:
         """Why the model is as it was given: no epoch was within the margin; empty if one was."""
         if self.kept or not self.best:
             return ""
+        best = self.best["valid_accuracy"]
+        enough = math.ceil(1e4 * (self.before - best) - 1e-5) / 1e4
         return (
-            f"no epoch stayed within the accuracy margin of {self.margin:g} "
-            f"(best {self.best['valid_accuracy']:.4g}, before {self.before:.4g})"
+            f"no epoch stayed within the accuracy margin of {self.margin:g} (before "
+            f"{self.before:.4g}, best {best:.4g} in epoch {self.best['epoch']}, which a margin of "
+            f"{enough:g} would have kept)"
         )
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
@@ -54,6 +55,7 @@ class FitResult:
         epochs: Metrics of each epoch trained by this call.
         as_given: Why the model is as it was given, with no update made or no epoch within
             `accuracy_margin`; empty if it was trained.
+        refused: The model of the most accurate epoch, where none was within `accuracy_margin`.
         kept_epoch: Epoch, from 1, whose averaged weights the model holds: see `EpochGuard`.
     """
 
@@ -63,6 +65,7 @@ class FitResult:
     epochs: list[dict[str, Any]] = field(default_factory=list, repr=False)
     as_given: str = ""
     kept_epoch: int = 0
+    refused: JEM | None = field(default=None, repr=False)
 
 
 class RunState:
@@ -123,6 +126,14 @@ class RunState:
         if not self.progress.iteration:
             return "0 updates were made"
         return "" if self.guard is None else self.guard.why_as_given
+
+    def refused(self) -> JEM | None:
+        """The model of the most accurate epoch, where none was within the margin."""
+        if self.guard is None or not self.guard.why_as_given:
+            return None
+        model = deepcopy(self.averaged_model)
+        model.load_state_dict(self.guard.best["weights"])
+        return model.eval()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values, as a checkpoint keeps them: chains of all processes in one.

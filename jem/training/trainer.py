@@ -181,7 +181,7 @@ class Trainer:
                 stacklevel=2,
             )
         done = progress.seconds, progress.iteration, progress.recoveries
-        return FitResult(*done, epochs, why, self.state.kept_epoch)
+        return FitResult(*done, epochs, why, self.state.kept_epoch, self.state.refused())
 
     # -- the ladder -------------------------------------------------------------------------------
 

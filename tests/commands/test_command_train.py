@@ -206,7 +206,7 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(
     assert run("train", "--data", "iris", "--out", folder, *words) == 0
     shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "nothing was trained" in shown
-    assert "samples:" not in shown
+    assert "samples.png" not in shown
     figures = json.loads((folder / "report.json").read_text())
     assert "0 updates were made" in figures["run"]["as_given"]
     assert not any(row["used_in_training"] for row in figures["ood"]["sets"])
@@ -226,8 +226,14 @@ def test_a_network_that_no_epoch_kept_accurate_is_as_given(run, tmp_path, monkey
     folder = tmp_path / "run"
     with pytest.warns(UserWarning, match="the model is as it was given"):
         assert run("train", "--out", folder, *words) == 0
-    assert "samples:" not in capsys.readouterr().out
+    assert "samples.png" not in capsys.readouterr().out
     assert "accuracy margin of 0.1" in config_of(folder)["as_given"]
+    best, given = (
+        torch.load(folder / name, weights_only=True) for name in ("best.pt", "model.pt")
+    )
+    assert best["detector"]["acceptance_rate"] == given["detector"]["acceptance_rate"]
+    pairs = zip(best["weights"].values(), given["weights"].values(), strict=True)
+    assert not all(torch.equal(a, b) for a, b in pairs if isinstance(a, torch.Tensor))
     again = ("--config", folder / "config.json", "--out", tmp_path / "again", "--dry-run")
     assert run("train", *again) == 0  # what a run writes of itself can be given to another
 

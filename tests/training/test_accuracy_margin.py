@@ -122,11 +122,15 @@ def test_the_model_as_given_is_returned_if_no_epoch_was_within_the_margin(tmp_pa
     scripted([0.90, 0.1, 0.3, 0.1, 0.1, 0.9])
     model, run = model_of(), tmp_path / "run"
     given = weights(model)
-    trainer = Trainer(model, MARGIN, run_dir=run, device="cpu")
-    why = "no epoch stayed within the accuracy margin of 0.02 (best 0.3, before 0.9)"
+    trainer = Recording(model, MARGIN, run_dir=run, device="cpu")
+    why = (
+        "no epoch stayed within the accuracy margin of 0.02 (before 0.9, best 0.3 in epoch 2, "
+        "which a margin of 0.6 would have kept)"
+    )
     with pytest.warns(UserWarning, match=re.escape(f"{why}: the model is as it was given; train")):
         result = trainer.fit(blobs(), blobs(seed=1))
     assert result.as_given == why
+    assert_same_bits(weights(result.refused), trainer.averages[1])
     assert json.loads((run / "config.json").read_text())["as_given"] == why
     assert not (run / "samples.png").exists()
     assert_same_bits(given, weights(model))
@@ -135,6 +139,18 @@ def test_the_model_as_given_is_returned_if_no_epoch_was_within_the_margin(tmp_pa
     with pytest.warns(UserWarning, match="as it was given"):
         result = again.fit(blobs(), blobs(seed=1), resume=True)
     assert result.as_given == why
+
+
+@pytest.mark.parametrize("lost", [0.0, 1e-4, 0.0012, 0.31, 0.9])
+def test_the_margin_that_is_named_would_have_kept_the_epoch_and_a_smaller_one_not(lost):
+    layer = torch.nn.Linear(1, 1)
+    guard = EpochGuard(-1.0, 0.9, layer)
+    guard.judge(judged(0.9 - lost), layer)
+    named = float(re.search(r"a margin of (\S+) would", guard.why_as_given)[1])
+    for margin, kept in ((named, 1), (named - 2e-4, 0)):
+        other = EpochGuard(margin, 0.9, layer)
+        other.judge(judged(0.9 - lost), layer)
+        assert other.kept == kept
 
 
 def test_resume_keeps_what_was_accepted_and_halved(tmp_path, scripted):
