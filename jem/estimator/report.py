@@ -77,6 +77,9 @@ def subject_of(
             f"{len(splits.train):,} inputs in {len(classifier.classes_)} classes.",
             as_given=classifier._result.as_given,
             **classifier._metadata,
-            records=[{"kind": "epoch", **record} for record in classifier.history_],
+            records=[
+                *({"kind": "epoch", **record} for record in classifier.history_),
+                {"kind": "end", "kept_epoch": classifier._result.kept_epoch},
+            ],
         ),
     )

@@ -136,6 +136,26 @@ class Classification:
 
 
 @dataclass(frozen=True)
+class Overfitting:
+    """Validation NLL, in nats, of three epochs, numbered from 1.
+
+    Attributes:
+        best: (epoch, NLL) of the lowest.
+        last: (epoch, NLL) of the last.
+        kept: (epoch, NLL) of the one whose model is measured.
+        last_overfits: Whether the last overfits, as `EpochGuard` has it: NLL above the lowest by
+            more than its standard error, training NLL below what it was then.
+        kept_overfits: Whether the one that is kept does.
+    """
+
+    best: tuple[int, float]
+    last: tuple[int, float]
+    kept: tuple[int, float]
+    last_overfits: bool
+    kept_overfits: bool
+
+
+@dataclass(frozen=True)
 class Training:
     """The course of training, by the run's own records.
 
@@ -146,6 +166,7 @@ class Training:
         recoveries: Updates at which the run recovered from divergence.
         num_recoveries: How many there were.
         seconds_by_phase: Seconds of each phase of an update, over the run.
+        overfitting: Validation NLL by epoch; None where there is none.
     """
 
     recorded: bool
@@ -154,6 +175,7 @@ class Training:
     recoveries: list[int]
     num_recoveries: int
     seconds_by_phase: dict[str, float]
+    overfitting: Overfitting | None
 
 
 @dataclass(frozen=True)
@@ -322,4 +344,22 @@ def _training(records: list[dict[str, Any]]) -> Training:
             name.removeprefix("seconds_"): sum(r.get(name) or 0.0 for r in steps)
             for name in phases
         },
+        overfitting=_overfitting(records),
     )
+
+
+def _overfitting(records: list[dict[str, Any]]) -> Overfitting | None:
+    needed = {"valid_nll", "valid_nll_se", "cross_entropy"}
+    epochs = [r for r in records if r["kind"] == "epoch" and r.keys() >= needed]
+    if not epochs:
+        return None
+    best, last = min(epochs, key=lambda r: r["valid_nll"]), epochs[-1]
+    ends = [r["kept_epoch"] for r in records if r["kind"] == "end"]
+    kept = next((r for r in epochs if r["epoch"] in ends[-1:]), last)
+
+    def overfits(epoch: dict[str, Any]) -> bool:
+        above = epoch["valid_nll"] > best["valid_nll"] + best["valid_nll_se"]
+        return bool(above and epoch["cross_entropy"] < best["cross_entropy"])
+
+    three = [(r["epoch"], r["valid_nll"]) for r in (best, last, kept)]
+    return Overfitting(three[0], three[1], three[2], overfits(last), overfits(kept))

@@ -61,6 +61,13 @@ QUESTIONS = (
         "holds. Without chains, recoveries alone decide",
     ),
     (
+        "Was it kept from overfitting?",
+        "An epoch overfits if its validation NLL is above the lowest of any epoch by more than "
+        "the standard error of that one, and its training NLL below what it was then. Yes if the "
+        "last epoch does not. Partly if it does and an earlier one was kept. No if the one kept "
+        "does",
+    ),
+    (
         "Does it complete missing halves?",
         "An independent classifier names the class of each completed image. Yes if it is right "
         "more often for completions by the model than for the mean image filled in, and not less "
@@ -91,13 +98,14 @@ class Verdict:
 
 
 def verdicts(report: Report) -> list[Verdict]:
-    """Answer five questions, and a sixth where inputs were completed."""
+    """Answer six questions, and a seventh where inputs were completed."""
     found = [
         _accurate(report.classification),
         _calibrated(report.classification),
         _detects(report.ood),
         _draws(report.samples, report.left_out.get("samples", "no samples were drawn")),
         _stable(report),
+        _fits(report),
         *([] if report.completions is None else [_completes(report.completions)]),
     ]
     return [
@@ -193,6 +201,21 @@ def _stable(report: Report) -> tuple[Answer, str]:
         found = "settled"  # level when training ended: far below temperature 1 steps go downhill
     because += f"; {MEANINGS[chains.verdict]}. What to do: {ADVICE[found]}"
     return PARTS[(recoveries == 0) + (found in ("level", "settled"))], because
+
+
+def _fits(report: Report) -> tuple[Answer, str]:
+    found = report.training.overfitting
+    if report.run.as_given or found is None:
+        return "cannot tell", "no epoch was measured on validation examples"
+    because = (
+        f"validation NLL {found.last[1]:.3f} in the last epoch, {found.last[0]}; the lowest was "
+        f"{found.best[1]:.3f} in epoch {found.best[0]}"
+    )
+    if not found.last_overfits:
+        return "yes", because
+    because += f"; the model is that of epoch {found.kept[0]}"
+    because += ". What helps: more data, fewer --epochs, --weight-decay, a smaller --network"
+    return "no" if found.kept_overfits else "partly", because
 
 
 def _completes(found: CompletionReport) -> tuple[Answer, str]:

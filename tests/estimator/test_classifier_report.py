@@ -77,6 +77,7 @@ def test_page_and_figures_are_written_and_the_control_is_compared(figures):
     assert "--ood" not in page
     behaved = found["verdicts"][4]
     assert (behaved["answer"], behaved["because"]) == ("yes", "0 recoveries from divergence")
+    assert found["verdicts"][5]["answer"] in ("yes", "partly")  # it was looked at
     assert "jem train" not in page  # no command made it
     assert "accuracy_difference" in found["classification"]
     assert "fresh" in found["samples"]

@@ -43,6 +43,14 @@ def drawn(agreement=(0.93, 0.97), diversity=(0.7, 0.9), recall=0.6):
     return Of(fresh=Of(samples=row, real=Of(recall=estimate(0.8))))
 
 
+def trained(recoveries=0, recorded=True, overfits=(False, False)):
+    nll = Of(
+        best=(3, 0.5), last=(9, 0.7), kept=(3, 0.5), last_overfits=overfits[0],
+        kept_overfits=overfits[1],
+    )  # fmt: skip
+    return Of(num_recoveries=recoveries, recorded=recorded, overfitting=nll)
+
+
 def chains(verdict, start=0.1):
     return Of(verdict=verdict, gap_start=estimate(start), tolerance=1.0)
 
@@ -54,7 +62,7 @@ def report(**changes):
         "samples": drawn(),
         "completions": None,
         "chains": chains("level"),
-        "training": Of(num_recoveries=0, recorded=True),
+        "training": trained(),
         "left_out": {},
         "run": Of(as_given=""),
     }
@@ -65,8 +73,8 @@ def answers(**changes):
     return [verdict.answer for verdict in verdicts(report(**changes))]
 
 
-def test_a_good_report_has_five_times_yes():
-    assert answers() == ["yes"] * 5
+def test_a_good_report_has_six_times_yes():
+    assert answers() == ["yes"] * 6
 
 
 @pytest.mark.parametrize(
@@ -136,13 +144,24 @@ def test_low_recall_is_told_of_samples_that_are_right():
     assert "recall" not in verdicts(report(samples=drawn(recall=0.4)))[3].because
 
 
+@pytest.mark.parametrize(
+    ("overfits", "answer"),
+    [((False, False), "yes"), ((True, False), "partly"), ((True, True), "no")],
+)
+def test_overfitting_is_judged_by_the_last_epoch_and_the_one_kept(overfits, answer):
+    found = verdicts(report(training=trained(overfits=overfits)))[5]
+    assert found.answer == answer
+    assert "0.500 in epoch 3" in found.because
+    assert ("What helps" in found.because) is overfits[0]
+
+
 def test_recoveries_and_chains_decide_about_training():
-    once = Of(num_recoveries=1, recorded=True)
+    once = trained(1, True)
     assert answers(training=once)[4] == "partly"
     assert answers(training=once, chains=chains("landscape"))[4] == "no"
     assert answers(chains=None)[4] == "yes"
     assert answers(training=once, chains=None)[4] == "partly"
-    nothing = Of(num_recoveries=0, recorded=False)
+    nothing = trained(0, False)
     assert answers(training=nothing, chains=None)[4] == "cannot tell"
 
 
