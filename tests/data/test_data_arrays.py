@@ -141,7 +141,12 @@ def with_value(x, place, value=np.nan):
         (ROWS, LABELS, {"test": (ROWS[:2], [0, 9])}, "among the training classes .*'9'"),
         (ROWS, LABELS, {"classes": ["a", "b"]}, r"`y` must lie in 0\.\.1, got 0\.\.2"),
         (ROWS, LABELS, {"classes": ["crane", "crane", "dog"]}, "own name, got crane, crane"),
-        (ROWS, LABELS, {"test": (ROWS, LABELS), "counts": (30, 10, 10, 10)}, "`counts` must end"),
+        (
+            ROWS,
+            LABELS,
+            {"test": (ROWS, LABELS), "counts": (30, 10, 10, 10)},
+            "`counts` must be 0 for the test part",
+        ),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(x, y, options, message):
