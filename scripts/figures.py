@@ -32,7 +32,10 @@ def figures_of(
         found |= {"nll_scaled": after.nll, "ece_scaled": after.ece}
     return found | {
         "auroc": {
-            each.name: {"value": each.auroc.value, "used_in_training": each.used_in_training}
+            each.name: {
+                "value": each.single.get("log_density", each.auroc).value,
+                "used_in_training": each.used_in_training,
+            }
             for each in report.ood.sets
         }
     }

@@ -232,8 +232,8 @@ def test_frozen_layers_stay_as_they_are():
 def everything(model, x):
     """All that a user does with a trained model, on one batch."""
     for name in SCORES_OF_ANY_NETWORK:
-        jem.OODDetector(model, score=name).score(x)
-    detector = jem.OODDetector(model).fit(x)
+        jem.OODDetector(model, score=name, reference=(x, None)).score(x)
+    detector = jem.OODDetector(model, reference=(x, None)).fit(x)
     detector.is_ood(x[0])
     model.predict_proba(x)
     jem.sample(model, [0, 1])
@@ -266,7 +266,7 @@ def test_a_plain_classifier_is_scored_without_any_training(name, global_rng_unto
     model = jem.JEM(seeded(NETWORKS[name]))
     before = state_of(model.network)
     x, y = examples(30)
-    detector = jem.OODDetector(model).fit(x, acceptance_rate=0.9)
+    detector = jem.OODDetector(model, "log_density").fit(x, acceptance_rate=0.9)
     assert 0 < detector.is_ood(x).sum() <= 3
     assert jem.calibration_report(model.predict_proba(x), y, num_bootstrap=0).nll > 0
     assert_same_state(model.network, before)

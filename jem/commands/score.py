@@ -25,8 +25,9 @@ class ScoreFlags:
     """Classify and score inputs, however many: a row of a .csv file for each.
 
     Columns: input (its number from 0, or its file), class, probability of that class, the same
-    calibrated, log_density (unnormalised, nats), p_value (small = foreign) and ood (the verdict);
-    for rows of a table also foreign_columns: what makes a rejected row foreign, the worst first.
+    calibrated, log_density (unnormalised, nats), score (that decides), p_value (small = foreign),
+    ood (the verdict) and reason (unlike the data, between classes, or both); for rows of a table
+    also foreign_columns: what makes a rejected row foreign, the worst first.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -37,7 +38,7 @@ class ScoreFlags:
     out: Path = Path("scores.csv")
     """The .csv file to write, whole or not at all."""
     score: str | None = None
-    """The score that decides, such as log_density, entropy or knn; that of the run if left out.
+    """The score that decides, such as combined, log_density or knn; that of the run if left out.
     The column `score` is added for any but log_density."""
     acceptance_rate: float | None = None
     """Share of in-distribution inputs to accept; that of the run (0.95) if left out."""
@@ -125,7 +126,7 @@ def _scorer(args: ScoreFlags, run: Run) -> Scorer:
                 saved.detector.accepting(args.acceptance_rate)
             return saved
     splits = run.splits(args.data, args.data_root, quiet=args.quiet)
-    score = args.score or "log_density"
+    score = args.score or "combined"
     note(f"{reason}: fitting '{score}' on the calibration part of {splits.name}")
     return fit_scorer(
         run.model,
@@ -148,4 +149,5 @@ def _columns(scorer: Scorer, names: Sequence[str], found: Prediction) -> dict[st
         "class": labels if classes is None else [classes[index] for index in labels],
         **{f: [f"{value:.6g}" for value in getattr(found, f).tolist()] for f in figures},
         "ood": [str(flag).lower() for flag in found.is_ood.tolist()],
+        "reason": found.reason,
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -185,8 +184,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if splits.calibration:
             share = self.acceptance_rate
             self.detector_ = fit_detector(self.model_, splits, acceptance_rate=share)
-        if self.calibrate and (judge := splits.validation or splits.calibration):
-            self.temperature_ = fit_temperature(self.model_, replace(splits, validation=judge))
+        if self.calibrate and (splits.validation or splits.calibration):
+            self.temperature_ = fit_temperature(self.model_, splits)
         return self
 
     def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
@@ -241,8 +240,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Most probable class of each input, shape (N,), as in `classes_`."""
-        indices = self._logits_of(X).argmax(dim=1).numpy()
-        return np.asarray(self.classes_[indices])
+        return np.asarray(self.classes_[self._logits_of(X).argmax(dim=1).numpy()])
 
     def predict_proba(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Class probabilities, shape (N, K), in the order of `classes_`."""
@@ -260,12 +258,15 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(-joint_energy(self._logits_of(X)))
 
     def is_ood(self, X: npt.ArrayLike) -> Array:  # noqa: N803
-        """Whether the log-density of each input is below the threshold, booleans of shape (N,).
+        """Whether inputs are unlike the data or between classes, booleans (N,)."""
+        return np.asarray(self._reasons(X) != "")
 
-        Raises `InputError` if the training data were too few to hold any out for it.
-        """
-        scores = -joint_energy(self._logits_of(X))
-        return np.asarray(self._detector().verdict(scores).is_ood)
+    def ood_reason(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """Why inputs are flagged, texts (N,): "" if not, else as `jem.OODDetector.reason`."""
+        return self._reasons(X)
+
+    def _reasons(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        return np.asarray(self._detector().reason(x := self._inputs(X), self._logits(x)))
 
     def foreign_columns(self, X: npt.ArrayLike) -> list[tuple[str, ...]]:  # noqa: N803
         """Names of the one to three columns that make each row foreign, the worst first.

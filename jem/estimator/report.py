@@ -70,7 +70,7 @@ def subject_of(
         )
     return Subject(
         classifier.model_,
-        replace(splits, test=test, validation=splits.validation or splits.calibration),
+        replace(splits, test=test),
         control=None if control is None else control.model_,
         run=TrainingRun(
             sentence=f"{type(classifier).__name__} trained for {classifier.n_iter_} epochs on "

@@ -36,7 +36,7 @@ from jem.report.samples import (
 )
 from jem.serving.scorer import Scorer, fit_scorer
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 """Of `report.json`; grows when a key changes its meaning or goes."""
 
 LEFT_OUT = ("data", "records", "pictures", "bins", "risk_coverage")

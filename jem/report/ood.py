@@ -12,12 +12,13 @@ from torch import Tensor
 from jem.data.shifts import DISTANCES, make_ood_set, rotations
 from jem.data.splits import DataSplits
 from jem.evaluation.ood.metrics import ood_metrics
+from jem.evaluation.ood.scores import SCORES
 from jem.evaluation.statistics import Estimate, estimate_of, share_estimate
-from jem.model import JEM, batched_logits, joint_energy
+from jem.model import JEM, batched_logits
 from jem.randomness import named_generator
 from jem.sampling.base_distributions import GaussianBase, UniformBase
 from jem.sampling.outliers import column_groups, shuffle_columns
-from jem.serving.scorer import Scorer
+from jem.serving.scorer import Scorer, fit_detector
 
 if TYPE_CHECKING:
     from jem.report.measure import Subject
@@ -39,13 +40,16 @@ LIKE_OUTLIERS = (NOISE, "gaussian noise", "constant images", "letters", SHUFFLED
 """OOD sets of the kinds that made-up outliers are of: letters are strokes of one tone on an even
 ground, as some outliers are."""
 
+SINGLE = ("log_density", "max_probability")
+"""Scores that are measured alone too, where there are classes."""
+
 SHOWN = 12
 """Inputs shown of each kind of example."""
 
 
 @dataclass(frozen=True)
 class OODSet:
-    """One OOD set against the test part, by the log-density.
+    """One OOD set against the test part, by the detector's score.
 
     Attributes:
         name: Of the set.
@@ -53,12 +57,13 @@ class OODSet:
         used_in_training: Whether training contrasted such inputs with the data.
         num: Inputs.
         auroc: AUROC; 1 is perfect, 0.5 is chance.
-        control_auroc: The same of the control.
+        control_auroc: The same of the control, with a detector of its own.
+        single: The AUROC of other scores alone, by name: those that the detector's combines.
         flagged: Share flagged as OOD; higher is better.
         test_flagged: Share of test inputs flagged by the threshold that flags 95 % of the set;
             lower is better.
-        scores: Log-density (N,).
-        accepted: Images that are not flagged, the highest density first.
+        scores: The detector's (N,).
+        accepted: Images that are not flagged, the highest score first.
     """
 
     name: str
@@ -67,6 +72,7 @@ class OODSet:
     num: int
     auroc: Estimate
     control_auroc: Estimate | None
+    single: dict[str, Estimate]
     flagged: Estimate
     test_flagged: Estimate
     scores: Tensor
@@ -81,18 +87,20 @@ class OODDetection:
         num_test: Test inputs.
         num_calibration: Calibration inputs behind the threshold.
         acceptance_rate: Share of in-distribution inputs that the threshold is set to accept.
-        threshold: Inputs whose log-density is below it are flagged.
+        score: Name of the score.
+        threshold: Inputs scored below it are flagged.
         accepted: Share of test inputs accepted.
         sets: OOD sets.
-        scores: Log-density of the test inputs (N,).
-        highest: Test inputs of the highest density.
-        lowest: Test inputs of the lowest density.
+        scores: Of the test inputs (N,).
+        highest: Test inputs of the highest score.
+        lowest: Test inputs of the lowest score.
         rejected: Test inputs that are flagged, those nearest to the threshold first.
     """
 
     num_test: int
     num_calibration: int
     acceptance_rate: float
+    score: str
     threshold: float
     accepted: Estimate
     sets: list[OODSet]
@@ -176,13 +184,17 @@ def ood_section(
     scores = detector.score(x, logits).cpu()
     order = scores.argsort(stable=True)
     flagged = detector.verdict(scores).is_ood
-    control_scores = None if control is None else _log_density(control, x)
+    single = {name: SCORES[name].function for name in SINGLE if logits.shape[1] > 1}
+    if control is not None:
+        control_detector = fit_detector(control, subject.splits)
+        control_scores = control_detector.score(x).cpu()
 
     def measured(name: str, x: Tensor) -> OODSet:
-        others = _log_density(subject.model, x)
+        other_logits = batched_logits(subject.model, x)
+        others = detector.score(x, other_logits).cpu()
         metrics, control_auroc = ood_metrics(scores, others), None
-        if control is not None and control_scores is not None:
-            compared = ood_metrics(control_scores, _log_density(control, x))
+        if control is not None:
+            compared = ood_metrics(control_scores, control_detector.score(x).cpu())
             control_auroc = estimate_of(compared, "auroc")
         flagged = detector.verdict(others).is_ood
         passed = (~flagged).nonzero().flatten()
@@ -193,6 +205,10 @@ def ood_section(
             num=len(x),
             auroc=estimate_of(metrics, "auroc"),
             control_auroc=control_auroc,
+            single={
+                name: estimate_of(ood_metrics(score(logits), score(other_logits.cpu())), "auroc")
+                for name, score in single.items()
+            },
             flagged=share_estimate(flagged),
             test_flagged=estimate_of(metrics, "fpr95_out_positive"),
             scores=others,
@@ -205,6 +221,7 @@ def ood_section(
         num_test=len(x),
         num_calibration=detector.num_calibration,
         acceptance_rate=detector.acceptance_rate,
+        score=detector.score_name,
         threshold=detector.threshold,
         accepted=share_estimate(~flagged),
         sets=[measured(name, other) for name, other in (sets | subject.ood_sets).items()],
@@ -213,7 +230,3 @@ def ood_section(
         lowest=x[order[:SHOWN]],
         rejected=x[order[: int(flagged.sum())].flip(0)[:SHOWN]],
     )
-
-
-def _log_density(model: JEM, x: Tensor) -> Tensor:
-    return -joint_energy(batched_logits(model, x)).cpu()

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from jem.checks import refuse
 from jem.errors import InputError
 from jem.evaluation.ood.detector import OODDetector, Option
-from jem.evaluation.ood.scores import SCORES
+from jem.evaluation.ood.scores import REASONS, SCORES
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.runs.folder import write_atomically
 
 INPUT = "inputs"
-OUTPUTS = ("logits", "energy", "log_density", "is_ood")
-"""Names in the exported graph; `is_ood` is there only where a detector was given."""
+OUTPUTS = ("logits", "energy", "log_density", "is_ood", "reason")
+"""Names in the exported graph; the last two are there only where a detector was given."""
 
 
 def export_onnx(
@@ -48,7 +48,8 @@ def export_onnx(
         model: The model, exported in evaluation mode; it is left as it was.
         path: The file to write, whole or not at all.
         detector: A fitted detector of this model with a score that follows from the logits: one
-            of `jem.evaluation.ood.SCORES` that need "logits". It adds the output `is_ood`.
+            of `jem.evaluation.ood.SCORES` that need "logits". It adds the outputs `is_ood` and
+            `reason`, an index of `jem.evaluation.ood.REASONS`, which the metadata list.
 
     Returns:
         What the file says of itself in its metadata: version, names of the classes, input shape
@@ -86,7 +87,7 @@ def export_onnx(
                 dynamo=True,
                 verbose=False,
                 input_names=[INPUT],
-                output_names=list(OUTPUTS[: 4 if detector is not None else 3]),
+                output_names=list(OUTPUTS[: 5 if detector is not None else 3]),
             )
         except Exception as error:  # it fails in many ways, few of them with a type of their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -134,9 +135,9 @@ class _Graph(nn.Module):
         outputs = {"logits": logits, "energy": energy, "log_density": -energy}
         if self.detector is not None:
             assert self.detector.threshold is not None, "checked before"
-            score = SCORES[self.detector.score_name]
-            scores = score.function(logits, **self.detector.options)
-            outputs["is_ood"] = ~(scores >= self.detector.threshold)  # so NaN is flagged
+            scores = self.detector.score_logits(logits)
+            flagged = ~(scores >= self.detector.threshold)  # so NaN is flagged
+            outputs |= {"is_ood": flagged, "reason": self.detector.reason_logits(logits, flagged)}
         return outputs
 
     def _scaled(self, raw: Tensor) -> Tensor:
@@ -173,7 +174,7 @@ def _metadata(model: JEM, example: Tensor, detector: OODDetector | None) -> dict
     if model.classes is not None:
         about["classes"] = list(model.classes)
     if detector is not None:
-        about |= {"score": detector.score_name}
+        about |= {"score": detector.score_name, "reasons": list(REASONS)}
         about |= {"threshold": detector.threshold, "acceptance_rate": detector.acceptance_rate}
     return about
 
@@ -215,7 +216,7 @@ class PytorchOODAdapter:
             loader: Yields batches (x, y); inputs with y < 0 are OOD by that package's rule, and
                 left out.
         """
-        self.detector.fit_features((x[y >= 0], y[y >= 0]) for x, y in loader)
+        self.detector.fit_reference((x[y >= 0], y[y >= 0]) for x, y in loader)
         return self
 
     def predict(self, x: Tensor) -> Tensor:

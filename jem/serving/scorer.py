@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Prediction(NamedTuple):
-    """What a `Scorer` says of B inputs: entries of shape (B,), on the model's device."""
+    """What a `Scorer` says of B inputs: tensors (B,) on the model's device, and a list."""
 
     class_index: Tensor  # the most probable class; `model.classes` names it
     probability: Tensor  # p(y|x) of that class, in [1/K, 1]
@@ -37,6 +37,7 @@ class Prediction(NamedTuple):
     score: Tensor  # of the detector, higher = in-distribution
     p_value: Tensor  # conformal, small = out-of-distribution
     is_ood: Tensor  # booleans, True = out-of-distribution
+    reason: list[str]  # why it is flagged: see `OODDetector.reason`
 
 
 class Scorer:
@@ -80,6 +81,7 @@ class Scorer:
         x = as_batch(x, self.detector.input_shape)
         logits = batched_logits(self.model, x, self.detector.batch_size)
         scores = self.detector.score(x, logits).to(logits.device)
+        verdict = self.detector.verdict(scores)
         with torch.inference_mode(False), torch.no_grad():
             scaled = logits if self.temperature is None else self.temperature.transform(logits)
             return Prediction(
@@ -88,7 +90,8 @@ class Scorer:
                 scaled.softmax(dim=1).amax(dim=1),
                 log_density(logits),
                 scores,
-                *self.detector.verdict(scores),
+                *verdict,
+                self.detector.reason(x, logits, verdict.is_ood),
             )
 
     def foreign_columns(self, x: Tensor | ArrayLike) -> list[tuple[str, ...]]:
@@ -106,12 +109,15 @@ def fit_scorer(
     model: JEM,
     splits: DataSplits,
     *,
-    score: str = "log_density",
+    score: str = "combined",
     acceptance_rate: float | None = None,
     batch_size: int = 256,
     **options: Option,
 ) -> Scorer:
     """Fit a detector on the calibration part, and a temperature on the validation part.
+
+    The score `"combined"` is fitted on the validation part too, and not on the calibration part:
+    so the threshold keeps its promise.
 
     Args:
         model: A trained model.
@@ -146,7 +152,7 @@ def fit_detector(
     model: JEM,
     splits: DataSplits,
     *,
-    score: str = "log_density",
+    score: str = "combined",
     acceptance_rate: float | None = None,
     batch_size: int = 256,
     **options: Option,
@@ -155,7 +161,11 @@ def fit_detector(
     _check_classes(model, splits)
     detector = OODDetector(model, score, None, batch_size, **options)
     if SCORES[score].fit is not None:
-        detector.fit_features(_batches(splits, "train", batch_size))
+        # Without a validation part training inputs will do: their scores are too high, but the
+        # threshold comes from inputs that neither the model nor the maps have seen.
+        held_out = SCORES[score].fitted_on == "validation" and len(splits.validation)
+        part = "validation" if held_out else "train"
+        detector.fit_reference(_batches(splits, part, batch_size))
     detector.check_density(_part_of(splits, "calibration")[:1][0])
     if acceptance_rate is None:
         acceptance_rate = largest_acceptance_rate(len(splits.calibration))
@@ -172,16 +182,19 @@ def fit_temperature(
 ) -> TemperatureScaling | None:
     """The temperature of `fit_scorer`; None where the model has no classes (K = 1).
 
+    Without a validation part it is fitted on the calibration part.
+
     Args:
         model: A trained model.
         splits: Its data, divided as for training.
         batch_size: Inputs computed at once.
 
     Raises:
-        InputError: If the validation part is empty, or the classes of model and data differ.
+        InputError: If both parts are empty, or the classes of model and data differ.
     """
     _check_classes(model, splits)
-    batches = _batches(splits, "validation", batch_size)
+    part = "validation" if len(splits.validation) else "calibration"
+    batches = _batches(splits, part, batch_size)
     pairs = [(batched_logits(model, x, batch_size), y) for x, y in batches]
     logits, labels = (torch.cat(part).cpu() for part in zip(*pairs, strict=True))
     return TemperatureScaling().fit(logits, labels) if logits.shape[1] > 1 else None

@@ -14,7 +14,7 @@ import jem
 from jem.commands.runs import Run
 from jem.serving.scorer import fit_scorer, load_scorer
 
-FIGURES = ["probability", "calibrated_probability", "log_density", "p_value"]
+FIGURES = ["probability", "calibrated_probability", "log_density", "score", "p_value"]
 
 
 def table_of(path):
@@ -54,7 +54,7 @@ def raw_wine():
 def test_the_table_holds_what_the_scorer_says(score, digits_run, raw_digits, capsys):
     rows = score(digits_run, raw_digits, "--batch-size", 100)
     captured = capsys.readouterr()
-    assert list(rows[0]) == ["input", "class", *FIGURES, "ood"]
+    assert list(rows[0]) == ["input", "class", *FIGURES, "ood", "reason"]
     scorer = load_scorer(digits_run)
     found = scorer.predict(scorer.model.preprocess(raw_digits))
     assert [row["input"] for row in rows] == [str(i) for i in range(len(raw_digits))]
@@ -63,6 +63,8 @@ def test_the_table_holds_what_the_scorer_says(score, digits_run, raw_digits, cap
         values = [float(row[name]) for row in rows]
         np.testing.assert_allclose(values, getattr(found, name), rtol=1e-4, atol=1e-6)
     assert [row["ood"] for row in rows] == [str(flag).lower() for flag in found.is_ood.tolist()]
+    assert [row["reason"] for row in rows] == found.reason
+    assert {"unlike the data", ""} <= set(found.reason)
     rejected = int(found.is_ood.sum())
     assert f"360 inputs, {rejected} rejected ({rejected / 360:.2%})" in captured.out
     assert "accepts 0.95" in captured.out

@@ -88,7 +88,9 @@ def test_it_rejects_with_the_share_asked_for():
     flagged = classifier.is_ood(x)
     assert flagged.dtype == bool
     assert 0.02 < flagged.mean() < 0.25
-    assert np.array_equal(flagged, classifier.score_samples(x) < classifier.detector_.threshold)
+    reasons = classifier.ood_reason(x)
+    assert np.array_equal(flagged, reasons != "")
+    assert set(reasons) <= {"", "unlike the data", "between classes", "both"}
     with pytest.warns(UserWarning, match="check the units"):
         assert classifier.is_ood(x + 100 * x.std(axis=0)).mean() > 0.9
 
@@ -180,7 +182,9 @@ def test_channels_are_read_from_the_shape_and_come_back_where_they_were():
 def test_images_on_another_scale_get_one_warning():
     x, y = images(80, dtype=np.uint8)
     classifier = quick(epochs=1, network=narrow).fit(x, y)
-    for method in ("predict", "predict_proba", "decision_function", "score_samples", "is_ood"):
+    for method in (
+        "predict", "predict_proba", "decision_function", "score_samples", "is_ood", "ood_reason"
+    ):  # fmt: skip
         with pytest.warns(UserWarning, match="images is 0.99") as caught:
             getattr(classifier, method)(x / 256)
         assert len(caught) == 1
@@ -247,7 +251,7 @@ def test_a_fit_that_fails_leaves_no_older_model(iris):
     classifier = quick(epochs=1).fit(*iris)
     with pytest.raises(InputError):
         classifier.set_params(network=mlp((4,), 5)).fit(iris[0], np.array(list("abc"))[iris[1]])
-    for use in (classifier.predict, classifier.is_ood):
+    for use in (classifier.predict, classifier.is_ood, classifier.ood_reason):
         with pytest.raises(NotFittedError):
             use(iris[0])
     with pytest.raises(NotFittedError):
@@ -356,4 +360,4 @@ def test_too_few_rows_for_a_threshold_are_said_when_it_is_needed(iris):
     tiny = quick().fit(iris[0][::10], iris[1][::10])
     assert tiny.detector_ is None
     with pytest.raises(InputError, match="75 inputs or more"):
-        tiny.is_ood(iris[0])
+        tiny.ood_reason(iris[0])

@@ -8,6 +8,7 @@ from sklearn.metrics import roc_auc_score
 
 from jem import JEM, networks
 from jem.data.arrays import from_arrays
+from jem.evaluation.ood import OODDetector
 from jem.report.ood import (
     BEYOND,
     NOISE,
@@ -24,11 +25,6 @@ pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
 SHAPE = (1, 8, 8)
 
 
-def log_density(model, x):
-    with torch.no_grad():
-        return model.log_density(x)
-
-
 def test_figures_are_those_of_independent_libraries(measured):
     of, report = measured
     ood = report.ood
@@ -41,10 +37,15 @@ def test_figures_are_those_of_independent_libraries(measured):
         assert each.flagged.value == pytest.approx(float(flagged))
     noise = {each.name: each for each in ood.sets}["gaussian noise"]
     given = of.ood_sets["gaussian noise"]
-    assert torch.equal(noise.scores, log_density(of.model, given))
-    others = [log_density(of.control, x) for x in (of.splits.test.x, given)]
     labels = torch.cat([truth, torch.zeros(len(given))])
-    assert noise.control_auroc.value == pytest.approx(roc_auc_score(labels, torch.cat(others)))
+    for name, of_model, auroc in (
+        ("combined", of.model, noise.auroc), ("combined", of.control, noise.control_auroc),
+        ("log_density", of.model, noise.single["log_density"]),
+        ("max_probability", of.model, noise.single["max_probability"]),
+    ):  # fmt: skip
+        detector = OODDetector(of_model, name, reference=(of.splits.validation.x, None))
+        scores = torch.cat([detector.score(x) for x in (of.splits.test.x, given)])
+        assert auroc.value == pytest.approx(roc_auc_score(labels, scores))
 
 
 def test_sets_say_how_far_they_are_and_whether_they_are_new(measured):
@@ -58,13 +59,14 @@ def test_sets_say_how_far_they_are_and_whether_they_are_new(measured):
 def test_pictured_inputs_are_the_ones_they_are_said_to_be(measured):
     of, report = measured
     ood = report.ood
-    scores = log_density(of.model, of.splits.test.x).sort().values
+    detector = OODDetector(of.model, reference=(of.splits.validation.x, None))
+    scores = ood.scores.sort().values
     for shown, expected in ((ood.highest, scores.flip(0)), (ood.lowest, scores)):
-        torch.testing.assert_close(log_density(of.model, shown), expected[: len(shown)])
-    assert all(log_density(of.model, ood.rejected).double() < ood.threshold)
+        torch.testing.assert_close(detector.score(shown), expected[: len(shown)])
+    assert all(detector.score(ood.rejected).double() < ood.threshold)
     for each in ood.sets:
         if len(each.accepted):
-            passed = log_density(of.model, each.accepted)
+            passed = detector.score(each.accepted)
             assert (passed.double() >= ood.threshold).all()
             assert (passed.diff() <= 1e-6).all()  # the worst mistakes first
 

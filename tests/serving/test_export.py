@@ -11,7 +11,7 @@ from torch import nn
 import jem
 from jem.data.scaling import Scaling
 from jem.errors import InputError, RunFolderError
-from jem.evaluation.ood import SCORES
+from jem.evaluation.ood import REASONS, SCORES
 from jem.networks import mlp, small_cnn
 from jem.serving.export import export_onnx
 
@@ -73,7 +73,10 @@ def expected(model, raw, detector=None):
             "energy": model.energy(x),
             "log_density": model.log_density(x),
         }
-    return outputs | ({} if detector is None else {"is_ood": detector.is_ood(x)})
+    if detector is None:
+        return outputs
+    reasons = torch.tensor([REASONS.index(why) for why in detector.reason(x)])
+    return outputs | {"is_ood": detector.is_ood(x), "reason": reasons}
 
 
 def assert_same(got, wanted):
@@ -126,7 +129,8 @@ def test_the_file_is_valid_and_says_what_it_holds(files, detector):
     about = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
     assert about == {
         "jem_version": jem.__version__, "input_shape": [8, 8, 3], "layout": "channels_last",
-        "classes": list("abcde"), "score": "log_density", "threshold": detector.threshold,
+        "classes": list("abcde"), "score": "combined", "threshold": detector.threshold,
+        "reasons": list(REASONS),
         "acceptance_rate": 0.7,
     }  # fmt: skip
     # Nothing of this machine is in the file.
@@ -197,7 +201,7 @@ def test_a_network_of_the_users_is_exported_in_evaluation_mode_and_left_as_it_wa
 
 def test_a_density_without_classes_is_exported(tmp_path):
     model = jem.JEM(mlp((2,), 1, width=8), input_shape=(2,))
-    detector = jem.OODDetector(model).fit(torch.randn(30, 2))
+    detector = jem.OODDetector(model).fit(torch.randn(40, 2))
     export_onnx(model, tmp_path / "one.onnx", detector=detector)
     x = torch.randn(7, 2)
     got = run_onnx(tmp_path / "one.onnx", x.numpy())
@@ -230,7 +234,7 @@ def test_a_score_that_needs_more_than_logits_has_no_verdict_in_a_graph(
 def test_a_detector_must_be_fitted_and_of_the_same_model(image_model, point_model, tmp_path):
     with pytest.raises(InputError, match="be fitted"):
         export_onnx(image_model, tmp_path / "m.onnx", detector=jem.OODDetector(image_model))
-    other = jem.OODDetector(point_model).fit(torch.randn(30, 2))
+    other = jem.OODDetector(point_model).fit(torch.randn(40, 2))
     with pytest.raises(InputError, match="of another model"):
         export_onnx(image_model, tmp_path / "m.onnx", detector=other)
 

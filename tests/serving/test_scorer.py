@@ -49,10 +49,13 @@ def test_table_says_what_its_parts_say(name, model, iris):
     scorer = fit_scorer(model, iris, score=name, acceptance_rate=0.8)
     x = iris.test.x
     table = scorer.predict(x)
-    reference = (iris.train.x, iris.train.y)
+    part = getattr(iris, SCORES[name].fitted_on)
+    reference = (part.x, part.y)
     detector = OODDetector(model, name, reference).fit(iris.calibration.x, acceptance_rate=0.8)
     torch.testing.assert_close(table.score, detector.score(x))
     torch.testing.assert_close(table.p_value, detector.p_value(x))
+    assert table.reason == detector.reason(x)
+    assert [bool(why) for why in table.reason] == table.is_ood.tolist()
     assert table.is_ood.equal(detector.is_ood(x))
     torch.testing.assert_close(table.log_density, model.log_density(x).detach())
     probabilities = model.predict_proba(x)
@@ -68,8 +71,8 @@ def test_table_says_what_its_parts_say(name, model, iris):
 def test_the_parts_have_one_purpose_each(model, iris):
     moved = replace(iris, train=None, test=None)  # not looked at
     assert fit_scorer(model, moved).detector.num_calibration == len(iris.calibration)
-    other = replace(iris, validation=iris.calibration)
-    first, second = fit_scorer(model, iris), fit_scorer(model, other)
+    other = replace(iris, validation=iris.test)
+    first, second = (fit_scorer(model, of, score="entropy") for of in (iris, other))
     assert first.detector.threshold == second.detector.threshold
     assert first.temperature.nll_before != second.temperature.nll_before
 
@@ -81,11 +84,12 @@ def test_batches_single_inputs_and_gradient_modes_change_nothing(context, model,
     small = fit_scorer(model, iris, batch_size=7)
     with context():
         for found in (scorer.predict(iris.test.x), small.predict(iris.test.x.numpy())):
-            for column, wanted in zip(found, expected, strict=True):
+            assert found.reason == expected.reason
+            for column, wanted in zip(found[:-1], expected[:-1], strict=True):
                 assert not column.requires_grad
                 torch.testing.assert_close(column, wanted, rtol=1e-5, atol=1e-4)
         single = scorer.predict(iris.test.x[3])
-        for column, wanted in zip(single, expected, strict=True):
+        for column, wanted in zip(single[:-1], expected[:-1], strict=True):
             torch.testing.assert_close(column, wanted[3:4])
 
 
@@ -112,7 +116,7 @@ def test_a_small_calibration_part_accepts_what_it_can_promise(model, iris):
 def test_data_read_one_by_one_give_the_same(name, model, iris, lazy):
     expected = fit_scorer(model, iris, score=name).predict(iris.test.x)
     found = fit_scorer(model, lazy, score=name, batch_size=11).predict(iris.test.x)
-    for column, wanted in zip(found, expected, strict=True):
+    for column, wanted in zip(found[:-1], expected[:-1], strict=True):
         torch.testing.assert_close(column, wanted, rtol=1e-5, atol=1e-4)
 
 
@@ -130,16 +134,28 @@ def test_classes_in_another_order_are_refused(model, iris, tmp_path):
     assert fit_scorer(numbered, iris).detector.num_calibration == len(iris.calibration)
 
 
-@pytest.mark.parametrize("part", ["validation", "test", "calibration"])
+@pytest.mark.parametrize("part", ["test", "calibration"])
 def test_an_empty_part_is_named(part, model, iris, tmp_path):
     lacking = replace(iris, **{part: DataPart(*getattr(iris, part)[:0])})
     message = f"the {part} part of `iris` must hold examples, but is empty"
-    if part != "test":
+    if part == "calibration":
         with pytest.raises(InputError, match=message):
             fit_scorer(model, lacking)
-    if part != "calibration":  # the report then has no threshold
+    else:
         with pytest.raises(InputError, match=message):
             jem.write_report(model, lacking, tmp_path)
+
+
+def test_without_a_validation_part_maps_are_fitted_on_training_inputs(model, iris):
+    """Not on the calibration part: the threshold would promise more than it keeps."""
+    lacking = replace(iris, validation=DataPart(*iris.validation[:0]))
+    scorer = fit_scorer(model, lacking)
+    reference = (iris.train.x, None)
+    expected = OODDetector(model, reference=reference).fit(iris.calibration.x, 15 / 16)
+    assert scorer.detector.threshold == pytest.approx(expected.threshold)
+    assert scorer.detector.num_calibration == 15
+    judge = replace(iris, validation=iris.calibration)
+    assert scorer.temperature.temperature == fit_scorer(model, judge).temperature.temperature
 
 
 def test_a_scorer_needs_a_model_with_a_density(model, iris):
@@ -156,7 +172,10 @@ def test_a_model_of_one_output_needs_no_temperature(iris):
     table = fit_scorer(model, iris).predict(iris.test.x)
     assert (table.class_index == 0).all()
     assert (table.calibrated_probability == 1).all()
-    assert table.log_density.equal(table.score)
+    by_density = fit_scorer(model, iris, score="log_density").predict(iris.test.x)
+    assert table.p_value.equal(by_density.p_value)
+    assert table.is_ood.equal(by_density.is_ood)
+    assert table.reason == by_density.reason
 
 
 def test_a_run_keeps_its_scorer(iris, tmp_path):
@@ -171,7 +190,9 @@ def test_a_run_keeps_its_scorer(iris, tmp_path):
     loaded = load_scorer(tmp_path)
     raw = np.array([[5.0, 3.4, 1.5, 0.2], [60, 40, 20, 10]])
     table = loaded.predict(loaded.model.preprocess(raw))
-    for column, wanted in zip(table, scorer.predict(model.preprocess(raw)), strict=True):
+    expected = scorer.predict(model.preprocess(raw))
+    assert table.reason == expected.reason
+    for column, wanted in zip(table[:-1], expected[:-1], strict=True):
         assert column.equal(wanted)
 
 

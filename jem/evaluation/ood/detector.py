@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
-from jem.checks import as_batch, as_tensor, check_choice, check_finite, check_number, refuse
+from jem.checks import as_batch, as_tensor, check_choice, check_finite, refuse
 from jem.errors import InputError
-from jem.evaluation.ood.scores import SCORES, Fit, features_of
-from jem.evaluation.statistics import smallest_calibration
+from jem.evaluation.ood.borders import (
+    UNFITTED,
+    check_acceptance_rate,
+    check_scores,
+    check_units,
+)
+from jem.evaluation.ood.scores import REASONS, SCORES, Fit, features_of
 from jem.model import JEM, batched_logits, check_model, check_no_softmax, inference, on_model
 
 if TYPE_CHECKING:
@@ -54,8 +59,10 @@ class OODDetector:
     Args:
         model: The model.
         score: A key of `jem.evaluation.ood.SCORES`.
-        reference: (x_train, y_train), needed by the scores of the features (`"knn"`,
-            `"mahalanobis"`) alone; y_train holds class indices, None where they do not count.
+        reference: Inputs (N, *shape) and class indices (N,) that the score compares with; None
+            for the indices where they do not count. `"knn"` and `"mahalanobis"` need those of
+            training. `"combined"` is best fitted on a validation part; without a reference `fit`
+            takes every second calibration input for it, and the others for the threshold.
         batch_size: Inputs computed at once.
         options: Passed to the score, such as `k` of `"knn"`; plain values.
 
@@ -82,7 +89,7 @@ class OODDetector:
     def __init__(
         self,
         model: JEM,
-        score: str = "log_density",
+        score: str = "combined",
         reference: tuple[Tensor | ArrayLike, Tensor | ArrayLike | None] | None = None,
         batch_size: int = 256,
         **options: Option,
@@ -96,36 +103,39 @@ class OODDetector:
         self.acceptance_rate: float | None = None
         self.threshold: float | None = None
         self._calibration = torch.empty(0)  # (n,) sorted, double precision, on the CPU
-        self._fit: Fit | None = None  # what a score of the features compares with
+        self._fit: Fit | None = None  # what the score compares with
+        self._has_reference = False  # whether that came from elsewhere than the calibration inputs
         if reference is not None and SCORES[score].fit is not None:
             x, y = as_batch(reference[0], self.input_shape), reference[1]
             labels = torch.zeros(len(x)) if y is None else as_tensor("reference", y)
             if labels.shape != (len(x),):
                 refuse("reference", f"hold a label for each of {len(x)} inputs", [*labels.shape])
-            self.fit_features(zip(x.split(batch_size), labels.split(batch_size), strict=True))
+            self.fit_reference(zip(x.split(batch_size), labels.split(batch_size), strict=True))
 
-    def fit_features(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Self:
-        """Fit a score of the features on training data, which need not fit in memory.
+    def fit_reference(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Self:
+        """Fit what the score compares with, on data that need not fit in memory.
 
         Args:
             batches: Yields inputs (B, *shape) and class indices (B,).
 
         Returns:
-            The detector. A score of something else does not look at the data.
+            The detector. A score that compares with nothing does not look at the data.
 
         Raises:
             InputError: If there is no input, or a feature is not finite.
         """
-        fit = SCORES[self.score_name].fit
-        if fit is None:
+        score = SCORES[self.score_name]
+        if score.fit is None:
             return self
         with inference(self.model):
-            pairs = [(features_of(self.model, x), y) for x, y in batches if len(x)]
+            of = batched_logits if score.needs == "logits" else features_of
+            pairs = [(of(self.model, x), y) for x, y in batches if len(x)]
             if not pairs:
-                refuse("reference", "hold training inputs", "none")
-            features, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-            check_finite("features of the reference", features)
-            self._fit = fit(features, labels)
+                refuse("reference", "hold inputs", "none")
+            values, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
+            if score.needs == "features":
+                check_finite("features of the reference", values)
+            self._fit, self._has_reference = score.fit(values, labels), True
         return self
 
     def fit(self, x_calibration: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
@@ -140,15 +150,20 @@ class OODDetector:
             The detector.
 
         Raises:
-            InputError: If n is too small for that share (0.95 needs 19, 0.99 needs 99), a score
-                is NaN, or the inputs do not fit: also where most lie far outside the domain. For
-                a score of the density also if the network ends in a softmax.
+            InputError: If n is too small for that share (0.95 needs 19, 0.99 needs 99; twice as
+                many where `"combined"` has no reference), a score is NaN, or the inputs do not
+                fit: also where most lie far outside the domain. For a score of the density also
+                if the network ends in a softmax.
         """
         x = as_batch(x_calibration, self.model.input_shape)
-        _check_units(x, self.model)
-        _check_acceptance_rate(acceptance_rate, len(x))  # before the work of scoring
+        check_units(x, self.model)
         self.check_density(x[:1])
         self.input_shape = tuple(x.shape[1:])
+        if SCORES[self.score_name].fitted_on == "validation" and not self._has_reference:
+            check_acceptance_rate(acceptance_rate, len(x), shared=True)
+            self.fit_reference((half, torch.zeros(len(half))) for half in [x[::2]])
+            self._has_reference, x = False, x[1::2]
+        check_acceptance_rate(acceptance_rate, len(x))  # before the work of scoring
         return self.fit_threshold(self.score(x), acceptance_rate)
 
     def check_density(self, x: Tensor) -> None:
@@ -179,10 +194,11 @@ class OODDetector:
         scores = as_tensor("scores", scores)
         if scores.ndim != 1:
             refuse("scores", "have shape (n,)", tuple(scores.shape))
-        _check_acceptance_rate(acceptance_rate, len(scores))
-        _check_nan(scores)
+        check_acceptance_rate(acceptance_rate, len(scores))
+        check_scores(scores)
         exact = scores.cpu().double().sort().values
-        slack = ROUNDING * exact.abs().clamp(min=1.0)
+        gain = float((self._fit or {}).get("gain", 1.0))
+        slack = ROUNDING * exact.abs().clamp(min=max(1.0, gain))
         self._calibration = torch.where(exact.isfinite(), exact - slack, exact)
         return self.accepting(acceptance_rate)
 
@@ -199,8 +215,8 @@ class OODDetector:
             InputError: Before `fit`, or if n is too small for that share.
         """
         if not self.num_calibration:
-            raise InputError(_UNFITTED)
-        _check_acceptance_rate(acceptance_rate, self.num_calibration)
+            raise InputError(UNFITTED)
+        check_acceptance_rate(acceptance_rate, self.num_calibration)
         rank = math.floor((1 - acceptance_rate) * (self.num_calibration + 1) + 1e-9)
         self.acceptance_rate = float(acceptance_rate)
         self.threshold = float(self._calibration[rank - 1])
@@ -241,51 +257,41 @@ class OODDetector:
                         f"the score {self.score_name!r} needs classes, but the model has one "
                         "output (K = 1): use 'log_density'"
                     )
-                scores = score.function(logits, **self.options)
+                parts = torch.split(logits, self.batch_size)
+                scores = torch.cat([self.score_logits(part) for part in parts])
             else:
                 batches = torch.split(x, self.batch_size)
                 scores = torch.cat([self._score_batch(rows) for rows in batches])
-        _check_nan(scores)
+        check_scores(scores)
         return scores.to(x.device)
 
     def _score_batch(self, x: Tensor) -> Tensor:
         score = SCORES[self.score_name]
         if score.needs == "input_gradients":
             return score.function(on_model(self.model, x), self.model, **self.options)
+        return self._call(score.function, features_of(self.model, x))
+
+    def score_logits(self, logits: Tensor) -> Tensor:
+        """Scores (B,) from logits (B, K), in one piece and without checks: for export."""
+        return self._call(SCORES[self.score_name].function, logits)
+
+    def _call(self, function: Callable[..., Tensor], values: Tensor) -> Tensor:
+        """What a function of logits or features gives, with what was fitted for it."""
+        if SCORES[self.score_name].fit is None:
+            return function(values, **self.options)
         if self._fit is None:
             raise InputError(
-                f"the score {self.score_name!r} compares with training data: "
-                "pass reference=(x_train, y_train)"
+                f"the score {self.score_name!r} compares with other data: pass reference=(x, y), "
+                f"of the {SCORES[self.score_name].fitted_on} part"
             )
-        return score.function(features_of(self.model, x), self._fit, **self.options)
+        return function(values, self._fit, **self.options)
 
     def is_ood(self, x: Tensor | ArrayLike) -> Tensor:
-        """Flag inputs whose p-value is at most 1 - `acceptance_rate`.
-
-        Args:
-            x: A batch (B, *shape) or one input, floats in the network's units.
-
-        Returns:
-            Booleans, shape (B,), on the device of `x`: True = out-of-distribution.
-
-        Raises:
-            InputError: Before `fit`, or as `score`.
-        """
+        """`verdict` of inputs `x` (B, *shape): booleans (B,), True = out-of-distribution."""
         return self.verdict(self.score(x)).is_ood
 
     def p_value(self, x: Tensor | ArrayLike) -> Tensor:
-        """Conformal p-value of the hypothesis that an input is in-distribution.
-
-        Args:
-            x: A batch (B, *shape) or one input, floats in the network's units.
-
-        Returns:
-            p-values, shape (B,), multiples of 1 / (n + 1) in double precision, on the device of
-            `x`; small = out-of-distribution.
-
-        Raises:
-            InputError: Before `fit`, or as `score`.
-        """
+        """`verdict` of inputs `x` (B, *shape): p-values (B,), small = out-of-distribution."""
         return self.verdict(self.score(x)).p_value
 
     def verdict(self, scores: Tensor | ArrayLike) -> OODVerdict:
@@ -295,15 +301,16 @@ class OODDetector:
             scores: What `score` gave, shape (B,).
 
         Returns:
-            `p_value` and `is_ood` as the methods of those names give them.
+            Conformal p-values of the hypothesis that an input is in-distribution, multiples of
+            1 / (n + 1) in double precision, and flags where they are at most 1 - acceptance_rate.
 
         Raises:
             InputError: Before `fit`, or if a score is NaN.
         """
         if self.threshold is None:
-            raise InputError(_UNFITTED)
+            raise InputError(UNFITTED)
         scores = as_tensor("scores", scores)
-        _check_nan(scores)
+        check_scores(scores)
         # p <= 1 - acceptance_rate says that fewer than r calibration scores are at most s, which
         # says that s is below the r-th of them: no rounding on the way.
         exact = scores.cpu().double()
@@ -311,6 +318,48 @@ class OODDetector:
         not_above = torch.searchsorted(self._calibration, exact, right=True)
         p_value = (1 + not_above).double() / (self.num_calibration + 1)
         return OODVerdict(p_value.to(scores.device), is_ood.to(scores.device))
+
+    def reason(
+        self, x: Tensor | ArrayLike, logits: Tensor | None = None, is_ood: Tensor | None = None
+    ) -> list[str]:
+        """Say why inputs are flagged.
+
+        `"combined"` flags an input where log p of the density and log p of the confidence add up
+        to less than the threshold. One that is below half of it is small. The input is "unlike
+        the data" where the first is small, "between classes" where the second is, or "both".
+        Other scores have one reason: "between classes" if they are of p(y|x) alone.
+
+        Args:
+            x: A batch (B, *shape) or one input, floats in the network's units.
+            logits: f(x), shape (B, K), where they are at hand.
+            is_ood: The verdicts, shape (B,), where they are at hand.
+
+        Returns:
+            One for each input, of `jem.evaluation.ood.REASONS`; "" where it is not flagged.
+
+        Raises:
+            InputError: Before `fit`, or as `score`.
+        """
+        x, score = as_batch(x, self.input_shape), SCORES[self.score_name]
+        if score.needs == "logits" and logits is None:
+            logits = batched_logits(self.model, x, self.batch_size)
+        if is_ood is None:
+            is_ood = self.verdict(self.score(x, logits)).is_ood
+        rows, codes = is_ood.nonzero().flatten(), is_ood.long() * score.reason
+        if logits is not None and len(rows):
+            with inference(self.model):
+                codes[rows] = self.reason_logits(logits[rows], is_ood[rows]).to(codes)
+        return [REASONS[code] for code in codes.tolist()]
+
+    def reason_logits(self, logits: Tensor, is_ood: Tensor) -> Tensor:
+        """Indices of `REASONS` (B,) from logits (B, K) and verdicts (B,), without checks."""
+        score = SCORES[self.score_name]
+        if score.terms is None or self.threshold is None:
+            return is_ood.long() * score.reason
+        terms = self._call(score.terms, logits)
+        # Of two terms that add up to less than the threshold one is below half of it. NaN is low.
+        low = ~(terms >= self.threshold / 2) | (terms <= terms.amin(dim=1, keepdim=True))
+        return is_ood.long() * (low[:, 0].long() + 2 * low[:, 1].long())
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: everything but the model, which is saved by itself."""
@@ -322,6 +371,7 @@ class OODDetector:
             "acceptance_rate": self.acceptance_rate,
             "calibration": self._calibration.clone(),
             "fit": self._fit,
+            "has_reference": self._has_reference,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
@@ -339,44 +389,6 @@ class OODDetector:
         self.input_shape = None if shape is None else tuple(shape)
         self.acceptance_rate = self.threshold = None
         self._calibration, self._fit = state["calibration"].cpu(), state["fit"]
+        self._has_reference = state["has_reference"]
         rate = state["acceptance_rate"]
         return self if rate is None else self.accepting(rate)
-
-
-_UNFITTED = "the detector has no threshold yet: call `fit(x_calibration)` first"
-
-
-def _check_acceptance_rate(acceptance_rate: float, num_calibration: int) -> None:
-    check_number("acceptance_rate", acceptance_rate, "(0, 1)")
-    needed = smallest_calibration(acceptance_rate)
-    if num_calibration < needed:
-        refuse(
-            "x_calibration",
-            f"hold at least {needed} inputs for an acceptance rate of {acceptance_rate:g}",
-            num_calibration,
-        )
-
-
-def _check_nan(scores: Tensor) -> None:
-    if bool(scores.isnan().any()):
-        refuse("scores", "be numbers", f"NaN for input {int(scores.isnan().nonzero()[0])}")
-
-
-def _check_units(x: Tensor, model: JEM) -> None:
-    """Refuse inputs said to be in-distribution that mostly leave the domain by its width.
-
-    Those of bytes for a network of [-1, 1] do in every value that is not black. An honest table
-    of many columns has a few such values in most of its rows.
-    """
-    bounds = model.bounds(x.device)
-    if bounds is None:
-        return
-    low, high = bounds
-    far = (x < 2 * low - high) | (x > 2 * high - low)
-    if far[x != 0].float().mean() > 0.5:  # the ground of a picture is 0 in many units
-        refuse(
-            "x_calibration",
-            f"lie within [{float(low.min()):.4g}, {float(high.max()):.4g}]",
-            f"[{float(x.min()):.4g}, {float(x.max()):.4g}]",
-            "`model.preprocess` brings raw data to the network's units",
-        )

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from jem.checks import check_integer, check_number
 from jem.errors import InputError
+from jem.evaluation.ood.fisher import combined, log_p_values, p_value_maps
 from jem.model import JEM, on_model
 from jem.sampling.langevin import LangevinStep, energy_and_gradient, sgld_chain
 from jem.sampling.moments import tied_moments
@@ -26,6 +27,9 @@ numbers for `knn`, F x F for `mahalanobis`, with N training inputs of F features
 # The step of `energy_change` for a model without sampler settings: inputs on the scale of one.
 DEFAULT_STEP = LangevinStep(step_size=0.1, noise_std=0.0, max_rms=0.1)
 
+REASONS = ("", "unlike the data", "between classes", "both")
+"""Why an input is flagged, or "" if it is not: low density is 1, low confidence 2, both add up."""
+
 
 @dataclass(frozen=True)
 class Score:
@@ -33,19 +37,26 @@ class Score:
 
     Attributes:
         needs: "logits": `function(logits)`, the logits of shape (B, K). "features":
-            `function(features, fit)`, the features of shape (B, F) with what `fit` kept.
-            "input_gradients": `function(x, model)`, inputs of shape (B, *shape) with the model.
+            `function(features)`, the features of shape (B, F). "input_gradients":
+            `function(x, model)`, inputs of shape (B, *shape) with the model.
         function: Gives scores of shape (B,). Its options are keywords.
-        fit: For a score of the features: `fit(features, labels)` of the training data gives the
-            tensors that the function compares with.
-        of_density: Whether only the density counts. Such a score works with one output (K = 1),
-            and not on a network that ends in a softmax.
+        fit: `fit(logits, labels)`, or of features, gives the tensors that the function compares
+            with; it then takes them as a second argument.
+        fitted_on: The part of the data that `fit` is for.
+        of_density: Whether the density counts. Such a score works with one output (K = 1), and
+            not on a network that ends in a softmax.
+        reason: What a flagged input is, as an index of `REASONS`.
+        terms: For a sum of two scores, one of the density and one of the confidence: the
+            function that gives both, shape (B, 2). Those that are low then say the reason.
     """
 
     needs: Literal["logits", "features", "input_gradients"]
     function: Callable[..., Tensor]
     fit: Callable[[Tensor, Tensor], Fit] | None = None
+    fitted_on: Literal["train", "validation"] = "train"
     of_density: bool = False
+    reason: int = 1
+    terms: Callable[..., Tensor] | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -308,11 +319,19 @@ def mahalanobis(features: Tensor, gaussians: Fit) -> Tensor:
 
 
 SCORES: dict[str, Score] = {
+    "combined": Score(
+        "logits",
+        combined,
+        fit=p_value_maps,
+        fitted_on="validation",
+        of_density=True,
+        terms=log_p_values,
+    ),
     "log_density": Score("logits", log_density, of_density=True),
-    "max_probability": Score("logits", max_probability),
+    "max_probability": Score("logits", max_probability, reason=2),
     "max_logit": Score("logits", max_logit),
-    "entropy": Score("logits", entropy),
-    "gen": Score("logits", gen),
+    "entropy": Score("logits", entropy, reason=2),
+    "gen": Score("logits", gen, reason=2),
     "approximate_mass": Score("input_gradients", approximate_mass, of_density=True),
     "energy_change": Score("input_gradients", energy_change, of_density=True),
     "knn": Score("features", knn, fit=neighbour_bank),

@@ -28,7 +28,7 @@ def test_a_row_that_one_column_makes_foreign_names_that_column(customers, column
     classifier, frame = customers
     passes = frame[~classifier.is_ood(frame)][:40].copy()
     passes[column] = passes[column] * 100 + 100
-    assert set(classifier.foreign_columns(passes)) == {(named,)}
+    assert {columns[0] for columns in classifier.foreign_columns(passes)} == {named}
 
 
 def test_rows_that_pass_name_nothing_and_rows_with_many_foreign_columns_name_three(customers):

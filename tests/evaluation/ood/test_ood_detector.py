@@ -21,7 +21,9 @@ class FirstColumn(nn.Module):
 
 
 def detector_on(scores, acceptance_rate=0.95):
-    return OODDetector(JEM(FirstColumn())).fit(column(scores), acceptance_rate=acceptance_rate)
+    return OODDetector(JEM(FirstColumn()), "log_density").fit(
+        column(scores), acceptance_rate=acceptance_rate
+    )
 
 
 def column(scores):
@@ -161,7 +163,8 @@ def test_the_threshold_moves_to_another_share_by_the_same_calibration():
 
 def test_misuse_is_refused():
     model, x = JEM(FirstColumn()), torch.randn(30, 1)
-    for method in (OODDetector(model).is_ood, OODDetector(model).p_value):
+    unfitted = OODDetector(model, "log_density")
+    for method in (unfitted.is_ood, unfitted.p_value, unfitted.reason):
         with pytest.raises(InputError, match="call `fit"):
             method(x)
     for acceptance_rate in (0.0, 1.0, float("nan")):
@@ -170,10 +173,20 @@ def test_misuse_is_refused():
     with pytest.raises(InputError, match="K = 1"):
         OODDetector(model, "gen").fit(x)
     with pytest.raises(InputError, match="shape"):
-        OODDetector(model).fit(x).score(torch.zeros(2, 3))
+        OODDetector(model, "log_density").fit(x).score(torch.zeros(2, 3))
     for no_model in (nn.Linear(2, 3), "model"):
         with pytest.raises(InputError, match=r"jem\.JEM"):
             OODDetector(no_model)
+
+
+def test_the_combined_score_says_what_it_lacks():
+    model, x = JEM(FirstColumn()), torch.randn(38, 1)
+    with pytest.raises(InputError, match=r"pass reference=\(x, y\), of the validation part"):
+        OODDetector(model).score(x)
+    with pytest.raises(InputError, match=r"at least 38 inputs .* half as many will do"):
+        OODDetector(model).fit(x[:37])
+    assert OODDetector(model).fit(x).num_calibration == 19
+    assert OODDetector(model, reference=(x, None)).fit(x[:19]).num_calibration == 19
 
 
 def test_calibration_inputs_in_other_units_are_refused():
@@ -224,7 +237,7 @@ def test_many_skewed_columns_are_no_other_units():
     low, high = splits.domain
     far = (splits.calibration.x > 2 * high - low).any(dim=1)
     assert far.float().mean() > 0.5  # a value far out in most rows
-    assert OODDetector(model).fit(splits.calibration.x).threshold is not None
+    assert OODDetector(model, "max_logit").fit(splits.calibration.x).threshold is not None
     with pytest.raises(InputError, match="`x_calibration`"):
         OODDetector(model).fit(splits.calibration.x * 1000)
 
@@ -240,4 +253,5 @@ def test_a_network_that_ends_in_a_softmax_has_no_density(last, frozen):
     head = FactoredHead(2, 3)
     with torch.no_grad():  # log p(x) begins as a constant
         head.linear.weight[-1:], head.linear.bias[-1:] = 0, 0
-    assert OODDetector(JEM(head)).fit(x).threshold == pytest.approx(0, abs=1e-5)
+    detector = OODDetector(JEM(head), "log_density").fit(x)
+    assert detector.threshold == pytest.approx(0, abs=1e-5)
