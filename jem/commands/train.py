@@ -76,7 +76,20 @@ def train(argv: list[str]) -> int:
     for name in ("best.pt", "samples.png", "report.html"):
         if (out / name).exists() and (flags.report or name != "report.html"):
             print(f"{name + ':':11} {out / name}")
-    return 0
+    return _status(fitted, splits, out)
+
+
+def _status(fitted: dict[Path, JEM], splits: DataSplits, out: Path) -> int:
+    """Exit status of a run that came to its end: 1, and a line, if its classifier is useless."""
+    from jem.runs.folder import RunFolder
+    from jem.training.safeguards import why_useless
+
+    folder = RunFolder(out)
+    given = folder.read_config().get("as_given")
+    doubt = "" if given else why_useless(fitted[folder.model], splits.validation)
+    if doubt:
+        print(f"jem: {doubt}", file=sys.stderr)
+    return 1 if doubt else 0
 
 
 def default_folder(parent: Path, stem: str, resume: bool) -> Path:

@@ -338,3 +338,29 @@ def validate(
             "valid_nll_se": spread,
         }
     return metrics
+
+
+def why_useless(model: JEM, examples: DataPart | LazyPart) -> str:
+    """Say that a classifier knows no more of held-out examples than how frequent classes are.
+
+    Its accuracy must be no better than that of the commonest class *and* its NLL no better than
+    the entropy of the classes: with one rare class, a good classifier may well miss the first.
+
+    Args:
+        model: The trained model.
+        examples: Held-out examples.
+
+    Returns:
+        A sentence; empty if the model does better, or has no classes.
+    """
+    found = validate(model, examples, 256)
+    shares = examples.y.bincount() / len(examples)
+    commonest, entropy = float(shares.max()), float(torch.special.entr(shares).sum())
+    accuracy, nll = found.get("valid_accuracy", 2.0), found.get("valid_nll", 0.0)
+    if accuracy > commonest or nll < entropy:
+        return ""
+    return (
+        f"the classifier is useless on validation examples: accuracy {accuracy:.3f}, NLL "
+        f"{nll:.3f}; class frequencies alone give {commonest:.3f} and {entropy:.3f}; train "
+        "longer, or with another --learning-rate or a smaller --generative-weight"
+    )

@@ -54,6 +54,17 @@ def quick_run(run, tmp_path_factory):
 # -- what it makes --------------------------------------------------------------------------------
 
 
+def test_a_useless_model_ends_with_status_1_and_says_so(run, tmp_path, capsys):
+    """All inputs are alike, so labels cannot be learned; the run and its model are kept."""
+    np.savez(
+        tmp_path / "same.npz", x=np.tile([[0.0, 1.0], [1.0, 0.0]], (60, 1)), y=[0, 0, 1, 1] * 30
+    )
+    out = tmp_path / "run"
+    assert run("train", "--data", tmp_path / "same.npz", "--out", out, *QUICK) == 1
+    assert "jem: the classifier is useless on validation" in capsys.readouterr().err
+    assert (out / "model.pt").exists()
+
+
 def test_a_run_explains_itself_and_has_a_control(quick_run):
     names = {path.name for path in quick_run.iterdir()}
     assert {"config.json", "metrics.jsonl", "checkpoints", "samples.png", "control"} <= names

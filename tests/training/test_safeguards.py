@@ -12,7 +12,7 @@ from jem.objectives import Energies, Terms
 from jem.sampling.buffer import Draw
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
-from jem.training.safeguards import check_modes, give_up, is_healthy, mask_gradients
+from jem.training.safeguards import check_modes, give_up, is_healthy, mask_gradients, why_useless
 from jem.training.steps import ProposedChains, StepResult
 from jem.training.trainer import Trainer
 
@@ -155,6 +155,37 @@ def test_a_run_whose_network_forgets_in_evaluation_mode_ends_with_an_error(name,
 def test_a_run_in_evaluation_mode_is_not_asked_for_what_training_mode_gives():
     recipe = replace(RECIPES["fast"], epochs=1, freeze_norm_and_dropout=True)
     Trainer(JEM(InEvaluation(0.0)), recipe, device="cpu").fit((INPUTS, LABELS))
+
+
+class Always(nn.Module):
+    """The same logits for every input, and the input added to them."""
+
+    def __init__(self, logits, factor=0.0):
+        super().__init__()
+        self.logits, self.factor = nn.Parameter(torch.tensor(logits)), factor
+
+    def forward(self, x):
+        return self.logits + self.factor * x
+
+
+@pytest.mark.parametrize(
+    ("logits", "factor", "useless"),
+    [
+        ([0.0, 0.0, 0.0, 0.1], 0.0, True), ([9.0, 0.0, 0.0, 0.0], 0.0, True),
+        ([0.0, 0.0, 0.0, 0.1], 0.1, False), ([0.0, 0.0, 0.0, 2.8], 1.0, False),
+    ],
+)  # fmt: skip
+def test_a_classifier_that_knows_class_frequencies_alone_is_called_useless(
+    logits, factor, useless
+):
+    """The last may miss what is rare, and still says more of its inputs than frequencies do."""
+    labels = torch.where(torch.arange(64) < 50, 3, LABELS)
+    x = nn.functional.one_hot(labels, 4).float()
+    found = why_useless(JEM(Always(logits, factor)), as_part((x, labels)))
+    assert bool(found) is useless
+    if useless:
+        assert "class frequencies alone give" in found
+    assert not why_useless(JEM(nn.Linear(4, 1)), as_part((x, 0 * labels)))
 
 
 # -- what cannot be trained beside chains ---------------------------------------------------------
