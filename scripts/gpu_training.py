@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 import jem
-from jem.data import ood_sets
+from jem.data import shifts
 from jem.data.splits import DataSplits
 from jem.evaluation.calibration import calibration_report
 from jem.model import batched_logits, log_density
@@ -89,7 +89,7 @@ def measured(session: Session, model: jem.JEM) -> Figures:
         report = calibration_report(values.softmax(dim=1), splits.test.y, num_bootstrap=0)
         found |= {f"nll{suffix}": report.nll, f"ece{suffix}": report.ece}
     found["accuracy"] = report.accuracy
-    for make in (ood_sets.uniform_noise, ood_sets.photo_patches, ood_sets.letters):
+    for make in (shifts.uniform_noise, shifts.photo_patches, shifts.letters):
         other = make(16 if session.tiny else 1000, SHAPE, seed=0)
         others = batched_logits(model, other, 1000).cpu()
         inside = torch.cat([torch.ones(len(logits)), torch.zeros(len(others))])

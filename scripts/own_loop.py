@@ -54,7 +54,7 @@ def measure(model: jem.JEM, data: DataSplits) -> Result:
     model.eval()
     x, labels = data.test[:]
     accuracy = float((model.predict_proba(x).argmax(dim=1).cpu() == labels).double().mean())
-    detector = jem.OODDetector(model)
+    detector = jem.OODDetector(model, "log_density")
     ood_sets = letters(1000, data.input_shape, seed=0)
     auroc = jem.ood_metrics(detector.score(x), detector.score(ood_sets)).auroc
     return Result(model, accuracy, auroc)

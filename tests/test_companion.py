@@ -164,7 +164,7 @@ def test_checkpoints_hold_the_energy_network_alone_and_the_model_file_all(traine
     size = sum(v.numel() for v in trained.before.values() if v.is_floating_point())
     assert newest.stat().st_size < 4 * size / 2
     path = trained.folder / "model.pt"
-    detector = jem.OODDetector(trained.model).fit(examples()[0])
+    detector = jem.OODDetector(trained.model).fit(examples()[0], acceptance_rate=0.9)
     jem.save(trained.model, path, detector=detector)
     x, _ = examples(7)
     expected = trained.model.predict_proba(x)
@@ -236,7 +236,7 @@ def test_counterfactuals_and_onnx_files_work_with_a_module(trained, tmp_path):
     found = jem.counterfactual(trained.model, x, max_energy=100.0)
     said = trained.model.predict_proba(found.x).argmax(dim=1)
     assert (said != trained.model.predict_proba(x).argmax(dim=1))[found.success].all()
-    detector = jem.OODDetector(trained.model).fit(examples()[0])
+    detector = jem.OODDetector(trained.model).fit(examples()[0], acceptance_rate=0.9)
     jem.export_onnx(trained.model, tmp_path / "model.onnx", detector=detector)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     logits, energy, flagged = session.run(["logits", "energy", "is_ood"], {"inputs": x.numpy()})

@@ -48,8 +48,8 @@ Array = npt.NDArray[Any]
 BATCH_SIZE = 512
 """Inputs computed at once in prediction."""
 BLOCK = 16
-"""Prediction pads batches to a multiple of this: matrix products of few rows round differently,
-and the last bits of a row would depend on how many rows stand beside it."""
+"""Prediction pads batches to a multiple of this: products of few rows round differently, and the
+last bits of a row would depend on how many rows stand beside it."""
 
 
 class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -182,8 +182,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.model_, self._format = model.to("cpu"), RawFormat.of(raw)
         self.detector_ = self.temperature_ = None
         if splits.calibration:
-            share = self.acceptance_rate
-            self.detector_ = fit_detector(self.model_, splits, acceptance_rate=share)
+            self.detector_ = fit_detector(model, splits, acceptance_rate=self.acceptance_rate)
         if self.calibrate and (splits.validation or splits.calibration):
             self.temperature_ = fit_temperature(self.model_, splits)
         return self
@@ -240,7 +239,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def predict(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Most probable class of each input, shape (N,), as in `classes_`."""
-        return np.asarray(self.classes_[self._logits_of(X).argmax(dim=1).numpy()])
+        indices = self._logits_of(X).argmax(dim=1).numpy()
+        return np.asarray(self.classes_[indices])
 
     def predict_proba(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Class probabilities, shape (N, K), in the order of `classes_`."""
@@ -306,7 +306,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         if labels is not None:
             wanted = np.asarray(labels)
             if wanted.ndim != 1 or not self._known(wanted):
-                refuse("labels", f"be classes among {self.classes_.tolist()}", wanted.tolist())
+                refuse("labels", f"be among {self.classes_.tolist()}", wanted.tolist())
             indices = torch.as_tensor(np.searchsorted(self.classes_, wanted))
         x = draw(self.model_, indices, count=count, seed=random_state)
         assert self.model_.scaling is not None, "set in fit"
@@ -330,8 +330,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X: Test inputs, which trained and chose nothing; as in `fit`.
             y: Their labels, shape (N,).
             X_train: The inputs that `fit` was given: samples are compared with them, and those
-                that it held out fit the temperature and the threshold.
-            y_train: The labels that it was given.
+                that it held out fit temperature and threshold.
+            y_train: Their labels.
             folder: Where to write; made if it is not there.
             control: Another classifier to compare with, such as `JEMClassifier("plain")`, fitted
                 on the same data with the same `random_state` and the same shares held out.

@@ -120,7 +120,7 @@ def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch
     error = len(labels) ** -0.5  # twice the largest standard error of a share
     energies = joint_energy(predicted)
     apart = abs(float(energies.mean() - joint_energy(trained).mean()))
-    allowed = MOST_NATS_APART + float(energies.std())
+    allowed = MOST_NATS_APART + float(energies.std(correction=0))
     lost = right <= chance + error and right_trained - right > (1 - chance) / 2 + error
     if lost or (recipe.generative and not apart <= allowed):
         raise TrainingDivergedError(

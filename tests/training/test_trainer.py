@@ -208,7 +208,7 @@ def test_run_folder_explains_itself(tmp_path, train):
     settled = {
         "augment_noise": 0.0, "init": "mixed", "step_size": 0.05, "noise_std": 0.1,
         "gradient_blur": 0.0, "outlier_count": 0, "sample_steps": 20, "reinit_prob": 0.1,
-        "num_steps": 2,
+        "num_steps": 2, "augment_shift": 0, "augment_flip": False,
     }  # fmt: skip
     assert Recipe(**config["recipe"]) == replace(SMALL, **settled)
     assert config["network"]["name"] == "mlp"
