@@ -71,8 +71,8 @@ class Benchmark:
     """Which embeddings."""
     draws: int = 5
     """Draws of classes that are left out; each has a seed of its own."""
-    first: int = 0
-    """Seed of the first draw; choices were made on draws from 10 on."""
+    first: int = 20
+    """Seed of the first draw; choices were made on draws 0 to 2 and 10 to 12 of `banking77`."""
     models: tuple[str, ...] = ()
     """Names of models; all if left out."""
     root: Path | None = None
