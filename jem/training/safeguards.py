@@ -130,13 +130,17 @@ def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch
             "statistics), use group normalisation, or train longer"
         )
 
+LEAST_RISE = 0.01
+"""Rise of the validation NLL that is no overfitting, in nats, however exact the NLL is: where
+classes are easy, an early epoch may be ahead by less than that with a density not yet trained."""
+
 
 class EpochGuard:
     """Decides which epoch's average training returns, by held-out examples.
 
     Without a margin that is the last epoch, unless it *overfits*: its validation NLL lies above
-    the lowest of any epoch by more than the standard error of that one, and its training NLL below
-    what it was then. Then it is the epoch of the lowest. A rise that training shares, as when the
+    the lowest of any epoch by more than the standard error of that one and `LEAST_RISE`, and its
+    training NLL below what it was then. Then it is the epoch of the lowest. A rise that training shares, as when the
     weight of the density grows, is no overfitting. Training ends where as many epochs in a row
     overfit as `patience` says.
 
@@ -220,7 +224,7 @@ class EpochGuard:
             self.best = {name: metrics[name] for name in names}
             self.best |= {"epoch": self.epoch, "weights": weights}
         if self.margin is None:
-            most = self.best["valid_nll"] + self.best["valid_nll_se"]
+            most = self.best["valid_nll"] + max(self.best["valid_nll_se"], LEAST_RISE)
             overfits = metrics["valid_nll"] > most
             overfits &= metrics["cross_entropy"] < self.best["cross_entropy"]
             self.overfitted = self.overfitted + 1 if overfits else 0

@@ -154,7 +154,7 @@ class RunState:
             "averaged": int(self._average.n_averaged),
             "optimizers": {"parameters": self.optimizer.state_dict()},
             "chains": None if self.chains is None else self._joined(self.chains.buffer),
-            "sums": self.sums,
+            "sums": self.ranks.gather(self.sums),
             "guard": None if self.guard is None else self.guard.state_dict(),
             "generators": self.ranks.gather(generators),
             "progress": asdict(self.progress),
@@ -201,7 +201,7 @@ class RunState:
             torch.mps.set_rng_state(generators["torch mps"])
         if self.chains is not None:
             self.chains.buffer.load_state_dict(self._own(state["chains"]))
-        self.sums.copy_(state["sums"])
+        self.sums.copy_(state["sums"][self.ranks.rank])
         if self.guard is not None:
             self.guard.load_state_dict(state["guard"])
         self.progress = Progress(**state["progress"])
