@@ -130,6 +130,7 @@ def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch
             "statistics), use group normalisation, or train longer"
         )
 
+
 LEAST_RISE = 0.01
 """Rise of the validation NLL that is no overfitting, in nats, however exact the NLL is: where
 classes are easy, an early epoch may be ahead by less than that with a density not yet trained."""
