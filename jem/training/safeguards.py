@@ -141,9 +141,9 @@ class EpochGuard:
 
     Without a margin that is the last epoch, unless it *overfits*: its validation NLL lies above
     the lowest of any epoch by more than the standard error of that one and `LEAST_RISE`, and its
-    training NLL below what it was then. Then it is the epoch of the lowest. A rise that training shares, as when the
-    weight of the density grows, is no overfitting. Training ends where as many epochs in a row
-    overfit as `patience` says.
+    training NLL below what it was then. Then it is the epoch of the lowest. A rise that training
+    shares, as when the weight of the density grows, is no overfitting. Training ends where as many
+    epochs in a row overfit as `patience` says.
 
     With a margin it is the last epoch whose accuracy is at most so far below that before training:
     the model as it was given, if none was. Every other epoch halves the weight of the density from
