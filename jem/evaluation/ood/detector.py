@@ -78,8 +78,9 @@ class OODDetector:
         (2023), arXiv:2104.08279, for OOD tests by conformal p-values.
 
     Example:
-        >>> x = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
-        >>> detector = OODDetector(JEM(torch.nn.Linear(2, 3))).fit(x, acceptance_rate=0.9)
+        >>> x, validation = torch.randn(2, 200, 2).unbind()
+        >>> model = JEM(torch.nn.Linear(2, 3))
+        >>> detector = OODDetector(model, reference=(validation, None)).fit(x, acceptance_rate=0.9)
         >>> detector.is_ood(x).sum().item()  # r - 1, for r = 20
         19
         >>> detector.p_value(x[0]).shape
