@@ -1,18 +1,12 @@
-"""Base distributions: what chains begin from. Each one draws points and knows its log-density.
-
-Since they have a `log_prob`, they also serve as the noise of noise contrastive estimation and as
-the base of annealed importance sampling.
-"""
+"""Base distributions: what chains begin from."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import LowRankMultivariateNormal
 
 from jem.checks import refuse
 from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
@@ -43,13 +37,6 @@ class BaseDistribution(nn.Module):
             labels: The class of each point, shape (count,); distributions that know no classes
                 ignore it. None draws classes at their frequencies.
             generator: Source of all randomness.
-        """
-        raise NotImplementedError  # every distribution below has its own
-
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Normalised log-density of points (B, *shape), in nats, shape (B,).
-
-        With labels, shape (B,), the density given the class; None sums the classes out.
         """
         raise NotImplementedError  # every distribution below has its own
 
@@ -117,16 +104,6 @@ class UniformBase(BaseDistribution):
         noise.uniform_(-1.0, 1.0, generator=generator)
         return noise, self.low.to(noise), self.high.to(noise)
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Minus the log-volume of the box inside it, -inf outside; shape (B,), nats."""
-        # Compared without arithmetic: chains clipped to the box lie exactly on its faces.
-        inside = ((x >= self.low.to(x)) & (x <= self.high.to(x))).flatten(1).all(dim=1)
-        constant = torch.full((len(x),), -self._log_volume(), dtype=x.dtype, device=x.device)
-        return torch.where(inside, constant, -math.inf)
-
-    def _log_volume(self) -> float:
-        return float((self.high - self.low).double().log().sum())
-
 
 class ContrastBase(UniformBase):
     r"""Uniform noise whose contrast is itself random: from nearly flat to full.
@@ -149,24 +126,6 @@ class ContrastBase(UniformBase):
         contrast.uniform_(self.min_contrast, 1.0, generator=generator)
         return (low + high) / 2 + per_row(contrast, noise) * noise * (high - low) / 2
 
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        r"""Log-density in closed form, shape (B,), nats: the contrast is integrated out.
-
-        With D components, M = max_i |x_i - m_i| / h_i and a = max(M, 0.05), the density is the
-        integral of s^-D over [a, 1], over 0.95 times the volume of the box.
-        """
-        low, high = self.low.to(x), self.high.to(x)
-        dim = low.numel()
-        largest = ((2 * x - low - high) / (high - low)).flatten(1).abs().amax(dim=1)
-        log_a = largest.clamp_min(self.min_contrast).log()
-        if dim == 1:
-            log_integral = (-log_a).log()
-        else:
-            power = (dim - 1) * log_a  # log of a^(D-1), which itself would underflow
-            log_integral = -power + torch.log(-torch.expm1(power)) - math.log(dim - 1)
-        constant = math.log(1 - self.min_contrast) + self._log_volume()
-        return torch.where(largest < 1, log_integral - constant, -math.inf)
-
 
 class GaussianBase(BaseDistribution):
     r"""One Gaussian for each class, of low rank plus a diagonal (the initialisation of JEM++).
@@ -174,7 +133,7 @@ class GaussianBase(BaseDistribution):
     .. math:: x \mid y \sim N(\mu_y, W_y W_y^\top + \mathrm{diag}(d_y))
 
     A full covariance would take 3.8 GB for CIFAR-100 and is rank-deficient there. Samples are
-    clipped to the bounds; `log_prob` is that of the unclipped Gaussian.
+    clipped to the bounds.
 
     Args:
         means: mu, shape (K, *shape).
@@ -271,20 +230,6 @@ class GaussianBase(BaseDistribution):
                 flat += (z * (labels == k)[:, None]) @ factor.T
         means = self.means.to(device)[labels]
         return clip_to_bounds(means + flat.view_as(means), self.bounds)
-
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Log-density of the unclipped Gaussians; see `BaseDistribution.log_prob`."""
-        factors = self.factors
-        if not factors.shape[2]:  # torch's own takes R >= 1
-            factors = torch.zeros_like(self.variances)[:, :, None]
-        means = self.means.flatten(1)
-        gaussian = LowRankMultivariateNormal(
-            means.to(x), factors.to(x), self.variances.to(x), validate_args=False
-        )
-        given: Tensor = gaussian.log_prob(x.flatten(1)[:, None])  # (B, K)
-        if labels is not None:
-            return given.gather(1, labels[:, None]).squeeze(1)
-        return torch.logsumexp(given + self.frequencies.to(x).log(), dim=1)
 
     def complete(
         self,
@@ -383,9 +328,3 @@ class MixtureBase(BaseDistribution):
         for index, draw in enumerate(draws[1:], start=1):
             x = torch.where(per_row(choice == index, x), draw, x)
         return x
-
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Log-density of the mixture, shape (B,), nats."""
-        pairs = zip(self.parts, self.weights, strict=True)
-        given = [part.log_prob(x, labels) + math.log(weight) for part, weight in pairs]
-        return torch.logsumexp(torch.stack(given), dim=0)

@@ -33,8 +33,6 @@ class SmoothNoiseBase(BaseDistribution):
     even ground, short ones give texture, small contrast nearly flat pictures: regions that chains
     which began at uniform noise never visit, and where the density is then left undecided.
 
-    Samples are clipped to the domain; `log_prob` is that of the unclipped field.
-
     Args:
         low: Lower bound of the domain, a number.
         high: Upper bound, a number above it.
@@ -78,27 +76,6 @@ class SmoothNoiseBase(BaseDistribution):
         field = per_row(self.stds.to(device)[chosen], white) * _filtered(white, spectra[:, None])
         level = per_row(self.means.to(device)[chosen], white)
         return (level + field).clamp(self.low, self.high)
-
-    def log_prob(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Log-density of the unclipped fields, shape (B,), nats: the mixture over the grid.
-
-        A periodic covariance is diagonal in the Fourier basis, so each component costs one sum
-        over frequencies.
-        """
-        means, stds = self.means.to(x.device, torch.float64), self.stds.to(x.device, torch.float64)
-        length, spectra = self.lengths.to(x.device), self.spectra.to(x.device, torch.float64)
-        channels, height, width = self.shape
-        coefficients = torch.fft.fft2(x.double(), norm="ortho")
-        energy = torch.einsum("bchw,lhw->bl", coefficients.abs().square(), 1 / spectra)
-        # The mean enters the zero frequency alone.
-        offset = means * math.sqrt(height * width)
-        zero = coefficients[..., 0, 0].real  # (B, C)
-        shift = (offset.square() - 2 * zero[:, :, None] * offset).sum(dim=1)  # (B, components)
-        quadratic = energy[:, length] + shift / spectra[length, 0, 0]
-        log_det = channels * spectra.log().sum(dim=(1, 2))[length]
-        scale = x[0].numel() * (2 * stds.log() + math.log(2 * math.pi))
-        given = -0.5 * (quadratic / stds.square() + log_det + scale)
-        return (torch.logsumexp(given, dim=1) - math.log(len(means))).to(x.dtype)
 
 
 def smooth_fields(count: int, height: int, width: int, *, generator: torch.Generator) -> Tensor:

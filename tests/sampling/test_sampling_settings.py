@@ -44,7 +44,6 @@ def test_base_distributions_come_back_equal(base):
     x, y = (b.sample(20, generator=torch.Generator().manual_seed(2)) for b in (base, again))
     assert type(again) is type(base)
     assert torch.equal(x, y)
-    assert torch.equal(base.log_prob(x), again.log_prob(x))
 
 
 def test_an_unknown_kind_is_refused():
