@@ -5,13 +5,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import Tags, check_random_state, column_or_1d
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from jem.errors import InputError, TrainingInterrupted
 from jem.estimator.data import (
     RawFormat,
     call_of,
+    callers_level,
+    class_indices,
     class_weights,
     content_hash,
     divide,
@@ -43,6 +45,9 @@ from jem.training.recipes import recipe_from
 from jem.training.state import FitResult
 from jem.training.trainer import Trainer
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 Array = npt.NDArray[Any]
 
 BATCH_SIZE = 512
@@ -50,6 +55,9 @@ BATCH_SIZE = 512
 BLOCK = 16
 """Prediction pads batches to a multiple of this: products of few rows round differently, and the
 last bits of a row would depend on how many rows stand beside it."""
+
+OF_RECIPE = ("epochs", "learning_rate", "generative_weight")
+"""Arguments that change the recipe."""
 
 
 class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -62,9 +70,10 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     that train the density have no weights, and follow the model from its first update.
 
     Args:
-        recipe: Name of a recipe, or a `jem.Recipe`. A search over settings goes over recipes:
-            `{"recipe": [replace(jem.RECIPES["fast"], learning_rate=r) for r in (1e-3, 2e-3)]}`.
+        recipe: Name of a recipe, or a `jem.Recipe`: other settings than those below go here.
         epochs: Passes over the training data; what the recipe says if None.
+        learning_rate: Of the optimiser, above 0; what the recipe says if None.
+        generative_weight: Weight of the density beside the classes; what the recipe says if None.
         network: A module (copied, and trained on from the weights it has), or a function (shape,
             number of classes) -> module, which a pickle needs to find by name. It takes images as
             (B, C, H, W) in [-1, 1], standardised rows as (B, D). Chosen by the shape if None.
@@ -72,7 +81,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         class_weight: Weight of each class in the cross-entropy: None for equal weights,
             `"balanced"` for N / (K * count), or a dict label -> weight above 0, 1 for labels it
             leaves out. The density is that of the data as they are.
-        acceptance_rate: Share of in-distribution inputs that `is_ood` accepts.
+        acceptance_rate: Share of in-distribution inputs that `is_ood` accepts; may be set anew
+            after `fit`.
         calibration_fraction: Share of the data held out from training for the threshold of
             `is_ood`; 0 holds out none. It grows, up to a quarter, to what `acceptance_rate`
             needs (19 for 0.95). Where that is not enough, nothing is held out and `is_ood` raises.
@@ -114,6 +124,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         recipe: str | Recipe = "fast",
         *,
         epochs: int | None = None,
+        learning_rate: float | None = None,
+        generative_weight: float | None = None,
         network: nn.Module | NetworkFactory | None = None,
         channels: Literal["first", "last"] | None = None,
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
@@ -127,6 +139,8 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.recipe = recipe
         self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.generative_weight = generative_weight
         self.network = network
         self.channels = channels
         self.class_weight = class_weight
@@ -162,7 +176,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_number("acceptance_rate", self.acceptance_rate, "(0, 1)")
         check_number("calibration_fraction", self.calibration_fraction, "[0, 0.5)")
         check_number("validation_fraction", self.validation_fraction, "[0, 0.5)")
-        recipe = recipe_from(self.recipe, {} if self.epochs is None else {"epochs": self.epochs})
+        asked = {name: getattr(self, name) for name in OF_RECIPE}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        recipe = recipe_from(self.recipe, changes)
         raw, labels = self._training_arrays(X, y)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._data_hash = content_hash(raw, labels)
@@ -179,7 +195,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         result = self._train(model, splits, recipe)
         self.history_, self._result = result.epochs, result
         self.n_iter_ = len(self.history_)
-        self.model_, self._format = model.to("cpu"), RawFormat.of(raw)
+        self.model_, self._format = model.to("cpu"), RawFormat.of(raw, X)
         self.detector_ = self.temperature_ = None
         if splits.calibration:
             self.detector_ = fit_detector(model, splits, acceptance_rate=self.acceptance_rate)
@@ -259,13 +275,10 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def is_ood(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Whether inputs are unlike the data or between classes, booleans (N,)."""
-        return np.asarray(self._reasons(X) != "")
+        return np.asarray(self.ood_reason(X) != "")
 
     def ood_reason(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Why inputs are flagged, texts (N,): "" if not, else as `jem.OODDetector.reason`."""
-        return self._reasons(X)
-
-    def _reasons(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         return np.asarray(self._detector().reason(x := self._inputs(X), self._logits(x)))
 
     def foreign_columns(self, X: npt.ArrayLike) -> list[tuple[str, ...]]:  # noqa: N803
@@ -275,11 +288,19 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """
         return foreign_columns(self._detector(), self._inputs(X))
 
+    def p_value(self, X: npt.ArrayLike) -> Array:  # noqa: N803
+        """P-values, shape (N,): the share of inputs like the data that score as low.
+
+        `is_ood` flags those of at most 1 - `acceptance_rate`. Raises as `is_ood`.
+        """
+        detector, x = self._detector(), self._inputs(X)
+        return np.asarray(detector.verdict(detector.score(x, self._logits(x))).p_value)
+
     def _detector(self) -> OODDetector:
         check_is_fitted(self, "model_")
         if self.detector_ is None:
             raise no_threshold(self.calibration_fraction, self.acceptance_rate, len(self.classes_))
-        return self.detector_
+        return self.detector_.accepting(self.acceptance_rate)
 
     def sample(
         self,
@@ -287,7 +308,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         count: int | None = None,
         random_state: int = 0,
-    ) -> Array:
+    ) -> Array | DataFrame:
         """Draw inputs.
 
         Args:
@@ -296,7 +317,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             random_state: Sample i depends on it, i and its label alone.
 
         Returns:
-            Inputs in the units, axes and type of `X` in training, shape (B, ...).
+            Inputs in the units, axes and type of `X` in training, shape (B, ...). Rows of a table
+            lie within the ranges of its columns; columns of whole numbers and of categories
+            (one-hot) are that again.
 
         Raises:
             InputError: If a label is unknown, or the recipe trained no density.
@@ -304,10 +327,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         indices = None
         if labels is not None:
-            wanted = np.asarray(labels)
-            if wanted.ndim != 1 or not self._known(wanted):
-                refuse("labels", f"be among {self.classes_.tolist()}", wanted.tolist())
-            indices = torch.as_tensor(np.searchsorted(self.classes_, wanted))
+            indices = class_indices("labels", np.asarray(labels), self.classes_, len(labels))
         x = draw(self.model_, indices, count=count, seed=random_state)
         assert self.model_.scaling is not None, "set in fit"
         return self._format.restore(x, self.model_.scaling)
@@ -345,34 +365,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Warns:
             UserWarning: If rows of `X` are rows of `X_train` too.
         """
-        from jem.estimator.report import subject_of
-        from jem.progress import ProgressBar
-        from jem.report.page import write_report
+        from jem.estimator.report import write
 
-        subject = subject_of(self, (X, y), (X_train, y_train), control)
-        with ProgressBar("measuring", quiet=not self.verbose) as bar:
-            return write_report(
-                subject.model,
-                subject.splits,
-                folder,
-                title="Report on the classifier",
-                control=subject.control,
-                run=subject.run,
-                acceptance_rate=self._division["acceptance_rate"],
-                progress=lambda section: bar.stage(f"measuring {section}"),
-            )
-
-    def _indices(self, name: str, y: npt.ArrayLike, count: int) -> Tensor:
-        """Class indices (N,) of labels as the user has them."""
-        labels = column_or_1d(y)
-        if len(labels) != count or not self._known(labels):
-            got = f"{len(labels)} of {list(dict.fromkeys(labels.tolist()))[:10]}"
-            refuse(name, f"hold {count} labels among {self.classes_.tolist()}", got)
-        return torch.as_tensor(np.searchsorted(self.classes_, labels))
-
-    def _known(self, labels: Array) -> bool:
-        """Whether labels are classes; numpy would take the text "3" for the number 3."""
-        return set(labels.tolist()) <= set(self.classes_.tolist())
+        return write(self, folder, (X, y), (X_train, y_train), control)
 
     # -- helpers ----------------------------------------------------------------------------------
 
@@ -390,7 +385,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         x = self.model_.preprocess(raw)
         assert self.model_.scaling is not None, "set in fit"
         if doubt := unit_warning(raw, x, self.model_.scaling, self.model_.domain):
-            warnings.warn(doubt, stacklevel=4)  # where a method of this class was called
+            warnings.warn(doubt, stacklevel=callers_level())
         return x
 
     def _logits(self, x: Tensor) -> Tensor:

@@ -7,7 +7,8 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import joblib
 import numpy as np
@@ -24,12 +25,68 @@ from jem.data.scaling import Scaling
 from jem.data.splits import DataSplits
 from jem.errors import InputError
 from jem.evaluation.statistics import smallest_calibration
+from jem.sampling.outliers import column_groups
 from jem.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
 
 Array = npt.NDArray[Any]
 
 LARGEST_SHARE = 0.25
 """Share of the data that a part may grow to, unless more is asked for."""
+
+
+@dataclass(frozen=True)
+class TableFormat:
+    """What makes a row of the user's table valid: names, types and ranges of its columns.
+
+    Attributes:
+        like: The table without its rows, as a data frame.
+        framed: Whether the user has a data frame.
+        low: Lowest value of each column of numbers, by its place.
+        high: Highest value.
+        whole: Places of the columns of whole numbers.
+    """
+
+    like: DataFrame
+    framed: bool
+    low: Series
+    high: Series
+    whole: list[int]
+
+    @classmethod
+    def of(cls, X: Any) -> Self:  # noqa: ANN401, N803
+        """Read the format off a table (N, D), a data frame or an array."""
+        import pandas as pd
+
+        framed = isinstance(X, pd.DataFrame)
+        frame = X if framed else pd.DataFrame(np.asarray(X))
+        placed = frame.set_axis(range(frame.shape[1]), axis=1).infer_objects()
+        numbers = placed.select_dtypes(["number", "bool"]).astype(float)
+        whole = [name for name in numbers if (numbers[name].dropna() % 1 == 0).all()]
+        return cls(frame.iloc[:0], framed, numbers.min(), numbers.max(), whole)
+
+    def restore(self, rows: Array | DataFrame) -> Array | DataFrame:
+        """Make rows valid: within the ranges of the columns, whole numbers where they all were.
+
+        Args:
+            rows: Shape (B, D), in the units of the table; a column that is all None is left out.
+
+        Returns:
+            The same as a data frame, or as an array.
+        """
+        import pandas as pd
+
+        frame = pd.DataFrame(rows).set_axis(range(len(self.like.columns)), axis=1)
+        frame = frame.loc[:, [name for name in frame if not frame[name].isna().all()]]
+        for name in self.low.index.intersection(frame.columns):
+            values = frame[name].astype(float).clip(self.low[name], self.high[name])
+            frame[name] = values.round() if name in self.whole else values
+        columns = self.like.columns[frame.columns]
+        types = dict(zip(frame.columns, self.like.dtypes.iloc[frame.columns], strict=True))
+        frame = frame.astype(types).set_axis(columns, axis=1)
+        return frame if self.framed else frame.to_numpy()
 
 
 @dataclass(frozen=True)
@@ -39,15 +96,25 @@ class RawFormat:
     Attributes:
         shape: Shape of one input: (D,), (H, W), (H, W, C) or (C, H, W).
         dtype: Type of its numbers.
+        table: The format of a table, None for images.
+        groups: Places of the parts of each one-hot column of a table.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    table: TableFormat | None = None
+    groups: tuple[list[int], ...] = ()
 
     @classmethod
-    def of(cls, X: Array) -> Self:  # noqa: N803
-        """Read the format off inputs (N, *shape)."""
-        return cls(X.shape[1:], X.dtype)
+    def of(cls, raw: Array, X: npt.ArrayLike | DataFrame | None = None) -> Self:  # noqa: N803
+        """Read the format off inputs (N, *shape), and the names of columns off what they were."""
+        if raw.ndim > 2:
+            return cls(raw.shape[1:], raw.dtype)
+        columns = column_groups(torch.as_tensor(raw.astype(float))).numpy()
+        parts = (np.flatnonzero(columns == group).tolist() for group in np.unique(columns))
+        groups = tuple(group for group in parts if len(group) > 1)
+        table = TableFormat.of(X if hasattr(X, "iloc") else raw)
+        return cls(raw.shape[1:], raw.dtype, table, groups)
 
     def check(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Return images as an array, refusing those of another shape than in training.
@@ -68,7 +135,7 @@ class RawFormat:
             refuse("X", expected, images.shape, hint)
         return images
 
-    def restore(self, x: Tensor, scaling: Scaling) -> Array:
+    def restore(self, x: Tensor, scaling: Scaling) -> Array | DataFrame:
         """Bring network inputs back to raw units, axes and type; all but floats are rounded.
 
         Args:
@@ -76,9 +143,17 @@ class RawFormat:
             scaling: What made them.
 
         Returns:
-            Shape (B, *shape).
+            Shape (B, *shape). Rows of tables are valid: see `TableFormat.restore`; and one part
+            of each one-hot column is on.
         """
         raw: Array = scaling.invert(x.cpu().double()).numpy()
+        if self.table is not None:
+            low, high = self.table.low.to_numpy(), self.table.high.to_numpy()
+            for group in self.groups:
+                on = (raw[:, group] - low[group]) / (high[group] - low[group])
+                chosen = on.argmax(axis=1)[:, None] == np.arange(len(group))
+                raw[:, group] = np.where(chosen, high[group], low[group])
+            return self.table.restore(raw)
         if scaling.layout == "channels_last":
             raw = np.moveaxis(raw, 1, -1)
         if self.dtype.kind == "b":
@@ -209,6 +284,24 @@ def flat(images: Array) -> Array:
     return images.reshape(len(images), math.prod(images.shape[1:]))  # -1 fails where N is 0
 
 
+def class_indices(name: str, labels: Array, classes: Array, count: int) -> Tensor:
+    """Class indices (N,) of labels as the user has them.
+
+    Args:
+        name: What the user calls them.
+        labels: Labels, shape (N,).
+        classes: The K labels that there are, sorted.
+        count: N.
+
+    Raises:
+        InputError: If there are not N, or one is no class; numpy would take the text "3" for 3.
+    """
+    if labels.shape != (count,) or not set(labels.tolist()) <= set(classes.tolist()):
+        got = f"{len(labels)} of {list(dict.fromkeys(labels.ravel().tolist()))[:10]}"
+        refuse(name, f"hold {count} labels among {classes.tolist()}", got)
+    return torch.as_tensor(np.searchsorted(classes, labels))
+
+
 def class_weights(
     wanted: Mapping[Any, float] | str | None, classes: Array, labels: Array
 ) -> Tensor | None:
@@ -230,6 +323,14 @@ def class_weights(
     if not (np.isfinite(weights) & (weights > 0)).all():
         refuse("class_weight", "hold numbers above 0", wanted)
     return torch.as_tensor(weights, dtype=torch.float32)
+
+
+def callers_level() -> int:
+    """Stack level, for a warning, of the code outside of this folder that called into it."""
+    here, level, frame = str(Path(__file__).parent), 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def call_of(estimator: BaseEstimator) -> dict[str, Any]:

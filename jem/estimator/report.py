@@ -4,21 +4,53 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.utils import column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
 from jem.data.splits import DataPart
 from jem.errors import InputError
-from jem.estimator.data import content_hash, images_or_none, rows_shared
+from jem.estimator.data import (
+    callers_level,
+    class_indices,
+    content_hash,
+    images_or_none,
+    rows_shared,
+)
+from jem.progress import ProgressBar
 from jem.report.measure import Subject, TrainingRun
+from jem.report.page import write_report
 
 if TYPE_CHECKING:
     from jem.estimator.classifier import JEMClassifier
 
 Pair = tuple[npt.ArrayLike, npt.ArrayLike]
+
+
+def write(
+    classifier: JEMClassifier,
+    folder: str | Path,
+    tested: Pair,
+    trained: Pair,
+    control: JEMClassifier | None,
+) -> dict[str, Any]:
+    """Measure an estimator and write the report into a folder: see `JEMClassifier.report`."""
+    subject = subject_of(classifier, tested, trained, control)
+    with ProgressBar("measuring", quiet=not classifier.verbose) as bar:
+        return write_report(
+            subject.model,
+            subject.splits,
+            folder,
+            title="Report on the classifier",
+            control=subject.control,
+            run=subject.run,
+            acceptance_rate=classifier.acceptance_rate,
+            progress=lambda section: bar.stage(f"measuring {section}"),
+        )
 
 
 def subject_of(
@@ -40,10 +72,12 @@ def subject_of(
     """
     (X, y), (X_train, y_train) = tested, trained  # noqa: N806
     check_is_fitted(classifier, "model_")
-    test = DataPart(classifier._inputs(X).float(), classifier._indices("y", y, len(np.asarray(X))))
+    of_test = class_indices("y", column_or_1d(y), classifier.classes_, len(np.asarray(X)))
+    test = DataPart(classifier._inputs(X).float(), of_test)
     images, raw = images_or_none(X_train), classifier._format
     train = np.asarray(X_train) if images is None else raw.check(images)
-    indices = classifier._indices("y_train", y_train, len(train)).numpy()
+    labels = column_or_1d(y_train)
+    indices = class_indices("y_train", labels, classifier.classes_, len(train)).numpy()
     train = train.astype(raw.dtype, copy=False)
     if content_hash(train, indices) != classifier._data_hash:
         raise InputError("`X_train` and `y_train` must be what `fit` was given, in its order")
@@ -51,7 +85,7 @@ def subject_of(
         warnings.warn(
             f"{shared:,} of {len(test):,} rows of `X` are rows of `X_train` too, which makes the "
             "figures look too good: give inputs that `fit` has not seen",
-            stacklevel=3,
+            stacklevel=callers_level(),
         )
     if control is not None:
         check_is_fitted(control, "model_")

@@ -90,9 +90,20 @@ def test_it_rejects_with_the_share_asked_for():
     assert 0.02 < flagged.mean() < 0.25
     reasons = classifier.ood_reason(x)
     assert np.array_equal(flagged, reasons != "")
+    assert np.array_equal(flagged, classifier.p_value(x) <= 1 - 0.9)
     assert set(reasons) <= {"", "unlike the data", "between classes", "both"}
     with pytest.warns(UserWarning, match="check the units"):
         assert classifier.is_ood(x + 100 * x.std(axis=0)).mean() > 0.9
+
+
+def test_another_share_may_be_asked_for_after_the_fit():
+    x, y = load_breast_cancer(return_X_y=True)
+    classifier = quick().fit(x, y)
+    stricter = classifier.is_ood(x).mean()
+    assert classifier.set_params(acceptance_rate=0.7).is_ood(x).mean() > stricter + 0.1
+    assert np.array_equal(classifier.is_ood(x), classifier.p_value(x) <= 1 - 0.7)
+    with pytest.raises(InputError, match="at least 999 inputs"):
+        classifier.set_params(acceptance_rate=0.999).is_ood(x)
 
 
 def test_the_threshold_is_set_on_rows_that_training_has_not_seen():
@@ -112,12 +123,11 @@ def test_it_draws_the_classes_asked_for(fitted, iris):
     drawn = fitted.sample([2] * 8 + [0] * 8)
     assert drawn.shape == (16, 4)
     assert (fitted.predict(drawn) == [2] * 8 + [0] * 8).mean() > 0.9
-    low, high = iris[0].min(axis=0), iris[0].max(axis=0)
-    assert (drawn > low - (high - low)).all()  # in the units of the table
-    assert (drawn < high + (high - low)).all()
+    assert (drawn >= iris[0].min(axis=0)).all()  # in the units of the table, and a valid row
+    assert (drawn <= iris[0].max(axis=0)).all()
     assert np.array_equal(drawn[:3], fitted.sample([2, 2, 2]))
     assert fitted.sample(count=3).shape == (3, 4)
-    with pytest.raises(InputError, match=r"among \[0, 1, 2\], got \['2'\]"):
+    with pytest.raises(InputError, match=r"among \[0, 1, 2\], got 1 of \['2'\]"):
         fitted.sample(["2"])
     with pytest.raises(InputError, match="at least 0, got -1"):
         fitted.sample([2], random_state=-1)
@@ -183,7 +193,8 @@ def test_images_on_another_scale_get_one_warning():
     x, y = images(80, dtype=np.uint8)
     classifier = quick(epochs=1, network=narrow).fit(x, y)
     for method in (
-        "predict", "predict_proba", "decision_function", "score_samples", "is_ood", "ood_reason"
+        "predict", "predict_proba", "decision_function", "score_samples", "is_ood", "ood_reason",
+        "p_value",
     ):  # fmt: skip
         with pytest.warns(UserWarning, match="images is 0.99") as caught:
             getattr(classifier, method)(x / 256)
@@ -349,7 +360,7 @@ def test_images_of_another_shape_are_refused():
 
 def test_labels_and_seeds_of_samples_are_checked(fitted):
     for labels in (["2"], ["cat"], [[1]]):
-        with pytest.raises(InputError, match="`labels` must be among"):
+        with pytest.raises(InputError, match="`labels` must hold 1 labels among"):
             fitted.sample(labels)
     for seed in (-1, None):
         with pytest.raises(InputError, match="seed"):

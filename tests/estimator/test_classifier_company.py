@@ -10,13 +10,22 @@ import pytest
 import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import load_iris
+from sklearn.impute import SimpleImputer
 from sklearn.model_selection import GridSearchCV, cross_val_score
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer, StandardScaler
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    Normalizer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    StandardScaler,
+)
 from torch import nn
 
-from jem import RECIPES, JEMClassifier
+import jem
+from jem import RECIPES, InputError, JEMClassifier
 from jem.networks import mlp
 
 VERSION = tuple(int(part) for part in sklearn.__version__.split(".")[:2])
@@ -70,10 +79,15 @@ def test_images_go_through_cross_validation_and_pipelines():
     assert cross_val_score(pipeline, x, y, cv=2).mean() > 0.9
 
 
-def test_grid_search_goes_over_recipes_too(iris):
-    rates = [replace(RECIPES["fast"], learning_rate=rate) for rate in (1e-9, 2e-3)]
-    search = GridSearchCV(quick(epochs=20), {"recipe": rates}, cv=2).fit(*iris)
-    assert search.best_params_ == {"recipe": rates[1]}
+def test_grid_search_goes_over_settings_and_recipes(iris):
+    rates = (1e-9, 2e-3)
+    search = GridSearchCV(quick(epochs=20), {"learning_rate": rates}, cv=2).fit(*iris)
+    assert search.best_params_ == {"learning_rate": 2e-3}
+    recipe = replace(RECIPES["fast"], learning_rate=2e-3)
+    by_recipe = quick(epochs=20, recipe=recipe).fit(*iris).decision_function(iris[0])
+    assert np.array_equal(search.best_estimator_.decision_function(iris[0]), by_recipe)
+    with pytest.raises(InputError, match="`generative_weight` must be at least 0"):
+        quick(generative_weight=-1.0).fit(*iris)
 
 
 @pytest.mark.parametrize("count", [100, 150])  # two classes and three
@@ -96,3 +110,70 @@ def test_data_frames_keep_their_names(iris):
         classifier.predict(frame.rename(columns={"a": "z"}))
     images = np.zeros((8, 4, 4)) + np.arange(8)[:, None, None]
     assert not hasattr(clone(classifier).fit(images, np.arange(8) % 2), "feature_names_in_")
+
+
+@pytest.fixture(scope="module")
+def customers():
+    """A table of customers, and whether they stay."""
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(
+        {
+            "months": rng.integers(0, 72, 240),
+            "plan": rng.choice(["basic", "gold", "pro"], 240),
+            "fee": rng.gamma(3, 20, 240),
+            "paperless": rng.random(240) < 0.5,
+            "region": pandas.Categorical(rng.choice(["north", "south"], 240)),
+            "number": np.arange(240),
+        }
+    )
+    frame.loc[3, "fee"] = np.nan
+    return frame, np.where((frame["plan"] == "gold") & (frame["months"] > 20), "stays", "goes")
+
+
+@pytest.fixture(scope="module")
+def of_customers(customers):
+    columns = make_column_transformer(
+        (make_pipeline(SimpleImputer(), StandardScaler()), ["months", "fee"]),
+        (OneHotEncoder(), ["plan"]),
+        (OrdinalEncoder(), ["region"]),
+        ("passthrough", ["paperless"]),
+    )
+    return jem.make_pipeline(columns, quick(epochs=15)).fit(*customers)
+
+
+def test_a_pipeline_says_of_raw_rows_what_its_last_step_says(of_customers, customers):
+    rows = customers[0]
+    sliced, last = of_customers[:-1].transform(rows), of_customers[-1]
+    assert np.array_equal(of_customers.is_ood(rows), last.is_ood(sliced))
+    assert np.array_equal(of_customers.p_value(rows), last.p_value(sliced))
+    assert np.array_equal(of_customers.ood_reason(rows), last.ood_reason(sliced))
+    in_cents = rows.assign(fee=100 * rows["fee"])
+    foreign = of_customers.is_ood(in_cents)
+    assert foreign.mean() > 0.95
+    named = of_customers.foreign_columns(in_cents)
+    assert sum("fee" in names for names in named) > 0.95 * foreign.sum()
+    copy = pickle.loads(pickle.dumps(of_customers))
+    assert np.array_equal(copy.p_value(rows), of_customers.p_value(rows))
+
+
+def test_samples_of_a_pipeline_are_rows_of_the_users_table(of_customers, customers):
+    rows = customers[0].drop(columns="number")  # which no step has seen
+    drawn = of_customers.sample(["stays"] * 20 + ["goes"] * 20)
+    assert drawn.dtypes.equals(rows.dtypes)
+    for name in ("plan", "region"):
+        assert set(drawn[name]) <= set(rows[name])
+    for name in ("months", "fee"):
+        assert drawn[name].between(rows[name].min(), rows[name].max()).all()
+    assert (of_customers.predict(drawn)[:20] == "stays").mean() > 0.5
+    assert (of_customers.predict(drawn)[20:] == "goes").mean() > 0.9
+
+
+def test_columns_may_be_named_by_place_and_a_step_without_an_inverse_is_refused(iris):
+    x, y = iris
+    columns = make_column_transformer((StandardScaler(), slice(2, 4)), ("drop", [0]))
+    drawn = jem.make_pipeline(columns, quick(epochs=1)).fit(x, y).sample(count=30)
+    assert drawn.shape == (30, 2)
+    assert (drawn >= x[:, 2:].min(axis=0)).all()
+    assert (drawn <= x[:, 2:].max(axis=0)).all()
+    with pytest.raises(InputError, match="Normalizer lacks"):
+        jem.make_pipeline(Normalizer(), quick(epochs=1)).fit(x, y).sample(count=1)

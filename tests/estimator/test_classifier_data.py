@@ -108,6 +108,17 @@ def test_whole_numbers_are_rounded_and_stay_in_their_range():
 def test_truth_values_come_back_as_truth_values():
     scaling = Scaling.of_table(np.array([[0.0], [1.0]]))
     drawn = torch.tensor([[-1.3], [-0.1], [0.1], [1.3]])
-    restored = RawFormat((1,), np.dtype(bool)).restore(drawn, scaling)
+    restored = RawFormat.of(np.array([[False], [True]])).restore(drawn, scaling)
     assert restored.dtype == bool
     assert restored.ravel().tolist() == [False, False, True, True]
+
+
+def test_rows_are_valid_again_with_one_part_of_a_category_and_whole_numbers():
+    table = np.array([[0, 1, 7, 0.5], [1, 0, 9, 2.5], [0, 1, 12, 1.0]])
+    scaling = Scaling.of_table(table)
+    drawn = torch.tensor([[0.9, -0.9, 0.4, 9.0], [0.5, 0.6, -9.0, 0.1]])
+    restored = RawFormat.of(table).restore(drawn, scaling)
+    assert restored[:, :2].tolist() == [[1, 0], [0, 1]]
+    assert restored[:, 2].tolist() == [10, 7]
+    assert restored[0, 3] == 2.5
+    np.testing.assert_allclose(restored[1, 3], table[:, 3].mean() + 0.1 * table[:, 3].std())
