@@ -25,7 +25,6 @@ from jem.networks import network_for
 SAMPLES_A_CLASS = 20
 KINDS = {
     "plain head": {},
-    "plain, chains with a class": {"class_conditional_chains": True},
     "factored head": {"head": "factored"},
 }
 

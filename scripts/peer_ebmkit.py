@@ -76,6 +76,5 @@ def train(model: jem.JEM, splits: DataSplits, seconds: float, seed: int) -> int:
         num_steps=200,
         step=LangevinStep(MOVE["step_size"], MOVE["noise"], grad_clamp=MOVE["clamp"]),
         class_frequencies=torch.full((num_classes,), 1 / num_classes),
-        class_conditional_chains=True,
     )
     return int(trainer.step_count)

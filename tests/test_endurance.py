@@ -49,8 +49,8 @@ CHOICES = {
     "generative_weight": (0.0, 0.3, 1.0), "energy_l2": (0.0, 0.03), "mean_energy_l2": (0.0, 0.01),
     "gap_limit": (None, 2.0), "num_chains": (1, 3, 8), "buffer_size": (8, 24),
     "num_steps": (1, 2, 3), "step_size": (1e-2, 1.0, 100.0), "noise_std": (0.0, 0.01, 1.0),
-    "langevin_grad_clamp": (None, 1.0), "max_rms": (None, 0.1), "clip_to_domain": (False, True),
-    "class_conditional_chains": (False, True), "reinit_prob": (0.0, 0.1, 1.0),
+    "langevin_grad_clamp": (None, 1.0), "clip_to_domain": (False, True),
+    "reinit_prob": (0.0, 0.1, 1.0),
     "checkpoint_every": (1, 5),
 }  # fmt: skip
 

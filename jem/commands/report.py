@@ -232,7 +232,6 @@ def _training_run(run: Run, splits: DataSplits, control: Run | None) -> Training
         control_command="" if as_given else shlex.join([*again, "--control"]),
         config=config,
         chains=chains.get("chains"),
-        chain_labels=chains.get("labels"),
         records=read_metrics(RunFolder(run.path).metrics),
     )
 

@@ -77,21 +77,19 @@ def chain_health(
     x_data: Tensor,
     chains: Tensor,
     *,
-    labels: Tensor | None = None,
     num_steps: int = 400,
     max_chains: int = 64,
     seed: int,
 ) -> ChainHealth:
     """Compare the energy of chains with that of data, and run the chains on.
 
-    Steps are those of `model.sampler`, inside the domain. The energy compared is E(x) for both,
-    also where chains move on E(x, y). The model's mode, parameters and gradients stay as they are.
+    Steps are those of `model.sampler`, inside the domain. The model's mode, parameters and
+    gradients stay as they are.
 
     Args:
         model: A model with sampler settings.
         x_data: Real inputs in the network's units, shape (N, *shape), N >= 2.
         chains: Chains of a buffer, or fresh samples, shape (M, *shape), M >= 2.
-        labels: Class of each chain, shape (M,), for chains that move on E(x, y), or None.
         num_steps: Langevin steps, at least 16.
         max_chains: Run at most this many chains, chosen at random; at least 2.
         seed: Decides the noise and the choice of chains.
@@ -110,19 +108,18 @@ def chain_health(
     if len(chains) > max_chains:
         generator = named_generator(seed, "rows", "chains")
         rows = torch.randperm(len(chains), generator=generator)[:max_chains]
-        chains, labels = chains[rows], None if labels is None else labels[rows]
+        chains = chains[rows]
 
     data = joint_energy(batched_logits(model, x_data)).double().cpu()
     generator = named_generator(seed, "chain health", device=model.device)
     traces: list[Tensor] = []
     with inference(model):
         x = on_model(model, chains)
-        classes = None if labels is None else labels.to(model.device)
 
         def energy(x: Tensor) -> Tensor:
-            logits = model.logits(x)
-            traces.append(joint_energy(logits.detach()))  # E(x), whatever the chains move on
-            return joint_energy(logits, classes)
+            found = model.energy(x)
+            traces.append(found.detach())
+            return found
 
         steps = [settings.step] * num_steps
         energy(sgld_chain(x, energy, steps, generator=generator, bounds=model.bounds()))

@@ -67,7 +67,6 @@ class TrainingRun:
         control_command: How to train again with a control.
         config: Plain values: the configuration, shown as it is.
         chains: Persistent chains at the end of training, (M, *shape), if there are any.
-        chain_labels: Their classes (M,), where chains are class-conditional.
         records: Lines of `metrics.jsonl`, oldest first.
     """
 
@@ -80,7 +79,6 @@ class TrainingRun:
     control_command: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     chains: Tensor | None = None
-    chain_labels: Tensor | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
 
 

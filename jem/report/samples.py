@@ -169,7 +169,6 @@ def chains_section(subject: Subject, x: Tensor, seed: int) -> ChainHealth:
         subject.model,
         x,
         subject.run.chains,
-        labels=subject.run.chain_labels,
         num_steps=CHAIN_STEPS,
         max_chains=affordable(x.shape[1:], CHAIN_STEPS, FEWEST_CHAINS, MOST_CHAINS),
         seed=seed,

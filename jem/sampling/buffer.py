@@ -1,4 +1,4 @@
-"""Persistent chains: a replay buffer whose slots are chains, each with its class and its age."""
+"""Persistent chains: a replay buffer whose slots are chains, each with its age."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jem.checks import check_integer, check_labels, refuse
+from jem.checks import check_integer, refuse
 from jem.sampling.base_distributions import BaseDistribution
 from jem.sampling.langevin import Bounds, EnergyFunction, LangevinStep, per_row, sgld_chain
 
@@ -18,46 +18,16 @@ class Draw(NamedTuple):
 
     indices: Tensor  # (B,) slots
     x: Tensor  # (B, *shape) positions, restarted ones among them
-    labels: Tensor | None  # (B,) class of each chain; None for marginal chains
     ages: Tensor  # (B,) Langevin steps since the chain began
-
-
-def slots_by_class(capacity: int, frequencies: Tensor) -> Tensor:
-    """Allot slots to classes in proportion to their frequencies, at least one each.
-
-    Args:
-        capacity: Number of slots, at least the number of classes that occur.
-        frequencies: Class probabilities, shape (K,); a class of frequency 0 gets no slot.
-
-    Returns:
-        The class of each slot, shape (capacity,), sorted.
-
-    Example:
-        >>> slots_by_class(5, torch.tensor([0.6, 0.4]))
-        tensor([0, 0, 0, 1, 1])
-    """
-    occurs = frequencies > 0
-    check_integer("capacity", capacity, int(occurs.sum()))
-    wanted = frequencies.double() / frequencies.double().sum() * capacity
-    slots = torch.where(occurs, wanted.floor().clamp_min(1), 0).long()
-    while int(slots.sum()) != capacity:  # hand out, or take back, where rounding was least fair
-        short = int(slots.sum()) < capacity
-        unfair = torch.where(
-            occurs & ((slots > 1) | short), wanted - slots, -torch.inf if short else torch.inf
-        )
-        slots[unfair.argmax() if short else unfair.argmin()] += 1 if short else -1
-    return torch.repeat_interleave(torch.arange(len(slots)), slots)
 
 
 class ReplayBuffer:
     """Chains that persist from one training iteration to the next.
 
-    A slot is one chain. It keeps its class for good when chains are conditional, so a chain never
-    moves on the energy of two classes. Everything lives on one device.
+    A slot is one chain. Everything lives on one device.
 
     Args:
         chains: First positions, shape (capacity, *shape).
-        labels: Class of each slot, shape (capacity,), or None for marginal chains.
 
     Example:
         >>> g = torch.Generator().manual_seed(0)
@@ -68,23 +38,15 @@ class ReplayBuffer:
         >>> buffer.commit(draw, draw.x + 0.1, steps=1)
     """
 
-    def __init__(self, chains: Tensor, labels: Tensor | None = None) -> None:
+    def __init__(self, chains: Tensor) -> None:
         if not len(chains):
             refuse("chains", "have shape (capacity, *shape), capacity >= 1", tuple(chains.shape))
-        if labels is not None:
-            check_labels("labels", labels, len(chains))
         self.chains = chains
-        self.labels = None if labels is None else labels.to(chains.device)
         self.ages = torch.zeros(len(chains), dtype=torch.int64, device=chains.device)
 
     @classmethod
     def from_init(
-        cls,
-        init: BaseDistribution,
-        capacity: int,
-        *,
-        generator: torch.Generator,
-        class_frequencies: Tensor | None = None,
+        cls, init: BaseDistribution, capacity: int, *, generator: torch.Generator
     ) -> ReplayBuffer:
         """Fill a buffer with fresh chains.
 
@@ -92,16 +54,11 @@ class ReplayBuffer:
             init: What they are drawn from.
             capacity: Number of slots.
             generator: Source of randomness; the buffer lives on its device.
-            class_frequencies: Class probabilities, shape (K,), for conditional chains; None for
-                marginal ones.
 
         Returns:
             A buffer whose chains all have age 0.
         """
-        labels = None
-        if class_frequencies is not None:
-            labels = slots_by_class(capacity, class_frequencies.cpu()).to(generator.device)
-        return cls(init.sample(capacity, labels, generator=generator), labels)
+        return cls(init.sample(capacity, generator=generator))
 
     def __len__(self) -> int:
         """Number of slots."""
@@ -140,13 +97,12 @@ class ReplayBuffer:
         else:
             indices = torch.randperm(len(self), generator=generator, device=device)[:count]
         x, ages = self.chains[indices], self.ages[indices]
-        labels = None if self.labels is None else self.labels[indices]
-        fresh = init.sample(count, labels, generator=generator)
+        fresh = init.sample(count, generator=generator)
         restart = torch.rand(count, generator=generator, device=device) < reinit_prob
         restart |= ~x.flatten(1).isfinite().all(dim=1)
         # `where`, not an arithmetic mask: 0 * NaN is NaN, and the dead chain would live on.
         x = torch.where(per_row(restart, x), fresh, x)
-        return Draw(indices, x, labels, torch.where(restart, 0, ages))
+        return Draw(indices, x, torch.where(restart, 0, ages))
 
     def commit(self, draw: Draw, x: Tensor, *, steps: int) -> None:
         """Put moved chains back into their slots.
@@ -165,14 +121,13 @@ class ReplayBuffer:
         self.ages[draw.indices] = draw.ages[kept] + steps
 
     def state_dict(self) -> dict[str, Any]:
-        """Positions, classes and ages."""
-        return {"chains": self.chains, "labels": self.labels, "ages": self.ages}
+        """Positions and ages."""
+        return {"chains": self.chains, "ages": self.ages}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take positions, classes and ages from `state_dict`."""
+        """Take positions and ages from `state_dict`."""
         device = self.chains.device
         self.chains = state["chains"].to(device, copy=True)
-        self.labels = None if state["labels"] is None else state["labels"].to(device, copy=True)
         self.ages = state["ages"].to(device, copy=True)
 
 

@@ -34,8 +34,6 @@ class SamplerSettings:
         num_steps: Langevin steps of a fresh chain.
         step: The Langevin step.
         class_frequencies: Probabilities of the K classes in the training data, shape (K,).
-        class_conditional_chains: Whether chains of training moved on E(x, y) of a class each, not
-            on E(x).
         trained_on_outliers: Whether training contrasted the data with made-up outliers, too.
         trained_on_noise: Whether chains of training began at noise; None where they began at
             `init`.
@@ -57,7 +55,6 @@ class SamplerSettings:
     num_steps: int
     step: LangevinStep
     class_frequencies: Tensor
-    class_conditional_chains: bool = False
     trained_on_outliers: bool = False
     trained_on_noise: bool | None = None
 

@@ -43,21 +43,6 @@ def learning_rate(recipe: ResolvedRecipe, iteration: int, total: int) -> float:
     return recipe.learning_rate * scale
 
 
-def generative_weight(recipe: ResolvedRecipe, iteration: int, total: int) -> float:
-    """Weight of the contrast in an iteration: linear from zero over the ramp, then constant.
-
-    Args:
-        recipe: The recipe.
-        iteration: From 0.
-        total: Iterations of the run.
-
-    Returns:
-        The weight, >= 0.
-    """
-    ramp = recipe.generative_ramp * total
-    return recipe.generative_weight * (min(1.0, iteration / ramp) if ramp else 1.0)
-
-
 def make_optimizer(recipe: ResolvedRecipe, model: nn.Module) -> torch.optim.Optimizer:
     """Optimiser of a recipe over all parameters of a model."""
     rate, decay = recipe.learning_rate, recipe.weight_decay

@@ -117,8 +117,6 @@ class Recipe:
     # -- density
     generative_weight: Annotated[float | None, "[0, inf)"] = None
     """Weight w of the objective beside the cross-entropy."""
-    generative_ramp: Annotated[float, "[0, 1]"] = 0.0
-    """Share of the run in which that weight rises linearly from zero."""
     energy_l2: Annotated[float, "[0, inf)"] = 0.03
     """Penalty c/2 on the square of each energy."""
     mean_energy_l2: Annotated[float, "[0, inf)"] = 0.0
@@ -147,15 +145,11 @@ class Recipe:
     langevin_grad_clamp: Annotated[float | None, "(0, inf)"] = None
     """Largest size of each component of a chain's gradient (JEM++ takes 1). Left open: no
     clamp."""
-    max_rms: Annotated[float | None, "(0, inf)"] = None
-    """Largest root mean square of one step, in data units. Left open: no limit."""
     gradient_blur: Annotated[float | None, "[0, 1)"] = None
     """Share of the blurred gradient in a step: chains then change regions of an image rather than
     single pixels."""
     clip_to_domain: bool = True
     """Keep chains inside the domain of the data."""
-    class_conditional_chains: bool = False
-    """Give each chain a class, and let it move on E(x, y); otherwise chains move on E(x)."""
     init: Init | None = None
     """Where chains of training begin: uniform noise, noise of random contrast, class Gaussians, or
     a third of each (mixed)."""

@@ -182,15 +182,9 @@ def build(
         chains,
         ranks,
     )
-    wrapped = ranks.synchronised(
-        trained_part(model, resolved), context.forward, x[:1].to(model.device)
-    )
+    example = x[:1].to(model.device)
+    wrapped = ranks.synchronised(model.marginal, context.forward, example)
     return replace(context, wrapped=wrapped), Batches(resolved, labelled, density, outliers, ranks)
-
-
-def trained_part(model: JEM, recipe: ResolvedRecipe) -> JEM:
-    """What updates compute with: of a companion the density alone, unless chains have a class."""
-    return model if recipe.class_conditional_chains else model.marginal
 
 
 def head_advice(model: JEM, recipe: ResolvedRecipe) -> str:
@@ -292,11 +286,9 @@ def _settle_sampler(
             recipe.step_size,
             recipe.noise_std,
             recipe.langevin_grad_clamp,
-            recipe.max_rms,
-            recipe.gradient_blur,
+            gradient_blur=recipe.gradient_blur,
         ),
         class_frequencies=torch.bincount(labels, minlength=num_classes).float() / len(labels),
-        class_conditional_chains=recipe.class_conditional_chains,
         trained_on_outliers=bool(recipe.outlier_count),
         trained_on_noise=recipe.init != "gaussian",
     )
@@ -310,12 +302,9 @@ def _make_chains(
     ranks: Processes,
     generator: torch.Generator,
 ) -> PersistentChains:
-    frequencies = model.sampler.class_frequencies if recipe.class_conditional_chains else None
     size = ranks.share(recipe.buffer_size, "buffer_size")
     return PersistentChains(
-        buffer=ReplayBuffer.from_init(
-            init, size, generator=generator, class_frequencies=frequencies
-        ),
+        buffer=ReplayBuffer.from_init(init, size, generator=generator),
         init=deepcopy(init).to(generator.device),  # the model keeps its own, which stays here
         count=ranks.share(recipe.num_chains, "num_chains"),
         reinit_prob=recipe.reinit_prob,

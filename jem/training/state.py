@@ -163,16 +163,13 @@ class RunState:
     def _joined(self, buffer: ReplayBuffer) -> dict[str, Any]:
         parts = self.ranks.gather(buffer.state_dict())
         return {
-            name: None if value is None else torch.cat([part[name].to(value) for part in parts])
+            name: torch.cat([part[name].to(value) for part in parts])
             for name, value in parts[0].items()
         }
 
     def _own(self, joined: dict[str, Any]) -> dict[str, Any]:
         rank, count = self.ranks.rank, self.ranks.count
-        return {
-            name: None if value is None else value.chunk(count)[rank]
-            for name, value in joined.items()
-        }
+        return {name: value.chunk(count)[rank] for name, value in joined.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take everything back from `state_dict`.

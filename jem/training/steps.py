@@ -130,12 +130,12 @@ def take_step(
     num_steps = context.recipe.num_steps + extra_steps
     with evaluation_mode(model):
         before = num_steps - 1 if fused else num_steps
-        x_chains = chains.run(draw.x, lambda x: model.energy(x, draw.labels), before)
+        x_chains = chains.run(draw.x, model.energy, before)
     if fused:  # a leaf, so that the backward pass leaves its gradient
         x_chains = x_chains.detach().requires_grad_()
 
     context.clock.enter("update")
-    result = evaluate(model, batch, context, weight, x_chains, draw.labels)
+    result = evaluate(model, batch, context, weight, x_chains)
     energy_chains = result.energies.chains
     assert energy_chains is not None, "there are chains"
     if fused:
@@ -153,7 +153,6 @@ def evaluate(
     context: StepContext,
     weight: float,
     x_chains: Tensor | None = None,
-    labels_chains: Tensor | None = None,
 ) -> StepResult:
     """Compute what is minimised: cross-entropy, and the objective of the density.
 
@@ -163,7 +162,6 @@ def evaluate(
         context: The recipe and the objective.
         weight: Weight of the objective.
         x_chains: Chains, shape (M, *shape), or None.
-        labels_chains: Class of each chain, shape (M,), or None for marginal ones.
 
     Returns:
         Losses and energies, with their graph; no chain has moved.
@@ -175,8 +173,7 @@ def evaluate(
     )
     energies = Energies(joint_energy(logits_data))
     if x_chains is not None and logits_unlikely is not None:
-        count = len(x_chains)
-        energies = energies._replace(chains=joint_energy(logits_unlikely[:count], labels_chains))
+        energies = energies._replace(chains=joint_energy(logits_unlikely[: len(x_chains)]))
     if batch.outliers is not None and logits_unlikely is not None:
         count = len(batch.outliers)
         energies = energies._replace(outliers=joint_energy(logits_unlikely[-count:]))
@@ -211,11 +208,8 @@ def sam_backward(
         weight: Weight of the objective.
         result: What the step returned.
     """
-    chains, labels = None, None
-    if result.proposed is not None:
-        chains, labels = result.proposed.scored, result.proposed.draw.labels
-    again = evaluate(model, batch, context, weight, chains, labels)
-    again.terms.loss.backward()
+    chains = None if result.proposed is None else result.proposed.scored
+    evaluate(model, batch, context, weight, chains).terms.loss.backward()
 
 
 def joint_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits:

@@ -21,7 +21,6 @@ from jem.runs.folder import RunFolder
 from jem.training.monitor import RunMonitor, draw_samples, spared
 from jem.training.optimisation import (
     clip_gradients,
-    generative_weight,
     learning_rate,
     sam_perturbation,
 )
@@ -44,7 +43,7 @@ from jem.training.safeguards import (
     mask_gradients,
     validate,
 )
-from jem.training.setup import build, head_advice, trained_part
+from jem.training.setup import build, head_advice
 from jem.training.state import FitResult, RunState, identity
 from jem.training.steps import StepResult, sam_backward, take_step
 
@@ -236,7 +235,7 @@ class Trainer:
         rate *= 0.5**progress.recoveries
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        weight = generative_weight(recipe, progress.iteration, self.total_iterations)
+        weight = recipe.generative_weight
         if self.state.guard is not None:
             weight *= self.state.guard.weight_scale
 
@@ -320,7 +319,7 @@ class Trainer:
         self.recipe = self.context.recipe
         self.num_epochs = self.context.recipe.epochs
         self.total_iterations = self.num_epochs * len(self.batches)
-        self.trained = trained_part(self.model, self.recipe)
+        self.trained = self.model.marginal  # what updates compute with
         self.state = RunState(self.model, self.context)
         self._clean = torch.ones((), dtype=torch.bool, device=self.device)
 

@@ -124,39 +124,6 @@ def test_figures_of_the_start_by_hand():
     )
 
 
-def test_conditional_chains_move_on_the_energy_of_their_class():
-    def well(centre, floor):
-        return lambda x: 3 * (x - centre).square().sum(dim=1) + floor
-
-    model = model_of(well(-2.0, 0.0), well(2.0, 4.0), step_size=0.02, temperature=0.01)
-    data, chains = normal(200, 0, -2.0, 0.1), normal(20, 1, -2.0, 0.1)
-    ends = {}
-    for label in (0, 1):
-        labels = torch.full((20,), label)
-        found = chain_health(model, data, chains, labels=labels, num_steps=150, seed=0)
-        assert found.gap_start.value == pytest.approx(0, abs=0.05)  # E(x, 1) is 100 there
-        ends[label] = found.gap_end.value
-    # The gap is that of E(x): at the centre of class 1 that is its floor.
-    assert ends[0] == pytest.approx(0, abs=0.1)
-    assert ends[1] == pytest.approx(4, abs=0.1)
-    marginal = chain_health(model, data, chains, num_steps=150, seed=0)
-    assert marginal.gap_end.value == pytest.approx(0, abs=0.1)
-
-
-def test_labels_stay_with_their_chains_when_only_some_are_run():
-    def well(centre):
-        return lambda x: 3 * (x - centre).square().sum(dim=1)
-
-    model = model_of(well(-2.0), well(2.0), step_size=0.02, temperature=1e-4)
-    labels = torch.arange(300) % 2
-    chains = (labels * 4.0 - 2.0)[:, None].repeat(1, 2)  # each in the well of its class
-    found = chain_health(
-        model, chains[:50], chains, labels=labels, num_steps=16, max_chains=30, seed=0
-    )
-    assert found.num_chains == 30
-    assert found.gap_end.value == pytest.approx(0, abs=0.05)
-
-
 def test_chains_stay_inside_the_domain():
     model = model_of(lambda x: -10 * x[:, 0] + x[:, 1].square(), domain=(-1.0, 1.0))
     data = torch.tensor([[-1.0, 0.0], [0.5, 1.0], [0.1, 0.1], [-1.0, 1.0]])

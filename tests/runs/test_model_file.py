@@ -35,7 +35,7 @@ def trained(network):
     step = LangevinStep(step_size=0.1, noise_std=0.01)
     frequencies = torch.tensor([0.5, 0.3, 0.2])
     init = UniformBase(-1.0, 1.0, (2,))
-    model.sampler = SamplerSettings(init, 3, step, frequencies, class_conditional_chains=True)
+    model.sampler = SamplerSettings(init, 3, step, frequencies)
     return model
 
 

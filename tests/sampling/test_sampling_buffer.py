@@ -1,4 +1,4 @@
-"""The replay buffer: what is drawn, what comes back, and which class a slot belongs to."""
+"""The replay buffer: what is drawn, and what comes back."""
 
 import io
 import math
@@ -8,7 +8,6 @@ import torch
 
 from jem.errors import InputError
 from jem.sampling import LangevinStep, PersistentChains, ReplayBuffer, UniformBase, sgld_chain
-from jem.sampling.buffer import slots_by_class
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -19,8 +18,8 @@ def fresh(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def buffer_of(capacity, frequencies=None):
-    return ReplayBuffer.from_init(OLD, capacity, generator=fresh(), class_frequencies=frequencies)
+def buffer_of(capacity):
+    return ReplayBuffer.from_init(OLD, capacity, generator=fresh())
 
 
 def draw_from(buffer, count, reinit_prob=0.0, generator=None, **words):
@@ -117,32 +116,8 @@ def test_ages_count_the_steps_since_the_chain_began():
         assert buffer.ages.tolist() == [age] * 3
 
 
-def test_a_chain_keeps_its_class_whatever_happens():
-    buffer, source = buffer_of(12, torch.tensor([0.5, 0.25, 0.25])), fresh()
-    labels = buffer.labels.clone()
-    for _ in range(30):
-        draw = draw_from(buffer, 5, 0.5, source)
-        assert torch.equal(draw.labels, labels[draw.indices])
-        buffer.commit(draw, draw.x * math.nan, steps=1)
-    assert torch.equal(buffer.labels, labels)
-
-
-def test_chains_of_a_class_begin_and_restart_in_it():
-    class ByClass:
-        def sample(self, count, labels=None, *, generator):
-            return labels[:, None].float().expand(count, 2)
-
-    frequencies = torch.tensor([1 / 3, 2 / 3])
-    buffer = ReplayBuffer.from_init(ByClass(), 9, generator=fresh(), class_frequencies=frequencies)
-    assert torch.equal(buffer.chains[:, 0], buffer.labels.float())
-    buffer.chains.fill_(7.0)
-    draw = buffer.draw(9, init=ByClass(), reinit_prob=1.0, generator=fresh())
-    assert torch.equal(draw.x[:, 0], draw.labels.float())
-
-
-@pytest.mark.parametrize("frequencies", [None, torch.tensor([0.5, 0.5])])
-def test_state_goes_through_a_file_and_is_a_copy(frequencies):
-    buffer, file = buffer_of(6, frequencies), io.BytesIO()
+def test_state_goes_through_a_file_and_is_a_copy():
+    buffer, file = buffer_of(6), io.BytesIO()
     buffer.ages += torch.arange(6)
     torch.save(buffer.state_dict(), file)
     file.seek(0)
@@ -151,35 +126,13 @@ def test_state_goes_through_a_file_and_is_a_copy(frequencies):
     assert len(again) == 6
     assert torch.equal(again.chains, buffer.chains)
     assert torch.equal(again.ages, buffer.ages)
-    assert (again.labels is None) == (frequencies is None)
     again.chains.zero_()
     assert torch.equal(state["chains"], buffer.chains)
 
 
-def test_an_empty_buffer_or_labels_that_do_not_fit_are_refused():
+def test_an_empty_buffer_is_refused():
     with pytest.raises(InputError, match="`chains`"):
         ReplayBuffer(torch.zeros(0, 2))
-    with pytest.raises(InputError, match="`labels`"):
-        ReplayBuffer(torch.zeros(3, 2), torch.zeros(2, dtype=torch.int64))
-
-
-# -- allotting slots to classes
-
-
-@pytest.mark.parametrize(
-    ("capacity", "frequencies", "expected"),
-    [
-        (10, [0.5, 0.3, 0.2], [5, 3, 2]),
-        (10, [0.98, 0.01, 0.01], [8, 1, 1]),
-        (7, [0.5, 0.0, 0.5], [4, 0, 3]),
-    ],
-)
-def test_classes_get_slots_at_their_frequencies_and_one_at_least(capacity, frequencies, expected):
-    slots = slots_by_class(capacity, torch.tensor(frequencies))
-    assert torch.bincount(slots, minlength=len(frequencies)).tolist() == expected
-    assert torch.equal(slots, slots.sort().values)
-    with pytest.raises(InputError, match="`capacity`"):
-        slots_by_class(2, torch.tensor([0.2, 0.3, 0.5, 0.0]))
 
 
 # -- persistent chains

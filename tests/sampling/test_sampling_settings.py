@@ -53,15 +53,16 @@ def test_an_unknown_kind_is_refused():
 
 def test_settings_come_back_equal():
     settings = SamplerSettings(
-        bases()[-1], 7, LangevinStep(0.1, 0.01, None, 0.5, 0.8), torch.tensor([0.25, 0.75]),
-        class_conditional_chains=True, trained_on_outliers=True,
-    )  # fmt: skip
+        bases()[-1],
+        7,
+        LangevinStep(0.1, 0.01, None, 0.5, 0.8),
+        torch.tensor([0.25, 0.75]),
+        trained_on_outliers=True,
+    )
     again = SamplerSettings.from_state(through_a_file(settings.state_dict()))
     assert again.step == settings.step
     assert torch.equal(again.class_frequencies, settings.class_frequencies)
-    for name in (
-        "num_steps", "class_conditional_chains", "trained_on_outliers", "trained_on_noise",
-    ):  # fmt: skip
+    for name in ("num_steps", "trained_on_outliers", "trained_on_noise"):
         assert getattr(again, name) == getattr(settings, name)
     pair = (settings.init, again.init)
     x, y = (init.sample(4, generator=torch.Generator().manual_seed(2)) for init in pair)

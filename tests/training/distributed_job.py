@@ -94,9 +94,7 @@ def network():
 
 def batch_norm(folder, resume, stop_at=None, die_at=None):
     """A run with everything random; it may be cut, or lose a process, on the way."""
-    recipe = replace(
-        SMALL, epochs=4, buffer_size=32, class_conditional_chains=True, augment_noise=0.1
-    )
+    recipe = replace(SMALL, epochs=4, buffer_size=32, augment_noise=0.1)
 
     class Cut(Trainer):
         def train_step(self, batch):

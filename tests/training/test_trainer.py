@@ -132,7 +132,6 @@ class CrashError(Exception):
     "change",
     [
         {},
-        {"class_conditional_chains": True, "head": "joint"},
         {"separate_density_batches": True, "augment_noise": 0.1},
         {"fused": False, "replacement": True, "optimizer": "sgd", "init": "mixed"},
         {"objective": "none"},

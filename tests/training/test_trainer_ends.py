@@ -73,7 +73,7 @@ def test_the_configuration_holds_what_was_settled_and_can_be_taken_back(tmp_path
 
 @pytest.mark.parametrize("name", ["plain", "fast"])
 def test_no_epoch_keeps_the_network_as_given_and_what_it_needs(tmp_path, name, capsys):
-    recipe = replace(RECIPES[name], epochs=0, sample_steps=2, generative_ramp=0.5)
+    recipe = replace(RECIPES[name], epochs=0, sample_steps=2)
     model, run = model_of(), tmp_path / "run"
     before = weights(model)
     trainer = Trainer(model, recipe, run_dir=run, device="cpu", progress=True)

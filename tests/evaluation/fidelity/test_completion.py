@@ -38,7 +38,7 @@ def model():
     model = JEM(Bars(), input_shape=SHAPE, domain=(-1.0, 1.0))
     model.sampler = SamplerSettings(
         UniformBase(-1.0, 1.0, SHAPE), num_steps=30, step=LangevinStep(0.05, 0.01),
-        class_conditional_chains=True, class_frequencies=torch.tensor([0.5, 0.5]),
+        class_frequencies=torch.tensor([0.5, 0.5]),
     )  # fmt: skip
     return model
 
