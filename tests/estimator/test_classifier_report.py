@@ -95,12 +95,12 @@ def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
     mixed = pd.concat([x_test, x_train[:9]]), np.concatenate([y_test, y_train[:9]])
     count = len(x_test) + 9
     with pytest.warns(UserWarning, match=f"^9 of {count} rows of `X` are rows of ") as seen:
-        fitted.report(*mixed, x_train, y_train)
+        subject_of(fitted, mixed, (x_train, y_train))
     assert len(seen) == 1
     assert seen[0].filename == __file__
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        fitted.report(x_test, y_test, x_train, y_train)
+        subject_of(fitted, (x_test, y_test), (x_train, y_train))
 
 
 def test_images_without_labels_as_numbers(tmp_path, capsys):
