@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -54,7 +54,8 @@ class InpaintFlags:
     out: Path = Path("completed.png")
     """Picture; the arrays go beside it with the ending .npz."""
     seed: int = 0
-    """Completion j of input i depends on the seed, i, j and the input alone."""
+    """The first completion of an input depends on the seed, the input and its place alone, the
+    others on the number of inputs too."""
     num_steps: int | None = None
     """Langevin steps; those of the recipe if left out."""
     guidance: float = 1.0
@@ -73,8 +74,10 @@ class InpaintFlags:
 def inpaint(argv: list[str]) -> int:
     """Complete inputs and write picture and arrays."""
     args: InpaintFlags = tyro.cli(InpaintFlags, args=argv, prog="jem inpaint")
+    from jem import generation
     from jem.generation.restoration import usual_noise
     from jem.generation.samples import sampler_of
+    from jem.progress import ProgressBar
 
     check_integer("--count", args.count, 1)
     config = run_config(args.run)
@@ -92,24 +95,36 @@ def inpaint(argv: list[str]) -> int:
                 f"--labels must name one class, or one for each of {len(x)} inputs, got "
                 f"{len(labels)}"
             )
-        labels = labels.expand(len(x))
-    completed = _complete(args, trained, x, known, labels)
-    restored = trained.raw_units(completed.flatten(0, 1)).view_as(completed)
+        labels = labels.expand(len(x)).repeat(args.count)
+    noise, steps = args.initial_noise, args.num_steps
+    asked: dict[str, Any] = {
+        "seed": args.seed,
+        "num_steps": sampler.num_steps if steps is None else steps,
+        "guidance": args.guidance,
+        "initial_noise": usual_noise(sampler) if noise is None else noise,
+    }
+    copies = (args.count, *[1] * (x.ndim - 1))
+    with ProgressBar("completing", quiet=args.quiet) as bar:
+        drawn = generation.inpaint(
+            trained.model,
+            x.repeat(copies),
+            known.repeat(copies),
+            labels=labels,
+            progress=bar.update,
+            **asked,
+        )
+    completed, restored = (
+        done.unflatten(0, (args.count, len(x))).transpose(0, 1)
+        for done in (drawn, trained.raw_units(drawn))
+    )
     # Scaling there and back rounds, but known values must come back exactly.
     restored = restored.where(~known[:, None], raw[:, None])
-    asked = {name: getattr(args, name) for name in ("mask", "count", "seed", "guidance")}
-    noise, steps = args.initial_noise, args.num_steps
+    what = {"inputs": str(args.inputs), "mask": args.mask, "labels": list(args.labels)}
     drawing.write(
         _picture(trained, x, known, completed, names),
         "inpaint",
         trained,
-        {
-            "inputs": str(args.inputs),
-            "labels": list(args.labels),
-            **asked,
-            "num_steps": sampler.num_steps if steps is None else steps,
-            "initial_noise": usual_noise(sampler) if noise is None else noise,
-        },
+        {**what, "count": args.count, **asked},
         x=restored.numpy(),
         known=known.numpy(),
         inputs=names,
@@ -129,11 +144,8 @@ def _read(args: InpaintFlags, run: Run) -> tuple[list[str], Tensor, Tensor]:
     stream, scaling = run.inputs(
         args.inputs, batch_size=LARGEST_COUNT, skip_damaged=args.skip_damaged
     )
-    many = stream.total is not None and stream.total > LARGEST_COUNT
-    if not many:
-        names, raw = next(stream.batches)
-        many = next(stream.batches, None) is not None
-    if many:
+    names, raw = next(stream.batches)
+    if next(stream.batches, None) is not None:
         raise InputError(
             f"{args.inputs} holds more than the {LARGEST_COUNT:,} inputs that are completed in "
             "one go: divide it"
@@ -147,38 +159,6 @@ def _read(args: InpaintFlags, run: Run) -> tuple[list[str], Tensor, Tensor]:
     return list(names), unscaled(raw), x
 
 
-def _complete(
-    args: InpaintFlags, run: Run, x: Tensor, known: Tensor, labels: Tensor | None
-) -> Tensor:
-    """Completions in the network's units, (N, count, *shape), on the CPU."""
-    import torch
-
-    from jem import generation
-    from jem.progress import ProgressBar
-    from jem.randomness import derive_seed
-
-    drawn = []
-    with ProgressBar("completing", quiet=args.quiet) as bar:
-        for j in range(args.count):
-
-            def progress(done: int, total: int, j: int = j) -> None:
-                bar.update(j * total + done, args.count * total)
-
-            made = generation.inpaint(
-                run.model,
-                x,
-                known,
-                labels=labels,
-                seed=args.seed if j == 0 else derive_seed(args.seed, "completion", j),
-                num_steps=args.num_steps,
-                guidance=args.guidance,
-                initial_noise=args.initial_noise,
-                progress=progress,
-            )
-            drawn.append(made)
-    return torch.stack(drawn, dim=1)
-
-
 def _picture(run: Run, x: Tensor, known: Tensor, completed: Tensor, names: list[str]) -> Figure:
     """The first inputs: as they came, what was kept, and their completions."""
     import torch
@@ -188,13 +168,12 @@ def _picture(run: Run, x: Tensor, known: Tensor, completed: Tensor, names: list[
     bounds = run.model.bounds("cpu")
     if x.ndim != 4:
         return inputs_figure(completed[:SHOWN, 0], bounds, title="completed inputs")
-    if bounds is None:
-        bounds = x.min(), x.max()
-    grey = ((bounds[0] + bounds[1]) / 2).expand_as(x)
-    rows = torch.cat([x[:, None], x.where(known, grey)[:, None], completed], dim=1)[:SHOWN]
+    low, high = bounds or (x.min(), x.max())
+    kept = x.where(known, (low + high) / 2)
+    rows = torch.cat([x[:, None], kept[:, None], completed], dim=1)[:SHOWN]
     return inputs_figure(
         rows.flatten(0, 1),
-        bounds,
+        (low, high),
         columns=rows.shape[1],
         row_names=names[:SHOWN],
         title="input, kept, completed",
@@ -215,75 +194,59 @@ def read_mask(text: str, count: int, shape: Sequence[int]) -> Tensor:
     Raises:
         InputError: If it is none of these, does not fit, or marks nothing.
     """
-    mask = _box(text, shape)
-    if mask is None:
-        mask = _from_file(Path(text).expanduser(), count, tuple(shape))
+    path, box = Path(text).expanduser(), _BOX.fullmatch(text.replace(" ", ""))
+    if path.is_file():
+        mask = _from_file(path)
+    elif len(shape) == 3 and (box or text in HALVES):
+        mask = _box(text, box and map(int, box.groups()), *shape[1:])
+    else:
+        raise InputError(
+            f"--mask {text}: expected {', '.join(HALVES)} or a box x0,y0,x1,y1 (of images alone, "
+            f"not of inputs of shape {tuple(shape)}), or a file, but there is no file of that name"
+        )
+    if len(shape) == 3 and mask.shape == (count, *shape[1:]):  # one for each input
+        mask = mask[:, None]
+    try:
+        mask = mask.expand(count, *shape)
+    except RuntimeError as error:
+        raise InputError(
+            f"--mask {text}: expected an array that fits inputs of shape {(count, *shape)}, got "
+            f"{tuple(mask.shape)}"
+        ) from error
     if not bool(mask.any()):
         raise InputError(f"--mask {text} marks nothing to draw")
-    return mask.expand(count, *shape)
+    return mask
 
 
-def _box(text: str, shape: Sequence[int]) -> Tensor | None:
-    """The mask (*shape) of a half or a box; None where the text is neither."""
+def _box(text: str, box: Iterable[int] | None, height: int, width: int) -> Tensor:
+    """The mask (H, W) of a half or a box."""
     import torch
 
-    box = _BOX.fullmatch(text.replace(" ", ""))
-    if box is None and text not in HALVES:
-        return None
-    if len(shape) != 3:
-        raise InputError(
-            f"--mask {text} is for images, but the inputs are rows of {shape[0]} numbers: "
-            "give a mask file"
-        )
-    _, height, width = shape
     halves = {
         "lower": (0, height // 2, width, height),
         "upper": (0, 0, width, height // 2),
         "left": (0, 0, width // 2, height),
         "right": (width // 2, 0, width, height),
     }
-    x0, y0, x1, y1 = halves[text] if box is None else map(int, box.groups())
+    x0, y0, x1, y1 = box or halves[text]
     if not (x0 < x1 <= width and y0 < y1 <= height):
         raise InputError(
             f"--mask {text} must be x0,y0,x1,y1 with x0 < x1 <= {width} and y0 < y1 <= {height}"
         )
-    mask = torch.zeros(tuple(shape), dtype=torch.bool)
-    mask[:, y0:y1, x0:x1] = True
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[y0:y1, x0:x1] = True
     return mask
 
 
-def _from_file(path: Path, count: int, shape: tuple[int, ...]) -> Tensor:
+def _from_file(path: Path) -> Tensor:
     import numpy as np
     import torch
 
     from jem.data.files import open_array
     from jem.data.images import is_image, load_image
 
-    if not path.is_file():
-        raise InputError(
-            f"--mask: expected {', '.join(HALVES)}, a box x0,y0,x1,y1 or a file, "
-            f"but there is no file {path}"
-        )
     if is_image(path):
         values = np.asarray(load_image(path, ground="black").convert("L")) >= 128
     else:
         values = open_array(path, ("mask", "missing"), "a mask")
-    views = _views(count, shape)
-    if values.shape not in views:
-        expected = " or ".join(str(view) for view in views)
-        raise InputError(f"--mask {path}: expected shape {expected}, got {values.shape}")
-    return torch.from_numpy(values != 0).reshape(views[values.shape])
-
-
-def _views(count: int, shape: tuple[int, ...]) -> dict[tuple[int, ...], tuple[int, ...]]:
-    """Shapes that a mask file may have, and how each is laid over inputs (N, *shape)."""
-    views = {shape: (1, *shape), (count, *shape): (count, *shape)}
-    if len(shape) == 3:  # one plane for all channels
-        plane = shape[1:]
-        if count == shape[0] > 1:  # (count, H, W) could mean a plane a channel or one an input
-            del views[shape]
-            views[plane] = (1, 1, *plane)
-            return views
-        views.setdefault(plane, (1, 1, *plane))
-        views.setdefault((count, *plane), (count, 1, *plane))
-    return views
+    return torch.from_numpy(values != 0)

@@ -8,7 +8,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -19,8 +19,6 @@ from jem.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
-
-    from jem.sampling.base_distributions import BaseDistribution
 
 
 @dataclass
@@ -41,22 +39,13 @@ class SampleFlags:
     """Picture; the arrays go beside it with the ending .npz, rows of a table with .csv too."""
     seed: int = 0
     """Sample i of a class depends on the seed and on i alone."""
-    init: Literal["fresh", "saved", "gaussian"] = "fresh"
-    """Where chains begin: as the recipe says, at chains that training left, or at Gaussians of the
-    classes, fitted to the training data."""
     num_steps: int | None = None
-    """Langevin steps; those of the recipe if left out, and 20 from saved chains."""
+    """Langevin steps; those of the recipe if left out."""
     guidance: float = 1.0
     """Strength s of the class in E(x) - s log p(y|x): below 1 more varied, above more typical."""
     initial_noise: float | None = None
     """Noise of the first step, falling to that of the recipe; 0.5 with 100 steps gives more varied
     images. That of the recipe throughout if left out."""
-    step_decay: float = 1.0
-    """Step size of the last step over that of the first."""
-    data: str | None = None
-    """Where the data of the run are now, for `--init gaussian`, if they were moved."""
-    data_root: Path | None = None
-    """Folder of downloaded data sets, for the same."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     quiet: bool = False
@@ -67,36 +56,34 @@ def sample(argv: list[str]) -> int:
     """Draw samples and write picture and arrays."""
     args: SampleFlags = tyro.cli(SampleFlags, args=argv, prog="jem sample")
     from jem import generation
-    from jem.generation.samples import SAVED_STEPS, sampler_of
+    from jem.generation.samples import sampler_of
     from jem.plotting import inputs_figure
     from jem.progress import ProgressBar
 
     check_integer("--count", args.count, 1)
     config = run_config(args.run)
     is_table = len(config.values.get("input_shape") or ()) == 1
-    drawing = Drawing.at(args.out, args.data, config.data, table=is_table)
+    drawing = Drawing.at(args.out, config.data, table=is_table)
     trained = open_run(args.run, config, args.network)
     usual = sampler_of(trained.model).num_steps
     note_if_as_given(trained)
     names = list(args.labels) or list(trained.model.classes or ())
     labels = trained.class_indices(names).repeat_interleave(args.count)
-    asked = {
-        name: getattr(args, name) for name in ("seed", "guidance", "initial_noise", "step_decay")
+    asked: dict[str, Any] = {
+        "seed": args.seed,
+        "num_steps": usual if args.num_steps is None else args.num_steps,
+        "guidance": args.guidance,
+        "initial_noise": args.initial_noise,
     }
-    asked["num_steps"] = args.num_steps
-    if args.num_steps is None:
-        asked["num_steps"] = SAVED_STEPS if args.init == "saved" else usual
     with ProgressBar("drawing", quiet=args.quiet) as bar:
-        drawn = generation.sample(
-            trained.model, labels, init=_init(args, trained), progress=bar.update, **asked
-        )
+        drawn = generation.sample(trained.model, labels, progress=bar.update, **asked)
     raw, of_rows = trained.raw_units(drawn), [n for n in names for _ in range(args.count)]
     bounds = trained.model.bounds("cpu")
     drawing.write(
         inputs_figure(drawn, bounds, columns=args.count, row_names=names),
         "sample",
         trained,
-        {**asked, "init": args.init},
+        asked,
         x=raw.numpy(),
         labels=of_rows,
         seed=args.seed,
@@ -108,25 +95,6 @@ def sample(argv: list[str]) -> int:
         written.append(drawing.table)
     print(f"{len(drawn)} samples: {', '.join(map(str, written))}")
     return 0
-
-
-def _init(args: SampleFlags, run: Run) -> BaseDistribution | Tensor | None:
-    """Saved chains, or Gaussians of the classes; None for what the model keeps."""
-    if args.init == "saved":
-        if not run.state["chains"]:
-            raise InputError(
-                f"{run.path} has no saved chains: it was trained without a generative recipe"
-            )
-        chains: Tensor = run.state["chains"]["chains"]
-        return chains
-    if args.init == "gaussian":
-        from jem.sampling.base_distributions import GaussianBase
-        from jem.training.setup import examples_of
-
-        splits = run.splits(args.data, args.data_root, quiet=args.quiet)
-        x, y = examples_of(splits.train)
-        return GaussianBase.fit(x, y, len(splits.classes), bounds=run.model.bounds("cpu"))
-    return None
 
 
 @dataclass(frozen=True)

@@ -3,17 +3,15 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import cycle
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from jem.checks import check_inputs, check_integer, check_labels, check_number, refuse
+from jem.checks import check_integer, check_labels, check_number, refuse
 from jem.errors import InputError
 from jem.model import JEM, batched_logits, check_model, inference, joint_energy
 from jem.randomness import named_generator
-from jem.sampling.base_distributions import BaseDistribution
 from jem.sampling.langevin import EnergyFunction, LangevinStep, sgld_chain
 from jem.sampling.settings import SamplerSettings
 
@@ -23,9 +21,6 @@ BLOCK = 16
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 
-SAVED_STEPS = 20
-"""Steps of a saved chain. It has moved through all of training; many more on a model that no
-longer changes take it to the nearest mode, where chains of a class look alike."""
 ATTEMPTS = 8
 """Draws of a sample until the classifier says the class asked for, if it gives no gradients."""
 
@@ -37,10 +32,8 @@ def sample(
     count: int | None = None,
     seed: int = 0,
     num_steps: int | None = None,
-    init: BaseDistribution | Tensor | None = None,
     guidance: float = 1.0,
     initial_noise: float | None = None,
-    step_decay: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
     r"""Draw inputs with Langevin chains, for classes you name.
@@ -60,16 +53,10 @@ def sample(
             training data.
         count: Number of samples where `labels` is None; 16 by default. With labels, B counts.
         seed: Sample i depends on the seed, i and its label alone, not on how many are drawn.
-        num_steps: Langevin steps; None takes the model's, and 20 from saved chains.
-        init: Where chains begin. None takes what the model keeps; a base distribution, such as
-            a `GaussianBase` fitted to data, replaces it. A tensor (M, *shape) is saved chains: the
-            j-th sample of a class begins at the j-th that the model gives to that class, in an
-            order drawn once (sample i then also depends on how many before it are of its class).
+        num_steps: Langevin steps; None takes the model's.
         guidance: s >= 0; below 1 more varied, above 1 more typical of the class.
         initial_noise: Noise of the first step, in data units, falling evenly to that of training
             at the last; None keeps that of training throughout.
-        step_decay: Size of the last step over that of the first, in (0, 1]; for more steps that
-            settle. The noise falls with its square root, so the temperature stays.
         progress: Called after each step with steps done and steps in all.
 
     Returns:
@@ -89,14 +76,6 @@ def sample(
         count = len(labels)
     count = 16 if count is None else count
     check_integer("count", count, 1)
-    base, usual, dealt = sampler.init, sampler.num_steps, None
-    if isinstance(init, Tensor):
-        usual, dealt = SAVED_STEPS, deal(model, init, seed)
-    elif isinstance(init, BaseDistribution):
-        base = init
-    elif init is not None:
-        remedy = "for class Gaussians, `jem.sampling.GaussianBase.fit(x, y, num_classes)`"
-        refuse("init", "be a base distribution or saved chains", type(init).__name__, remedy)
 
     def begin(rows: slice, generator: torch.Generator) -> Beginning:
         weights = frequencies.to(generator.device)
@@ -104,11 +83,11 @@ def sample(
         if labels is not None:  # the classes of rows that only fill the block do not matter
             y = torch.zeros_like(y)
             y[: rows.stop - rows.start] = labels[rows]
-        x = base.sample(BLOCK, y, generator=generator) if dealt is None else dealt(y)
+        x = sampler.init.sample(BLOCK, y, generator=generator)
         return Beginning(x, guided_energy(model, y, guidance))
 
-    num_steps = usual if num_steps is None else num_steps
-    steps = annealed(sampler.step, num_steps, initial_noise, step_decay)
+    num_steps = sampler.num_steps if num_steps is None else num_steps
+    steps = annealed(sampler.step, num_steps, initial_noise)
     x = run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
     if labels is None or getattr(model.network, "has_class_gradients", True):
         return x
@@ -119,39 +98,6 @@ def sample(
         again = run_blocks(model, count, begin, steps, seed=seed, name=f"sample {attempt}")
         x[wrong] = again[wrong]
     return x
-
-
-def deal(model: JEM, chains: Tensor, seed: int) -> Callable[[Tensor], Tensor]:
-    """Deal saved chains: the j-th sample of a class begins from the j-th chain of that class.
-
-    A chain is of the class that the model gives it; the order within a class is drawn once. Where
-    a class has dealt all its chains it begins again, and classes that have none deal from all.
-
-    Args:
-        model: The model, which says what class a chain is of.
-        chains: Positions, shape (M, *shape); rows that are not finite are left out.
-        seed: Decides the order.
-
-    Returns:
-        Maps class indices (B,) to the next chains (B, *shape), on the model's device.
-    """
-    check_inputs("init", chains, model.input_shape)
-    chains = chains[chains.flatten(1).isfinite().all(dim=1)]
-    if not len(chains):
-        refuse("init", "hold a finite chain", "none")
-    order = torch.randperm(len(chains), generator=named_generator(seed, "saved chains"))
-    chains = chains[order.to(chains.device)].to(model.device).float()
-    classes = batched_logits(model, chains).argmax(dim=1)
-    every = cycle(range(len(chains)))
-    decks: dict[int, Iterator[int]] = {}
-
-    def next_of(label: int) -> int:
-        if label not in decks:
-            own = (classes == label).nonzero().flatten().tolist()
-            decks[label] = cycle(own) if own else every
-        return next(decks[label])
-
-    return lambda labels: chains[[next_of(label) for label in labels.tolist()]]
 
 
 # -- what all drawing shares ----------------------------------------------------------------------
@@ -173,23 +119,16 @@ def sampler_of(model: JEM) -> SamplerSettings:
 
 
 def annealed(
-    step: LangevinStep,
-    num_steps: int,
-    initial_noise: float | None = None,
-    step_decay: float = 1.0,
+    step: LangevinStep, num_steps: int, initial_noise: float | None = None
 ) -> list[LangevinStep]:
-    r"""Steps whose noise falls to that of a given step, and whose size falls below its size.
+    r"""Steps whose noise falls evenly to that of a given step.
 
-    .. math:: \eta_t = \eta\, d^{\,t/(T-1)}, \qquad
-              \sigma_t = \big(\sigma_0 + (\sigma - \sigma_0)\tfrac{t}{T-1}\big)\, d^{\,t/2(T-1)}
-
-    so that a decreasing step size keeps the temperature sigma^2 / (2 eta) that the noise asks for.
+    .. math:: \sigma_t = \sigma_0 + (\sigma - \sigma_0)\tfrac{t}{T-1}
 
     Args:
         step: eta, sigma and the rest of a step.
         num_steps: T >= 0.
         initial_noise: sigma_0 in data units; None is sigma itself.
-        step_decay: d in (0, 1]: size of the last step over that of the first.
 
     Returns:
         T steps.
@@ -198,16 +137,10 @@ def annealed(
         InputError: If a value is out of range.
     """
     check_integer("num_steps", num_steps, 0)
-    check_number("step_decay", step_decay, "(0, 1]")
     check_number("initial_noise", initial_noise, "[0, inf)", optional=True)
     first = step.noise_std if initial_noise is None else initial_noise
-    steps = []
-    for t in range(num_steps):
-        done = t / (num_steps - 1) if num_steps > 1 else 1.0
-        shrink = step_decay**done
-        noise = (first + (step.noise_std - first) * done) * math.sqrt(shrink)
-        steps.append(replace(step, step_size=step.step_size * shrink, noise_std=noise))
-    return steps
+    done = [t / (num_steps - 1) for t in range(num_steps)] if num_steps > 1 else [1.0] * num_steps
+    return [replace(step, noise_std=first + (step.noise_std - first) * share) for share in done]
 
 
 def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyFunction:

@@ -47,7 +47,7 @@ def test_transparent_parts_of_an_image_mark_nothing(tmp_path):
     ("text", "shape", "named"),
     [
         ("bottom", SHAPE, "lower, upper, left, right"), ("1,2,3", SHAPE, "no file"),
-        ("0,0,5,2", SHAPE, "x1 <= 4"), ("2,0,2,2", SHAPE, "x0 < x1"), ("lower", (13,), "13"),
+        ("0,0,5,2", SHAPE, "x1 <= 4"), ("lower", (13,), "13"),
     ],
 )  # fmt: skip
 def test_what_names_no_mask_is_refused(text, shape, named):
@@ -58,9 +58,9 @@ def test_what_names_no_mask_is_refused(text, shape, named):
 @pytest.mark.parametrize(
     ("content", "count", "named"),
     [
-        (np.ones((4, 5)), 2, r"\(5, 4\) .*got \(4, 5\)"), (np.zeros((5, 4)), 2, "marks nothing"),
+        (np.ones((4, 5)), 2, r"\(2, 3, 5, 4\), got \(4, 5\)"),
+        (np.zeros((5, 4)), 2, "marks nothing"),
         (np.full((5, 4), "x"), 2, "hold numbers"), (np.full((5, 4), None), 2, "m.npy"),
-        (np.ones(SHAPE), 3, r"got \(3, 5, 4\)"),  # a plane for each channel, or for each input
     ],
 )  # fmt: skip
 def test_arrays_that_are_no_mask_are_refused(tmp_path, content, count, named):

@@ -30,8 +30,8 @@ def test_picture_arrays_and_how_they_were_made(draw, digits_run, tmp_path):
     assert Image.open(tmp_path / "s.png").size[0] > 50
     assert list(found["labels"]) == ["3", "3", "7", "7"]
     made = json.loads(str(found["metadata"]))
-    settings = ("seed", "init", "num_steps", "guidance", "initial_noise", "step_decay")
-    assert [made[name] for name in settings] == [5, "fresh", 4, 2.0, 0.5, 1.0]
+    settings = ("seed", "num_steps", "guidance", "initial_noise")
+    assert [made[name] for name in settings] == [5, 4, 2.0, 0.5]
     assert (made["command"], made["run"]) == ("jem sample", str(digits_run))
     assert {"step_size", "noise_std", "versions"} <= made.keys()
     model = jem.load(digits_run)
@@ -45,33 +45,12 @@ def test_defaults_are_those_of_the_library(draw, digits_run):
     assert np.array_equal(found["x"], drawn.numpy())
 
 
-def test_saved_chains_are_those_that_training_left(draw, digits_run):
-    found = draw("--init", "saved", "--count", 1, "--num-steps", 0)
-    last = max((digits_run / "checkpoints").glob("*.pt"))
-    chains = torch.load(last, weights_only=True)["chains"]["chains"]
-    raw = jem.load(digits_run).scaling.invert(chains)
-    away = (torch.from_numpy(found["x"])[:, None] - raw[None]).abs().flatten(2).amax(dim=2)
-    assert away.min(dim=1).values.max() < 1e-4
-    assert len(set(away.argmin(dim=1).tolist())) > 5
-    metadata = draw("--init", "saved", "--count", 1)["metadata"]
-    assert json.loads(str(metadata))["num_steps"] == 20
-
-
-def test_gaussians_look_like_the_data(draw):
-    words = ("--init", "gaussian", "--num-steps", 0, "--count", 20, "--labels", 0)
-    drawn = draw(*words)["x"].mean(axis=0)[0]
-    splits = jem.data.load("digits", seed=0)
-    zeros = splits.scaling.invert(splits.train.x[splits.train.y == 0]).mean(dim=0)[0].numpy()
-    assert np.corrcoef(drawn.ravel(), zeros.ravel())[0, 1] > 0.9
-
-
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--labels", "ten"], "unknown class ten"), (["--count", 0], "--count"),
         (["--guidance", -1], "guidance"), (["--num-steps", -1], "num_steps"),
-        (["--initial-noise", -1], "initial_noise"), (["--step-decay", 2], "step_decay"),
-        (["--init", "gaussian", "--data", "wine"], "wine"),
+        (["--initial-noise", -1], "initial_noise"),
     ],
 )  # fmt: skip
 def test_mistakes_write_nothing(refused, digits_run, tmp_path, words, named):
@@ -81,8 +60,7 @@ def test_mistakes_write_nothing(refused, digits_run, tmp_path, words, named):
 
 def test_a_plain_classifier_draws_nothing(train, refused, tmp_path):
     folder = train(tmp_path / "plain", "iris", "plain", detector=False)
-    for init in ("fresh", "saved"):
-        assert "no sampler settings" in refused("sample", folder, "--init", init)
+    assert "no sampler settings" in refused("sample", folder)
     assert "holds no run" in refused("sample", tmp_path)
 
 

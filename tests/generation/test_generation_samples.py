@@ -109,15 +109,12 @@ def test_sampling_works_in_any_gradient_mode_and_leaves_the_model_as_it_was(mode
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
 
 
-def test_steps_and_noise_fall_evenly_to_those_of_training():
+def test_noise_falls_evenly_to_that_of_training():
     step = LangevinStep(0.1, 0.1, grad_clamp=1.0)
     steps = annealed(step, 5, 0.5)
     assert [step.noise_std for step in steps] == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])
     assert {step.step_size for step in steps} == {0.1}
     assert annealed(step, 3) == [step] * 3
-    falling = annealed(LangevinStep(0.4, 0.2), 3, step_decay=0.25)
-    assert [step.step_size for step in falling] == pytest.approx([0.4, 0.2, 0.1])
-    assert [step.temperature for step in falling] == pytest.approx([0.05] * 3)
 
 
 @pytest.mark.parametrize("labels", [[0, 3], [-1], torch.tensor([True]), [[0], [1]], ["cat"]])
@@ -129,8 +126,8 @@ def test_labels_are_checked(model, labels):
 @pytest.mark.parametrize(
     ("argument", "value"),
     [
-        ("count", 0), ("num_steps", -1), ("init", [[0.0, 0.0]]), ("guidance", -0.1),
-        ("guidance", float("nan")), ("initial_noise", float("inf")), ("step_decay", 0.0),
+        ("count", 0), ("num_steps", -1), ("guidance", -0.1),
+        ("guidance", float("nan")), ("initial_noise", float("inf")),
     ],
 )  # fmt: skip
 def test_other_arguments_are_checked(model, argument, value):
@@ -191,50 +188,3 @@ def test_progress_counts_the_steps_of_all_blocks(model):
     seen = []
     jem.sample(model, count=BLOCK + 1, num_steps=3, progress=lambda *steps: seen.append(steps))
     assert seen == [(done, 6) for done in range(1, 7)]
-
-
-# -- where chains begin
-
-
-@pytest.fixture
-def wells():
-    model = JEM(Wells([-1.0, 0.0, 1.0]), input_shape=(2,), domain=(-2.0, 2.0))
-    model.sampler = settings()
-    return model
-
-
-def saved():
-    """Chains by class: 0 has three, 1 none, 2 two, and one is not finite."""
-    rows = [[-1.0, -1.0], [1.0, 1.0], [-0.9, -1.0], [float("nan"), 0.0], [-1.1, -1.0], [1.1, 1.0]]
-    return torch.tensor(rows)
-
-
-def test_saved_chains_are_dealt_by_class_and_only_then_again(wells):
-    x = jem.sample(wells, [0, 0, 0, 2, 2, 0, 2], init=saved(), num_steps=0)
-    assert (x[[0, 1, 2, 5]] < 0).all()
-    assert (x[[3, 4, 6]] > 0).all()
-    assert len(x[:3].unique(dim=0)) == 3
-    assert len(x[3:5].unique(dim=0)) == 2
-    assert torch.equal(x[[5, 6]], x[[0, 3]])
-
-
-def test_saved_chains_take_twenty_steps_and_the_count_does_not_matter(wells):
-    labels = torch.arange(2 * BLOCK + 3) % 3
-    many = jem.sample(wells, labels, init=saved(), seed=2)
-    assert torch.equal(many, jem.sample(wells, labels, init=saved(), seed=2, num_steps=20))
-    for count in (1, BLOCK + 1):
-        few = jem.sample(wells, labels[:count], init=saved(), seed=2)
-        torch.testing.assert_close(few, many[:count], rtol=0, atol=1e-6)
-    assert jem.sample(wells, count=4, init=saved()).shape == (4, 2)
-
-
-@pytest.mark.parametrize(
-    "chains",
-    [
-        torch.zeros(3, 5), torch.zeros(0, 2), torch.full((2, 2), torch.nan),
-        torch.zeros(2, 2, dtype=torch.int64),
-    ],
-)  # fmt: skip
-def test_saved_chains_that_do_not_fit_are_refused(wells, chains):
-    with pytest.raises(InputError, match="`init` must"):
-        jem.sample(wells, [0], init=chains)
