@@ -12,7 +12,13 @@ from jem.checks import check_integer, check_labels, check_number, refuse
 from jem.errors import InputError
 from jem.model import JEM, batched_logits, check_model, inference, joint_energy
 from jem.randomness import named_generator
-from jem.sampling.langevin import EnergyFunction, LangevinStep, sgld_chain
+from jem.sampling.langevin import (
+    Bounds,
+    EnergyFunction,
+    LangevinStep,
+    energy_and_gradient,
+    sgld_chain,
+)
 from jem.sampling.settings import SamplerSettings
 
 BLOCK = 16
@@ -40,9 +46,10 @@ def sample(
 
     Chains move on E_s(x, y) = E(x) - s log p(y|x) of their class, where s is the guidance: s = 1
     is the joint energy E(x, y) = -f(x)[y]. They are short and far below temperature 1: samples of
-    what the model holds likely, not exact samples of its density. With the settings of training
-    many steps end in few modes; noise that begins high and falls (simulated annealing) spreads
-    them over more.
+    what the model holds likely, not exact samples of its density. Their steps are those of
+    training, made smaller where these would overshoot on E_s (`stable_step`). With the settings of
+    training many steps end in few modes; noise that begins high and falls (simulated annealing)
+    spreads them over more.
 
     Where the classifier of a companion gives no gradients, chains move on E(x) alone, and a sample
     that is not of its class is drawn again, up to 7 times.
@@ -86,8 +93,13 @@ def sample(
         x = sampler.init.sample(BLOCK, y, generator=generator)
         return Beginning(x, guided_energy(model, y, guidance))
 
+    generator = named_generator(seed, "step", device=model.device)
+    y = frequencies.to(model.device).multinomial(BLOCK, replacement=True, generator=generator)
+    with inference(model):
+        x = sampler.init.sample(BLOCK, y, generator=generator)
+        step = stable_step(sampler.step, x, guided_energy(model, y, guidance), model.bounds())
     num_steps = sampler.num_steps if num_steps is None else num_steps
-    steps = annealed(sampler.step, num_steps, initial_noise)
+    steps = annealed(step, num_steps, initial_noise)
     x = run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
     if labels is None or getattr(model.network, "has_class_gradients", True):
         return x
@@ -141,6 +153,38 @@ def annealed(
     first = step.noise_std if initial_noise is None else initial_noise
     done = [t / (num_steps - 1) for t in range(num_steps)] if num_steps > 1 else [1.0] * num_steps
     return [replace(step, noise_std=first + (step.noise_std - first) * share) for share in done]
+
+
+def stable_step(
+    step: LangevinStep, x: Tensor, energy: EnergyFunction, bounds: Bounds | None = None
+) -> LangevinStep:
+    r"""The given step, or a smaller one where that overshoots.
+
+    Gradient descent on a quadratic of curvature c diverges where step_size * c > 2: the slope
+    along the move changes its sign and grows. Training asks this of E(x), and samples move on
+    E(x, y), which is steeper where a network has no factored head.
+
+    Args:
+        step: The step of training.
+        x: Where chains begin, shape (B, *shape).
+        energy: What they move on.
+        bounds: What chains are clipped to.
+
+    Returns:
+        A step that takes the slope along the move to about zero where `step` would reverse it
+        and make it larger, at the same temperature; otherwise `step`.
+    """
+    _, slope = energy_and_gradient(x, energy)
+    bare = replace(step, step_size=step.step_size / 100, noise_std=0.0, max_rms=None)
+    nearby = bare.update(x, slope, generator=torch.Generator(), bounds=bounds)
+    _, after = energy_and_gradient(nearby, energy)
+    slope, after = ((g * (nearby - x)).flatten(1).sum(dim=1) for g in (slope, after))
+    ratio = 100 * float((1 - after / slope).nanmedian())  # step_size * c of most chains
+    if not ratio > 2:
+        return step
+    return replace(
+        step, step_size=step.step_size / ratio, noise_std=step.noise_std / math.sqrt(ratio)
+    )
 
 
 def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyFunction:

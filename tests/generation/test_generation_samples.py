@@ -10,7 +10,7 @@ import jem
 from jem import JEM
 from jem.errors import InputError
 from jem.generation import BLOCK
-from jem.generation.samples import annealed, guided_energy
+from jem.generation.samples import annealed, guided_energy, stable_step
 from jem.networks import mlp
 from jem.randomness import named_generator
 from jem.sampling import GaussianBase, LangevinStep, MixtureBase, SamplerSettings, UniformBase
@@ -55,6 +55,24 @@ def test_without_labels_classes_come_at_their_frequencies():
     model.sampler = settings(frequencies=(0.8, 0.2), num_steps=60)
     share = (jem.sample(model, count=800)[:, 0] > 0).double().mean()
     assert share == pytest.approx(0.2, abs=4 * (0.16 / 800) ** 0.5)
+
+
+def test_a_step_that_overshoots_on_the_energy_of_a_class_is_made_smaller():
+    model = JEM(Wells([-3.0, 3.0]))
+    model.sampler = settings(
+        frequencies=(0.5, 0.5), num_steps=20, step_size=2.5, noise_std=0.01
+    )  # times a curvature of 1: x moves to -1.5 x
+    y = torch.tensor([0, 1] * 8)
+    assert (jem.sample(model, y) - torch.tensor([-3.0, 3.0])[y, None]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(("curvature", "divided_by"), [(0.5, 1), (1.9, 1), (2.1, 2.1), (40, 40)])
+def test_a_smaller_step_takes_the_slope_to_zero_at_the_same_temperature(curvature, divided_by):
+    x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
+    step = LangevinStep(step_size=1.0, noise_std=0.1, max_rms=1e-3)
+    found = stable_step(step, x, lambda x: curvature * x.square().sum(dim=1) / 2)
+    assert found.step_size == pytest.approx(1 / divided_by, rel=1e-3)
+    assert found.temperature == pytest.approx(step.temperature)
 
 
 def bases():
