@@ -175,7 +175,7 @@ def stable_step(
         and make it larger, at the same temperature; otherwise `step`.
     """
     _, slope = energy_and_gradient(x, energy)
-    bare = replace(step, step_size=step.step_size / 100, noise_std=0.0, max_rms=None)
+    bare = replace(step, step_size=step.step_size / 100, noise_std=0.0)
     nearby = bare.update(x, slope, generator=torch.Generator(), bounds=bounds)
     _, after = energy_and_gradient(nearby, energy)
     slope, after = ((g * (nearby - x)).flatten(1).sum(dim=1) for g in (slope, after))

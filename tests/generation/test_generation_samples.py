@@ -69,7 +69,7 @@ def test_a_step_that_overshoots_on_the_energy_of_a_class_is_made_smaller():
 @pytest.mark.parametrize(("curvature", "divided_by"), [(0.5, 1), (1.9, 1), (2.1, 2.1), (40, 40)])
 def test_a_smaller_step_takes_the_slope_to_zero_at_the_same_temperature(curvature, divided_by):
     x = torch.randn(16, 3, generator=torch.Generator().manual_seed(0))
-    step = LangevinStep(step_size=1.0, noise_std=0.1, max_rms=1e-3)
+    step = LangevinStep(step_size=1.0, noise_std=0.1)
     found = stable_step(step, x, lambda x: curvature * x.square().sum(dim=1) / 2)
     assert found.step_size == pytest.approx(1 / divided_by, rel=1e-3)
     assert found.temperature == pytest.approx(step.temperature)
