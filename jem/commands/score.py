@@ -104,8 +104,9 @@ def score(argv: list[str]) -> int:
             count, rejected = count + len(names), rejected + int(found.is_ood.sum())
             bar.update(count, stream.total)
     detector = scorer.detector
+    others = f" ({stream.left_out:,} other files left out)" if stream.from_images else ""
     print(
-        f"{count:,} inputs, {rejected:,} rejected ({rejected / count:.2%}): {out}\n"
+        f"{count:,} inputs{others}, {rejected:,} rejected ({rejected / count:.2%}): {out}\n"
         f"threshold: accepts {detector.acceptance_rate:.4g} of inputs like the "
         f"{detector.num_calibration:,} of the calibration part"
     )

@@ -16,7 +16,14 @@ from jem.commands.report import (
     print_summary,
     quick_summary,
 )
-from jem.commands.runs import check_same_data, checksum, load_data, run_config, shipped_values
+from jem.commands.runs import (
+    check_same_data,
+    checksum,
+    load_data,
+    note,
+    run_config,
+    shipped_values,
+)
 from jem.commands.settings import RunConfig, TrainFlags, parse_train
 from jem.errors import InputError
 from jem.training.recipe import Recipe
@@ -51,7 +58,7 @@ def train(argv: list[str]) -> int:
             "--control compares with a plain classifier that was trained, but --epochs 0 trains "
             "nothing: leave out --control, or give more epochs"
         )
-    splits = _load(flags, config, out, quiet=flags.quiet or not ranks.first)
+    splits = _load(flags, config, out, first=ranks.first)
     if flags.dry_run:
         _dry_run(flags, config, splits, out)
         return 0
@@ -140,10 +147,10 @@ def _refuse_among_data(data: str, out: Path) -> None:
         )
 
 
-def _load(flags: TrainFlags, config: RunConfig, out: Path, *, quiet: bool) -> DataSplits:
+def _load(flags: TrainFlags, config: RunConfig, out: Path, *, first: bool) -> DataSplits:
     splits = load_data(
         config.data or "",
-        quiet=quiet,
+        quiet=flags.quiet or not first,
         root=None if config.data_root is None else Path(config.data_root),
         download=flags.files.download,
         seed=config.seed,
@@ -153,6 +160,8 @@ def _load(flags: TrainFlags, config: RunConfig, out: Path, *, quiet: bool) -> Da
         image_size=config.image_size,
         skip_damaged=config.skip_damaged,
     )
+    for line in splits.notes if first else ():
+        note(line)
     if flags.resume:
         check_same_data(out, config, splits)
     if len(splits.classes) < 2:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import re
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,11 +23,10 @@ from jem.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from jem.data.tables import TableFile
+
 INPUT_KEYS = ("images", "x")
 LABEL_KEYS = ("labels", "y")
-LABEL_COLUMNS = ("label", "class", "target", "y")
-ROWS_AT_ONCE = 10_000
-"""Rows of a table that are held as text at a time: bounds memory."""
 
 Named = tuple[Sequence[str], Array]
 
@@ -45,11 +41,13 @@ class InputStream:
         total: How many inputs there are, damaged images included; None where only the end of the
             file says so.
         from_images: Whether they are bytes of image files, 0 to 255, channels last.
+        left_out: Files of a folder that are no images.
     """
 
     batches: Iterator[Named]
     total: int | None
     from_images: bool = False
+    left_out: int = 0
 
 
 def load_arrays(
@@ -67,26 +65,30 @@ def load_arrays(
     Raises:
         InputError: If a file is damaged or not as expected.
     """
-    x, labels, columns = _read_arrays(path, label_column)
+    x, labels, columns, notes = _read_arrays(path, label_column)
     parts: dict[str, Any] = {}
     for part, file in (given or {}).items():
-        part_x, part_labels, own = _read_arrays(file, label_column)
+        part_x, part_labels, own, more = _read_arrays(file, label_column)
+        notes += more
         if columns and (missing := {*columns} - {*(own or ())}):
             refuse(str(file), f"have the columns of {path}", f"no {', '.join(sorted(missing))}")
         if columns and own:
             part_x = part_x[:, [own.index(name) for name in columns]]
         parts[part] = part_x, part_labels
     try:
-        return from_arrays(x, labels, name=path.stem, seed=seed, columns=columns, **parts)
+        made = from_arrays(x, labels, name=path.stem, seed=seed, columns=columns, **parts)
+        return replace(made, notes=notes)
     except InputError as error:
         files = ", ".join(map(str, (path, *(given or {}).values())))
         raise InputError(f"{files}: {error}") from error
 
 
-def _read_arrays(path: Path, label_column: str | None) -> tuple[Array, Array, list[str] | None]:
-    """Raw inputs, labels, and the names of columns where there are any."""
+def _read_arrays(
+    path: Path, label_column: str | None
+) -> tuple[Array, Array, list[str] | None, tuple[str, ...]]:
+    """Raw inputs, labels, the names of columns where there are any, and what was left out."""
     if path.suffix.lower() == ".npz":
-        return *_read_npz(path), None
+        return *_read_npz(path), None, ()
     if path.suffix.lower() != ".csv":
         refuse(str(path), "be an .npz file, a .csv file or a folder of images", "another file")
     return _read_csv(path, label_column)
@@ -164,10 +166,10 @@ def stream_inputs(
     if not path.exists():
         refuse(str(path), "be a file or a folder", "nothing")
     if path.is_dir() or is_image(path):
-        batches, total = image_batches(
+        batches, total, others = image_batches(
             path, shape, batch_size, resize=resize, skip_damaged=skip_damaged
         )
-        return InputStream(batches, total, from_images=True)
+        return InputStream(batches, total, from_images=True, left_out=others)
     if suffix not in (".npy", ".npz", ".csv"):
         refuse(str(path), "be an .npy, .npz or .csv file, an image or a folder", "another file")
     if suffix == ".csv":
@@ -188,7 +190,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, csv.Error) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if "object" in str(error).lower():
             remedy = "save labels with .astype(str), and inputs as one array of numbers"
             refuse(str(path), "hold plain numbers and text", "Python objects", remedy)
@@ -259,22 +261,29 @@ def _array_batches(path: Path, x: Array, batch_size: int) -> Iterator[Named]:
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def _read_csv(path: Path, label_column: str | None) -> tuple[Array, Array, list[str]]:
-    """Features (N, D), float64; labels (N,); and the names of the D columns."""
-    header, separator = _read_header(path)
-    label = _find_label(path, header, label_column)
-    names = [name for name in header if name != label]
-    if not names:
-        refuse(str(path), "have a column besides the labels", "none")
-    parts = [
-        (_numbers(path, rows[names]), rows[label].str.strip().to_numpy(object))
-        for rows in _rows(path, header, separator, ROWS_AT_ONCE, label)
-    ]
-    x, labels = (np.concatenate(column) for column in zip(*parts, strict=True))
-    try:
-        return x, labels.astype(np.float64), names  # 1 and 1.0 are one class, and 9 before 10
-    except ValueError:
-        return x, labels, names
+def _read_csv(
+    path: Path, label_column: str | None
+) -> tuple[Array, Array, list[str], tuple[str, ...]]:
+    """Features (N, D), float64; labels (N,); the names of the D columns; what was left out."""
+    with reading(path):
+        table = _table_file(path)
+        label = table.label(label_column)
+        names = [name for name in table.names if name != label]
+        if not names:
+            refuse(str(path), "have a column besides the labels", "none")
+        rows = next(table.rows([label]))
+        known = rows[rows[label].notna()]
+        labels = known[label].str.strip().to_numpy(object)
+        x = _numbers(path, known[names])
+    note = f"{path.name}: {len(rows):,} rows read; left out: {len(rows) - len(known):,} without a "
+    notes = (f"{note}label in column '{label}'",)
+    with suppress(ValueError):
+        labels = labels.astype(np.float64)  # 1 and 1.0 are one class, and 9 before 10
+    if labels.dtype == np.float64 and (quantities := labels[labels != np.round(labels)]).size:
+        expected = f"hold classes in column '{label}', strings or whole numbers"
+        remedy = "name the column of the classes with --label-column"
+        refuse(str(path), expected, f"quantities such as {quantities[0]:g}", remedy)
+    return x, labels, names, notes
 
 
 def _open_table(
@@ -287,75 +296,28 @@ def _open_table(
     """Batches of the columns that a network takes."""
     if len(shape) != 1:
         refuse(str(path), f"hold images of shape {shape} as in training", "a table")
-    header, separator = _read_header(path)
-    chosen = list(columns or _features(path, header, shape[0], label_column))
+    with reading(path):
+        table = _table_file(path)
+    chosen = list(columns or table.features(shape[0], label_column))
     if columns and label_column in columns:
         remedy = "name another with --label-column, or none"
         refuse("label_column", "be no column of the training data", label_column, remedy)
-    if missing := [name for name in chosen if name not in header]:
+    if missing := [name for name in chosen if name not in table.names]:
         expected = f"have the columns of the training data ({', '.join(missing)} is missing)"
-        refuse(str(path), expected, ", ".join(header))
+        refuse(str(path), expected, ", ".join(table.names))
 
-    tables = _rows(path, header, separator, batch_size)
-    return (([str(row) for row in rows.index], _numbers(path, rows[chosen])) for rows in tables)
+    def batches() -> Iterator[Named]:
+        with reading(path):
+            for rows in table.rows(at_once=batch_size):
+                yield [str(row) for row in rows.index], _numbers(path, rows[chosen])
 
-
-def _features(path: Path, header: list[str], count: int, label_column: str | None) -> list[str]:
-    """Columns that are no labels, where the names of those of training are not known."""
-    if all(re.fullmatch(r"[-+.\deE]+", name) for name in header):
-        refuse(str(path), "have names of columns in its first line", "numbers")
-    label = None
-    if label_column in header or len(header) == count + 1:
-        label = _find_label(path, header, label_column)
-    chosen = [name for name in header if name != label]
-    if len(chosen) != count:
-        expected = f"have {count} columns as in training, and perhaps one of labels"
-        refuse(str(path), expected, ", ".join(header))
-    return chosen
+    return batches()
 
 
-def _read_header(path: Path) -> tuple[list[str], str]:
-    """Names of the columns, and the character between them: a comma, semicolon or tabulator."""
-    with reading(path), open(path, encoding="utf-8-sig", newline="") as file:
-        line = next((line for line in file if line.strip()), "")
-        line = re.sub(r'"[^"]*"', "", line)  # a name may hold what parts columns elsewhere
-        separator = max(",;\t", key=line.count)
-        file.seek(0)
-        reader = csv.reader(file, delimiter=separator)
-        rows = (row for row in reader if any(cell.strip() for cell in row))
-        names = [name.strip() for name in next(rows, [])]
-        first = next(rows, names)
-    if not names:
-        refuse(str(path), "have a header and rows", "blank lines alone")
-    for name in names:
-        if not name or name.startswith("Unnamed: "):
-            remedy = "a row number that was saved, perhaps: name that column or remove it"
-            refuse(str(path), "have a name for every column", f"{name!r}", remedy)
-        if names.count(name) > 1:
-            refuse(str(path), "have different names of columns", f"'{name}' twice")
-    if len(first) > len(names):
-        refuse(str(path), f"have {len(names)} values a row, as in the header", len(first))
-    return names, separator
+def _table_file(path: Path) -> TableFile:
+    from jem.data.tables import TableFile  # pandas takes half a second
 
-
-def _rows(
-    path: Path, header: list[str], separator: str, count: int, label: str | None = None
-) -> Iterator[pd.DataFrame]:
-    """So many rows of a table at a time, numbered from 0; labels stay text."""
-    import pandas as pd  # takes half a second, which only those who have tables should pay
-
-    empty = True
-    form: Any = {"sep": separator, "skipinitialspace": True, "header": 0, "index_col": False}
-    types = {} if label is None else {label: str}
-    table = partial(pd.read_csv, names=header, dtype=types, chunksize=count, **form)
-    with reading(path), table(path) as reader:
-        for rows in reader:
-            rows = rows.dropna(how="all")
-            if len(rows):
-                empty = False
-                yield rows
-    if empty:
-        refuse(str(path), "have rows below the header", "none")
+    return TableFile.open(path)
 
 
 def _numbers(path: Path, rows: pd.DataFrame) -> Array:
@@ -371,17 +333,3 @@ def _numbers(path: Path, rows: pd.DataFrame) -> Array:
         remedy = f"encode text as numbers, fill in what is missing, or leave it out, in {columns}"
         refuse(str(path), "hold finite numbers in every column of inputs", got, remedy)
     return x
-
-
-def _find_label(path: Path, header: Sequence[str], label_column: str | None) -> str:
-    """The column of labels: the one that is named, or one with a usual name."""
-    wanted = [name for name in header if name.lower() in LABEL_COLUMNS]
-    if label_column is not None:
-        wanted = [name for name in header if name == label_column]
-    if len(wanted) != 1:
-        called = f"'{label_column}'" if label_column else " or ".join(LABEL_COLUMNS)
-        expected = f"have one column of labels called {called}"
-        remedy = "name it with --label-column (label_column= in Python)"
-        got = f"the columns {', '.join(wanted or header)}"
-        refuse(str(path), expected, got, remedy)
-    return wanted[0]

@@ -3,6 +3,7 @@
 import math
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -218,7 +219,7 @@ def _first_few(files: Sequence[Path]) -> str:
 
 def image_batches(
     path: Path, shape: Sequence[int], batch_size: int, *, resize: bool, skip_damaged: bool
-) -> tuple[Iterator[tuple[list[str], Array]], int]:
+) -> tuple[Iterator[tuple[list[str], Array]], int, int]:
     """Open an image, or a folder of them with its subfolders, to be read a batch at a time.
 
     Args:
@@ -229,7 +230,8 @@ def image_batches(
         skip_damaged: Whether to leave out damaged images, see `usable`.
 
     Returns:
-        Iterator over names and bytes (B, H, W, C); and how many images there are.
+        Iterator over names and bytes (B, H, W, C); how many images there are; and how many other
+        files.
 
     Raises:
         InputError: If the network takes no images, or there are none.
@@ -241,8 +243,8 @@ def image_batches(
     def find() -> Iterator[Path]:
         return filter(is_image, walk(path)) if path.is_dir() else iter([path])
 
-    total = sum(1 for _ in find())
-    if total == 0:
+    found = Counter(map(is_image, walk(path) if path.is_dir() else [path]))
+    if not found[True]:
         refuse(str(path), f"hold images ({', '.join(IMAGE_SUFFIXES)})", "none")
 
     def batches() -> Iterator[tuple[list[str], Array]]:
@@ -252,7 +254,7 @@ def image_batches(
             names = [file.relative_to(folder).as_posix() for file, _ in chunk]
             yield names, np.stack([image for _, image in chunk])
 
-    return batches(), total
+    return batches(), found[True], found[False]
 
 
 def load_folder(
@@ -313,7 +315,11 @@ def load_folder(
         x = [image for _, image in usable(files, read)]
         made = [DataPart(torch.stack([x[i] for i in r]), torch.from_numpy(y[r])) for r in rows]
     splits = assemble(folder.name, made, classes, scaling)
-    return replace(splits, ignored=sum(file not in class_of for file in walk(folder)))
+    others = sum(1 for file in walk(folder) if file not in class_of)
+    note = f"{len(files):,} pictures read, of subfolders too; left out: {others:,} other files"
+    if len(files) < len(class_of):
+        note += f" and {len(class_of) - len(files):,} damaged ones"
+    return replace(splits, notes=(note,))
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -98,7 +98,7 @@ class DataSplits:
             `input_shape`.
         kind: Whether inputs are images (C, H, W) or rows (D,) of a table.
         input_shape: Shape of one network input.
-        ignored: Files of a folder that were not read, since their names are not those of images.
+        notes: What was read of the user's files, and what was left out, in words.
     """
 
     name: str
@@ -111,7 +111,7 @@ class DataSplits:
     domain: tuple[Tensor, Tensor]
     kind: Literal["image", "table"]
     input_shape: tuple[int, ...]
-    ignored: int = 0
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return self.describe()
@@ -122,7 +122,7 @@ class DataSplits:
         return self.scaling.columns
 
     def describe(self) -> str:
-        """Return a few lines for people: shape, sizes, class counts and files left out."""
+        """Return a few lines for people: shape, sizes, class counts and what was left out."""
         shape, num_classes = _by(self.input_shape), len(self.classes)
         what = f"images of {shape}" if self.kind == "image" else f"rows of {shape} numbers"
         sizes = ", ".join(f"{name} {len(getattr(self, name)):,}" for name in PART_NAMES)
@@ -133,13 +133,8 @@ class DataSplits:
         else:
             pairs = zip(self.classes, counts, strict=True)
             each = "training examples: " + ", ".join(f"{name}: {n:,}" for name, n in pairs)
-        lines = [f"{self.name}: {what}, {num_classes} classes{lazy}", f"  {sizes}", f"  {each}"]
-        if self.ignored:
-            files = (
-                "1 other file was" if self.ignored == 1 else f"{self.ignored:,} other files were"
-            )
-            lines.append(f"  {files} ignored")
-        return "\n".join(lines)
+        lines = [f"{self.name}: {what}, {num_classes} classes{lazy}", sizes, each]
+        return "\n  ".join([*lines, *self.notes])
 
 
 def _by(shape: Sequence[int]) -> str:

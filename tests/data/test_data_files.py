@@ -132,13 +132,43 @@ def test_the_delimiter_is_that_of_the_names_not_one_in_them(tmp_path, header):
 
 
 @pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("sep=;\ngröße;b;label\n0.5;2;Bär\n", "utf-8"),  # Excel's own first line
+        ("größe;b;label\n0,5;2;Bär\n", "cp1252"),
+        ("größe\tb\tlabel\n0.5\t2\tBär\n", "utf-16"),
+        ("größe|b|label\n0.5|2|Bär\n", "utf-8-sig"),
+        ('größe;b;label\n"0,5";2;"Bär"\n', "utf-8"),
+    ],
+)
+def test_a_table_is_read_as_other_programs_write_it(tmp_path, text, encoding):
+    head, row = text.rstrip("\n").rsplit("\n", 1)
+    lines = [head, *[row] * 8, *[row.replace("Bär", "Uhu")] * 8]
+    (tmp_path / "a.csv").write_bytes("\n".join(lines).encode(encoding))
+    splits = load(tmp_path / "a.csv")
+    assert (splits.columns, splits.classes) == (("größe", "b"), ("Bär", "Uhu"))
+    assert splits.scaling.invert(splits.test.x)[0].tolist() == [0.5, 2.0]
+
+
+@pytest.mark.parametrize("mark", ["", "NA", "?", "None", "nan"])
+def test_rows_without_a_label_are_left_out_and_counted(tmp_path, mark):
+    path = write_csv(tmp_path / "a.csv", ["a", "b", "label"], [*TABLE, [1, 2, mark], [3, 4, mark]])
+    splits = load(path)
+    assert (splits.classes, len(splits.train)) == (("cat", "dog"), 24)
+    assert splits.notes == ("a.csv: 42 rows read; left out: 2 without a label in column 'label'",)
+    assert splits.notes[0] in splits.describe()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a,b,c\n1,2,x\n", "one column of labels.*columns a, b, c: .*--label-column"),
         ("a,label\n1,x\ntall,y\n", "tall in row 1, column 'a'"),
         ("id,a,b,label\nid0,1,,x\nid1,2,3,y\n", "id0 in row 0, column 'id': .* in id, b$"),
-        ("a,b,label\n1,2,x\n2\n", "nan in row 1, column 'b'"),
+        ("a,b,label\n1,2,x\n2,,y\n", "nan in row 1, column 'b'"),
         ("a,label\n1,x\n2,y,3\n", "damaged"),
+        ("a;label\n1,5;x\n1.5;y\n", "one decimal mark, got 1.5 and 1,5"),
+        ("x,y,colour\n1,0.5,2\n", "quantities such as 0.5: .*--label-column"),
         (",a,label\n0,1,x\n", "a row number that was saved"),
         ("a,a,label\n0,1,x\n", "'a' twice"),
         ("a,label\n", "rows below the header"),
