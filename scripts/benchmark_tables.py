@@ -30,9 +30,10 @@ import numpy.typing as npt
 import sklearn
 import torch
 import tyro
+from benchmark_far import churn
 from scipy import stats
 from sklearn.base import ClassifierMixin
-from sklearn.datasets import load_breast_cancer, load_digits, load_wine
+from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, log_loss
@@ -49,10 +50,13 @@ Fold = dict[str, float]
 
 VALIDATION_SHARE = 0.25
 
-DATA: dict[str, Callable[..., Any]] = {
-    "breast_cancer": load_breast_cancer,
-    "wine": load_wine,
-    "digits": load_digits,
+DATA: dict[str, Callable[[], tuple[Array, Array]]] = {
+    "breast_cancer": lambda: load_breast_cancer(return_X_y=True),
+    "wine": lambda: load_wine(return_X_y=True),
+    "iris": lambda: load_iris(return_X_y=True),
+    "digits": lambda: load_digits(return_X_y=True),
+    "churn": lambda: churn(0),
+    "churn, 700 rows": lambda: churn(1, 700, heavy=True),
 }
 
 
@@ -105,7 +109,7 @@ class Benchmark:
     models: tuple[str, ...] = tuple(MODELS)[:6]
     """Names of models; differences are to the first."""
     data: tuple[str, ...] = tuple(DATA)
-    """Data sets of scikit-learn; digits as rows of 64 numbers."""
+    """Data sets of scikit-learn, digits as rows of 64 numbers; made-up customers."""
     splits: int = 5
     """Folds of one cross-validation."""
     repeats: int = 2
@@ -199,7 +203,7 @@ def main() -> None:
         f"; generative weight of fast: {RECIPES['fast'].resolved((1,), 1).generative_weight:g}"
     )
     for data in args.data:
-        x, y = DATA[data](return_X_y=True)
+        x, y = DATA[data]()
         found: dict[str, list[Fold]] = {name: [] for name in args.models}
         for number, (train, test) in enumerate(folds(y, args)):
             for name in args.models:
