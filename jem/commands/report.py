@@ -48,7 +48,7 @@ class ReportFlags:
     """Share of in-distribution inputs that the threshold is to accept."""
     data: str | None = None
     """Where the data of the run are now; where training found them if left out."""
-    data_root: Path | None = None
+    data_root: str | None = None
     """Folder of downloaded data sets; that of the run, or JEM_DATA, if left out."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
@@ -149,8 +149,7 @@ def _ood_set(name: str, args: ReportFlags, run: Run, own: DataSplits) -> tuple[s
                 "found none of that name"
             )
         return name, read_ood_inputs(Path(name), run, args.label_column, args.seed)
-    root = args.data_root or run.config.data_root
-    splits = load(name, root=None if root is None else Path(root))
+    splits = load(name, root=args.data_root or run.config.data_root)
     if splits.input_shape != run.shape:
         raise InputError(
             f"--ood {name}: inputs of shape {splits.input_shape} do not fit the run's {run.shape}"

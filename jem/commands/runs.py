@@ -132,7 +132,7 @@ class Run:
         return stream, scaling
 
     def splits(
-        self, data: str | None = None, data_root: Path | None = None, *, quiet: bool = False
+        self, data: str | None = None, data_root: str | None = None, *, quiet: bool = False
     ) -> DataSplits:
         """The data of the run, divided as they were for training.
 
@@ -158,7 +158,6 @@ class Run:
         elif path.suffix.lower() == ".csv":
             options |= {"label_column": config.label_column}
         root = data_root or config.data_root
-        root = None if root is None else Path(root)
         splits = load_data(name, quiet=quiet, root=root, seed=config.seed, **options)
         check_same_data(self.path, config, splits)
         _check_fit(self.model, splits)

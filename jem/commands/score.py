@@ -46,7 +46,7 @@ class ScoreFlags:
     """`module:factory` of your own network, if the run does not name it."""
     data: str | None = None
     """Where the data of the run are now, if a detector has to be fitted and they were moved."""
-    data_root: Path | None = None
+    data_root: str | None = None
     """Folder of downloaded data sets, for the same."""
     label_column: str | None = None
     """Column of a .csv file to leave out."""

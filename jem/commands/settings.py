@@ -162,7 +162,7 @@ def _network_name(spec: dict[str, Any], recipe: Recipe) -> str | None:
 class DataFlags:
     """How data are found and read."""
 
-    data_root: Path | None = None
+    data_root: str | None = None
     """Folder of downloaded data sets; the environment variable JEM_DATA if left out."""
     download: bool = False
     """Download a named data set that is missing."""
@@ -174,9 +174,9 @@ class DataFlags:
     where they are of several sizes."""
     skip_damaged: bool = False
     """Leave out images of a folder that cannot be read, and say how many."""
-    validation: Path | None = None
+    validation: str | None = None
     """File or folder of the validation part, where you have divided the data yourself."""
-    test: Path | None = None
+    test: str | None = None
     """The same for the test part."""
 
 
@@ -259,8 +259,7 @@ def parse_train(argv: list[str]) -> tuple[TrainFlags, RunConfig, dict[str, Any]]
         values |= vars(values[group])
     recipe = Recipe(**{name: values[name] for name in RECIPE_FIELDS})
     own = {f.name: values[f.name] for f in fields(RunConfig) if f.name in values}
-    paths = {name: own[name] and str(own[name]) for name in ("data_root", "validation", "test")}
-    config = RunConfig(**own | paths | {"recipe": recipe})
+    config = RunConfig(**own | {"recipe": recipe})
     before = usual.settings()
     return flags, config, {k: v for k, v in config.settings().items() if v != before[k]}
 
@@ -289,16 +288,6 @@ def _flags_for(usual: RunConfig) -> Any:  # noqa: ANN401
     added = [(name, kind, field(default_factory=kind)) for name, kind in groups.items()]
     every = make_dataclass("Train", [flag("epochs"), *added], bases=(TrainFlags,))
     every.__doc__ = TrainFlags.__doc__
-
-    def path(text: str | None) -> Path | None:
-        return None if text is None else Path(text)
-
-    files = DataFlags(
-        data_root=path(usual.data_root),
-        validation=path(usual.validation),
-        test=path(usual.test),
-        label_column=usual.label_column,
-        image_size=usual.image_size,
-        skip_damaged=usual.skip_damaged,
-    )
+    kept = (f.name for f in fields(DataFlags) if f.name != "download")
+    files = DataFlags(**{name: getattr(usual, name) for name in kept})
     return every(data=usual.data, seed=usual.seed, network=usual.network, files=files)

@@ -40,6 +40,9 @@ SHARED_WITH_CONTROL = (
 """Recipe fields that the control takes from the hybrid: both see the same data equally often, and
 compute alike."""
 
+READ_WITH = ("validation", "test", "label_column", "image_size", "skip_damaged")
+"""Settings that say how the data are read."""
+
 
 def train(argv: list[str]) -> int:
     """Train, measure on the test part and print the comparison."""
@@ -72,7 +75,7 @@ def train(argv: list[str]) -> int:
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
     _ship(fitted, splits)
-    report = ReportFlags(out, data_root=flags.files.data_root, quiet=flags.quiet)
+    report = ReportFlags(out, data_root=config.data_root, quiet=flags.quiet)
     if flags.report:
         figures = make_report(report)
         print_answers(figures)
@@ -151,14 +154,10 @@ def _load(flags: TrainFlags, config: RunConfig, out: Path, *, first: bool) -> Da
     splits = load_data(
         config.data or "",
         quiet=flags.quiet or not first,
-        root=None if config.data_root is None else Path(config.data_root),
+        root=config.data_root,
         download=flags.files.download,
         seed=config.seed,
-        validation=config.validation,
-        test=config.test,
-        label_column=config.label_column,
-        image_size=config.image_size,
-        skip_damaged=config.skip_damaged,
+        **{name: getattr(config, name) for name in READ_WITH},
     )
     for line in splits.notes if first else ():
         note(line)
