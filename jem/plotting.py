@@ -329,22 +329,19 @@ def reliability_diagram(
     return figure
 
 
-def risk_coverage_plot(coverage: Array, risk: Array, generalized_risk: Array) -> Figure:
-    """Draw the share of errors against the share of inputs answered.
+def risk_coverage_plot(coverage: Array, risk: Array) -> Figure:
+    """Draw the share of errors among the answered inputs against the share of inputs answered.
 
     Args:
         coverage: Share of inputs answered, shape (J,).
         risk: Share of the answered that are wrong, shape (J,).
-        generalized_risk: Share of all inputs that are answered and wrong, shape (J,).
 
     Returns:
         A figure of one panel, held by no global state.
     """
     figure = Figure(figsize=(NARROW, 2.9), layout="constrained")
     axes = figure.subplots()
-    axes.plot(coverage, risk, color=BLUE, label="of the answered inputs")
-    axes.plot(coverage, generalized_risk, color=ORANGE, ls="--", label="of all inputs")
-    axes.set(xlim=(0, 1), xlabel="share of inputs answered", ylabel="share wrong")
+    axes.plot(coverage, risk, color=BLUE)
+    axes.set(xlim=(0, 1), xlabel="share of inputs answered", ylabel="share of these wrong")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left", frameon=False, fontsize=SMALL)
     return figure

@@ -143,7 +143,7 @@ def coverage_of_report(sharpen, num, draws, num_bootstrap):
 @pytest.mark.parametrize("sharpen", [1.0, 2.0])
 def test_intervals_of_calibration_figures_cover(sharpen):
     covered = coverage_of_report(sharpen, 200, draws=50, num_bootstrap=50)
-    assert {*CALIBRATION_ERRORS, "nll", "brier", "accuracy", "aurc", "augrc"} <= set(covered)
+    assert {*CALIBRATION_ERRORS, "nll", "brier", "accuracy", "aurc"} <= set(covered)
     # 5 % of 50 misses, and what an error's interval lacks on samples of this size.
     low = {name: share for name, share in covered.items() if share < 0.84}
-    assert set(low) <= {"mce"}, low  # ruled by the smallest bin
+    assert not low

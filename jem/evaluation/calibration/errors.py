@@ -11,13 +11,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.fft import dct, idct
 from scipy.sparse import csr_array
 
 from jem.evaluation.statistics import BoolArray, FloatArray, IntArray
-
-SMOOTHING_CELLS = 1024
-BISECTIONS = 20  # leaves a bandwidth uncertain by 1e-6
 
 
 class Confidences(NamedTuple):
@@ -150,65 +146,6 @@ def binned_error(totals: BinTotals) -> FloatArray:
     return error
 
 
-def maximum_error(totals: BinTotals) -> FloatArray:
-    r"""Maximum calibration error (MCE): the largest gap of any bin that is not empty.
-
-    .. math:: MCE = \max_b |\mathrm{acc}_b - \mathrm{conf}_b|
-
-    Ruled by the smallest bins: one input alone in its bin can set it.
-
-    Args:
-        totals: Bins of the sample.
-
-    Returns:
-        Shape (R,), in [0, 1], 0 is best.
-
-    References:
-        Guo et al. (2017), arXiv:1706.04599, eq. 5.
-
-    Example:
-        >>> counts, hits = np.array([[2.0, 0.0]]), np.array([[1.0, 0.0]])
-        >>> totals = BinTotals(counts, hits, confidence=np.array([[1.5, 0.0]]))
-        >>> maximum_error(totals)
-        array([0.25])
-    """
-    gaps = np.abs(totals.hits - totals.confidence)
-    error: FloatArray = (gaps / np.maximum(totals.counts, 1)).max(axis=1)
-    return error
-
-
-def debiased_rms_error(totals: BinTotals) -> FloatArray:
-    r"""Root-mean-square calibration error less the part that sampling noise alone adds.
-
-    .. math:: \sqrt{\max\Bigl(0, \sum_b \tfrac{n_b}{N} \Bigl[(\mathrm{acc}_b - \mathrm{conf}_b)^2
-              - \tfrac{\mathrm{acc}_b (1 - \mathrm{acc}_b)}{n_b - 1}\Bigr]\Bigr)}
-
-    The sum is nearly unbiased for the squared error of the binned confidences; its root is not.
-    Bins with fewer than two inputs add nothing. The usual bins are those of equal mass.
-
-    Args:
-        totals: Bins of the sample.
-
-    Returns:
-        Shape (R,), in [0, 1], 0 is best.
-
-    References:
-        Kumar, Liang and Ma (2019), arXiv:1909.10155, definition 4.1.
-
-    Example:
-        >>> totals = BinTotals(np.array([[5.0]]), np.array([[4.0]]), np.array([[2.0]]))
-        >>> debiased_rms_error(totals).round(4)  # root of 0.16 - 0.04
-        array([0.3464])
-    """
-    size = np.maximum(totals.counts, 2)
-    accuracy = totals.hits / size
-    gap = (totals.hits - totals.confidence) / size
-    excess = gap**2 - accuracy * (1 - accuracy) / (size - 1)
-    squared = np.where(totals.counts > 1, totals.counts * excess, 0.0).sum(axis=1)
-    error: FloatArray = np.sqrt(np.maximum(squared / totals.counts.sum(axis=1), 0.0))
-    return error
-
-
 def class_wise_error(
     probabilities: FloatArray, labels: IntArray, weights: FloatArray, edges: FloatArray
 ) -> FloatArray:
@@ -251,48 +188,3 @@ def class_wise_error(
     hits = np.bincount(places.ravel(), weights=counted[1].ravel(), minlength=versions * size)
     gaps = np.abs(hits.reshape(versions, size) - expected).sum(axis=1)
     return np.asarray(gaps / (num_classes * weights.sum(axis=1)))
-
-
-def smooth_error(groups: Confidences) -> FloatArray:
-    r"""Smooth ECE: the gap averaged under a kernel whose width the data choose.
-
-    .. math:: \mathrm{smECE}_\sigma = \int_0^1 \Bigl|\tfrac{1}{N}\sum_i (y_i - p_i)
-              K_\sigma(t, p_i)\Bigr| \, dt, \qquad
-              \mathrm{smECE} = \mathrm{smECE}_{\sigma^*} = \sigma^*
-
-    K is the Gaussian reflected at 0 and 1. Its cosine coefficients are exp(-(pi k sigma)^2 / 2),
-    which is how it is applied, on 1024 cells. smECE_sigma falls as sigma grows, so one width
-    equals its own error. Accurate to about 1e-4, to a cell's width (1e-3) for smaller values.
-
-    Args:
-        groups: Inputs by confidence.
-
-    Returns:
-        Shape (R,), in [0, 1], 0 is best.
-
-    References:
-        Blasiok and Nakkiran (2023), arXiv:2309.12236, definition 4.
-
-    Example:
-        >>> groups = Confidences(np.array([0.5]), np.array([[10.0]]), np.array([[8.0]]))
-        >>> smooth_error(groups).round(3)
-        array([0.3])
-    """
-    gaps = (groups.hits - groups.levels * groups.counts) / groups.counts.sum(axis=1, keepdims=True)
-    # Each level's gap is shared between the two cells whose centres are nearest.
-    position = groups.levels * SMOOTHING_CELLS - 0.5
-    lower = np.floor(position).astype(np.int64)
-    cells = np.clip(np.concatenate([lower, lower + 1]), 0, SMOOTHING_CELLS - 1)
-    shares = np.concatenate([1 - (position - lower), position - lower])
-    columns = np.tile(np.arange(len(lower)), 2)
-    spread = csr_array((shares, (cells, columns)), shape=(SMOOTHING_CELLS, len(lower)))
-    coefficients = dct((spread @ gaps.T).T, axis=1, norm="ortho")
-    frequencies = np.pi * np.arange(SMOOTHING_CELLS)
-    low, high = np.zeros((len(gaps), 1)), np.ones((len(gaps), 1))
-    for _ in range(BISECTIONS):
-        sigma = (low + high) / 2
-        kernel = np.exp(-0.5 * (frequencies * sigma) ** 2)
-        smoothed = idct(coefficients * kernel, axis=1, norm="ortho")
-        too_narrow = np.abs(smoothed).sum(axis=1, keepdims=True) > sigma
-        low, high = np.where(too_narrow, sigma, low), np.where(too_narrow, high, sigma)
-    return np.asarray((low + high)[:, 0] / 2)

@@ -22,13 +22,10 @@ from jem.evaluation.calibration.errors import (
     bin_totals,
     binned_error,
     class_wise_error,
-    debiased_rms_error,
     equal_mass_edges,
     group_by_confidence,
-    maximum_error,
-    smooth_error,
 )
-from jem.evaluation.calibration.selective import RiskCoverage, augrc, aurc, risk_coverage_curve
+from jem.evaluation.calibration.selective import RiskCoverage, aurc, risk_coverage_curve
 from jem.evaluation.statistics import (
     FloatArray,
     IntArray,
@@ -48,9 +45,7 @@ if TYPE_CHECKING:
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).tiny)  # what NLL takes 0 for: 708.4 nats
 
-CALIBRATION_ERRORS = (
-    "ece", "ece_equal_mass", "class_wise_ece", "smooth_ece", "debiased_rmsce", "mce",
-)  # fmt: skip
+CALIBRATION_ERRORS = ("ece", "ece_equal_mass", "class_wise_ece")
 """Figures that are 0 for a perfectly calibrated classifier, but for the noise of the sample."""
 
 Edges = tuple[FloatArray, FloatArray]  # of bins of equal width, of equal mass
@@ -84,11 +79,7 @@ class CalibrationReport:
         ece: Expected calibration error of the top label, bins of equal width.
         ece_equal_mass: The same with bins of equal mass.
         class_wise_ece: Mean over classes of the ECE of each class's probability, equal width.
-        smooth_ece: Kernel-smoothed ECE with the width that equals it.
-        debiased_rmsce: Root-mean-square calibration error less sampling noise, equal mass.
-        mce: Largest gap of any bin that is not empty, equal width.
         aurc: Area under the risk-coverage curve.
-        augrc: Area under the generalised risk-coverage curve.
         confidence: Level of the intervals and bands.
         intervals: Interval of each figure by its name; empty without replicates.
         if_calibrated: What each calibration error stays below, with probability `confidence`, for
@@ -106,11 +97,7 @@ class CalibrationReport:
     ece: float
     ece_equal_mass: float
     class_wise_ece: float
-    smooth_ece: float
-    debiased_rmsce: float
-    mce: float
     aurc: float
-    augrc: float
     confidence: float
     intervals: dict[str, Interval]
     if_calibrated: dict[str, float]
@@ -235,7 +222,6 @@ def _figures(p: FloatArray, y: IntArray, weights: FloatArray, edges: Edges) -> F
         "nll": weights @ -np.log(true) / total,
         "brier": weights @ squares / total,
         "aurc": aurc(groups),
-        "augrc": augrc(groups),
         **_errors(p, y, weights, edges),
     }
 
@@ -248,9 +234,6 @@ def _errors(p: FloatArray, y: IntArray, weights: FloatArray, edges: Edges) -> Fi
         "ece": binned_error(width),
         "ece_equal_mass": binned_error(mass),
         "class_wise_ece": class_wise_error(p, y, weights, edges[0]),
-        "smooth_ece": smooth_error(groups),
-        "debiased_rmsce": debiased_rms_error(mass),
-        "mce": maximum_error(width),
     }
 
 

@@ -21,7 +21,6 @@ class RiskCoverage(NamedTuple):
     threshold: FloatArray  # (J,) descending
     coverage: FloatArray  # (J,) share of inputs answered, in (0, 1], ends at 1
     risk: FloatArray  # (J,) share of the answered that are wrong
-    generalized_risk: FloatArray  # (J,) share of all inputs that are answered and wrong
 
 
 def risk_coverage_curve(groups: Confidences) -> RiskCoverage:
@@ -46,12 +45,10 @@ def risk_coverage_curve(groups: Confidences) -> RiskCoverage:
     answered, wrong = (row[0] for row in _answered_and_wrong(groups))
     steps = np.linspace(1, len(groups.levels), min(CURVE_POINTS, len(groups.levels)))
     chosen = np.round(steps).astype(np.int64)
-    total = answered[-1]
     return RiskCoverage(
         threshold=groups.levels[::-1][chosen - 1],
-        coverage=answered[chosen] / total,
+        coverage=answered[chosen] / answered[-1],
         risk=wrong[chosen] / answered[chosen],
-        generalized_risk=wrong[chosen] / total,
     )
 
 
@@ -86,36 +83,6 @@ def aurc(groups: Confidences) -> FloatArray:
     at = harmonic[answered.astype(np.int64)]
     offset = wrong[:, :-1] - rate * answered[:, :-1]
     return np.asarray((errors + offset * np.diff(at, axis=1)).sum(axis=1) / total)
-
-
-def augrc(groups: Confidences) -> FloatArray:
-    r"""Area under the generalised risk-coverage curve (AUGRC).
-
-    .. math:: AUGRC = \int_0^1 P(\mathrm{wrong}, \mathrm{answered}) \, dc
-              = (1 - AUROC) \, a (1 - a) + \tfrac{1}{2} (1 - a)^2
-
-    by trapezoids, with a the accuracy and AUROC that of confidence for telling right from wrong;
-    the second form holds exactly, ties included. The mean share of inputs that are wrong and
-    answered: no extra weight on high confidence, unlike AURC.
-
-    Args:
-        groups: Inputs by confidence.
-
-    Returns:
-        Shape (R,), in [0, 1/2], 0 is best. Constant confidence gives half the error rate.
-
-    References:
-        Traub et al. (2024), arXiv:2407.01032.
-
-    Example:
-        >>> counts, hits = np.array([[1.0, 1.0]]), np.array([[0.0, 1.0]])
-        >>> groups = Confidences(np.array([0.6, 0.9]), counts, hits)
-        >>> augrc(groups)
-        array([0.125])
-    """
-    answered, wrong = _answered_and_wrong(groups)
-    area = np.diff(answered, axis=1) * (wrong[:, :-1] + wrong[:, 1:]) / 2
-    return np.asarray(area.sum(axis=1) / answered[:, -1] ** 2)
 
 
 def _answered_and_wrong(groups: Confidences) -> tuple[FloatArray, FloatArray]:

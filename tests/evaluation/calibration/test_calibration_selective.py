@@ -2,10 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score
 
 from jem.evaluation.calibration.errors import group_by_confidence
-from jem.evaluation.calibration.selective import augrc, aurc, risk_coverage_curve
+from jem.evaluation.calibration.selective import aurc, risk_coverage_curve
 
 
 def pairs(num_samples, levels=None):
@@ -34,22 +33,12 @@ def test_aurc_equals_the_mean_over_all_orders_of_tied_inputs():
     assert aurc(group(confidence, correct))[0] == pytest.approx(np.mean(risks))
 
 
-@pytest.mark.parametrize("levels", [None, 5])
-def test_augrc_equals_its_form_in_auroc_and_accuracy(levels):
-    confidence, correct = pairs(200, levels=levels)
-    accuracy = correct.mean()
-    expected = (1 - roc_auc_score(correct, confidence)) * accuracy * (1 - accuracy)
-    expected += (1 - accuracy) ** 2 / 2
-    assert augrc(group(confidence, correct))[0] == pytest.approx(expected)
-
-
 def test_curve_says_what_each_threshold_does():
     confidence, correct = pairs(1000, levels=300)
     curve = risk_coverage_curve(group(confidence, correct))
     assert 100 < len(curve.threshold) <= 200
     assert curve.coverage[-1] == 1
-    for threshold, coverage, risk, generalized in zip(*curve, strict=True):
+    for threshold, coverage, risk in zip(*curve, strict=True):
         answered = confidence >= threshold
         assert coverage == pytest.approx(answered.mean())
         assert risk == pytest.approx(1 - correct[answered].mean())
-        assert generalized == pytest.approx((answered & ~correct).mean())
