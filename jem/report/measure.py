@@ -7,7 +7,6 @@ that `measure` returns.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import chain
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -163,7 +162,6 @@ class Training:
         validation_nll: (update, NLL of the validation part, nats).
         recoveries: Updates at which the run recovered from divergence.
         num_recoveries: How many there were.
-        seconds_by_phase: Seconds of each phase of an update, over the run.
         overfitting: Validation NLL by epoch; None where there is none.
     """
 
@@ -172,7 +170,6 @@ class Training:
     validation_nll: list[tuple[int, float]]
     recoveries: list[int]
     num_recoveries: int
-    seconds_by_phase: dict[str, float]
     overfitting: Overfitting | None
 
 
@@ -331,17 +328,12 @@ def _training(records: list[dict[str, Any]]) -> Training:
     kinds = ("step", "epoch", "recovery")
     steps, epochs, recoveries = ([r for r in records if r["kind"] == kind] for kind in kinds)
     thinned = steps[:: max(1, -(-len(steps) // MOST_POINTS))]
-    phases = [name for name in chain(*steps[:1]) if name.startswith("seconds_")]
     return Training(
         recorded=bool(records),
         gap=[(r["iteration"], r["gap"]) for r in thinned if r.get("gap") is not None],
         validation_nll=[(r["iteration"], r["valid_nll"]) for r in epochs if "valid_nll" in r],
         recoveries=[r["iteration"] for r in recoveries],
         num_recoveries=max(len(recoveries), *(r.get("recoveries", 0) for r in epochs), 0),
-        seconds_by_phase={
-            name.removeprefix("seconds_"): sum(r.get(name) or 0.0 for r in steps)
-            for name in phases
-        },
         overfitting=_overfitting(records),
     )
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -121,12 +122,14 @@ class RunMonitor:
         self.folder: RunFolder | None = None
         self.log, self.bar = MetricsLog(None), ProgressBar("", quiet=True)
         self._total = self._examples = 0
+        self._since = time.perf_counter()
 
     @contextmanager
     def open(self, folder: RunFolder | None, total_iterations: int) -> Iterator[None]:
         """Show a run of so many iterations, and write its files into a folder if there is one."""
         self.folder, self._total = folder, total_iterations
         self.log = MetricsLog(None if folder is None else folder.metrics)
+        self._since = time.perf_counter()
         with ProgressBar("training", total_iterations, quiet=self.quiet) as self.bar:
             yield
 
@@ -142,7 +145,7 @@ class RunMonitor:
 
         Args:
             state: The run after the update.
-            context: Recipe, chains and clock.
+            context: Recipe and chains.
             batch: What the update saw.
             result: What it computed.
             settings: Other figures of it.
@@ -152,19 +155,17 @@ class RunMonitor:
         if progress.iteration % context.recipe.log_every:
             return
         if self.log.path is None and not self.bar.live:  # nobody looks: no wait for the device
-            self._examples = 0
+            self._examples, self._since = 0, time.perf_counter()
             return
         tensors = step_figures(result, batch, state.model.bounds()) | settings
         if context.chains is not None:
             tensors["chain_age"] = context.chains.buffer.ages.float().mean()
         figures = _read(tensors)
-        progress.seconds += context.clock.tick()  # with the lap: they tell of the same time
-        spent = context.clock.lap()
-        figures["images_per_second"] = self._examples / max(sum(spent.values()), 1e-9)
-        self._examples = 0
-        self.log.write(
-            "step", iteration=progress.iteration, seconds=progress.seconds, **figures, **spent
-        )
+        state.tick()
+        now = time.perf_counter()
+        figures["images_per_second"] = self._examples / max(now - self._since, 1e-9)
+        self._examples, self._since = 0, now
+        self.log.write("step", iteration=progress.iteration, seconds=progress.seconds, **figures)
         shown = {"accuracy", "gap", "images_per_second"} & figures.keys()
         detail = "  ".join(f"{name} {figures[name]:.4g}" for name in sorted(shown))
         self.bar.update(progress.iteration, self._total, detail=detail)

@@ -17,7 +17,7 @@ class Recovery:
 
     Args:
         state: The run.
-        context: Its recipe, chains, clock and processes.
+        context: Its recipe, chains and processes.
         monitor: Its record: the metrics file is cut to the length that a checkpoint remembers.
         folder: Where checkpoints are; None keeps them in memory.
         identity: Network, recipe, seed and versions of the run, kept in each checkpoint.
@@ -39,7 +39,7 @@ class Recovery:
     def save(self) -> None:
         """Write a checkpoint. Every process must call it, as the state is gathered from all."""
         progress = self.state.progress
-        progress.seconds += self.context.clock.tick()
+        self.state.tick()
         progress.log_position = self.monitor.log.position()
         self.checkpoints.save(progress.iteration, self.state.state_dict() | self.identity)
 
@@ -65,7 +65,7 @@ class Recovery:
             TrainingDivergedError: If that was done `MAX_RECOVERIES` times already.
         """
         diverged, log = self.state.progress, self.monitor.log
-        diverged.seconds += self.context.clock.tick()
+        self.state.tick()
         recoveries = diverged.recoveries + 1
         if recoveries > MAX_RECOVERIES:
             log.write("gave_up", iteration=diverged.iteration, recoveries=diverged.recoveries)
@@ -97,4 +97,4 @@ class Recovery:
                 "the run was started with another network, which its checkpoint does not fit: "
                 f"{str(error).splitlines()[-1].strip()}"
             ) from error
-        self.context.clock.tick()  # loading is no training
+        self.state.tick(counted=False)  # loading is no training

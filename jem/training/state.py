@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
@@ -85,6 +86,7 @@ class RunState:
         self.guard: EpochGuard | None = None
         self.progress = Progress()
         self.sums = torch.zeros(3, device=self.device)  # of the epoch: see `add_losses`
+        self._ticked = time.perf_counter()
         self._generators = {"augmentation": context.generator}
         if self.chains is not None:
             self._generators["chains"] = self.chains.generator
@@ -103,6 +105,13 @@ class RunState:
         # `AveragedModel.update_parameters` copies its count to the device, and waits for that.
         self._update(averaged, current)
         self._average.n_averaged += 1
+
+    def tick(self, *, counted: bool = True) -> None:
+        """Count the time since the last call as time of training, or leave it out."""
+        now = time.perf_counter()
+        if counted:
+            self.progress.seconds += now - self._ticked
+        self._ticked = now
 
     def add_losses(self, loss: Tensor, cross_entropy: Tensor) -> None:
         """Add the losses of this process's update to those of its epoch; no device waits."""

@@ -20,7 +20,7 @@ from jem.model import JEM, evaluation_mode, joint_energy
 from jem.objectives import Batch, Classification, Energies, Objective, Terms
 from jem.sampling.buffer import Draw, PersistentChains
 from jem.sampling.langevin import per_row
-from jem.training.process import PhaseClock, Processes
+from jem.training.process import Processes
 from jem.training.recipe import ResolvedRecipe
 
 
@@ -47,7 +47,6 @@ class StepContext:
         chains: The chains; None for an objective that needs none.
         ranks: The processes of the run.
         wrapped: `joint_forward` with gradients averaged over the processes; None for a single one.
-        clock: Told when chains begin to move, and when parameters do.
     """
 
     recipe: ResolvedRecipe
@@ -57,7 +56,6 @@ class StepContext:
     chains: PersistentChains | None = None
     ranks: Processes = field(default_factory=Processes)
     wrapped: Forward | None = None
-    clock: PhaseClock = field(default_factory=PhaseClock)
 
     @cached_property
     def fused(self) -> bool:
@@ -120,12 +118,10 @@ def take_step(
     """
     chains, fused = context.chains, context.fused
     if chains is None:
-        context.clock.enter("update")
         result = evaluate(model, batch, context, weight)
         result.terms.loss.backward()
         return result
 
-    context.clock.enter("chains")
     draw = chains.draw()
     num_steps = context.recipe.num_steps + extra_steps
     with evaluation_mode(model):
@@ -134,7 +130,6 @@ def take_step(
     if fused:  # a leaf, so that the backward pass leaves its gradient
         x_chains = x_chains.detach().requires_grad_()
 
-    context.clock.enter("update")
     result = evaluate(model, batch, context, weight, x_chains)
     energy_chains = result.energies.chains
     assert energy_chains is not None, "there are chains"

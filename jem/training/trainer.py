@@ -210,16 +210,12 @@ class Trainer:
             start: Batches of it that were already seen.
         """
         self.model.train(not self.recipe.freeze_norm_and_dropout)
-        clock = self.context.clock
-        clock.enter("data")
         for batch in self.batches.epoch(epoch, start, generator=self.context.generator):
             self.train_step(batch)
             if self.state.progress.iteration % self.recipe.checkpoint_every == 0:
                 self._save()
             if self.ranks.any(self._stop.is_set(), self.device):
                 self._interrupt()
-            clock.enter("data")
-        clock.enter("other")
 
     def train_step(self, batch: Batch) -> StepResult:
         """Update the parameters and move the chains, or refuse both.
@@ -250,7 +246,6 @@ class Trainer:
         self._apply(result, self.ranks.all(is_healthy(result, grad_norm, recipe.max_energy_gap)))
 
         self.state.add_losses(result.terms.loss, result.terms.named["cross_entropy"])
-        context.clock.enter("other")
         self.monitor.update(
             self.state, context, batch, result,
             learning_rate=rate, generative_weight=weight, gradient_norm=grad_norm,
@@ -289,7 +284,7 @@ class Trainer:
     def _end_epoch(self, valid: Data | None) -> Metrics:
         """Validate the average, and record the epoch."""
         state, progress, averaged = self.state, self.state.progress, self.state.averaged_model
-        progress.seconds += self.context.clock.tick()
+        state.tick()
         self.ranks.copy_buffers(averaged)
         metrics: Metrics = {
             "epoch": progress.epoch + 1,

@@ -72,7 +72,6 @@ def test_training_is_told_from_its_records(measured):
     assert training.gap == [(0, 0.1)]
     assert training.validation_nll == [(20, 0.5)]
     assert training.recoveries == [15]
-    assert training.seconds_by_phase == {"data": 2.5, "update": 4.5}
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,18 @@ import errno
 import json
 import math
 import os
+from dataclasses import replace
+from itertools import count, pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from test_trainer import SMALL, blobs, model_of
 
 from jem.errors import RunFolderError
+from jem.training import monitor, state
 from jem.training.monitor import MetricsLog, RunMonitor, read_metrics
+from jem.training.trainer import Trainer
 
 
 @pytest.fixture
@@ -113,3 +119,17 @@ def test_a_quiet_monitor_is_silent(capsys):
     with monitor.open(None, 300):
         monitor.epoch({"valid_nll": 0.5, "epoch": 10}, 10, None)
     assert capsys.readouterr() == ("", "")
+
+
+def test_records_say_how_long_training_took_and_how_many_examples_a_second(tmp_path, monkeypatch):
+    """By a clock that goes on by 1 each time it is read: twice a record, and once a checkpoint."""
+    clock = SimpleNamespace(perf_counter=count().__next__)
+    monkeypatch.setattr(monitor, "time", clock)
+    monkeypatch.setattr(state, "time", clock)
+    recipe = replace(SMALL, epochs=1, log_every=1, checkpoint_every=1000)
+    result = Trainer(model_of(), recipe, run_dir=tmp_path, device="cpu").fit(blobs())
+    records = read_metrics(tmp_path / "metrics.jsonl", "step")
+    assert {record["images_per_second"] for record in records[1:]} == {16 / 2}
+    times = [record["seconds"] for record in records]
+    assert {late - early for early, late in pairwise(times)} == {2}
+    assert result.seconds == times[-1] + 3  # the clock at the end of the epoch, and of the run
