@@ -13,18 +13,12 @@ from torch import Tensor
 
 from jem.data.splits import PART_NAMES, DataSplits
 from jem.errors import InputError
-from jem.evaluation.calibration.report import CalibrationReport, calibration_report
-from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.chains import ChainHealth
 from jem.evaluation.fidelity.report import CompletionReport
 from jem.evaluation.robustness.corruption import CorruptionCurves, corruption_curves
-from jem.evaluation.statistics import (
-    Estimate,
-    difference_estimate,
-    largest_acceptance_rate,
-    plain,
-)
+from jem.evaluation.statistics import largest_acceptance_rate, plain
 from jem.model import JEM, batched_logits
+from jem.report.classification import Classification, classification_section
 from jem.report.ood import OODDetection, ood_section
 from jem.report.samples import (
     Samples,
@@ -35,7 +29,7 @@ from jem.report.samples import (
 )
 from jem.serving.scorer import Scorer, fit_scorer
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 """Of `report.json`; grows when a key changes its meaning or goes."""
 
 LEFT_OUT = ("data", "records", "pictures", "bins", "risk_coverage")
@@ -98,38 +92,6 @@ class Subject:
     control: JEM | None = None
     ood_sets: dict[str, Tensor] = field(default_factory=dict)
     run: TrainingRun = field(default_factory=TrainingRun)
-
-
-@dataclass(frozen=True)
-class Classifier:
-    """Probabilities of one classifier on the test part.
-
-    Attributes:
-        before: Accuracy and calibration as they are.
-        after: The same after temperature scaling.
-        temperature: T, fitted on the validation part; 1 where scaling did not help there.
-        improved: Whether it did.
-    """
-
-    before: CalibrationReport
-    after: CalibrationReport
-    temperature: float
-    improved: bool
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Accuracy and calibration of the model and its control.
-
-    Attributes:
-        model: Of the model.
-        control: Of the control, where there is one.
-        accuracy_difference: Accuracy of the model minus that of the control, inputs paired.
-    """
-
-    model: Classifier
-    control: Classifier | None
-    accuracy_difference: Estimate | None
 
 
 @dataclass(frozen=True)
@@ -271,7 +233,7 @@ def measure(
     if scorer.temperature is None:
         left_out["classification"] = "the model has no classes (K = 1)"
     else:
-        classification = _classification(subject, scorer.temperature, logits, num_bootstrap)
+        classification = classification_section(subject, scorer.temperature, logits, num_bootstrap)
     progress("OOD sets")
     ood = ood_section(subject, scorer, x, logits, seed)
     reference = cache(lambda: reference_classifier_of(subject, seed))
@@ -291,30 +253,6 @@ def measure(
         training=_training(subject.run.records),
         left_out=left_out,
     )
-
-
-def _classification(
-    subject: Subject, temperature: TemperatureScaling, logits: Tensor, num_bootstrap: int
-) -> Classification:
-    x, y = subject.splits.test[:]
-
-    def measured(logits: Tensor, temperature: TemperatureScaling) -> Classifier:
-        logits = logits.double()  # probabilities near 0 and 1 decide calibration
-        before, after = (
-            calibration_report(each.softmax(dim=1), y, num_bootstrap=num_bootstrap)
-            for each in (logits, temperature.transform(logits))
-        )
-        return Classifier(before, after, temperature.temperature, temperature.improved)
-
-    own = measured(logits, temperature)
-    if subject.control is None:
-        return Classification(own, None, None)
-    other_temperature = fit_scorer(subject.control, subject.splits).temperature
-    if other_temperature is None:
-        raise InputError("the control must be a classifier, but has no classes (K = 1)")
-    others = batched_logits(subject.control, x).cpu()
-    correct = logits.argmax(dim=1) == y, others.argmax(dim=1) == y
-    return Classification(own, measured(others, other_temperature), difference_estimate(*correct))
 
 
 def _corruption(subject: Subject, x: Tensor, y: Tensor, scorer: Scorer) -> CorruptionCurves:

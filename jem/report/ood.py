@@ -16,6 +16,7 @@ from jem.evaluation.ood.scores import SCORES
 from jem.evaluation.statistics import Estimate, estimate_of, share_estimate
 from jem.model import JEM, batched_logits
 from jem.randomness import named_generator
+from jem.report.classification import SHOWN, Pictures, names_of
 from jem.sampling.base_distributions import GaussianBase, UniformBase
 from jem.sampling.outliers import column_groups, shuffle_columns
 from jem.serving.scorer import Scorer, fit_detector
@@ -43,8 +44,8 @@ ground, as some outliers are."""
 SINGLE = ("log_density", "max_probability")
 """Scores that are measured alone too, where there are classes."""
 
-SHOWN = 12
-"""Inputs shown of each kind of example."""
+COLOUR: Mapping[str, str] = {"photo_patches": "near", "letters": "far"}
+"""The same where it differs for colour images: they are photographs more often than drawings."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class OODSet:
         test_flagged: Share of test inputs flagged by the threshold that flags 95 % of the set;
             lower is better.
         scores: The detector's (N,).
-        accepted: Images that are not flagged, the highest score first.
+        accepted: Images that are not flagged, the highest score first, and their classes.
     """
 
     name: str
@@ -76,7 +77,7 @@ class OODSet:
     flagged: Estimate
     test_flagged: Estimate
     scores: Tensor
-    accepted: Tensor
+    accepted: Pictures
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,9 @@ class OODDetection:
     accepted: Estimate
     sets: list[OODSet]
     scores: Tensor
-    highest: Tensor
-    lowest: Tensor
-    rejected: Tensor
+    highest: Pictures
+    lowest: Pictures
+    rejected: Pictures
 
 
 def make_ood_sets(splits: DataSplits, seed: int = 0) -> dict[str, Tensor]:
@@ -181,6 +182,16 @@ def ood_section(
     if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
         sets[ROTATED] = rotations(x)
     detector, control = scorer.detector, subject.control
+    distances = {**KINDS, **(COLOUR if x.ndim == 4 and x.shape[1] == 3 else {})}
+    names, y = names_of(subject.splits.classes, logits.shape[1]), subject.splits.test.y
+
+    def shown(rows: Tensor) -> Pictures:
+        captions = []
+        for i in rows[:SHOWN].tolist():
+            true, seen = subject.splits.classes[int(y[i])], names[int(logits[i].argmax())]
+            captions.append(true if seen in (true, "") else f"{true}, taken for {seen}")
+        return Pictures(x[rows[:SHOWN]], captions)
+
     scores = detector.score(x, logits).cpu()
     order = scores.argsort(stable=True)
     flagged = detector.verdict(scores).is_ood
@@ -198,9 +209,11 @@ def ood_section(
             control_auroc = estimate_of(compared, "auroc")
         flagged = detector.verdict(others).is_ood
         passed = (~flagged).nonzero().flatten()
+        passed = passed[others[passed].argsort(descending=True)][:SHOWN]
+        seen = other_logits[passed.to(other_logits.device)].argmax(dim=1).tolist()
         return OODSet(
             name=name,
-            kind=KINDS.get(name.replace(" ", "_"), "given"),
+            kind=distances.get(name.replace(" ", "_"), "given"),
             used_in_training=not subject.run.as_given and used_in_training(name, subject.model),
             num=len(x),
             auroc=estimate_of(metrics, "auroc"),
@@ -212,7 +225,9 @@ def ood_section(
             flagged=share_estimate(flagged),
             test_flagged=estimate_of(metrics, "fpr95_out_positive"),
             scores=others,
-            accepted=x[passed[others[passed].argsort(descending=True)[:SHOWN]]],
+            accepted=Pictures(
+                x[passed], [f"taken for {names[k]}" if names[k] else "" for k in seen]
+            ),
         )
 
     assert detector.threshold is not None
@@ -226,7 +241,7 @@ def ood_section(
         accepted=share_estimate(~flagged),
         sets=[measured(name, other) for name, other in (sets | subject.ood_sets).items()],
         scores=scores,
-        highest=x[order.flip(0)[:SHOWN]],
-        lowest=x[order[:SHOWN]],
-        rejected=x[order[: int(flagged.sum())].flip(0)[:SHOWN]],
+        highest=shown(order.flip(0)),
+        lowest=shown(order),
+        rejected=shown(order[: int(flagged.sum())].flip(0)),
     )

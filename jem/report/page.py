@@ -138,6 +138,7 @@ def render(report: Report, bounds: tuple[Tensor, Tensor] | None, *, title: str) 
         plotting=plotting,
         png=png,
         concatenate=torch.cat,
+        made=date.today(),
     )
 
 

@@ -12,7 +12,8 @@ from jem.evaluation.fidelity.report import (
     CompletionReport,
 )
 from jem.evaluation.statistics import UNKNOWN, Estimate, estimate_of
-from jem.report.measure import Classification, Report
+from jem.report.classification import Classification
+from jem.report.measure import Report
 from jem.report.ood import OODDetection
 from jem.report.samples import Samples
 
@@ -31,11 +32,19 @@ GOOD_AGREEMENT, GOOD_DIVERSITY = 0.9, 0.5
 LOW_RECALL = 0.5
 """Recall of samples, over that of real inputs, below which they vary less than the data."""
 
+FAR_FRECHET = 0.1
+"""Frechet distance of samples from which they are not like the data, whatever each of them looks
+like; as a share of the number of features, which is about what one picture repeated has."""
+
+WEAK_JUDGE = 0.8
+"""Accuracy of the independent classifier on real inputs below which its judgement is weak."""
+
 QUESTIONS = (
     (
         "Is it as accurate as a plain classifier?",
         "No if the 95 % interval of the difference in accuracy, measured on the same test inputs, "
-        f"lies below 0. Yes if it lies above -{100 * TOLERATED_LOSS:g} points",
+        f"lies below 0, or if naming the most frequent class is as accurate. Yes if it lies above "
+        f"-{100 * TOLERATED_LOSS:g} points",
     ),
     (
         "Are its probabilities calibrated?",
@@ -52,7 +61,9 @@ QUESTIONS = (
         "Does it draw good samples of the class asked for?",
         f"Yes if at least {GOOD_AGREEMENT:.0%} of fresh samples are of the class asked for, by an "
         f"independent classifier, and they vary at least {GOOD_DIVERSITY:g} times as much within "
-        "a class as real inputs; each by its whole 95 % interval. Partly if one of both holds",
+        "a class as real inputs; each by its whole 95 % interval. Partly if one of both holds, or "
+        f"if the Frechet distance is above {FAR_FRECHET:g} times the number of features. That "
+        f"classifier is weak if it is right for less than {WEAK_JUDGE:.0%} of real inputs",
     ),
     (
         "Was training stable?",
@@ -71,8 +82,8 @@ QUESTIONS = (
         "Does it complete missing halves?",
         "An independent classifier names the class of each completed image. Yes if it is right "
         "more often for completions by the model than for the mean image filled in, and not less "
-        "often than for the nearest training image filled in; partly if only the first holds; by "
-        "95 % intervals of the differences",
+        "often than for the nearest training image filled in; no if it is less often right than "
+        "for one of both; by 95 % intervals of the differences",
     ),
 )
 """Each question with the rule that decides its answer."""
@@ -118,7 +129,12 @@ def _accurate(found: Classification | None) -> tuple[Answer, str]:
     if found is None:
         return "cannot tell", "there are no classes"
     own, gain = found.model.before, found.accuracy_difference
-    because = f"accuracy {own.accuracy:.4f} (n = {own.num_samples})"
+    because = (
+        f"accuracy {own.accuracy:.4f} (n = {own.num_samples}; always naming the most frequent "
+        f"class: {found.majority.value:.4f})"
+    )
+    if own.accuracy <= found.majority.value:
+        return "no", because
     if gain is None or found.control is None:
         return "cannot tell", f"{because}; no plain classifier was trained to compare with"
     because += (
@@ -154,9 +170,12 @@ def _detects(found: OODDetection) -> tuple[Answer, str]:
     if not any(names.values()):
         return "cannot tell", "every OOD set was used in training"
     recognised, missed, unclear = names[True], names[False], names[None]
+    inverted = [f"{s.name} ({s.auroc.value:.2f})" for s in found.sets if s.auroc.high < 0.5]
     because = f"recognised: {', '.join(recognised) or 'none'}"
     if missed:
         because += f"; not recognised: {', '.join(missed)}"
+    if inverted:
+        because += f"; scored above the data, AUROC below 0.5: {', '.join(inverted)}"
     if unclear:
         because += (
             f"; {found.num_test} test inputs are too few to tell for {', '.join(unclear)}, where "
@@ -180,8 +199,18 @@ def _draws(found: Samples | None, why: str) -> tuple[Answer, str]:
             f"; but they miss a part of the data: recall {row.recall.value:.2f}, of real inputs "
             f"{real.recall.value:.2f}"
         )
+    if real.agreement.value < WEAK_JUDGE:
+        because += f"; the classifier that judges is weak: accuracy {real.agreement.value:.2f}"
+    far = row.frechet.value > FAR_FRECHET * found.fresh.num_features
+    if far:
+        because += (
+            f"; as a whole they are unlike the data: Frechet distance "
+            f"{row.frechet.value:.1f}, of real inputs {real.frechet.value:.1f}"
+        )
     good = [_above(row.agreement, GOOD_AGREEMENT), _above(row.diversity, GOOD_DIVERSITY)]
-    return "cannot tell" if None in good else PARTS[good.count(True)], because
+    if None in good:
+        return "cannot tell", because
+    return PARTS[min(good.count(True), 1 if far else 2)], because
 
 
 def _stable(report: Report) -> tuple[Answer, str]:
@@ -227,10 +256,9 @@ def _completes(found: CompletionReport) -> tuple[Answer, str]:
     )  # fmt: skip
     assert over_mean is not None
     assert over_nearest is not None
-    better = _above(over_mean, 0.0)
-    if better is None:
-        return "cannot tell", because
-    return ("partly" if over_nearest.high < 0 else "yes") if better else "no", because
+    if over_mean.high < 0 or over_nearest.high < 0:
+        return "no", because
+    return "yes" if over_mean.low >= 0 else "cannot tell", because
 
 
 def _above(figure: Estimate, bar: float) -> bool | None:

@@ -17,7 +17,7 @@ FLAGS = (
 )  # fmt: skip
 SECTIONS = [
     "answers", "classification", "ood", "samples", "completions", "corruption", "training",
-    "again",
+    "glossary", "again",
 ]  # fmt: skip
 SMALLEST_TEXT = """
 const sizes = {};

@@ -89,9 +89,8 @@ def test_held_out_rows_are_those_of_fit(figures, fitted):
     assert sum(sizes.values()) == 178
 
 
-def test_rows_that_trained_are_counted_in_a_warning(fitted, parts, monkeypatch):
+def test_rows_that_trained_are_counted_in_a_warning(fitted, parts):
     x_train, x_test, y_train, y_test = parts
-    monkeypatch.setattr("jem.report.page.write_report", lambda *_, **__: {})
     mixed = pd.concat([x_test, x_train[:9]]), np.concatenate([y_test, y_train[:9]])
     count = len(x_test) + 9
     with pytest.warns(UserWarning, match=f"^9 of {count} rows of `X` are rows of ") as seen:

@@ -62,11 +62,17 @@ def test_pictured_inputs_are_the_ones_they_are_said_to_be(measured):
     detector = OODDetector(of.model, reference=(of.splits.validation.x, None))
     scores = ood.scores.sort().values
     for shown, expected in ((ood.highest, scores.flip(0)), (ood.lowest, scores)):
-        torch.testing.assert_close(detector.score(shown), expected[: len(shown)])
-    assert all(detector.score(ood.rejected).double() < ood.threshold)
+        torch.testing.assert_close(detector.score(shown.x), expected[: len(shown.x)])
+    assert all(detector.score(ood.rejected.x).double() < ood.threshold)
+    for shown in (ood.highest, ood.lowest):
+        for x, line in zip(shown.x, shown.captions, strict=True):
+            place = (of.splits.test.x == x).flatten(1).all(dim=1).nonzero()[0, 0]
+            true = of.splits.classes[of.splits.test.y[place]]
+            seen = of.splits.classes[of.model(x[None]).argmax()]
+            assert line == (true if true == seen else f"{true}, taken for {seen}")
     for each in ood.sets:
-        if len(each.accepted):
-            passed = detector.score(each.accepted)
+        if len(each.accepted.x):
+            passed = detector.score(each.accepted.x)
             assert (passed.double() >= ood.threshold).all()
             assert (passed.diff() <= 1e-6).all()  # the worst mistakes first
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
 
 SECTIONS = [
     "answers", "classification", "ood", "samples", "completions", "corruption", "training",
-    "again",
+    "glossary", "again",
 ]  # fmt: skip
 
 
@@ -90,6 +90,20 @@ def test_a_temperature_that_helped_has_a_column_and_one_left_at_1_has_none(measu
         assert words in scaled
         assert words not in left
     assert left.count("scaling did not help on the validation part") == 2
+
+
+def test_page_names_classes_and_mistakes(measured, page, monkeypatch):
+    monkeypatch.setattr("jem.plotting.svg", lambda *_: "<svg></svg>")  # which takes seconds
+    report = measured[1]
+    found, classes = report.classification, report.data.classes
+    worst = found.mistakes[0]
+    assert f"{worst.true}, taken for {worst.predicted}" in page
+    assert all(f'alt="samples of {name}"' in page for name in classes)
+    many = replace(found, classes=found.classes * 7)
+    crowded = render(replace(report, classification=many), None, title="many classes")
+    assert "Confusion matrix" in page
+    assert "Confusion matrix" not in crowded
+    assert f"{worst.true} taken for {worst.predicted} (" in crowded
 
 
 def test_page_says_why_a_frechet_distance_is_missing(measured):

@@ -20,9 +20,10 @@ def probabilities(ece=0.02):
 
 def classified(difference=(-0.005, 0.005), before=0.02, after=0.02, improved=True):
     own = Of(before=probabilities(before), after=probabilities(after), improved=improved)
-    if difference is None:
-        return Of(model=own, control=None, accuracy_difference=None)
-    return Of(model=own, control=own, accuracy_difference=estimate(0.0, *difference))
+    found = Of(model=own, control=None, accuracy_difference=None, majority=estimate(0.5))
+    if difference is not None:
+        found.control, found.accuracy_difference = own, estimate(0.0, *difference)
+    return found
 
 
 def ood_set(name, low, high, used=False):
@@ -33,14 +34,16 @@ def detected(*sets):
     return Of(sets=list(sets), num_test=45)
 
 
-def drawn(agreement=(0.93, 0.97), diversity=(0.7, 0.9), recall=0.6):
+def drawn(agreement=(0.93, 0.97), diversity=(0.7, 0.9), recall=0.6, frechet=6.3, judge=0.8):
     row = Of(
         num=50,
         agreement=estimate(0.95, *agreement),
         diversity=estimate(0.8, *diversity),
         recall=estimate(recall),
+        frechet=estimate(frechet),
     )
-    return Of(fresh=Of(samples=row, real=Of(recall=estimate(0.8))))
+    real = Of(recall=estimate(0.8), agreement=estimate(judge), frechet=estimate(0.3))
+    return Of(fresh=Of(samples=row, real=real, num_features=64))
 
 
 def trained(recoveries=0, recorded=True, overfits=(False, False)):
@@ -90,6 +93,12 @@ def test_a_good_report_has_six_times_yes():
 )
 def test_accuracy_is_judged_by_the_interval_of_the_difference(difference, answer):
     assert answers(classification=classified(difference))[0] == answer
+
+
+def test_a_classifier_that_knows_no_more_than_the_most_frequent_class_is_not_accurate():
+    found = classified()
+    found.majority = estimate(0.9)
+    assert answers(classification=found)[0] == "no"
 
 
 @pytest.mark.parametrize(
@@ -144,6 +153,24 @@ def test_low_recall_is_told_of_samples_that_are_right():
     assert "recall" not in verdicts(report(samples=drawn(recall=0.4)))[3].because
 
 
+def test_samples_that_are_right_one_by_one_but_far_from_the_data_are_no_full_yes():
+    far = verdicts(report(samples=drawn(frechet=6.5)))[3]
+    assert far.answer == "partly"
+    assert "Frechet distance 6.5, of real inputs 0.3" in far.because
+    assert answers(samples=drawn(frechet=float("nan")))[3] == "yes"  # too few to measure it
+
+
+def test_a_weak_judge_is_said():
+    assert "is weak: accuracy 0.68" in verdicts(report(samples=drawn(judge=0.68)))[3].because
+    assert "weak" not in verdicts(report())[3].because
+
+
+def test_a_score_that_is_the_wrong_way_round_is_said_of_used_sets_too():
+    sets = ood_set("noise", 0.0, 0.1, used=True), ood_set("letters", 0.97, 1.0)
+    because = verdicts(report(ood=detected(*sets)))[2].because
+    assert because.endswith("scored above the data, AUROC below 0.5: noise (0.05)")
+
+
 @pytest.mark.parametrize(
     ("overfits", "answer"),
     [((False, False), "yes"), ((True, False), "partly"), ((True, True), "no")],
@@ -186,8 +213,8 @@ def test_what_to_do_about_chains_is_said(kind, start, answer, advice):
     ("over_mean", "over_nearest", "answer"),
     [
         ((0.2, 0.1, 0.3), (0.05, -0.05, 0.15), "yes"),
-        ((0.2, 0.1, 0.3), (-0.15, -0.2, -0.1), "partly"),
-        ((0.05, -0.05, 0.15), (-0.15, -0.2, -0.1), "cannot tell"),
+        ((0.2, 0.1, 0.3), (-0.15, -0.2, -0.1), "no"),
+        ((0.05, -0.05, 0.15), (0.05, -0.05, 0.15), "cannot tell"),
         ((-0.2, -0.3, -0.1), (-0.4, -0.5, -0.3), "no"),
     ],
 )

@@ -48,6 +48,9 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float64).tiny)  # what NLL takes 0 for:
 CALIBRATION_ERRORS = ("ece", "ece_equal_mass", "class_wise_ece")
 """Figures that are 0 for a perfectly calibrated classifier, but for the noise of the sample."""
 
+FIGURES = ("accuracy", "nll", "brier", *CALIBRATION_ERRORS, "aurc")
+"""All figures, in the order in which they are printed."""
+
 Edges = tuple[FloatArray, FloatArray]  # of bins of equal width, of equal mass
 Figures = dict[str, FloatArray]  # name -> R values
 
@@ -75,7 +78,8 @@ class CalibrationReport:
         num_bins: B, of every binned figure.
         accuracy: Share of inputs whose most probable class is the true one.
         nll: Mean of -log p(y|x), nats.
-        brier: Multiclass Brier score, the mean of sum_k (p_k - [y = k])^2, in [0, 2].
+        brier: Brier score: for two classes the mean of (p_1 - y)^2, in [0, 1]; for more that of
+            sum_k (p_k - [y = k])^2, in [0, 2]. As `sklearn.metrics.brier_score_loss` has it.
         ece: Expected calibration error of the top label, bins of equal width.
         ece_equal_mass: The same with bins of equal mass.
         class_wise_ece: Mean over classes of the ECE of each class's probability, equal width.
@@ -116,6 +120,17 @@ class CalibrationReport:
             [None, 1.0]
         """
         return dict(plain(self))
+
+    def __str__(self) -> str:
+        """The figures as a table, with intervals and what chance does, where they are known."""
+        head = f"{self.num_samples:,} inputs", f"{self.confidence:.0%} interval", "chance: below"
+        lines = [f"{head[0]:18}{'value':>9}{head[1]:>20}{head[2]:>16}"]
+        for name in FIGURES:
+            low, high = self.intervals.get(name, (np.nan, np.nan))
+            interval = f"{low:.4f} to {high:.4f}" if name in self.intervals else ""
+            chance = f"{self.if_calibrated[name]:.4f}" if name in self.if_calibrated else ""
+            lines.append(f"{name:18}{getattr(self, name):9.4f}{interval:>20}{chance:>16}".rstrip())
+        return "\n".join(lines)
 
     def plot(self, title: str = "Reliability") -> Figure:
         """Draw the reliability diagram with its bands and counts.
@@ -216,7 +231,7 @@ def _figures(p: FloatArray, y: IntArray, weights: FloatArray, edges: Edges) -> F
     """Every figure under each of R weightings (R, N) of labels (N,)."""
     groups, total = _top_label(p, y, weights), weights.sum(axis=1)
     true = np.maximum(p[np.arange(len(y)), y], SMALLEST_PROBABILITY)
-    squares = ((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1)
+    squares = ((p - np.eye(p.shape[1])[y]) ** 2).sum(axis=1) / (1 + (p.shape[1] == 2))
     return {
         "accuracy": groups.hits.sum(axis=1) / total,
         "nll": weights @ -np.log(true) / total,

@@ -52,6 +52,24 @@ def risk_coverage_curve(groups: Confidences) -> RiskCoverage:
     )
 
 
+def share_answered(curve: RiskCoverage, accuracy: float) -> float:
+    """Largest share of inputs that is answered with at least this accuracy, on the sample itself.
+
+    Args:
+        curve: Risk against coverage.
+        accuracy: Wanted of the answers that are given, in [0, 1].
+
+    Returns:
+        In [0, 1]: 0 where even the most confident answers are not as accurate.
+
+    Example:
+        >>> curve = RiskCoverage(*np.array([[0.9, 0.6], [0.5, 1.0], [0.0, 0.25]]))
+        >>> share_answered(curve, 0.9), share_answered(curve, 0.75)
+        (0.5, 1.0)
+    """
+    return float(curve.coverage[curve.risk <= 1 - accuracy + 1e-9].max(initial=0.0))
+
+
 def aurc(groups: Confidences) -> FloatArray:
     r"""Area under the risk-coverage curve (AURC): risk averaged over all coverages.
 

@@ -4,13 +4,11 @@ import math
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from sklearn.metrics import log_loss
+from sklearn.metrics import brier_score_loss, log_loss
 
 from jem.errors import InputError
-from jem.evaluation.calibration.report import CALIBRATION_ERRORS, calibration_report
+from jem.evaluation.calibration.report import CALIBRATION_ERRORS, FIGURES, calibration_report
 from jem.plotting import risk_coverage_plot
-
-FIGURES = ("accuracy", "nll", "brier", *CALIBRATION_ERRORS, "aurc")
 
 
 def predictions(num_samples=300, num_classes=4, seed=0, sharpen=1.0):
@@ -34,6 +32,31 @@ def test_scores_agree_with_scikit_learn_and_their_definitions():
     assert report.brier == pytest.approx(((probabilities - one_hot) ** 2).sum(axis=1).mean())
     report = calibration_report([[0.5, 0.5]] * 4, [0, 0, 0, 1], num_bootstrap=0)
     assert report.accuracy == 0.75  # tied probabilities predict the first class
+
+
+def test_the_brier_score_of_two_classes_is_that_of_one_probability():
+    probabilities, labels = predictions(num_classes=2)
+    report = calibration_report(probabilities, labels, num_bootstrap=0)
+    assert report.brier == pytest.approx(brier_score_loss(labels, probabilities[:, 1]))
+
+
+def test_printed_it_is_a_table_of_all_figures():
+    printed = str(calibration_report(*predictions(), num_bootstrap=20)).splitlines()
+    assert len(printed) == 1 + len(FIGURES)
+    report = calibration_report(*predictions(), num_bootstrap=20)
+    cells = {line.split()[0]: line.split()[1:] for line in printed[1:]}
+    assert cells["accuracy"][0] == f"{report.accuracy:.4f}"
+    low, high = report.intervals["ece"]
+    chance = report.if_calibrated["ece"]
+    assert cells["ece"] == [
+        f"{report.ece:.4f}",
+        f"{low:.4f}",
+        "to",
+        f"{high:.4f}",
+        f"{chance:.4f}",
+    ]
+    plain = str(calibration_report(*predictions(), num_bootstrap=0)).splitlines()
+    assert {len(line.split()) for line in plain[1:]} == {2}
 
 
 def test_bins_hold_every_input_once_and_say_nan_where_empty():
@@ -90,7 +113,7 @@ def test_certain_and_wrong_costs_the_stated_nll():
     report = calibration_report(np.eye(2), [1, 0], num_bootstrap=0)
     assert report.nll == pytest.approx(-math.log(np.finfo(np.float64).tiny))
     assert report.nll == pytest.approx(708.4, abs=0.01)
-    assert (report.brier, report.ece, report.aurc) == (2, 1, 1)
+    assert (report.brier, report.ece, report.aurc) == (1, 1, 1)
 
 
 def test_dict_is_plain_json_and_keeps_every_figure():
