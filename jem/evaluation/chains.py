@@ -6,7 +6,7 @@ from that of the data, or drifts once the model stands still, that assumption fa
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -20,8 +20,6 @@ from jem.sampling.langevin import sgld_chain
 
 CLOSED_GAP = 0.5
 """A gap below this many standard deviations of the data's energy counts as closed."""
-LONG_ENOUGH = 10
-"""An effective sample size is trusted once the run lasts this many autocorrelation times."""
 
 GapVerdict = Literal["level", "lag", "landscape", "overshoot"]
 
@@ -50,10 +48,6 @@ class ChainHealth:
         tolerance: A gap of at most this size counts as closed: half a standard deviation of the
             data's energy, or two standard errors of a gap if that is more.
         verdict: A key of `MEANINGS`, by `gap_verdict`.
-        effective_size: Independent draws that the second half of the run is worth, judged by the
-            energy; NaN if the energy never changes.
-        resolved: False if the run is too short for chains this slow: the effective size is then
-            an upper bound.
     """
 
     num_data: int
@@ -63,8 +57,6 @@ class ChainHealth:
     gap_end: Estimate
     tolerance: float
     verdict: GapVerdict
-    effective_size: float
-    resolved: bool
 
     @property
     def meaning(self) -> str:
@@ -90,12 +82,12 @@ def chain_health(
         model: A model with sampler settings.
         x_data: Real inputs in the network's units, shape (N, *shape), N >= 2.
         chains: Chains of a buffer, or fresh samples, shape (M, *shape), M >= 2.
-        num_steps: Langevin steps, at least 16.
+        num_steps: Langevin steps, at least 1.
         max_chains: Run at most this many chains, chosen at random; at least 2.
         seed: Decides the noise and the choice of chains.
 
     Returns:
-        Gaps, verdict and effective sample size.
+        Gaps and verdict.
 
     Raises:
         InputError: If the model has no sampler settings, or chains leave the finite numbers.
@@ -142,8 +134,6 @@ def chain_health(
         gap_end=end,
         tolerance=tolerance,
         verdict=gap_verdict(start.value, end.value, tolerance),
-        # The first half may still be on its way from where the chains were.
-        **effective_sample_size(energies[len(energies) // 2 :].T)._asdict(),
     )
 
 
@@ -175,51 +165,3 @@ def gap_verdict(start: float, end: float, tolerance: float) -> GapVerdict:
     if not is_open:
         return "level"
     return "landscape" if end > 0 else "overshoot"
-
-
-class EffectiveSize(NamedTuple):
-    """How many independent draws correlated chains are worth."""
-
-    effective_size: float  # NaN if the quantity never changes
-    resolved: bool  # whether the run lasts at least ten autocorrelation times
-
-
-def effective_sample_size(traces: Tensor) -> EffectiveSize:
-    r"""Effective sample size of a quantity along chains, M n / tau.
-
-    .. math:: \tau = -1 + 2 \sum_{k=0}^{K} (\rho_{2k} + \rho_{2k+1}), \qquad
-              \rho_t = 1 - \frac{W - \bar\gamma_t}{W (n - 1) / n + B / n}
-
-    W is the mean variance within chains, gamma_t the mean autocovariance at lag t, B / n the
-    variance of the chains' means: chains that each stay in a place of their own are correlated at
-    every lag. The sum ends before the first pair that is not positive, and pairs are made to
-    decrease (Geyer's initial monotone sequence). Chains are first cut into halves, so that one
-    that drifts disagrees with itself.
-
-    Args:
-        traces: The quantity at each step, shape (M, n), n >= 8, double precision.
-
-    References:
-        Geyer (1992), Statistical Science 7. Vehtari et al. (2021), arXiv:1903.08008.
-
-    Example:
-        >>> white = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0)).double()
-        >>> 3300 < effective_sample_size(white).effective_size < 5000
-        True
-    """
-    half = traces.shape[1] // 2
-    halves = torch.cat([traces[:, :half], traces[:, -half:]])
-    within = halves.var(dim=1).mean()
-    overall = within * (half - 1) / half + halves.mean(dim=1).var()
-    if overall <= 1e-24 * halves.abs().max() ** 2:  # all that rounding leaves of a constant
-        return EffectiveSize(math.nan, resolved=False)
-    # Autocovariances by the Fourier transform, padded so that nothing wraps round.
-    spectrum = torch.fft.rfft(halves - halves.mean(dim=1, keepdim=True), n=2 * half)
-    covariances = torch.fft.irfft(spectrum.abs() ** 2, n=2 * half)[:, :half].mean(dim=0) / half
-    rho = 1 - (within - covariances) / overall
-    rho[0] = 1
-    pairs = rho[: half // 2 * 2].view(-1, 2).sum(dim=1)
-    kept = pairs[(pairs > 0).cumprod(dim=0).bool()]
-    total = float(-1 + 2 * kept.cummin(dim=0).values.sum()) if len(kept) else 0.0
-    tau = max(total, 1 / math.log10(halves.numel()))  # below 1 where chains move to and fro
-    return EffectiveSize(halves.numel() / tau, traces.shape[1] >= LONG_ENOUGH * tau)

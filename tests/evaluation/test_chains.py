@@ -2,14 +2,12 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
-from scipy.signal import lfilter
 from torch import nn
 
 from jem.errors import InputError
-from jem.evaluation.chains import MEANINGS, chain_health, effective_sample_size, gap_verdict
+from jem.evaluation.chains import MEANINGS, chain_health, gap_verdict
 from jem.model import JEM
 from jem.sampling.base_distributions import UniformBase
 from jem.sampling.langevin import LangevinStep
@@ -52,19 +50,11 @@ def normal(num, seed=0, shift=0.0, scale=1.0):
     return torch.randn(num, 2, generator=torch.Generator().manual_seed(seed)) * scale + shift
 
 
-@pytest.fixture(scope="module")
-def at_rest():
-    """Chains of the standard normal, started in it: x' = 0.9 x + noise, of variance 1 / 0.95."""
-    return chain_health(model_of(bowl), normal(4000), normal(64, 1), num_steps=3000, seed=0)
-
-
-def test_chains_at_rest_are_level_and_mix_as_the_formula_says(at_rest):
-    assert at_rest.verdict == "level"
-    assert (at_rest.num_data, at_rest.num_chains, at_rest.num_steps) == (4000, 64, 3000)
-    assert abs(at_rest.gap_start.value) < 4 * at_rest.gap_start.std_error
-    # The energy is a square of coordinates with rho_t = 0.9^t: rho_t = 0.81^t.
-    assert at_rest.effective_size == pytest.approx(64 * 1500 * 0.19 / 1.81, rel=0.15)
-    assert at_rest.resolved
+def test_chains_at_rest_are_level():
+    found = chain_health(model_of(bowl), normal(4000), normal(64, 1), num_steps=300, seed=0)
+    assert found.verdict == "level"
+    assert (found.num_data, found.num_chains, found.num_steps) == (4000, 64, 300)
+    assert abs(found.gap_start.value) < 4 * found.gap_start.std_error
 
 
 def test_a_gap_that_closes_is_lag():
@@ -155,41 +145,3 @@ def test_chains_without_settings_or_that_blow_up_are_refused():
         chain_health(JEM(Energy(bowl)), normal(30), normal(20, 1), seed=0)
     with pytest.raises(InputError, match=r"left the finite numbers at step .*step_size"):
         chain_health(model_of(bowl, step_size=30.0), normal(30), normal(20, 1), seed=0)
-
-
-# -- effective sample size ------------------------------------------------------------------------
-
-
-def ar1(phi, num_chains, num, seed=0):
-    """x' = phi x + e, in its stationary law of variance 1: rho_t = phi^t."""
-    rng = np.random.default_rng(seed)
-    noise = rng.normal(size=(num_chains, num)) * math.sqrt(1 - phi**2)
-    noise[:, 0] = rng.normal(size=num_chains)
-    return torch.from_numpy(lfilter([1.0], [1.0, -phi], noise, axis=1))
-
-
-@pytest.mark.parametrize("phi", [0.0, 0.5, 0.9, -0.4])
-def test_the_effective_size_of_an_autoregression_has_its_closed_form(phi):
-    traces = ar1(phi, 8, 20_000)
-    found = effective_sample_size(traces)
-    expected = traces.numel() * (1 - phi) / (1 + phi)
-    assert found.effective_size == pytest.approx(expected, rel=0.08)
-    assert found.resolved
-
-
-def test_chains_that_each_stay_in_a_place_of_their_own_are_worth_one_draw_each():
-    places = torch.randn(10, 1, generator=torch.Generator().manual_seed(1))
-    found = effective_sample_size(ar1(0.0, 10, 400) * 1e-3 + places)
-    assert found.effective_size == pytest.approx(10, rel=0.1)
-    assert not found.resolved
-
-
-def test_chains_that_move_to_and_fro_have_a_floor():
-    found = effective_sample_size(ar1(-0.99, 2, 1000))
-    assert found.effective_size == pytest.approx(2000 * math.log10(2000))
-
-
-def test_a_quantity_that_never_changes_is_unknown():
-    found = effective_sample_size(torch.full((3, 40), 0.1).double())
-    assert math.isnan(found.effective_size)
-    assert not found.resolved
