@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -20,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 HALVES = ("lower", "upper", "left", "right")
-_BOX = re.compile(r"(\d+),(\d+),(\d+),(\d+)")
 
 LARGEST_COUNT = 10_000
 """Inputs completed in one go: all are held in memory."""
@@ -35,7 +32,8 @@ class InpaintFlags:
 
     The .npz file holds `x` in the units of the training data, (N, count, ...), `known`, `inputs`
     (names), `seed`, and `metadata`, which says how they were made. The picture shows the first
-    inputs: as they came, what was kept, and their completions.
+    inputs: as they came, what was kept, and their completions. `jem.inpaint` in Python also takes
+    the class of each input, and the steps and the noise of the chains.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -44,11 +42,9 @@ class InpaintFlags:
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
     folder of images."""
     mask: str = "lower"
-    """What to draw anew. Of images: lower, upper, left or right (a half), or a box x0,y0,x1,y1 in
-    pixels, x1 and y1 not included. Or a file: an image that is white there, or an .npy or .npz
-    file (key `mask`) that is not zero there, for all inputs or for each."""
-    labels: tuple[str, ...] = ()
-    """Class of the inputs: one name for all, or one an input; left open if left out."""
+    """What to draw anew. Of images: lower, upper, left or right (a half). Or a file: an image that
+    is white there, or an .npy or .npz file (key `mask`) that is not zero there, for all inputs or
+    for each."""
     count: int = 1
     """Completions an input."""
     out: Path = Path("completed.png")
@@ -56,13 +52,6 @@ class InpaintFlags:
     seed: int = 0
     """The first completion of an input depends on the seed, the input and its place alone, the
     others on the number of inputs too."""
-    num_steps: int | None = None
-    """Langevin steps; those of the recipe if left out."""
-    guidance: float = 1.0
-    """Strength s of the class in E(x) - s log p(y|x), where classes are named."""
-    initial_noise: float | None = None
-    """Noise of the first step, falling to that of the recipe; 0.5 if left out, or that of the
-    recipe where chains begin at class Gaussians."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     skip_damaged: bool = False
@@ -87,31 +76,14 @@ def inpaint(argv: list[str]) -> int:
     note_if_as_given(trained)
     names, raw, x = _read(args, trained)
     known = ~read_mask(args.mask, len(x), trained.shape)
-    labels = None
-    if args.labels:
-        labels = trained.class_indices(args.labels)
-        if len(labels) not in (1, len(x)):
-            raise InputError(
-                f"--labels must name one class, or one for each of {len(x)} inputs, got "
-                f"{len(labels)}"
-            )
-        labels = labels.expand(len(x)).repeat(args.count)
-    noise, steps = args.initial_noise, args.num_steps
-    asked: dict[str, Any] = {
-        "seed": args.seed,
-        "num_steps": sampler.num_steps if steps is None else steps,
-        "guidance": args.guidance,
-        "initial_noise": usual_noise(sampler) if noise is None else noise,
-    }
     copies = (args.count, *[1] * (x.ndim - 1))
     with ProgressBar("completing", quiet=args.quiet) as bar:
         drawn = generation.inpaint(
             trained.model,
             x.repeat(copies),
             known.repeat(copies),
-            labels=labels,
+            seed=args.seed,
             progress=bar.update,
-            **asked,
         )
     completed, restored = (
         done.unflatten(0, (args.count, len(x))).transpose(0, 1)
@@ -119,12 +91,18 @@ def inpaint(argv: list[str]) -> int:
     )
     # Scaling there and back rounds, but known values must come back exactly.
     restored = restored.where(~known[:, None], raw[:, None])
-    what = {"inputs": str(args.inputs), "mask": args.mask, "labels": list(args.labels)}
     drawing.write(
         _picture(trained, x, known, completed, names),
         "inpaint",
         trained,
-        {**what, "count": args.count, **asked},
+        {
+            "inputs": str(args.inputs),
+            "mask": args.mask,
+            "count": args.count,
+            "seed": args.seed,
+            "num_steps": sampler.num_steps,
+            "initial_noise": usual_noise(sampler),
+        },
         x=restored.numpy(),
         known=known.numpy(),
         inputs=names,
@@ -180,11 +158,11 @@ def _picture(run: Run, x: Tensor, known: Tensor, completed: Tensor, names: list[
     )
 
 
-def read_mask(text: str, count: int, shape: Sequence[int]) -> Tensor:
+def read_mask(text: str, count: int, shape: tuple[int, ...]) -> Tensor:
     """Places to draw anew.
 
     Args:
-        text: A half of images (see `HALVES`), a box `x0,y0,x1,y1`, or a file.
+        text: A half of images (see `HALVES`), or a file.
         count: Number of inputs N.
         shape: Shape of one input.
 
@@ -192,17 +170,22 @@ def read_mask(text: str, count: int, shape: Sequence[int]) -> Tensor:
         Booleans, shape (N, *shape): True = draw.
 
     Raises:
-        InputError: If it is none of these, does not fit, or marks nothing.
+        InputError: If it is neither, does not fit, or marks nothing.
     """
-    path, box = Path(text).expanduser(), _BOX.fullmatch(text.replace(" ", ""))
+    import torch
+
+    path = Path(text).expanduser()
     if path.is_file():
         mask = _from_file(path)
-    elif len(shape) == 3 and (box or text in HALVES):
-        mask = _box(text, box and map(int, box.groups()), *shape[1:])
+    elif len(shape) == 3 and text in HALVES:
+        mask = torch.zeros(shape[1:], dtype=torch.bool)
+        axis = 1 if text in ("left", "right") else 0
+        first, second = mask.tensor_split([mask.shape[axis] // 2], dim=axis)
+        (first if text in ("upper", "left") else second).fill_(True)
     else:
         raise InputError(
-            f"--mask {text}: expected {', '.join(HALVES)} or a box x0,y0,x1,y1 (of images alone, "
-            f"not of inputs of shape {tuple(shape)}), or a file, but there is no file of that name"
+            f"--mask {text}: expected {', '.join(HALVES)} (of images alone, not of inputs of "
+            f"shape {shape}), or a file, but there is no file of that name"
         )
     if len(shape) == 3 and mask.shape == (count, *shape[1:]):  # one for each input
         mask = mask[:, None]
@@ -215,26 +198,6 @@ def read_mask(text: str, count: int, shape: Sequence[int]) -> Tensor:
         ) from error
     if not bool(mask.any()):
         raise InputError(f"--mask {text} marks nothing to draw")
-    return mask
-
-
-def _box(text: str, box: Iterable[int] | None, height: int, width: int) -> Tensor:
-    """The mask (H, W) of a half or a box."""
-    import torch
-
-    halves = {
-        "lower": (0, height // 2, width, height),
-        "upper": (0, 0, width, height // 2),
-        "left": (0, 0, width // 2, height),
-        "right": (width // 2, 0, width, height),
-    }
-    x0, y0, x1, y1 = box or halves[text]
-    if not (x0 < x1 <= width and y0 < y1 <= height):
-        raise InputError(
-            f"--mask {text} must be x0,y0,x1,y1 with x0 < x1 <= {width} and y0 < y1 <= {height}"
-        )
-    mask = torch.zeros(height, width, dtype=torch.bool)
-    mask[y0:y1, x0:x1] = True
     return mask
 
 
