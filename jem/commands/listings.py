@@ -41,8 +41,8 @@ def data(argv: list[str]) -> int:
 _YOUR_OWN = """
 Your own:
   mine.npz   `images` (N, H, W), (N, H, W, C) or (N, C, H, W), or `x` (N, D), and `labels` (N,)
-  mine.csv   a line of names, columns of numbers, and one of labels: label, class, target or y,
-             or the one that --label-column names
+  mine.csv   a line of names, columns of numbers, categories and dates, and one of labels: label,
+             class, target or y, or the one that --label-column names
   pictures/  a folder for each class, of images of one size, or any with --image-size 32
 `jem data NAME` describes any of them."""
 

@@ -100,7 +100,8 @@ class Run:
 
         if path.exists():
             check_options(path, label_column, None, skip_damaged)
-        columns = self.config.values.get("columns")
+        scaling = self.model.scaling
+        columns = None if scaling is None else scaling.encoding
         if columns is None:  # else names decide, and a column of labels need not be there
             label_column = label_column or self.config.label_column
         stream = stream_inputs(
@@ -112,7 +113,6 @@ class Run:
             resize=self.config.image_size is not None,
             skip_damaged=skip_damaged,
         )
-        scaling = self.model.scaling
         if stream.from_images and scaling is not None:
             # White is white, in whatever range the training data were stored.
             return stream, Scaling.of_bytes(self.shape, "channels_last")
@@ -179,7 +179,7 @@ def run_config(path: Path) -> RunConfig:
 
 def shipped_values(config: RunConfig) -> dict[str, Any]:
     """What a model file keeps of a run: how inputs are read, and no path of this machine."""
-    names = ("columns", "label_column", "image_size", "skip_damaged", "seed", "data_checksum")
+    names = ("label_column", "image_size", "skip_damaged", "seed", "data_checksum")
     return {name: config.values[name] for name in names if config.values.get(name) is not None}
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from torch import Tensor
 
+    from jem.data.scaling import Scaling
+
 
 @dataclass
 class SampleFlags:
@@ -90,8 +92,8 @@ def sample(argv: list[str]) -> int:
     )
     written = [drawing.picture, drawing.arrays]
     if raw.ndim == 2:
-        columns = config.values.get("columns") or [f"x{i}" for i in range(raw.shape[1])]
-        drawing.write_table(columns, raw, of_rows)
+        assert trained.model.scaling is not None, "rows of a table have one"
+        drawing.write_table(trained.model.scaling, raw, of_rows)
         written.append(drawing.table)
     print(f"{len(drawn)} samples: {', '.join(map(str, written))}")
     return 0
@@ -177,20 +179,25 @@ class Drawing:
         write_atomically(self.arrays, content.getvalue())
         save_figure(figure, self.picture)
 
-    def write_table(self, columns: Sequence[str], x: Tensor, labels: Sequence[str]) -> None:
+    def write_table(self, scaling: Scaling, x: Tensor, labels: Sequence[str]) -> None:
         """Write rows as a .csv file that `jem train` and `jem score` read.
 
         Args:
-            columns: Names of the D columns.
+            scaling: Of the training data: their columns, which text and dates go back to.
             x: Rows, shape (N, D), in the units of the training data.
             labels: Class of each row, in a last column `label`.
         """
         import pandas as pd
 
+        from jem.data.columns import decode
         from jem.runs.folder import write_atomically
 
-        table = pd.DataFrame(x.double().numpy(), columns=list(columns)).assign(label=labels)
-        write_atomically(self.table, table.to_csv(index=False).encode())
+        if scaling.encoding is not None:
+            table = decode(scaling.encoding, x.double().numpy())
+        else:
+            names = scaling.columns or [f"x{i}" for i in range(x.shape[1])]
+            table = pd.DataFrame(x.double().numpy(), columns=list(names))
+        write_atomically(self.table, table.assign(label=labels).to_csv(index=False).encode())
 
 
 def _is_drawing(arrays: Path) -> bool:

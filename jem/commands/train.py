@@ -191,7 +191,8 @@ def _fit(
     from jem.training.trainer import Trainer
 
     model = _make_model(config, splits)
-    columns = {"columns": splits.columns} if splits.columns else {}
+    encoding = splits.scaling.encoding
+    columns = {"columns": [column.plain() for column in encoding]} if encoding else {}
     trainer = Trainer(
         model,
         config.recipe,

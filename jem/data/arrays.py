@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Real
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from jem.checks import check_choice, check_labels, refuse
+from jem.data.columns import LARGEST, Column, encode, fit_columns
 from jem.data.scaling import Layout, Scaling, as_numeric, range_of
 from jem.data.splits import PART_NAMES, DataPart, DataSplits, Indices, LazyPart, split_indices
 from jem.errors import InputError
@@ -19,7 +21,6 @@ Array = npt.NDArray[Any]
 Data = npt.ArrayLike | Tensor
 
 CHANNEL_COUNTS = (1, 3, 4)  # what an axis is taken for channels by
-LARGEST = np.finfo(np.float32).max
 
 
 def from_arrays(
@@ -42,7 +43,8 @@ def from_arrays(
     lowest and highest value.
 
     Args:
-        x: Inputs, integer or float.
+        x: Inputs, integer or float; or a data frame, whose text, dates and missing values become
+            numbers: see `jem.data.columns.Column`.
         y: Labels, shape (N,), strings or integers. Classes are the distinct values as
             scikit-learn's `LabelEncoder` sorts them: numbers as numbers, strings as text.
         name: What to call the set.
@@ -66,8 +68,8 @@ def from_arrays(
         >>> splits.classes, len(splits.train), len(splits.test)
         (('cat', 'dog'), 24, 8)
     """
-    raw = _inputs("x", x, columns)
-    layout, input_shape = _read_layout(raw, channels)
+    frame: Any = x if hasattr(x, "iloc") else None
+    raw = _inputs("x", x, columns) if frame is None else frame
     labels = _labels("y", y, len(raw))
     names = [str(value) for value in (np.unique(labels) if classes is None else classes)]
     check_classes(names)
@@ -89,13 +91,23 @@ def from_arrays(
         if counts is not None and counts[PART_NAMES.index(part)]:
             refuse("counts", f"be 0 for the {part} part, which is given", list(counts))
     rows = split_indices(indices, names, seed=seed, counts=counts, given=given)
-    scaling = _fit_scaling(raw[rows[0]], layout, input_shape, columns)
+    notes: tuple[str, ...] = ()
+    encoding: tuple[Column, ...] = ()
+    if frame is not None:
+        encoding = fit_columns(frame, rows[0])
+        raw = encode(encoding, frame)
+        if lost := {*map(str, frame.columns)} - {column.name for column in encoding}:
+            why = "text that differs in most rows, or no values"
+            notes = (f"columns left out ({why}): {', '.join(sorted(lost))}",)
+    layout, input_shape = _read_layout(raw, channels)
+    scaling = _fit_scaling(raw[rows[0]], layout, input_shape, encoding or columns)
     made: list[DataPart | LazyPart] = [_part(scaling, raw[part], indices[part]) for part in rows]
     for part, (inputs, own) in given.items():
-        part_raw = _inputs(f"{part} x", inputs, columns)
+        given_x: Any = inputs
+        part_raw = encode(encoding, given_x) if encoding else _inputs(f"{part} x", inputs, columns)
         part_labels = index(f"{part} y", _labels(f"{part} y", own, len(part_raw)))
         made[PART_NAMES.index(part)] = _part(scaling, part_raw, part_labels)
-    return assemble(name, made, names, scaling)
+    return replace(assemble(name, made, names, scaling), notes=notes)
 
 
 def assemble(
@@ -243,7 +255,10 @@ def _read_layout(x: Array, channels: str | None) -> tuple[Layout, tuple[int, ...
 
 
 def _fit_scaling(
-    train: Array, layout: Layout, input_shape: tuple[int, ...], columns: Sequence[str] | None
+    train: Array,
+    layout: Layout,
+    input_shape: tuple[int, ...],
+    columns: Sequence[str] | Sequence[Column] | None,
 ) -> Scaling:
     """Choose the scaling by the training part alone."""
     if layout == "table":

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jem.checks import check_integer, refuse
-from jem.data.arrays import LARGEST, Array, check_numbers, from_arrays
+from jem.data.arrays import Array, check_numbers, from_arrays
+from jem.data.columns import Column, encode
 from jem.data.images import image_batches, is_image
 from jem.data.scaling import batch_shape, raw_shapes
 from jem.data.splits import DataSplits
@@ -65,19 +66,14 @@ def load_arrays(
     Raises:
         InputError: If a file is damaged or not as expected.
     """
-    x, labels, columns, notes = _read_arrays(path, label_column)
+    x, labels, notes = _read_arrays(path, label_column)
     parts: dict[str, Any] = {}
     for part, file in (given or {}).items():
-        part_x, part_labels, own, more = _read_arrays(file, label_column)
-        notes += more
-        if columns and (missing := {*columns} - {*(own or ())}):
-            refuse(str(file), f"have the columns of {path}", f"no {', '.join(sorted(missing))}")
-        if columns and own:
-            part_x = part_x[:, [own.index(name) for name in columns]]
-        parts[part] = part_x, part_labels
+        *pair, more = _read_arrays(file, label_column)
+        parts[part], notes = pair, notes + more
     try:
-        made = from_arrays(x, labels, name=path.stem, seed=seed, columns=columns, **parts)
-        return replace(made, notes=notes)
+        made = from_arrays(x, labels, name=path.stem, seed=seed, **parts)
+        return replace(made, notes=notes + made.notes)
     except InputError as error:
         files = ", ".join(map(str, (path, *(given or {}).values())))
         raise InputError(f"{files}: {error}") from error
@@ -85,10 +81,10 @@ def load_arrays(
 
 def _read_arrays(
     path: Path, label_column: str | None
-) -> tuple[Array, Array, list[str] | None, tuple[str, ...]]:
-    """Raw inputs, labels, the names of columns where there are any, and what was left out."""
+) -> tuple[Array | pd.DataFrame, Array, tuple[str, ...]]:
+    """Raw inputs, labels, and what was left out."""
     if path.suffix.lower() == ".npz":
-        return *_read_npz(path), None, ()
+        return *_read_npz(path), ()
     if path.suffix.lower() != ".csv":
         refuse(str(path), "be an .npz file, a .csv file or a folder of images", "another file")
     return _read_csv(path, label_column)
@@ -123,7 +119,7 @@ def stream_inputs(
     *,
     batch_size: int,
     label_column: str | None = None,
-    columns: Sequence[str] | None = None,
+    columns: Sequence[Column] | None = None,
     resize: bool = False,
     skip_damaged: bool = False,
 ) -> InputStream:
@@ -138,8 +134,8 @@ def stream_inputs(
         label_column: Column of a `.csv` file to leave out; otherwise one called label, class,
             target or y, where there is one column more than the network takes. Where `columns`
             are named it must be none of them.
-        columns: Names of the columns that the network was trained on, in their order: a `.csv`
-            file may have them in another, and others beside them. If None, position decides.
+        columns: The columns that the network was trained on, and what is done to them: a `.csv`
+            file may have them in another order, and others beside them. If None, position decides.
         resize: Bring images of another size to `input_shape`: scaled, and the middle cut out;
             otherwise they are refused.
         skip_damaged: Leave out images of a folder that cannot be read, with one warning at the end
@@ -261,10 +257,8 @@ def _array_batches(path: Path, x: Array, batch_size: int) -> Iterator[Named]:
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def _read_csv(
-    path: Path, label_column: str | None
-) -> tuple[Array, Array, list[str], tuple[str, ...]]:
-    """Features (N, D), float64; labels (N,); the names of the D columns; what was left out."""
+def _read_csv(path: Path, label_column: str | None) -> tuple[pd.DataFrame, Array, tuple[str, ...]]:
+    """Columns of features; labels (N,); what was left out."""
     with reading(path):
         table = _table_file(path)
         label = table.label(label_column)
@@ -274,7 +268,6 @@ def _read_csv(
         rows = next(table.rows([label]))
         known = rows[rows[label].notna()]
         labels = known[label].str.strip().to_numpy(object)
-        x = _numbers(path, known[names])
     note = f"{path.name}: {len(rows):,} rows read; left out: {len(rows) - len(known):,} without a "
     notes = (f"{note}label in column '{label}'",)
     with suppress(ValueError):
@@ -283,7 +276,7 @@ def _read_csv(
         expected = f"hold classes in column '{label}', strings or whole numbers"
         remedy = "name the column of the classes with --label-column"
         refuse(str(path), expected, f"quantities such as {quantities[0]:g}", remedy)
-    return x, labels, names, notes
+    return known[names], labels, notes
 
 
 def _open_table(
@@ -291,25 +284,30 @@ def _open_table(
     shape: tuple[int, ...],
     batch_size: int,
     label_column: str | None,
-    columns: Sequence[str] | None,
+    columns: Sequence[Column] | None,
 ) -> Iterator[Named]:
     """Batches of the columns that a network takes."""
     if len(shape) != 1:
         refuse(str(path), f"hold images of shape {shape} as in training", "a table")
     with reading(path):
         table = _table_file(path)
-    chosen = list(columns or table.features(shape[0], label_column))
-    if columns and label_column in columns:
+    chosen = columns or [Column(name) for name in table.features(shape[0], label_column)]
+    if columns and label_column in {column.name for column in columns}:
         remedy = "name another with --label-column, or none"
         refuse("label_column", "be no column of the training data", label_column, remedy)
-    if missing := [name for name in chosen if name not in table.names]:
+    if missing := [column.name for column in chosen if column.name not in table.names]:
         expected = f"have the columns of the training data ({', '.join(missing)} is missing)"
         refuse(str(path), expected, ", ".join(table.names))
+    text = [column.name for column in chosen if column.levels or column.form]
 
     def batches() -> Iterator[Named]:
         with reading(path):
-            for rows in table.rows(at_once=batch_size):
-                yield [str(row) for row in rows.index], _numbers(path, rows[chosen])
+            for rows in table.rows(text, batch_size):
+                try:
+                    x = encode(chosen, rows)
+                except InputError as error:
+                    raise InputError(f"{path}: {error}") from error
+                yield [str(row) for row in rows.index], x
 
     return batches()
 
@@ -318,18 +316,3 @@ def _table_file(path: Path) -> TableFile:
     from jem.data.tables import TableFile  # pandas takes half a second
 
     return TableFile.open(path)
-
-
-def _numbers(path: Path, rows: pd.DataFrame) -> Array:
-    """Rows as float64, (B, D); text, gaps and numbers that are too large are refused."""
-    import pandas as pd
-
-    x: Array = rows.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    bad = ~(np.abs(x) <= LARGEST)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        got = f"{rows.iloc[row, column]} in row {rows.index[row]}, column '{rows.columns[column]}'"
-        columns = ", ".join(rows.columns[bad.any(axis=0)])
-        remedy = f"encode text as numbers, fill in what is missing, or leave it out, in {columns}"
-        refuse(str(path), "hold finite numbers in every column of inputs", got, remedy)
-    return x

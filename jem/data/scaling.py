@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jem.checks import refuse
+from jem.data.columns import Column, encode
 
 Layout = Literal["channels_first", "channels_last", "table"]
 
@@ -27,7 +28,8 @@ class Scaling:
         scale: As `shift`, positive.
         layout: How raw images store their channels, or `"table"`. It decides only where a shape
             could be read both ways: images in the other order are recognised by their shape.
-        columns: Names of the columns of a table, where it has any.
+        columns: The column that each number of a row comes from, where columns have names.
+        encoding: What was done to each column of a table of the user's.
 
     Example:
         >>> scaling = Scaling.of_bytes((1, 2, 2), "channels_last")
@@ -40,6 +42,7 @@ class Scaling:
     scale: Tensor
     layout: Layout
     columns: tuple[str, ...] | None = None
+    encoding: tuple[Column, ...] | None = None
 
     @classmethod
     def of_range(
@@ -55,22 +58,26 @@ class Scaling:
         return cls.of_range(input_shape, layout, 0.0, 255.0)
 
     @classmethod
-    def of_table(cls, x: npt.NDArray[Any], columns: Sequence[str] | None = None) -> "Scaling":
+    def of_table(
+        cls, x: npt.NDArray[Any], columns: Sequence[str] | Sequence[Column] | None = None
+    ) -> "Scaling":
         """Standardise columns by mean and standard deviation.
 
         A constant column becomes 0; its scale is its own size, or 1 where it is smaller.
 
         Args:
             x: Rows of the training part alone, shape (N, D).
-            columns: Names of the D columns.
+            columns: Names of the D columns, or what made D numbers of those of a table.
         """
         x = np.asarray(x, np.float64)
         std = x.std(0)
         varies = (x.max(0) > x.min(0)) & (std > 0)
         shift = torch.tensor(np.where(varies, x.mean(0), x[0]))
         scale = torch.tensor(np.where(varies, std, np.abs(x[0]).clip(1.0)))
-        names = None if columns is None else tuple(str(name) for name in columns)
-        return cls((x.shape[1],), shift, scale, "table", names)
+        encoding = tuple(column for column in columns or () if isinstance(column, Column))
+        names = [name for column in encoding for name in [column.name] * column.width]
+        names = names or [str(name) for name in columns or ()]
+        return cls((x.shape[1],), shift, scale, "table", tuple(names) or None, encoding or None)
 
     def __call__(self, raw: npt.ArrayLike | Tensor) -> Tensor:
         """Turn raw inputs into network inputs.
@@ -80,7 +87,7 @@ class Scaling:
 
         Args:
             raw: A batch or a single input; array, list or tensor; numbers of any type. Grey images
-                may come with or without their channel axis.
+                may come with or without their channel axis. A data frame, where training had one.
 
         Returns:
             Shape (N, *input_shape), float32, on the device of `raw`. A single input gives N = 1.
@@ -88,6 +95,8 @@ class Scaling:
         Raises:
             InputError: If the shape does not fit, or a value is no real number.
         """
+        if self.encoding is not None and hasattr(raw, "columns"):
+            raw = encode(self.encoding, raw)
         given = raw if isinstance(raw, Tensor) else as_numeric(raw)
         x = given.detach() if isinstance(given, Tensor) else torch.from_numpy(given)
         channels_last = self.layout == "channels_last"
@@ -114,14 +123,16 @@ class Scaling:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors, which load under `weights_only=True`."""
-        return {**vars(self), "input_shape": list(self.input_shape)}
+        encoding = self.encoding and [column.plain() for column in self.encoding]
+        return {**vars(self), "input_shape": list(self.input_shape), "encoding": encoding}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Scaling":
         """Rebuild a scaling from its `state_dict`."""
         shape = tuple(int(size) for size in state["input_shape"])
         shift, scale = state["shift"].cpu(), state["scale"].cpu()
-        return cls(shape, shift, scale, state["layout"], state.get("columns"))
+        encoding = state["encoding"] and tuple(Column.of(each) for each in state["encoding"])
+        return cls(shape, shift, scale, state["layout"], state["columns"], encoding)
 
 
 CONSTANT = 1e-6

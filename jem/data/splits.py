@@ -134,7 +134,8 @@ class DataSplits:
             pairs = zip(self.classes, counts, strict=True)
             each = "training examples: " + ", ".join(f"{name}: {n:,}" for name, n in pairs)
         lines = [f"{self.name}: {what}, {num_classes} classes{lazy}", sizes, each]
-        return "\n  ".join([*lines, *self.notes])
+        changed = [c for c in self.scaling.encoding or () if c.kind != "number" or c.fill]
+        return "\n  ".join([*lines, *self.notes, *map(str, changed)])
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -139,7 +139,7 @@ def make_ood_sets(splits: DataSplits, seed: int = 0) -> dict[str, Tensor]:
     rows = x[torch.randint(len(x), (SET_SIZE,), generator=generator)]
     up = torch.rand(rows.shape, generator=generator) < 0.5
     beyond = torch.where(up, rows + (high - low), rows - (high - low))
-    sets, groups = {NOISE: noise}, column_groups(splits.train[:][0])
+    sets, groups = {NOISE: noise}, column_groups(splits.train[:][0], splits.columns)
     if groups[-1] > 0:  # a single column has no other to depend on
         sets[SHUFFLED] = shuffle_columns(x, SET_SIZE, generator, groups)
         column = torch.randint(int(groups[-1]) + 1, (SET_SIZE, 1), generator=generator)

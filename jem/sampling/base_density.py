@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +77,7 @@ class BaseDensity(nn.Module):
         shrinkage: float = 0.0,
         noise_std: float,
         temperature: float,
+        columns: Sequence[str] | None = None,
     ) -> BaseDensity:
         """Estimate the Gaussians from training data.
 
@@ -93,6 +94,7 @@ class BaseDensity(nn.Module):
             shrinkage: Share by which the covariance becomes a multiple of the identity.
             noise_std: sigma of the chains' steps, in data units.
             temperature: T of the chains.
+            columns: As `column_groups` takes them.
         """
         means, covariance = tied_moments(x, parts)
         sphere = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
@@ -110,7 +112,7 @@ class BaseDensity(nn.Module):
             log_weights=(counts / counts.sum()).double().log(),
             level=means.new_zeros(()),
             temperature=means.new_tensor(temperature),
-            groups=column_groups(x),
+            groups=column_groups(x, columns),
         )
         base.level = torch.cat([base._log_q(r.double()) for r in x.cpu().split(4096)]).mean()
         return base

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ class Outliers(nn.Module):
         labels: Their classes, shape (N,).
         num_classes: K.
         gaussians: Whether class Gaussians are among them.
+        columns: As `column_groups` takes them.
     """
 
     low: Tensor
@@ -57,6 +59,7 @@ class Outliers(nn.Module):
         num_classes: int,
         *,
         gaussians: bool = True,
+        columns: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
         shape = tuple(x.shape[1:])
@@ -73,7 +76,7 @@ class Outliers(nn.Module):
             bases.append(SmoothNoiseBase(float(low.min()), float(high.max()), shape))
             broken = [shuffle_patches, join_halves, self._shapes]
         elif math.prod(shape) > 1:  # a single column has no other to fit to: it would be data
-            broken = [partial(shuffle_columns, groups=column_groups(x.flatten(1)))]
+            broken = [partial(shuffle_columns, groups=column_groups(x.flatten(1), columns))]
         frequencies = torch.bincount(labels, minlength=num_classes).float()
         self.register_buffer("frequencies", frequencies / frequencies.sum())
         self.bases = nn.ModuleList(bases)  # so that `to` moves them
@@ -213,14 +216,16 @@ def shuffle_columns(
     return flat.gather(0, rows[:, groups.to(x.device)]).view(count, *x.shape[1:])
 
 
-def column_groups(x: Tensor) -> Tensor:
+def column_groups(x: Tensor, columns: Sequence[str] | None = None) -> Tensor:
     """Find which column of the user's table each component is part of.
 
     Neighbours that take two values each, of which exactly one is the higher in every row, are
-    the parts of one column of categories (one-hot). Every other component is its own column.
+    the parts of one column of categories (one-hot); so are neighbours of one name. Every other
+    component is its own column.
 
     Args:
         x: Training rows, shape (N, D).
+        columns: The column that each component comes from, where that is known.
 
     Returns:
         Numbers of columns, ascending from 0, shape (D,).
@@ -238,4 +243,9 @@ def column_groups(x: Tensor) -> Tensor:
                 size = part + 1 - start
                 break
         groups += [groups[-1] + 1 if groups else 0] * size
-    return torch.tensor(groups)
+    found = torch.tensor(groups)
+    if columns is None:
+        return found
+    same = torch.tensor([own == last for last, own in pairwise(columns)], dtype=torch.bool)
+    starts = (found.diff() > 0) & ~same
+    return torch.cat([found[:1], starts.cumsum(0)])

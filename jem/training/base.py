@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from sklearn.cluster import KMeans
 from torch import Tensor
@@ -16,7 +18,11 @@ are along their own directions of large variance, which a full covariance forgiv
 
 
 def fit_base(
-    x: Tensor, labels: Tensor, domain: tuple[Tensor, Tensor], step: LangevinStep
+    x: Tensor,
+    labels: Tensor,
+    domain: tuple[Tensor, Tensor],
+    step: LangevinStep,
+    columns: Sequence[str] | None = None,
 ) -> BaseDensity:
     """Fit the base density of vectors; for embeddings with ten nearly round Gaussians a class.
 
@@ -25,6 +31,7 @@ def fit_base(
         labels: Class indices, shape (N,).
         domain: Bounds of the inputs.
         step: The step of the chains.
+        columns: As `column_groups` takes them.
     """
     groups, shrinkage = labels, 0.0
     if is_embedding(x.shape[1:]):
@@ -32,6 +39,7 @@ def fit_base(
     return BaseDensity.fit(
         x, groups, domain,
         shrinkage=shrinkage, noise_std=step.noise_std, temperature=step.temperature,
+        columns=columns,
     )  # fmt: skip
 
 

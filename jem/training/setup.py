@@ -168,7 +168,7 @@ def build(
         labels = labels if num_classes > 1 else torch.zeros_like(labels)
         init = _settle_sampler(model, resolved, x, labels, num_classes)
         if x.ndim == 2 and resolved.clip_to_domain:
-            base = fit_base(x, labels, _domain(model), model.sampler.step)
+            base = fit_base(x, labels, _domain(model), model.sampler.step, _columns(model))
             model.base = base.to(model.device)
         if "chains" in objective.needs:
             generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
@@ -321,8 +321,15 @@ def _make_outliers(
     if not recipe.outlier_count:
         return None
     gaussians = recipe.init != "gaussian"
-    outliers = Outliers(*_domain(model), x, labels, num_classes, gaussians=gaussians)
+    columns = _columns(model)
+    outliers = Outliers(
+        *_domain(model), x, labels, num_classes, gaussians=gaussians, columns=columns
+    )
     return outliers.to(model.device)
+
+
+def _columns(model: JEM) -> Sequence[str] | None:
+    return None if model.scaling is None else model.scaling.columns
 
 
 def _domain(model: JEM) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,12 @@
 """`jem score`: the table it writes, and what it refuses."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.datasets import load_wine
@@ -81,6 +83,31 @@ def test_a_rejected_row_of_a_table_names_the_columns_that_make_it_foreign(score,
     named = [row["foreign_columns"] for row in rows]
     assert all(row.split(";")[0] == "magnesium" for row in named[::2])
     assert [name != "" for name in named] == [row["ood"] == "true" for row in rows]
+
+
+def test_text_dates_and_gaps_are_scored_as_they_were_trained(run, score, tmp_path):
+    rng, count = np.random.default_rng(0), 160
+    table = pd.DataFrame(
+        {"age": rng.integers(18, 80, count), "plan": rng.choice(["a", "b"], count)}
+    )
+    table["since"] = pd.date_range("2020-01-01", periods=count)
+    table["age"] = table["age"].where(rng.random(count) > 0.1)
+    own = table.assign(label=table["plan"] + "!")
+    own.to_csv(tmp_path / "own.csv", index=False)
+    words = ("--data", tmp_path / "own.csv", "--out", tmp_path / "run", "--epochs", 3, "--quiet")
+    assert run("train", *words, "--no-report") == 0
+    columns = json.loads((tmp_path / "run" / "config.json").read_text())["columns"]
+    assert [column["kind"] for column in columns] == ["number", "one-hot", "date"]
+
+    new = table.assign(plan=table["plan"].mask(table.index % 2 == 0, "z"))
+    new[["since", "plan", "age"]].to_csv(tmp_path / "new.csv", index=False)
+    rows = score(tmp_path / "run" / "model.pt", tmp_path / "new.csv")
+    assert all(row["foreign_columns"].split(";")[0] == "plan" for row in rows[::2])
+    assert np.mean([row["ood"] == "true" for row in rows[1::2]]) < 0.2
+    assert run("sample", tmp_path / "run", "--count", 5, "--out", tmp_path / "d.png") == 0
+    drawn = pd.read_csv(tmp_path / "d.csv")
+    assert {*drawn["plan"]} <= {"a", "b"}
+    assert drawn["since"].str.startswith("20").all()
 
 
 def test_a_saved_detector_needs_no_data(score, digits_run, raw_digits, monkeypatch):

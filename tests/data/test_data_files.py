@@ -9,11 +9,13 @@ import pytest
 import torch
 
 from jem.data import load
+from jem.data.columns import Column
 from jem.data.files import stream_inputs
 from jem.errors import InputError
 
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(40, 2)).round(3)
+A, B = Column("a"), Column("b")
 LABELS = np.array(["cat", "dog"] * 20)
 TABLE = [[*row, label] for row, label in zip(ROWS.tolist(), LABELS.tolist(), strict=True)]
 
@@ -163,9 +165,8 @@ def test_rows_without_a_label_are_left_out_and_counted(tmp_path, mark):
     ("text", "message"),
     [
         ("a,b,c\n1,2,x\n", "one column of labels.*columns a, b, c: .*--label-column"),
-        ("a,label\n1,x\ntall,y\n", "tall in row 1, column 'a'"),
-        ("id,a,b,label\nid0,1,,x\nid1,2,3,y\n", "id0 in row 0, column 'id': .* in id, b$"),
-        ("a,b,label\n1,2,x\n2,,y\n", "nan in row 1, column 'b'"),
+        ("a,label\n" + "1,x\n2,y\n" * 9 + "tall,y\n", "column 'a'.*, got tall in row 18"),
+        ("a,label\n1,x\n1,y\ninf,x\n" + "2,x\n2,y\n" * 9, "column 'a'.*, got inf in row 2"),
         ("a,label\n1,x\n2,y,3\n", "damaged"),
         ("a;label\n1,5;x\n1.5;y\n", "one decimal mark, got 1.5 and 1,5"),
         ("x,y,colour\n1,0.5,2\n", "quantities such as 0.5: .*--label-column"),
@@ -297,17 +298,17 @@ def test_table_without_labels_may_name_a_column_like_one(tmp_path):
 def test_columns_of_a_table_are_found_by_name(tmp_path):
     path = tmp_path / "a.csv"
     path.write_text("id,b,label,a\nx1,1,cat,2\nx2,3,dog,4\n")
-    np.testing.assert_array_equal(read(path, (2,), columns=["a", "b"])[1], [[2, 1], [4, 3]])
-    assert "(c is missing), got id, b, label, a" in refused(path, (2,), columns=["a", "c"])
-    assert "`label_column` must" in refused(path, (2,), columns=["a", "b"], label_column="a")
+    np.testing.assert_array_equal(read(path, (2,), columns=[A, B])[1], [[2, 1], [4, 3]])
+    assert "(c is missing), got id, b, label, a" in refused(path, (2,), columns=[A, Column("c")])
+    assert "`label_column` must" in refused(path, (2,), columns=[A, B], label_column="a")
     path.write_text("1,0\n10,20\n")
-    assert read(path, (2,), columns=["0", "1"])[1].tolist() == [[20.0, 10.0]]
+    assert read(path, (2,), columns=[Column("0"), Column("1")])[1].tolist() == [[20.0, 10.0]]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n3,tall\n", "tall in row 1, column 'b'"),
+        ("a,b\n1,2\n3,tall\n", "column 'b'.*, got tall in row 1"),
         ("1,2\n3,4\n", "names of columns in its first line"),
         ("a,b,c,label\n1,2,3,x\n", "2 columns .*got a, b, c, label"),
         ("a,kind\n1,2\n", "2 columns .*got a, kind"),  # a column is missing, one is of labels

@@ -68,7 +68,7 @@ def column_names(model: JEM, groups: Tensor) -> list[str]:
     parts = given or [f"x{index}" for index in range(len(groups))]
     names = []
     for group in range(int(groups[-1]) + 1):
-        own = [parts[int(index)] for index in (groups == group).nonzero()]
+        own = list(dict.fromkeys(parts[int(index)] for index in (groups == group).nonzero()))
         shared = os.path.commonprefix(own).rstrip(" _=:.-") if given else ""  # noqa: RUF071
         names.append(own[0] if len(own) == 1 else shared or f"{own[0]} to {own[-1]}")
     return names
