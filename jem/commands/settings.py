@@ -167,7 +167,7 @@ class DataFlags:
     download: bool = False
     """Download a named data set that is missing."""
     label_column: str | None = None
-    """Column of a .csv file that holds the labels, if it is not called label, class, target or y."""
+    """Column of a .csv file that holds the labels; if left out: label, class, target or y."""
     image_size: int | None = None
     """Pixels a side that a folder's images are brought to: scaled, and the middle cut out; needed
     where they are of several sizes."""

@@ -74,10 +74,12 @@ class Scaling:
         varies = (x.max(0) > x.min(0)) & (std > 0)
         shift = torch.tensor(np.where(varies, x.mean(0), x[0]))
         scale = torch.tensor(np.where(varies, std, np.abs(x[0]).clip(1.0)))
-        encoding = tuple(column for column in columns or () if isinstance(column, Column))
-        names = [name for column in encoding for name in [column.name] * column.width]
-        names = names or [str(name) for name in columns or ()]
-        return cls((x.shape[1],), shift, scale, "table", tuple(names) or None, encoding or None)
+        if columns is None:
+            return cls((x.shape[1],), shift, scale, "table")
+        made = tuple(c if isinstance(c, Column) else Column(str(c)) for c in columns)
+        names = tuple(column.name for column in made for _ in range(column.width))
+        encoding = made if all(isinstance(column, Column) for column in columns) else None
+        return cls((x.shape[1],), shift, scale, "table", names, encoding)
 
     def __call__(self, raw: npt.ArrayLike | Tensor) -> Tensor:
         """Turn raw inputs into network inputs.
