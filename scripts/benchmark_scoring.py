@@ -80,7 +80,16 @@ def score(run: Path, inputs: Path, args: Benchmark) -> float:
     """Run the command; returns its seconds."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    words = ["score", run, inputs, "--out", run / "scores.csv", "--batch-size", args.batch_size]
+    words = [
+        "score",
+        run,
+        inputs,
+        "--out",
+        run / "scores.csv",
+        "--force",
+        "--batch-size",
+        args.batch_size,
+    ]
     start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()):
         status = command([*map(str, words), "--device", "cpu", "--quiet"])

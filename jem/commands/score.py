@@ -37,6 +37,8 @@ class ScoreFlags:
     folder of images, whose bytes 0 to 255 stand for the range of the training data."""
     out: Path = Path("scores.csv")
     """The .csv file to write, whole or not at all."""
+    force: bool = False
+    """Overwrite that file if it is there."""
     score: str | None = None
     """The score that decides, such as combined, log_density or knn; that of the run if left out.
     The column `score` is added for any but log_density."""
@@ -69,6 +71,8 @@ def score(argv: list[str]) -> int:
     check_integer("--batch-size", args.batch_size, 1)
     config = run_config(args.run)
     out = check_out(args.out, args.inputs, args.data, config.data)
+    if out.exists() and not args.force:
+        raise InputError(f"--out: {out} is there already: name another, or overwrite it (--force)")
     trained = open_run(args.run, config, args.network, device=args.device)
     model, size = trained.model, args.batch_size * math.prod(trained.shape)
     stream, scale = trained.inputs(

@@ -2,8 +2,9 @@
 
 An ONNX file runs without this package and without PyTorch. The graph takes raw inputs, as
 `model.preprocess` does (the scaling is inside), a batch of any size, and returns what a service
-needs: logits, energy, log-density and, with a fitted detector, the verdict. Gradients are not part
-of it: samples and the scores that need them stay in Python.
+needs: logits, energy, log-density, class, calibrated probabilities and, with a fitted detector, a
+p-value, the verdict and its reason. Gradients are not part of it: samples and the scores that need
+them stay in Python.
 """
 
 import importlib
@@ -18,18 +19,26 @@ from torch import Tensor, nn
 
 from jem.checks import refuse
 from jem.errors import InputError
+from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector, Option
 from jem.evaluation.ood.scores import REASONS, SCORES
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
 from jem.runs.folder import write_atomically
 
 INPUT = "inputs"
-OUTPUTS = ("logits", "energy", "log_density", "is_ood", "reason")
-"""Names in the exported graph; the last two are there only where a detector was given."""
+OUTPUTS = (
+    "logits", "energy", "log_density", "class_index", "probabilities", "p_value", "is_ood",
+    "reason",
+)  # fmt: skip
+"""Names in the exported graph; the last three are there only where a detector was given."""
 
 
 def export_onnx(
-    model: JEM, path: str | Path, *, detector: OODDetector | None = None
+    model: JEM,
+    path: str | Path,
+    *,
+    detector: OODDetector | None = None,
+    temperature: TemperatureScaling | None = None,
 ) -> dict[str, Any]:
     """Write a model as an ONNX file, for onnxruntime and other engines.
 
@@ -48,8 +57,12 @@ def export_onnx(
         model: The model, exported in evaluation mode; it is left as it was.
         path: The file to write, whole or not at all.
         detector: A fitted detector of this model with a score that follows from the logits: one
-            of `jem.evaluation.ood.SCORES` that need "logits". It adds the outputs `is_ood` and
-            `reason`, an index of `jem.evaluation.ood.REASONS`, which the metadata list.
+            of `jem.evaluation.ood.SCORES` that need "logits". It adds the outputs `p_value`,
+            `is_ood` and `reason`, an index of `jem.evaluation.ood.REASONS`, which the metadata
+            list.
+        temperature: Calibrates the output `probabilities`, (B, K); None leaves them as they are.
+            `class_index` is the most probable one, whose name is in the metadata. A
+            `jem.fit_scorer` has both a detector and a temperature.
 
     Returns:
         What the file says of itself in its metadata: version, names of the classes, input shape
@@ -74,7 +87,7 @@ def export_onnx(
     check_model(model)
     if detector is not None:
         _check_detector(model, detector)
-    graph = _Graph(model, detector)
+    graph = _Graph(model, detector, temperature)
     example = graph.example()
     with torch.no_grad(), evaluation_mode(graph), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer and the exporter, about their own parts
@@ -87,7 +100,7 @@ def export_onnx(
                 dynamo=True,
                 verbose=False,
                 input_names=[INPUT],
-                output_names=list(OUTPUTS[: 5 if detector is not None else 3]),
+                output_names=list(OUTPUTS if detector is not None else OUTPUTS[:5]),
             )
         except Exception as error:  # it fails in many ways, few of them with a type of their own
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
@@ -96,6 +109,7 @@ def export_onnx(
                 "and must take a batch of any size)"
             ) from error
     proto, about = exported.model_proto, _metadata(model, example, detector)
+    about["temperature"] = graph.temperature
     _name_batch(proto)
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
@@ -108,10 +122,17 @@ class _Graph(nn.Module):
 
     shift: Tensor
     scale: Tensor
+    calibration: Tensor
 
-    def __init__(self, model: JEM, detector: OODDetector | None) -> None:
+    def __init__(
+        self, model: JEM, detector: OODDetector | None, temperature: TemperatureScaling | None
+    ) -> None:
         super().__init__()
+        self.temperature = 1.0 if temperature is None else temperature.temperature
         self.model, self.scaling, self.detector = model, model.scaling, detector
+        if detector is not None:
+            calibration = detector.state_dict()["calibration"].to(model.device)
+            self.register_buffer("calibration", calibration)
         if model.scaling is not None:
             self.register_buffer("shift", model.scaling.shift.to(model.device))
             self.register_buffer("scale", model.scaling.scale.to(model.device))
@@ -132,11 +153,19 @@ class _Graph(nn.Module):
         x = inputs if self.scaling is None else self._scaled(inputs)
         logits = self.model.logits(x)
         energy = joint_energy(logits)
-        outputs = {"logits": logits, "energy": energy, "log_density": -energy}
+        outputs = {
+            "logits": logits,
+            "energy": energy,
+            "log_density": -energy,
+            "class_index": logits.argmax(dim=1),
+            "probabilities": (logits / self.temperature).softmax(dim=1),
+        }
         if self.detector is not None:
             assert self.detector.threshold is not None, "checked before"
             scores = self.detector.score_logits(logits)
             flagged = ~(scores >= self.detector.threshold)  # so NaN is flagged
+            not_above = (self.calibration <= scores.double()[:, None]).sum(dim=1)
+            outputs["p_value"] = (1 + not_above).double() / (1 + len(self.calibration))
             outputs |= {"is_ood": flagged, "reason": self.detector.reason_logits(logits, flagged)}
         return outputs
 

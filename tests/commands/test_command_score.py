@@ -32,7 +32,8 @@ def score(run, tmp_path):
         if isinstance(inputs, np.ndarray):
             np.save(tmp_path / "x.npy", inputs)
             inputs = tmp_path / "x.npy"
-        assert run("score", folder, inputs, "--out", tmp_path / name, "--quiet", *words) == 0
+        out = tmp_path / name
+        assert run("score", folder, inputs, "--out", out, "--force", "--quiet", *words) == 0
         return table_of(tmp_path / name)
 
     return make
@@ -51,6 +52,19 @@ def raw_wine():
 
 
 # -- what it writes -------------------------------------------------------------------------------
+
+
+def test_a_table_that_is_there_is_overwritten_only_by_force(
+    run, refused, digits_run, raw_digits, tmp_path
+):
+    np.save(tmp_path / "x.npy", raw_digits)
+    out = tmp_path / "scores.csv"
+    out.write_text("mine")
+    words = ("score", digits_run, tmp_path / "x.npy", "--out", out, "--quiet")
+    assert "is there already" in refused(*words)
+    assert out.read_text() == "mine"
+    assert run(*words, "--force") == 0
+    assert len(table_of(out)) == len(raw_digits)
 
 
 def test_the_table_holds_what_the_scorer_says(score, digits_run, raw_digits, capsys):
@@ -147,7 +161,7 @@ def test_a_share_that_few_inputs_cannot_promise(
 ):
     score(wine_run, raw_wine)
     assert "accepts 0.9474 of inputs like the 18" in capsys.readouterr().out
-    words = ("--acceptance-rate", 0.95, "--out", tmp_path / "scores.csv")
+    words = ("--acceptance-rate", 0.95, "--out", tmp_path / "more.csv")
     assert "19" in refused("score", wine_run, tmp_path / "x.npy", *words)
 
 
@@ -238,7 +252,8 @@ def test_bad_inputs_are_named_and_leave_no_file(
     infinite[25, 3, 4], huge[25, 3, 4] = np.nan, 1e39
     for x, named in ((infinite, "row 25"), (huge, "row 25"), (np.zeros((3, 5, 5)), "(3, 5, 5)")):
         np.save(path, x)
-        assert named in refused("score", digits_run, path, "--batch-size", 4, "--out", out)
+        words = ("--batch-size", 4, "--out", out, "--force")
+        assert named in refused("score", digits_run, path, *words)
     assert [p.read_text() for p in out.parent.iterdir()] == ([existing] if existing else [])
 
 

@@ -59,24 +59,36 @@ def detector(image_model):
 
 
 @pytest.fixture(scope="module")
-def files(image_model, detector, tmp_path_factory):
+def temperature():
+    logits = torch.randn(100, 5, generator=torch.Generator().manual_seed(0))
+    fitted = jem.TemperatureScaling().fit(30 * logits, logits.argmax(dim=1).roll(1, 0) % 5)
+    assert fitted.temperature > 2
+    return fitted
+
+
+@pytest.fixture(scope="module")
+def files(image_model, detector, temperature, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
-    export_onnx(image_model, folder / "model.onnx", detector=detector)
+    path = folder / "model.onnx"
+    export_onnx(image_model, path, detector=detector, temperature=temperature)
     return folder
 
 
-def expected(model, raw, detector=None):
+def expected(model, raw, detector=None, temperature=1.0):
     x = model.preprocess(raw)
     with torch.no_grad():
         outputs = {
             "logits": model.logits(x),
             "energy": model.energy(x),
             "log_density": model.log_density(x),
+            "class_index": model.logits(x).argmax(dim=1),
+            "probabilities": (model.logits(x) / temperature).softmax(dim=1),
         }
     if detector is None:
         return outputs
     reasons = torch.tensor([REASONS.index(why) for why in detector.reason(x)])
-    return outputs | {"is_ood": detector.is_ood(x), "reason": reasons}
+    verdicts = {"p_value": detector.p_value(x), "is_ood": detector.is_ood(x), "reason": reasons}
+    return outputs | verdicts
 
 
 def assert_same(got, wanted):
@@ -87,10 +99,12 @@ def assert_same(got, wanted):
 
 
 @pytest.mark.parametrize("size", BATCH_SIZES)
-def test_onnx_gives_what_the_model_gives_from_raw_images(files, image_model, detector, size):
+def test_onnx_gives_what_the_model_gives_from_raw_images(
+    files, image_model, detector, temperature, size
+):
     raw = images(size, 3, seed=2)
     got = run_onnx(files / "model.onnx", raw.astype(np.float32))
-    assert_same(got, expected(image_model, raw, detector))
+    assert_same(got, expected(image_model, raw, detector, temperature.temperature))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +134,7 @@ def test_an_input_that_is_no_number_is_flagged(files):
     assert got["energy"][0].isfinite()
 
 
-def test_the_file_is_valid_and_says_what_it_holds(files, detector):
+def test_the_file_is_valid_and_says_what_it_holds(files, detector, temperature):
     proto = onnx.load(files / "model.onnx")
     onnx.checker.check_model(proto, full_check=True)
     (batch, *shape) = proto.graph.input[0].type.tensor_type.shape.dim
@@ -131,7 +145,7 @@ def test_the_file_is_valid_and_says_what_it_holds(files, detector):
         "jem_version": jem.__version__, "input_shape": [8, 8, 3], "layout": "channels_last",
         "classes": list("abcde"), "score": "combined", "threshold": detector.threshold,
         "reasons": list(REASONS),
-        "acceptance_rate": 0.7,
+        "acceptance_rate": 0.7, "temperature": temperature.temperature,
     }  # fmt: skip
     # Nothing of this machine is in the file.
     folder = jem.__file__.removesuffix("__init__.py").encode()
