@@ -1,19 +1,31 @@
 """What a user trains on, checked once; batches in a repeatable order; random changes to them."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from jem.checks import check_finite, check_integer, check_labels, refuse
 from jem.data.scaling import as_numeric
-from jem.data.splits import DataPart
+from jem.data.splits import DataPart, LazyPart
+from jem.errors import InputError
 from jem.randomness import named_generator
 
-Examples = Dataset[tuple[Tensor, Tensor]]
+Examples = Dataset[Any]
+ITEM_KEYS = ("pixel_values", "input_values", "image", "x"), ("label", "labels", "y")
+"""Names of input and class in a mapping, the usual ones of Hugging Face first."""
 
 
 class BatchStream:
@@ -25,15 +37,13 @@ class BatchStream:
 
     Args:
         dataset: Examples (x, y). A `DataPart` or `TensorDataset` is moved to `device` once and
-            indexed there; any other goes through a `DataLoader`.
+            indexed there; any other goes through a `DataLoader`, with the workers of `Pairs`.
         batch_size: Examples a batch.
         seed: Base seed.
         name: Separates the orders of different streams with one seed.
         device: Where batches are wanted.
         drop_last: Whether to leave out a last, smaller batch. A set smaller than one batch gives
             a single smaller batch all the same.
-        num_workers: Processes that read examples; ignored for data in memory. Data sets that draw
-            random numbers themselves repeat them only with the same number of workers.
 
     Raises:
         InputError: If the data set is empty, or the batch size below 1.
@@ -54,7 +64,6 @@ class BatchStream:
         name: str,
         device: torch.device | str = "cpu",
         drop_last: bool = True,
-        num_workers: int = 0,
     ) -> None:
         check_integer("batch_size", batch_size, 1)
         self.dataset = dataset
@@ -66,7 +75,6 @@ class BatchStream:
         self.name = name
         self.device = torch.device(device)
         self.drop_last = drop_last
-        self.num_workers = num_workers
         pair = _tensors(dataset)
         self._in_memory = pair and tuple(tensor.to(self.device) for tensor in pair)
 
@@ -96,18 +104,21 @@ class BatchStream:
         loader = DataLoader(
             self.dataset,
             batch_sampler=[batch.tolist() for batch in batches],
-            num_workers=self.num_workers,
+            num_workers=getattr(self.dataset, "num_workers", 0),
             pin_memory=self.device.type == "cuda",
             # Without one of its own a loader draws from the global generator.
             generator=named_generator(self.seed, self.name, epoch, "workers"),
         )
-        return (
-            (
-                x.to(self.device, non_blocking=True),
-                torch.as_tensor(y).to(self.device, torch.int64, non_blocking=True),
-            )
-            for x, y in loader
-        )
+        return self._read(loader)
+
+    def _read(self, loader: DataLoader[Any]) -> Iterator[tuple[Tensor, Tensor]]:
+        try:
+            for x, y in loader:
+                y = torch.as_tensor(y).to(self.device, torch.int64, non_blocking=True)
+                yield x.to(self.device, non_blocking=True), y
+        except InputError as error:  # a worker puts its traceback before the message
+            last = str(error).rstrip().splitlines()[-1]
+            raise InputError(last.removeprefix("jem.errors.InputError: ")) from error
 
 
 def _tensors(data: object) -> tuple[Tensor, Tensor] | None:
@@ -119,20 +130,88 @@ def _tensors(data: object) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+class Pairs(Dataset[tuple[Tensor, int]]):
+    """A user's data set, whose items are checked as they are read: of one shape and float type.
+
+    Args:
+        data: Gives items by index: pairs (x, y), or mappings as those of Hugging Face. Of a
+            `DataLoader` the data set, `collate_fn` and `num_workers` are used.
+    """
+
+    def __init__(self, data: Any) -> None:  # noqa: ANN401
+        self.dataset, self.num_workers, self.collate = data, 0, None
+        if isinstance(data, DataLoader):
+            self.dataset, self.num_workers = data.dataset, data.num_workers
+            if data.collate_fn is not default_collate:
+                self.collate = data.collate_fn
+        indexed = hasattr(self.dataset, "__len__") and hasattr(self.dataset, "__getitem__")
+        if not indexed or isinstance(self.dataset, IterableDataset):
+            expected = "be a pair (x, y) of tensors, or a Dataset with a length and an index"
+            refuse("data", expected, type(self.dataset).__name__)
+        if not len(self):
+            refuse("data", "hold examples", "an empty data set")
+        sampler = getattr(data, "sampler", None)
+        if not isinstance(sampler, RandomSampler | SequentialSampler | None):
+            warnings.warn(
+                f"the sampler of the DataLoader, {type(sampler).__name__}, is left out: "
+                "every epoch sees each example once; `class_weight` gives classes weights",
+                stacklevel=4,
+            )
+        self.shape: tuple[int, ...] | None = None
+        self.shape = tuple(self[0][0].shape)
+
+    def __len__(self) -> int:
+        """Return the number of examples."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        """Return an input in torch's default float type, and its class index.
+
+        Raises:
+            InputError: If the item is no such pair, or of another shape than the first.
+        """
+        item = self.dataset[index] if self.collate is None else self.collate([self.dataset[index]])
+        if isinstance(item, Mapping):
+            item = [next((item[k] for k in keys if k in item), None) for keys in ITEM_KEYS]
+        if not isinstance(item, tuple | list) or len(item) != 2 or any(v is None for v in item):
+            keys = f"mappings with {ITEM_KEYS[0][0]!r} and {ITEM_KEYS[1][0]!r}"
+            refuse("data", f"give pairs (x, y), or {keys}", f"{_kind(item)} in item {index}")
+        x, y = item if self.collate is None else (value[0] for value in item)
+        if isinstance(x, list | np.ndarray):
+            x = torch.from_numpy(as_numeric(x))
+        if not isinstance(x, Tensor):
+            remedy = "give the data set a transform that makes tensors in [-1, 1]"
+            refuse("x", "be a float tensor", f"{type(x).__name__} in item {index}", remedy)
+        if not isinstance(y, int | Tensor | np.integer | np.ndarray):
+            refuse("y", "be a class index", f"{type(y).__name__} in item {index}")
+        if not x.isfinite().all():
+            refuse("x", "be finite", f"NaN or infinity in item {index}", "leave it out")
+        part = _checked_part(x[None], torch.as_tensor(y).reshape(1))
+        if self.shape not in (None, part.x.shape[1:]):
+            got = f"{tuple(part.x.shape[1:])} in item {index}"
+            refuse("x", f"have the shape {self.shape} of item 0", got, "bring all to one size")
+        return part.x[0], int(part.y)
+
+
+def _kind(item: Any) -> str:  # noqa: ANN401
+    return f"{type(item).__name__} of {len(item)}" if hasattr(item, "__len__") else repr(item)
+
+
 def as_part(data: Any) -> Examples:  # noqa: ANN401
     """Check what a user trains on, and bring it to a data set: the one check of its values.
 
     Inputs in memory are scanned for numbers that are not finite, and labels for what is no class
-    index. Of any other data set one example is read here; training checks more of them as it reads
-    them to fit its starting points. Whether the labels fit the network, training tells.
+    index. Any other data set is left where it is, and each of its items checked as it is read.
+    Whether the labels fit the network, training tells.
 
     Args:
-        data: A pair (x, y) of tensors or arrays, a `DataPart`, or any map-style torch `Dataset` of
-            (x, y). x is float in the units of the network, y class indices.
+        data: A pair (x, y) of tensors or arrays, a `DataPart`, or any map-style torch `Dataset` or
+            `DataLoader` of (x, y) or of mappings such as {"pixel_values": x, "label": y}. x is
+            float in the units of the network, y class indices.
 
     Returns:
-        A `DataPart` with x in torch's default float type for pairs and `TensorDataset`s; any other
-        data set as it came.
+        A `DataPart` with x in torch's default float type for pairs and `TensorDataset`s; a
+        `LazyPart` as it came; otherwise `Pairs`.
 
     Raises:
         InputError: If something about it cannot be trained on.
@@ -142,23 +221,7 @@ def as_part(data: Any) -> Examples:  # noqa: ANN401
         return _checked_part(*pair)
     if isinstance(data, tuple | list) and len(data) == 2:
         return _checked_part(*(_tensor(value) for value in data))
-    indexed = hasattr(data, "__len__") and not isinstance(data, IterableDataset)
-    if not isinstance(data, Dataset) or not indexed:
-        expected = "be a pair (x, y) of tensors, or a Dataset with a length and an index"
-        refuse("data", expected, type(data).__name__)
-    if len(data) == 0:  # type: ignore[arg-type]
-        refuse("data", "hold examples", "an empty data set")
-    example = data[0]
-    if not isinstance(example, tuple | list) or len(example) != 2:
-        refuse("data", "give pairs (x, y)", type(example).__name__)
-    x, y = example
-    if not isinstance(x, Tensor):
-        remedy = "give the data set a transform that makes tensors in [-1, 1]"
-        refuse("x", "be a float tensor", type(x).__name__, remedy)
-    if not isinstance(y, int | float | Tensor | np.integer | np.ndarray):
-        refuse("y", "be a class index", type(y).__name__)
-    _checked_part(x[None], torch.as_tensor(y)[None])
-    return data
+    return data if isinstance(data, LazyPart | Pairs) else Pairs(data)
 
 
 def _tensor(value: Any) -> Tensor:  # noqa: ANN401
@@ -166,6 +229,8 @@ def _tensor(value: Any) -> Tensor:  # noqa: ANN401
 
 
 def _checked_part(x: Tensor, y: Tensor) -> DataPart:
+    if x.layout != torch.strided or y.layout != torch.strided:
+        refuse("x", "be dense", f"a sparse tensor ({x.layout})", "x.to_dense() makes one")
     if x.ndim < 2 or len(x) == 0:
         refuse("x", "have shape (N, ...) with N > 0", tuple(x.shape))
     if not x.is_floating_point():

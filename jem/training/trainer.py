@@ -130,8 +130,8 @@ class Trainer:
         examples decide: see `jem.training.safeguards.EpochGuard`.
 
         Args:
-            train: Training examples: a Dataset of (x, y), or tensors x (N, *shape), float, in the
-                network's units, and class indices y (N,).
+            train: Training examples: tensors x (N, *shape), float, in the network's units, and
+                class indices y (N,); or a Dataset or DataLoader: see `jem.data.batches.as_part`.
             valid: Validation examples, looked at after each epoch.
             resume: Go on from the last checkpoint of the run folder.
             on_epoch: Called with the metrics of each epoch. If it returns True, training ends as

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from jem.data import BatchStream, DataPart
 from jem.data.batches import as_part, augment
@@ -69,7 +75,8 @@ def test_order_depends_on_seed_name_and_epoch_alone():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loader_and_memory_give_the_same_batches(num_workers):
     expected = list(stream().epoch(1, start=1))
-    got = list(stream(OnDisk(), num_workers=num_workers).epoch(1, start=1))
+    loader = DataLoader(OnDisk(), num_workers=num_workers)
+    got = list(stream(as_part(loader)).epoch(1, start=1))
     for (x, y), (x_expected, y_expected) in zip(got, expected, strict=True):
         assert torch.equal(x, x_expected)
         assert torch.equal(y, y_expected)
@@ -126,11 +133,75 @@ def test_pairs_and_sets_in_memory_become_a_part(data):
         (OnDisk(X[0]), "`data` must give pairs"),
         (OnDisk(("image", 0)), "`x` must be a float tensor, got str"),
         (OnDisk((X[0], "cat")), "`y` must be a class index, got str"),
+        (
+            OnDisk({"pixels": X[0], "label": 1}),
+            "'pixel_values' and 'label', got list of 2 in item 0",
+        ),
+        ((X.relu().to_sparse(), Y), "`x` must be dense, .*: x.to_dense"),
+        (DataLoader(Endless()), "`data` .*got Endless"),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused(data, message):
     with pytest.raises(InputError, match=message):
         as_part(data)
+
+
+class Items:
+    """Items by index, of no class of torch's, as the data sets of Hugging Face are."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def __len__(self):
+        return len(X)
+
+    def __getitem__(self, index):
+        return self.make(index)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda i: (X[i].double(), Y[i]),
+        lambda i: [X[i].numpy(), np.int64(Y[i])],
+        lambda i: {"idx": i, "pixel_values": X[i].double(), "label": int(Y[i])},
+        lambda i: {"x": X[i].tolist(), "y": Y[i]},
+    ],
+)
+def test_items_of_any_form_train_as_pairs_do(make):
+    for data in (Items(make), DataLoader(Items(make), batch_size=3, shuffle=True)):
+        got, expected = list(stream(as_part(data)).epoch(0)), list(stream().epoch(0))
+        assert [labels.tolist() for _, labels in got] == [y.tolist() for _, y in expected]
+        assert torch.equal(torch.cat([x for x, _ in got]), torch.cat([x for x, _ in expected]))
+
+
+def test_a_loader_keeps_its_collate_function_and_drops_its_sampler():
+    def collate(items):
+        x, y = zip(*items, strict=True)
+        return {"pixel_values": torch.stack(x) / 2, "labels": torch.stack(y)}
+
+    loader = DataLoader(DataPart(X, Y), collate_fn=collate)
+    assert torch.equal(as_part(loader)[3][0], X[3] / 2)
+    sampler = WeightedRandomSampler(torch.ones(23), 23)
+    with pytest.warns(UserWarning, match="WeightedRandomSampler, is left out: .* `class_weight`"):
+        as_part(DataLoader(OnDisk(), sampler=sampler))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (None, r"give pairs \(x, y\).*, got None in item 7"),
+        ((X[0] / 0, 0), "`x` must be finite, got NaN or infinity in item 7"),
+        ((torch.zeros(2, 2), 0), r"shape .* of item 0, got \(2, 2\) in item 7"),
+    ],
+)
+def test_an_odd_item_is_named_where_it_stands(odd, message, num_workers):
+    items = Items(lambda i: odd if i == 7 else (X[i], Y[i]))
+    part = as_part(DataLoader(items, num_workers=num_workers))
+    with pytest.raises(InputError, match=message) as caught:
+        list(stream(part).epoch(0))
+    assert "\n" not in str(caught.value)
 
 
 # -- augmentation ---------------------------------------------------------------------------------

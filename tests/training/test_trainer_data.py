@@ -145,7 +145,7 @@ def test_a_network_alone_is_refused():
 def test_a_data_set_that_is_read_is_finite():
     x, y = blobs()
     x[37, 1] = torch.nan
-    with pytest.raises(InputError, match="example 37"):
+    with pytest.raises(InputError, match="item 37"):
         Trainer(model_of(), SMALL, device="cpu").fit(Rows(x, y))
 
 
