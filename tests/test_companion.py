@@ -211,6 +211,8 @@ def test_a_function_without_gradients_is_a_classifier_too():
     jem.Trainer(model, replace(TINY, epochs=1), device="cpu").fit(examples(), examples(6))
     x, _ = examples(6)
     assert model.predict_proba(x).equal(h(x).softmax(dim=1))
+    with pytest.raises(InputError, match="with gradients"):
+        jem.counterfactual(model, x, max_energy=0.0)
 
 
 def test_without_gradients_a_sample_is_drawn_until_the_classifier_agrees():
@@ -228,9 +230,12 @@ def test_without_gradients_a_sample_is_drawn_until_the_classifier_agrees():
     assert jem.sample(model, labels[:5]).equal(drawn[:5])
 
 
-def test_onnx_files_work_with_a_module(trained, tmp_path):
+def test_counterfactuals_and_onnx_files_work_with_a_module(trained, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     x, _ = examples(4)
+    found = jem.counterfactual(trained.model, x, max_energy=100.0)
+    said = trained.model.predict_proba(found.x).argmax(dim=1)
+    assert (said != trained.model.predict_proba(x).argmax(dim=1))[found.success].all()
     detector = jem.OODDetector(trained.model).fit(examples()[0], acceptance_rate=0.9)
     jem.export_onnx(trained.model, tmp_path / "model.onnx", detector=detector)
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")

@@ -297,7 +297,7 @@ def padded(values: Tensor, rows: slice, device: torch.device) -> Tensor:
 
 
 def class_indices(
-    name: str, labels: Tensor | Sequence[int], num_classes: int, count: int | None = None
+    name: str, labels: Tensor | Sequence[int] | int, num_classes: int, count: int | None = None
 ) -> Tensor:
     """Class indices as int64, shape (B,).
 
@@ -305,7 +305,7 @@ def class_indices(
         name: What the user calls them.
         labels: Class indices.
         num_classes: K.
-        count: How many there must be; None takes any number.
+        count: How many there must be, or a single index for all; None takes any number.
 
     Raises:
         InputError: If they are anything else.
@@ -314,5 +314,9 @@ def class_indices(
         indices = torch.as_tensor(labels)
     except (TypeError, ValueError, RuntimeError):
         refuse(name, "be class indices", repr(labels))
-    check_labels(name, indices, indices.numel() if count is None else count, num_classes)
+    if count is None:
+        count = indices.numel()
+    elif indices.ndim == 0:
+        indices = indices.expand(count)
+    check_labels(name, indices, count, num_classes)
     return indices.long()

@@ -146,7 +146,7 @@ def companion(
     parameters. Your own object is not touched. It may also be any function that returns logits,
     such as one that asks a service or runs an ONNX file: there is then no gradient from the class
     to the input. Samples of a class are drawn from g, beginning at that class, and kept where
-    the classifier agrees.
+    the classifier agrees; counterfactuals are not possible.
 
     Args:
         classifier: Maps inputs (B, *input_shape) to logits (B, K), or to a tuple, a dict or an
