@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from jem.evaluation.ood.detector import OODDetector as OODDetector
     from jem.evaluation.ood.metrics import ood_metrics as ood_metrics
     from jem.generation import counterfactual as counterfactual
-    from jem.generation import denoise as denoise
     from jem.generation import inpaint as inpaint
     from jem.generation import sample as sample
     from jem.model import JEM as JEM
@@ -54,7 +53,7 @@ _NAMES = {
     "jem.evaluation.calibration.temperature": "TemperatureScaling",
     "jem.evaluation.ood.detector": "OODDetector",
     "jem.evaluation.ood.metrics": "ood_metrics",
-    "jem.generation": "counterfactual denoise inpaint sample",
+    "jem.generation": "counterfactual inpaint sample",
     "jem.model": "JEM",
     "jem.networks.companion": "companion",
     "jem.report.page": "write_report",

@@ -27,7 +27,6 @@ from jem.data import DataPart, DataSplits
 from jem.data.shifts import make_ood_set
 from jem.evaluation.ood.metrics import ood_metrics
 from jem.model import batched_logits
-from jem.objectives import cross_entropy
 from jem.plotting import inputs_figure, save_figure
 from jem.randomness import derive_seed
 from jem.training.recipes import RECIPES
@@ -87,7 +86,7 @@ def run_one(
     logits = batched_logits(model, x)
     found: dict[str, Any] = {
         "accuracy": float((logits.argmax(dim=1) == y).float().mean()),
-        "nll": float(cross_entropy(logits, y)),
+        "nll": float(torch.nn.functional.cross_entropy(logits, y)),
         "seconds": result.seconds,
         "updates": result.iterations,
         "tested": len(x),

@@ -1,7 +1,7 @@
-"""Draw from a trained model: new inputs, completions, cleaned inputs, counterfactuals."""
+"""Draw from a trained model: new inputs, completions, counterfactuals."""
 
 from jem.generation.counterfactuals import Counterfactuals, counterfactual
-from jem.generation.restoration import denoise, inpaint
+from jem.generation.restoration import inpaint
 from jem.generation.samples import BLOCK, sample
 
-__all__ = ["BLOCK", "Counterfactuals", "counterfactual", "denoise", "inpaint", "sample"]
+__all__ = ["BLOCK", "Counterfactuals", "counterfactual", "inpaint", "sample"]

@@ -1,11 +1,11 @@
-"""Complete inputs of which a part is known, and clean noisy ones."""
+"""Complete inputs of which a part is known."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from jem.checks import check_finite, check_inputs, check_number, refuse
+from jem.checks import check_finite, check_inputs, refuse
 from jem.generation.samples import (
     Beginning,
     Progress,
@@ -18,16 +18,11 @@ from jem.generation.samples import (
 )
 from jem.model import JEM
 from jem.sampling.base_distributions import GaussianBase
-from jem.sampling.langevin import cap_rms, clip_to_bounds
 from jem.sampling.settings import SamplerSettings
 
 INITIAL_NOISE = 0.5
 """Noise of the first step of a completion that begins at noise, in data units: a quarter of the
 width of an image."""
-
-REACH = 0.5
-"""How far denoising may move an input, in standard deviations of the noise. The whole would let
-the descent go on to a mode; with half, steps and step size hardly matter."""
 
 
 def inpaint(
@@ -121,59 +116,3 @@ def _mask(known: Tensor, x: Tensor) -> Tensor:
         return known.to(x.device).expand_as(x)
     except RuntimeError:
         refuse("known", f"broadcast to the inputs, {tuple(x.shape)}", f"shape {shape}")
-
-
-def denoise(
-    model: JEM, x: Tensor, *, noise_std: float = 0.3, seed: int = 0, num_steps: int = 20
-) -> Tensor:
-    r"""Clean inputs of Gaussian noise: move each to where the model holds it likely, nearby.
-
-    Chains begin at the input x_0 and move down E(x) inside the ball
-
-    .. math:: \sqrt{\tfrac{1}{D} \sum_i (x_i - x_{0,i})^2} \le \tfrac{1}{2}\,\mathrm{noise\_std}
-
-    so the scale of the energy, which is nominal, does not decide how much is removed: the noise
-    you state does.
-
-    Args:
-        model: A model trained with a generative recipe, or with `sampler` and `domain` set.
-        x: Noisy inputs, shape (B, *shape), floats in the network's units; first clipped to the
-            domain.
-        noise_std: Standard deviation of the noise, in data units; 0 only clips.
-        seed: Result i depends on the seed, i and input i alone, not on how many there are.
-        num_steps: Langevin steps.
-
-    Returns:
-        Cleaned inputs, shape, dtype and device of `x`.
-
-    Raises:
-        InputError: If the model keeps no sampler settings, or an argument does not fit.
-
-    References:
-        Morozov (1966), for a bound on the residual set by the size of the noise.
-
-    Example:
-        >>> from jem.sampling import LangevinStep, UniformBase
-        >>> model = JEM(torch.nn.Linear(2, 2), domain=(-1.0, 1.0))
-        >>> init, step = UniformBase(-1.0, 1.0, (2,)), LangevinStep(0.1, 0.01)
-        >>> model.sampler = SamplerSettings(init, 20, step, torch.tensor([0.5, 0.5]))
-        >>> noisy = torch.tensor([[0.4, 0.1]])
-        >>> cleaned = denoise(model, noisy, noise_std=0.2)
-        >>> bool((cleaned - noisy).square().mean().sqrt() <= 0.1 + 1e-6)
-        True
-    """
-    sampler = sampler_of(model)
-    check_inputs("x", x, model.input_shape)
-    check_finite("x", x)
-    check_number("noise_std", noise_std, "[0, inf)")
-
-    def begin(rows: slice, generator: torch.Generator) -> Beginning:
-        noisy = padded(x.detach(), rows, model.device).float()
-        noisy = clip_to_bounds(noisy, model.bounds())
-        radius = REACH * noise_std
-        # The ball's centre lies in the domain, so the way back to it does too.
-        return Beginning(noisy, model.energy, lambda x: noisy + cap_rms(x - noisy, radius))
-
-    steps = annealed(sampler.step, num_steps)
-    cleaned = run_blocks(model, len(x), begin, steps, seed=seed, name="denoise")
-    return cleaned.to(x)

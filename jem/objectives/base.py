@@ -103,36 +103,12 @@ class NoObjective:
 # -- the classifier's part ------------------------------------------------------------------------
 
 
-def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    *,
-    class_weight: Tensor | None = None,
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    r"""Mean cross-entropy, -log p(y|x), of a batch.
+@dataclass(frozen=True)
+class Classification:
+    """Mean cross-entropy, -log p(y|x), with the weights and the smoothing of a run.
 
     With one class (K = 1) it is exactly zero, and so is its gradient: the model is trained on the
     density alone.
-
-    Args:
-        logits: f(x), shape (B, K).
-        labels: Class indices, shape (B,).
-        class_weight: Weight of each class, shape (K,), or None; the mean is weighted.
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-
-    Returns:
-        Scalar >= 0, nats.
-    """
-    if logits.shape[1] == 1:
-        return logits.sum() * 0.0
-    weight = None if class_weight is None else class_weight.to(logits)
-    return F.cross_entropy(logits, labels, weight=weight, label_smoothing=label_smoothing)
-
-
-@dataclass(frozen=True)
-class Classification:
-    """Cross-entropy with the weights and the smoothing of a run.
 
     Attributes:
         label_smoothing: Share of the target spread over all classes, in [0, 1).
@@ -143,19 +119,18 @@ class Classification:
     class_weight: Tensor | None = None
 
     def __call__(self, logits: Tensor, labels: Tensor, *, mean: Mean = torch.mean) -> Tensor:
-        """Mean cross-entropy of this process's part of a batch, in nats.
+        """Mean cross-entropy of this process's part of a batch, a scalar >= 0, in nats.
 
         Args:
             logits: f(x), shape (B, K).
             labels: Class indices, shape (B,).
             mean: How values are averaged; for a run in several processes, over all of them.
         """
-        loss = cross_entropy(
-            logits,
-            labels,
-            class_weight=self.class_weight,
-            label_smoothing=self.label_smoothing,
-        )
+        if logits.shape[1] == 1:
+            return logits.sum() * 0.0
+        weight = None if self.class_weight is None else self.class_weight.to(logits)
+        smoothing = self.label_smoothing
+        loss = F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
         if self.class_weight is None or mean is torch.mean:
             return loss
         weight = self.class_weight[labels].sum()  # a process with heavier examples counts more

@@ -48,7 +48,7 @@ pixels a side, colour is several channels. Photographs are large images of three
 classes have names of two letters or more: they stay what they are when mirrored. Digits, letters
 and classes that are only numbered may not, and grey images may be either."""
 
-Init = Literal["uniform", "contrast", "gaussian", "mixed"]
+Init = Literal["uniform", "gaussian", "mixed"]
 
 
 @dataclass(frozen=True)
@@ -151,8 +151,8 @@ class Recipe:
     clip_to_domain: bool = True
     """Keep chains inside the domain of the data."""
     init: Init | None = None
-    """Where chains of training begin: uniform noise, noise of random contrast, class Gaussians, or
-    a third of each (mixed)."""
+    """Where chains of training begin: uniform noise, class Gaussians, or a third each of these and
+    of noise of random contrast (mixed)."""
     buffer_size: Annotated[int | None, 1] = None
     """Number of persistent chains; left open, never fewer than `num_chains`."""
     reinit_prob: Annotated[float | None, "[0, 1]"] = None

@@ -353,8 +353,6 @@ def make_base(
     shape = tuple(x.shape[1:])
     if kind == "uniform":
         return UniformBase(low, high, shape)
-    if kind == "contrast":
-        return ContrastBase(low, high, shape)
     gaussian = GaussianBase.fit(x, labels, num_classes, bounds=domain)
     if kind == "gaussian":
         return gaussian

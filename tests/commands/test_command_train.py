@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,7 @@ import torch
 
 import jem
 from jem.commands.settings import parse_train
-from jem.commands.train import control_recipe, default_folder
-from jem.training.recipe import Recipe
+from jem.commands.train import default_folder
 from jem.training.recipes import RECIPES
 
 WITHOUT = ["--quiet", "--device", "cpu", "--no-report"]  # for runs whose settings are given
@@ -74,15 +73,6 @@ def test_a_run_explains_itself_and_has_a_control(quick_run):
     assert control["recipe"]["epochs"] == 1
 
 
-def test_the_control_shares_the_data_and_nothing_generative():
-    shared = {
-        "epochs": 3, "batch_size": 7, "precision": "bfloat16", "label_smoothing": 0.2,
-        "class_weight": "balanced", "augment_shift": 2, "augment_flip": True, "augment_noise": 0.4,
-    }  # fmt: skip
-    control = control_recipe(Recipe(learning_rate=0.7, generative_weight=9.0, **shared))
-    assert control == replace(RECIPES["plain"], **shared)
-
-
 @pytest.mark.parametrize(
     ("words", "expected"),
     [((), None), (("--augment-flip",), True), (("--no-augment-flip",), False)],
@@ -135,14 +125,6 @@ def test_a_dry_run_shows_the_cost_and_writes_nothing(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert re.search(r"cost: +2 epochs, 38 iterations, [\d.]+ ms each here: about \d+ s", shown)
     assert not (tmp_path / "x").exists()
-
-
-def test_folders_of_images_and_tables_train(run, pictures, table, tmp_path):
-    table(tmp_path / "table.csv")
-    pictures(tmp_path / "pictures", size=(9, 10))
-    for name in ("table.csv", "pictures"):
-        out = tmp_path / "runs" / name
-        assert run("train", "--data", tmp_path / name, "--out", out, *QUICK) == 0
 
 
 def test_a_run_on_images_of_any_size_takes_images_of_any_size(run, refused, pictures, tmp_path):

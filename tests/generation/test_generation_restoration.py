@@ -1,4 +1,4 @@
-"""Completion and denoising, on energies whose answer is known."""
+"""Completion, on energies whose answer is known."""
 
 import pytest
 import torch
@@ -147,69 +147,15 @@ def test_arguments_of_a_completion_are_checked(model, x, known, words, name):
         jem.inpaint(model, x, known, **words)
 
 
-# -- denoising
-
-
-def well():
-    """E(x) = |x|^2 / 2 of two components."""
-    model = JEM(Wells([0.0]), domain=(-1.0, 1.0))
-    model.sampler = settings(num_classes=1, step_size=0.1, noise_std=0.0)
-    return model
-
-
-def test_denoising_goes_down_the_energy_as_far_as_the_noise_allows():
-    x = torch.tensor([[0.6, 0.8], [0.3, -0.4]])
-    one = jem.denoise(well(), x, noise_std=10.0, num_steps=1)
-    torch.testing.assert_close(one, 0.9 * x)
-    # Each input lies 1 and 0.5 from the bottom; the way is cut at a root mean square of 0.1.
-    many = jem.denoise(well(), x, noise_std=0.2, num_steps=200)
-    radius = 0.1 * 2**0.5
-    torch.testing.assert_close(many, x * (1 - radius / x.norm(dim=1, keepdim=True)))
-
-
-def test_denoising_stays_in_the_ball_and_in_the_domain(pictures):
-    x = 1.2 * torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(2))
-    clean = jem.denoise(pictures, x, noise_std=0.3)
-    assert clean.abs().max() <= 1
-    rms = (clean - x.clamp(-1, 1)).flatten(1).square().mean(dim=1).sqrt()
-    assert rms.max() <= 0.15 + 1e-6
-    assert rms.min() > 0
-    assert torch.equal(jem.denoise(pictures, x, noise_std=0.0), x.clamp(-1, 1))
-
-
-def test_denoising_of_input_i_does_not_depend_on_the_batch(pictures):
-    x = torch.rand(BLOCK + 2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
-    many = jem.denoise(pictures, x, seed=1)
-    for count in (1, BLOCK, BLOCK + 1):
-        assert torch.equal(jem.denoise(pictures, x[:count], seed=1), many[:count])
-    assert not torch.equal(jem.denoise(pictures, x, seed=2), many)
-
-
-@pytest.mark.parametrize(
-    ("x", "noise_std", "name"),
-    [
-        (points(3), -0.1, "noise_std"), (points(3), float("nan"), "noise_std"),
-        (points(3) * torch.nan, 0.3, "x"), (points(3)[0], 0.3, "x"),
-    ],
-)  # fmt: skip
-def test_arguments_of_denoising_are_checked(model, x, noise_std, name):
-    with pytest.raises(InputError, match=f"`{name}` must"):
-        jem.denoise(model, x, noise_std=noise_std)
-
-
-# -- both
-
-
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-def test_restoring_works_in_any_gradient_mode_and_leaves_the_model_as_it_was(model, context):
+def test_completion_works_in_any_gradient_mode_and_leaves_the_model_as_it_was(model, context):
     model.network.body.append(nn.Dropout(0.5))
     model.eval()  # chains run without dropout
-    done, clean = jem.inpaint(model, points(3), FIRST), jem.denoise(model, points(3))
+    done = jem.inpaint(model, points(3), FIRST)
     x, before = points(3).requires_grad_(), points(3)
     model.train()
     with context():
         assert torch.equal(jem.inpaint(model, x, FIRST.clone()), done)
-        assert torch.equal(jem.denoise(model, x), clean)
         jem.inpaint(model, x, FIRST, labels=torch.tensor([0, 1, 2]), guidance=2.0)
     assert all(m.training for m in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

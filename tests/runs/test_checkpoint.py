@@ -87,20 +87,6 @@ def test_another_format_is_refused(content):
         deserialise(file.getvalue(), "mine")
 
 
-# -- files
-
-
-def test_a_full_disk_leaves_the_checkpoints_before(checkpoints, monkeypatch, fill_disk):
-    checkpoints.save(1, state(1.0))
-    checkpoints.save(2, state(2.0))
-    with monkeypatch.context() as patch:
-        fill_disk(patch, "write")
-        with pytest.raises(RunFolderError, match="No space left"):
-            checkpoints.save(3, state(3.0))
-    assert checkpoints.iterations() == [1, 2]
-    assert same(checkpoints.load_latest()[1], {"format": 1, **state(2.0)})
-
-
 # -- the checkpoints of a run
 
 

@@ -189,18 +189,6 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, train):
     assert_same_bits(weights(whole), weights(resumed))
 
 
-def test_load_gives_the_trained_model_with_all_it_needs(tmp_path, train):
-    model = model_of()
-    model.classes = ("left", "right")
-    Trainer(model, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
-    loaded = jem.load(tmp_path / "run", device="auto")
-    assert_same_bits(weights(model), weights(loaded))
-    assert loaded.classes == ("left", "right")
-    assert loaded.input_shape == (2,)
-    assert not loaded.training
-    assert torch.equal(jem.sample(model, [0, 1], seed=2), jem.sample(loaded, [0, 1], seed=2))
-
-
 def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -366,22 +354,6 @@ def test_three_sigkills_end_in_the_same_bits(tmp_path):
     for module in ("model", "average"):
         assert_same_bits(states[0][1]["modules"][module], states[1][1]["modules"][module])
     assert torch.equal(states[0][1]["chains"]["chains"], states[1][1]["chains"]["chains"]), delays
-
-
-def test_second_process_on_one_folder_is_refused(tmp_path, train):
-    messages = []
-
-    def intrude(metrics):
-        with pytest.raises(RunFolderError) as caught:
-            Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(
-                train, resume=True
-            )
-        messages.append(str(caught.value))
-
-    Trainer(model_of(), replace(SMALL, epochs=1), run_dir=tmp_path / "run", device="cpu").fit(
-        train, on_epoch=intrude
-    )
-    assert "another process" in messages[0]
 
 
 def test_full_disk_keeps_what_was_there_and_resumes(tmp_path, train, monkeypatch):
