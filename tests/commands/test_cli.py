@@ -51,22 +51,6 @@ def test_help_of_training_shows_first_what_people_use_first(run, capsys):
     assert shown.index("--dry-run") < shown.index("optimiser") < shown.index("--learning-rate")
 
 
-@pytest.mark.parametrize("command", ["sample", "score", "inpaint", "report"])
-def test_what_is_missing_is_named(run, capsys, command):
-    with pytest.raises(SystemExit) as stop:
-        run(command)
-    assert stop.value.code == 2
-    assert "RUN" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("words", [["--epochs", "many"], ["--no-such-flag"], ["--schedule", "x"]])
-def test_flags_that_do_not_exist_or_fit_are_named(run, capsys, words):
-    with pytest.raises(SystemExit) as stop:
-        run("train", *words)
-    assert stop.value.code == 2
-    assert words[0] in capsys.readouterr().err
-
-
 def test_an_unknown_command_is_named(run, refused):
     assert "tarin" in refused("tarin")
     assert run() == 2

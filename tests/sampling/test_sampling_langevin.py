@@ -4,9 +4,7 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
-from jem import JEM
 from jem.errors import InputError
 from jem.sampling import (
     LangevinStep,
@@ -194,29 +192,3 @@ def test_a_skewed_energy_is_sampled_the_right_way_round(skewed):
     assert x.var() == pytest.approx(math.pi**2 / 6, rel=0.12)
     skewness = ((x - x.mean()) / x.std()).pow(3).mean()
     assert skewness == pytest.approx(-1.14, abs=0.3)
-
-
-def test_the_proximal_step_is_the_inner_loop_of_jem_plus_plus():
-    """N inner steps of size h through an affine first layer are one step of N h."""
-    source = fresh(5)
-    first = nn.utils.skip_init(nn.Linear, 6, 8, dtype=torch.float64)
-    last = nn.utils.skip_init(nn.Linear, 8, 3, dtype=torch.float64)
-    for parameter in (*first.parameters(), *last.parameters()):
-        parameter.data = torch.randn(parameter.shape, dtype=torch.float64, generator=source)
-    x = torch.rand(10, 6, dtype=torch.float64, generator=source) * 2 - 1
-    inner_steps, size = 5, 0.2
-
-    hidden = first(x)
-    density = torch.logsumexp(last(torch.tanh(hidden)), dim=1)
-    (costate,) = torch.autograd.grad(density.sum(), hidden)
-    moved = x
-    for _ in range(inner_steps):
-        leaf = moved.detach().requires_grad_()
-        (grad,) = torch.autograd.grad((first(leaf) * costate).sum(), leaf)
-        moved = (moved + size * grad.clamp(-1, 1)).clamp(-1, 1)
-
-    energy = JEM(nn.Sequential(first, nn.Tanh(), last)).energy
-    step = LangevinStep(inner_steps * size, 0.0, grad_clamp=1.0)
-    jem_pp = sgld_chain(x, energy, [step], generator=source, bounds=(-1.0, 1.0))
-    torch.testing.assert_close(jem_pp, moved, rtol=1e-12, atol=1e-12)
-    assert (jem_pp.abs() == 1).any()  # the bounds did bite

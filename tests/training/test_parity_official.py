@@ -21,7 +21,7 @@ from torch import nn
 import jem
 from jem.errors import TrainingDivergedError
 from jem.randomness import named_generator
-from jem.training.optimisation import clip_gradients, learning_rate
+from jem.training.optimisation import clip_gradients
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
 from jem.training.safeguards import validate
@@ -231,14 +231,6 @@ def test_a_batch_of_one_works(step):
     if step != "plain":
         assert outcome.proposed.x.shape == (1, *SHAPE)
         assert outcome.energies.chains.shape == (1,)
-
-
-def test_the_step_schedule_decays_at_epochs_160_and_180_of_200():
-    total, per_epoch = 200 * 703, 703
-    recipe = RECIPES["jem"]
-    rates = [learning_rate(recipe, e * per_epoch + d, total) for e in (160, 180) for d in (-1, 0)]
-    assert rates == pytest.approx([1e-4, 3e-5, 3e-5, 9e-6], rel=1e-12)
-    assert learning_rate(recipe, 492, total) == pytest.approx(0.5e-4)  # W = 984
 
 
 def test_clipping_returns_the_norm_before_it_and_scales_to_the_limit():

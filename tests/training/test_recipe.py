@@ -98,13 +98,6 @@ def test_a_buffer_left_open_holds_all_chains_of_an_update():
     assert Recipe(num_chains=300).resolved((1, 8, 8), 50).buffer_size == 300
 
 
-@pytest.mark.parametrize("name", ["jem", "jem_pp", "sada_jem"])
-def test_published_recipes_leave_only_length_and_augmentation_open(name):
-    resolved = asdict(RECIPES[name].resolved((1, 8, 8), 50))
-    left_open = dict.fromkeys(("epochs", "augment_shift", "augment_flip"))
-    assert resolved | left_open == asdict(RECIPES[name])
-
-
 def test_a_margin_for_what_the_density_costs_needs_one():
     with pytest.raises(InputError, match="`accuracy_margin`"):
         Recipe(objective="none", accuracy_margin=0.01)
