@@ -23,6 +23,8 @@ def choose_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         if reason.startswith("Expected one of"):  # every kind of device that torch has heard of
             reason = "expected cpu, cuda, cuda:0, mps or auto"
+        elif "aten::" in reason:  # and every kind that it has an operation for
+            reason = "this machine, or this build of torch, has none"
         raise InputError(f"device {name!r} cannot be used: {reason}") from error
     return device
 

@@ -114,8 +114,7 @@ class Run:
             skip_damaged=skip_damaged,
         )
         if stream.from_images and scaling is not None:
-            # White is white, in whatever range the training data were stored.
-            return stream, Scaling.of_bytes(self.shape, "channels_last")
+            return stream, scaling.for_bytes()
         if stream.from_images:
             raise InputError(
                 f"{self.path} keeps no scaling, so it takes no images: give an .npy file in the "
@@ -159,6 +158,8 @@ class Run:
             options |= {"label_column": config.label_column}
         root = data_root or config.data_root
         splits = load_data(name, quiet=quiet, root=root, seed=config.seed, **options)
+        if self.model.classes and {*self.model.classes} == {*splits.classes}:
+            splits = splits.in_order(self.model.classes)
         check_same_data(self.path, config, splits)
         _check_fit(self.model, splits)
         return splits

@@ -99,10 +99,8 @@ def score(argv: list[str]) -> int:
                 columns["foreign_columns"] = [";".join(row) for row in scorer.foreign_columns(x)]
             if not count:
                 writer.writerow(columns)
-                doubt = None
-                if model.scaling is not None and not stream.from_images:
-                    doubt = unit_warning(raw, model.scaling(raw), model.scaling, model.domain)
-                if doubt is not None:
+                known = model.scaling is not None
+                if known and (doubt := unit_warning(raw, x, scale, model.domain)):
                     note(f"{args.inputs}: {doubt}")
             writer.writerows(zip(*columns.values(), strict=True))
             count, rejected = count + len(names), rejected + int(found.is_ood.sum())

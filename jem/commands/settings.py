@@ -209,6 +209,9 @@ class TrainFlags:
     """Go on with the run in the folder, with the settings that it was started with."""
     config: Path | None = None
     """JSON file of settings, such as the config.json of another run."""
+    classes_from: Path | None = None
+    """Text file with the names of the classes, one a line, in the order of the outputs of your own
+    network; as text sorts them if left out, as torchvision's ImageFolder does."""
     dry_run: bool = False
     """Show the resolved configuration, the network, the device and a cost estimate, and stop."""
     report: bool = True

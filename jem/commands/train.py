@@ -86,20 +86,34 @@ def train(argv: list[str]) -> int:
     for name in ("best.pt", "samples.png", "report.html"):
         if (out / name).exists() and (flags.report or name != "report.html"):
             print(f"{name + ':':11} {out / name}")
-    return _status(fitted, splits, out)
+    return _status(fitted, splits, out, own=_is_own(config))
 
 
-def _status(fitted: dict[Path, JEM], splits: DataSplits, out: Path) -> int:
+def _is_own(config: RunConfig) -> bool:
+    """Whether the network is the user's, whose outputs have an order of their own."""
+    from jem.networks import NETWORKS
+
+    return config.network is not None and config.network.partition(":")[0] not in NETWORKS
+
+
+def _status(fitted: dict[Path, JEM], splits: DataSplits, out: Path, *, own: bool) -> int:
     """Exit status of a run that came to its end: 1, and a line, if its classifier is useless."""
     from jem.runs.folder import RunFolder
     from jem.training.safeguards import why_useless
 
     folder = RunFolder(out)
     given = folder.read_config().get("as_given")
-    doubt = "" if given else why_useless(fitted[folder.model], splits.validation)
+    if given and not own:
+        return 0
+    doubt = why_useless(fitted[folder.model], splits.validation)
+    if doubt and given:
+        doubt = doubt.rpartition("; ")[0] + (
+            ": its outputs may stand for the classes in another order (--classes-from FILE), or "
+            "it expects inputs in other units than [-1, 1]"
+        )
     if doubt:
         print(f"jem: {doubt}", file=sys.stderr)
-    return 1 if doubt else 0
+    return 1 if doubt and not given else 0
 
 
 def default_folder(parent: Path, stem: str, resume: bool) -> Path:
@@ -159,13 +173,26 @@ def _load(flags: TrainFlags, config: RunConfig, out: Path, *, first: bool) -> Da
         seed=config.seed,
         **{name: getattr(config, name) for name in READ_WITH},
     )
-    for line in splits.notes if first else ():
+    order = config.values.get("classes") if flags.resume else _lines(flags.classes_from)
+    splits = splits if order is None else splits.in_order(order)
+    notes = list(splits.notes)
+    if _is_own(config):
+        notes.append(f"the outputs of {config.network} stand for {', '.join(splits.classes)}")
+    for line in notes if first else ():
         note(line)
     if flags.resume:
         check_same_data(out, config, splits)
     if len(splits.classes) < 2:
         raise InputError(f"a classifier needs at least two classes, but {splits.name} has one")
     return splits
+
+
+def _lines(file: Path | None) -> list[str] | None:
+    try:
+        lines = None if file is None else file.expanduser().read_text("utf-8").splitlines()
+        return lines and [line.strip() for line in lines if line.strip()]
+    except (OSError, ValueError) as error:
+        raise InputError(f"--classes-from: cannot read {file}: {error}") from error
 
 
 def _make_model(config: RunConfig, splits: DataSplits) -> JEM:

@@ -21,6 +21,8 @@ Array = npt.NDArray[Any]
 Data = npt.ArrayLike | Tensor
 
 CHANNEL_COUNTS = (1, 3, 4)  # what an axis is taken for channels by
+UNITS = (0.0, 1.0, 0.0), (-1.0, 1.0, 0.0), (0.0, 255.0, 64.0)
+"""Black, white and the value that some pixel is above, of what images are usually stored in."""
 
 
 def from_arrays(
@@ -100,6 +102,8 @@ def from_arrays(
             why = "text that differs in most rows, or no values"
             notes = (f"columns left out ({why}): {', '.join(sorted(lost))}",)
     layout, input_shape = _read_layout(raw, channels)
+    if layout != "table" and raw.dtype != np.uint8:
+        notes = ("units of the images: black is {:g} and white {:g}, a guess by their values",)
     scaling = _fit_scaling(raw[rows[0]], layout, input_shape, encoding or columns)
     made: list[DataPart | LazyPart] = [_part(scaling, raw[part], indices[part]) for part in rows]
     for part, (inputs, own) in given.items():
@@ -107,6 +111,7 @@ def from_arrays(
         part_raw = encode(encoding, given_x) if encoding else _inputs(f"{part} x", inputs, columns)
         part_labels = index(f"{part} y", _labels(f"{part} y", own, len(part_raw)))
         made[PART_NAMES.index(part)] = _part(scaling, part_raw, part_labels)
+    notes = tuple(note.format(*scaling.units) for note in notes)
     return replace(assemble(name, made, names, scaling), notes=notes)
 
 
@@ -246,6 +251,8 @@ def _read_layout(x: Array, channels: str | None) -> tuple[Layout, tuple[int, ...
     if x.ndim == 3:
         return "channels_first", (1, *x.shape[1:])
     first, last = x.shape[1] in CHANNEL_COUNTS, x.shape[3] in CHANNEL_COUNTS
+    if first == last:  # of 2 or 13 channels, say: pictures are square more often than not
+        first, last = x.shape[2] == x.shape[3], x.shape[1] == x.shape[2]
     if channels is None and first == last:
         remedy = "images of that shape could be (N, C, H, W) or (N, H, W, C)"
         refuse("channels", "be 'first' or 'last'", f"None for inputs of shape {x.shape}", remedy)
@@ -266,13 +273,17 @@ def _fit_scaling(
     low, high = float(train.min()), float(train.max())
     if low == high:
         refuse("x", "hold images", f"{low:g} in every pixel of the training part")
-    if low >= 0 and 0.5 < high <= 1:
-        low, high = 0.0, 1.0
-    elif -1 <= low < 0 and high <= 1 and high - low > 0.5:
-        low, high = -1.0, 1.0
-    elif low >= 0 and 64 < high <= 255:
-        low, high = 0.0, 255.0
-    return Scaling.of_range(input_shape, layout, low, high)
+    units = low, high
+    for black, white, least in UNITS:
+        slack = (white - black) / 4  # by which interpolation overshoots
+        if black - slack <= low and high <= white + slack and high > least:
+            units = black, white
+            if black <= low and high <= white and high - low > 0.5:
+                low, high = units
+            break
+    if train.dtype == np.uint8:
+        units = 0.0, 255.0
+    return Scaling.of_range(input_shape, layout, low, high, units)
 
 
 def _part(scaling: Scaling, raw: Array, y: Indices) -> DataPart:

@@ -163,8 +163,13 @@ def walk(folder: Path) -> Iterator[Path]:
         raise error  # `os.walk` would leave out a folder that cannot be read
 
     for parent, folders, names in os.walk(folder, onerror=stop, followlinks=True):
-        folders[:] = sorted(name for name in folders if name[0] != ".")
-        yield from (Path(parent, name) for name in sorted(names) if name[0] != ".")
+        folders[:] = sorted(filter(_shown, folders))
+        yield from (Path(parent, name) for name in sorted(filter(_shown, names)))
+
+
+def _shown(name: str) -> bool:
+    """Whether a name is neither hidden nor what macOS adds to archives."""
+    return name[0] != "." and name != "__MACOSX"
 
 
 def is_image(file: Path) -> bool:
@@ -323,7 +328,7 @@ def load_folder(
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    return sorted(f for f in folder.iterdir() if f.is_dir() and _shown(f.name))
 
 
 def _examples(folder: Path) -> list[tuple[Path, str]]:

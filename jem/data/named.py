@@ -4,6 +4,7 @@ import difflib
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ def load(
                 stacklevel=2,
             )
         small = _SMALL.get(str(name))
-        return small(seed) if small else _load_downloaded(str(name), root, download, seed)
+        found = small(seed) if small else _load_downloaded(str(name), root, download, seed)
+        return replace(found, notes=())
     if path.is_dir():
         return load_folder(
             path,

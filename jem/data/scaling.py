@@ -30,6 +30,8 @@ class Scaling:
             could be read both ways: images in the other order are recognised by their shape.
         columns: The column that each number of a row comes from, where columns have names.
         encoding: What was done to each column of a table of the user's.
+        units: Raw values that stand for black and white: 0 and 255 for bytes, otherwise guessed
+            from the values. With them, pictures in files can be brought to the same units.
 
     Example:
         >>> scaling = Scaling.of_bytes((1, 2, 2), "channels_last")
@@ -43,14 +45,21 @@ class Scaling:
     layout: Layout
     columns: tuple[str, ...] | None = None
     encoding: tuple[Column, ...] | None = None
+    units: tuple[float, float] = (0.0, 255.0)
 
     @classmethod
     def of_range(
-        cls, input_shape: tuple[int, ...], layout: Layout, low: float, high: float
+        cls,
+        input_shape: tuple[int, ...],
+        layout: Layout,
+        low: float,
+        high: float,
+        units: tuple[float, float] | None = None,
     ) -> "Scaling":
-        """Map raw values from [`low`, `high`] to [-1, 1]."""
+        """Map raw values from [`low`, `high`], which are black and white if None, to [-1, 1]."""
         shift, scale = torch.tensor((low + high) / 2), torch.tensor((high - low) / 2)
-        return cls(tuple(input_shape), shift.float(), scale.float(), layout)
+        shape, units = tuple(input_shape), units or (low, high)
+        return cls(shape, shift.float(), scale.float(), layout, units=units)
 
     @classmethod
     def of_bytes(cls, input_shape: tuple[int, ...], layout: Layout) -> "Scaling":
@@ -80,6 +89,13 @@ class Scaling:
         names = tuple(column.name for column in made for _ in range(column.width))
         encoding = made if all(isinstance(column, Column) for column in columns) else None
         return cls((x.shape[1],), shift, scale, "table", names, encoding)
+
+    def for_bytes(self) -> "Scaling":
+        """Return the scaling that does the same to pictures of bytes (H, W, C)."""
+        black, white = self.units
+        step = (white - black) / 255
+        shift, scale = (self.shift - black) / step, self.scale / step
+        return Scaling(self.input_shape, shift, scale, "channels_last")
 
     def __call__(self, raw: npt.ArrayLike | Tensor) -> Tensor:
         """Turn raw inputs into network inputs.
@@ -134,7 +150,8 @@ class Scaling:
         shape = tuple(int(size) for size in state["input_shape"])
         shift, scale = state["shift"].cpu(), state["scale"].cpu()
         encoding = state["encoding"] and tuple(Column.of(each) for each in state["encoding"])
-        return cls(shape, shift, scale, state["layout"], state["columns"], encoding)
+        units = tuple(state["units"])
+        return cls(shape, shift, scale, state["layout"], state["columns"], encoding, units)
 
 
 CONSTANT = 1e-6

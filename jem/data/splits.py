@@ -1,7 +1,7 @@
 """The four parts of a data set, how they are divided, and a few examples of one at random."""
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -120,6 +120,23 @@ class DataSplits:
     def columns(self) -> tuple[str, ...] | None:
         """Names of the columns of a table that has any."""
         return self.scaling.columns
+
+    def in_order(self, classes: Sequence[str]) -> "DataSplits":
+        """The same data with their classes in another order, such as that of a network.
+
+        Args:
+            classes: Their names.
+
+        Raises:
+            InputError: If these are not the classes of the data.
+        """
+        if sorted(classes) != sorted(self.classes):
+            names = ", ".join(sorted(self.classes))
+            refuse("classes", f"be those of the data ({names})", ", ".join(classes))
+        index = torch.tensor([list(classes).index(name) for name in self.classes])
+        parts = {name: getattr(self, name) for name in PART_NAMES}
+        moved = {name: replace(part, y=index[part.y]) for name, part in parts.items()}
+        return replace(self, classes=tuple(classes), **moved)
 
     def describe(self) -> str:
         """Return a few lines for people: shape, sizes, class counts and what was left out."""

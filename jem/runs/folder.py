@@ -26,7 +26,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
         self.samples = self.path / "samples.png"
@@ -151,7 +151,7 @@ def write_atomically(path: Path, content: bytes) -> None:
             was.
     """
     try:
-        with replacing(path) as file:
+        with replacing(path.expanduser()) as file:
             file.write(content)
     except OSError as error:
         raise RunFolderError(

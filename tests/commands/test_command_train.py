@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -206,6 +207,36 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(
     assert "--control" not in (folder / "report.html").read_text()
     assert run("sample", folder, "--count", 1, "--out", tmp_path / "s.png", "--quiet") == 0
     assert "trained no density" in capsys.readouterr().err
+
+
+def test_a_network_whose_classes_are_in_another_order_is_doubted(
+    run, pictures, tmp_path, monkeypatch, capsys
+):
+    """It is right in every case, but says `b` where the data say `a`."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "trained.py").write_text(
+        "import torch\n"
+        "class Bright(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.scale = torch.nn.Parameter(torch.tensor(20.0))\n"
+        "    def forward(self, x):\n"
+        "        mean = x.mean(dim=(1, 2, 3)) + 0.4\n"
+        "        return self.scale * torch.stack([mean, -mean], dim=1)\n"
+        "def make(shape, k):\n"
+        "    return Bright()\n"
+    )
+    data = pictures(tmp_path / "data", count=30)
+    (tmp_path / "order.txt").write_text("b\na\n")
+    words = ["--data", data, "--network", "trained:make", "--epochs", 0, *WITHOUT]
+    for order, told in ([], "a, b"), (["--classes-from", "order.txt"], "b, a"):
+        assert run("train", *words, *order, "--out", f"run{len(order)}") == 0
+        shown = capsys.readouterr().err
+        assert f"the outputs of trained:make stand for {told}" in shown
+        assert ("in another order (--classes-from FILE)" in shown) == (not order)
+    assert run("score", "run2", data, "--data", data, "--out", "s.csv", "--score", "entropy") == 0
+    rows = pd.read_csv("s.csv")  # the detector was fitted on data in the order of the network
+    assert (rows["class"] == rows["input"].str[0]).all()
 
 
 def test_a_network_that_no_epoch_kept_accurate_is_as_given(run, tmp_path, monkeypatch, capsys):

@@ -89,6 +89,8 @@ def test_range_of_images_is_recognised(low, high, dtype, shift, scale):
     [
         ((60, 5, 7), None, (1, 5, 7)),
         ((60, 3, 5, 7), None, (3, 5, 7)),
+        ((60, 12, 12, 13), None, (13, 12, 12)),
+        ((60, 2, 7, 7), None, (2, 7, 7)),
         ((60, 3, 5, 3), "first", (3, 5, 3)),
         ((60, 3, 5, 3), "last", (3, 3, 5)),
     ],
@@ -97,6 +99,29 @@ def test_channels_are_found(shape, channels, input_shape):
     splits = from_arrays(RNG.random(shape), LABELS, channels=channels)
     assert splits.input_shape == input_shape
     assert splits.train.x.shape[1:] == input_shape
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "dtype", "units"),
+    [
+        (-0.2, 1.0, float, (0, 1)),  # what bicubic interpolation makes of 0 to 1
+        (0.0, 0.4, float, (0, 1)),
+        (-0.9, 0.8, float, (-1, 1)),
+        (0.0, 200.0, float, (0, 255)),
+        (0, 40, np.uint8, (0, 255)),
+        (0.0, 16.0, float, (0, 16)),
+        (0, 4000, np.uint16, (0, 4000)),
+    ],
+)
+def test_pictures_of_bytes_are_brought_to_the_units_of_arrays(low, high, dtype, units):
+    x = RNG.uniform(low, high, (60, 5, 5)).astype(dtype)
+    x[:, 0, 0], x[:, 0, 1] = low, high
+    splits = from_arrays(x, LABELS)
+    black, white = units
+    bytes_ = 255.0 * (x[..., None] - float(black)) / (white - black)
+    torch.testing.assert_close(splits.scaling.for_bytes()(bytes_), splits.scaling(x))
+    told = f"black is {black} and white {white}, a guess"
+    assert (told in splits.describe()) == (dtype != np.uint8)
 
 
 def test_own_test_part_is_kept_whole_and_classes_have_the_names_given():

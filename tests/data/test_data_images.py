@@ -156,6 +156,8 @@ def test_other_files_of_a_folder_are_counted(tmp_path):
     (folder / "dog" / "more" / "notes.txt").write_text("not an image")
     assert load(folder).describe().endswith(f"{count} 1 other files")
     (folder / "readme.md").write_text("not an image")
+    (folder / "__MACOSX" / "dog").mkdir(parents=True)  # of archives made on a Mac
+    (folder / "__MACOSX" / "dog" / "a.png").write_text("not an image")
     assert load(folder).describe().endswith(f"{count} 2 other files")
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from jem.data import OOD_SETS, DataPart, LazyPart, load
+from jem.data import OOD_SETS, DataPart, LazyPart, from_arrays, load
 from jem.data.splits import choose_rows, draw_subset, split_indices
 from jem.errors import InputError
 
@@ -86,6 +86,16 @@ def test_lazy_part_answers_like_a_part_in_memory():
             assert torch.equal(got, expected)
     with pytest.raises(InputError, match=r"part\[:1000\]"):
         lazy.x  # noqa: B018
+
+
+def test_classes_take_the_order_of_a_network():
+    data = from_arrays(np.arange(80.0).reshape(40, 2), ["a", "b"] * 20)
+    moved = data.in_order(["b", "a"])
+    assert moved.classes == ("b", "a")
+    assert torch.equal(moved.test.y, 1 - data.test.y)
+    assert torch.equal(moved.test.x, data.test.x)
+    with pytest.raises(InputError, match=r"those of the data \(a, b\), got a, c"):
+        data.in_order(["a", "c"])
 
 
 def test_a_data_set_is_described_by_its_shape_sizes_and_class_counts():

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -92,6 +93,13 @@ def test_a_process_that_is_killed_frees_the_folder(tmp_path):
 
 
 # -- files
+
+
+def test_the_home_folder_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_atomically(Path("~/file"), b"content")
+    assert RunFolder("~/run").path == tmp_path / "run"
+    assert (tmp_path / "file").read_bytes() == b"content"
 
 
 def test_a_file_is_replaced_whole(tmp_path):
