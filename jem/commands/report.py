@@ -102,10 +102,18 @@ def make_report(args: ReportFlags) -> dict[str, Any]:
 def quick_summary(args: ReportFlags) -> list[dict[str, Any]]:
     """The summary of a run by classification and OOD detection alone; nothing is written."""
     from jem.evaluation.statistics import plain
+    from jem.progress import ProgressBar
     from jem.report.measure import measure
     from jem.report.verdicts import summary
 
-    report = measure(subject_of(args), quick=True, num_bootstrap=0, seed=args.seed)
+    with ProgressBar("measuring", quiet=args.quiet) as bar:
+        report = measure(
+            subject_of(args),
+            quick=True,
+            num_bootstrap=0,
+            seed=args.seed,
+            progress=lambda section: bar.stage(f"measuring {section}"),
+        )
     return [plain(row) for row in summary(report)]
 
 

@@ -74,7 +74,7 @@ def train(argv: list[str]) -> int:
         fitted |= _fit(flags, replace(config, recipe=recipe), splits, folder)
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
-    _ship(fitted, splits)
+    _ship(fitted, splits, quiet=flags.quiet)
     report = ReportFlags(out, data_root=config.data_root, quiet=flags.quiet)
     if flags.report:
         figures = make_report(report)
@@ -235,11 +235,13 @@ def _fit(
     return kept if result.refused is None else kept | {RunFolder(folder).best: result.refused}
 
 
-def _ship(fitted: dict[Path, JEM], splits: DataSplits) -> None:
+def _ship(fitted: dict[Path, JEM], splits: DataSplits, *, quiet: bool) -> None:
     """Write each model into its file, with threshold and temperature."""
     from jem.runs.model_file import save
     from jem.serving.scorer import fit_scorer
 
+    if not quiet:
+        note("fitting threshold and temperature")
     for file, model in fitted.items():
         scorer = fit_scorer(model, splits)
         save(
@@ -269,6 +271,8 @@ def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path
 
     model = _make_model(config, splits)
     trainer = Trainer(model, config.recipe, seed=config.seed, device=flags.device)
+    if not flags.quiet:
+        note("fitting where chains begin, and timing a few updates")
     seconds = seconds_per_update(trainer, splits.train)
     resolved = config.metadata() | {"seed": config.seed, "recipe": asdict(config.recipe)}
     print(json.dumps(resolved, indent=2))

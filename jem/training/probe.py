@@ -135,13 +135,22 @@ def _check_training_mode(model: JEM, x: Tensor) -> None:
         )
 
 
+TIMED = 2**20
+"""Numbers that the examples of a timed update may hold: of large images fewer are taken."""
+ENOUGH = 4.0
+"""Seconds after which no other update is timed."""
+
+
 def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:  # noqa: ANN401
-    """Time a few updates, to estimate a run; they train the model, nothing is written.
+    """Time updates of one batch, to estimate a run; they train the model, nothing is written.
+
+    Of large images an update is timed on fewer examples and chains, and said to take as many
+    times longer: the estimate is then somewhat too high.
 
     Args:
         trainer: The trainer, before `fit`.
         train: Training examples, as `Trainer.fit` takes them.
-        updates: How many are timed; as many go before them to warm up.
+        updates: How many are timed at most; as many go before them to warm up.
 
     Returns:
         Seconds of one update, the median.
@@ -149,12 +158,24 @@ def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:
     with isolated_randomness(trainer.device), torch.enable_grad():
         trainer.prepare(as_part(train))
         trainer.model.train(not trainer.recipe.freeze_norm_and_dropout)
-        batches = trainer.batches.epoch(0, 0, generator=trainer.context.generator)
+        whole = next(trainer.batches.epoch(0, 0, generator=trainer.context.generator))
+        share = min(1.0, max(2, TIMED // whole.x[0].numel()) / len(whole.x))
+        outliers = None if whole.outliers is None else _first(whole.outliers, share)
+        x, labels, x_data = (_first(part, share) for part in whole[:3])
+        batch = Batch(x, labels, x if whole.x_data is whole.x else x_data, outliers)
+        if chains := trainer.context.chains:
+            chains.count = max(1, round(share * chains.count))
         ends = [time.perf_counter()]
-        for batch in itertools.islice(itertools.cycle(batches), 2 * updates):
+        while len(ends) <= 2 * updates and (len(ends) < 3 or ends[-1] - ends[0] < ENOUGH):
             with contextlib.suppress(Diverged):  # an update that is refused costs as much
                 trainer.train_step(batch)
             if trainer.device.type != "cpu":
                 torch.accelerator.synchronize(trainer.device)  # else only launches are timed
             ends.append(time.perf_counter())
-    return statistics.median(b - a for a, b in itertools.pairwise(ends[updates:]))
+    later = itertools.pairwise(ends[len(ends) // 2 :])
+    return statistics.median(b - a for a, b in later) / share
+
+
+def _first(part: Tensor, share: float) -> Tensor:
+    """The first rows of a part of a batch."""
+    return part[: max(1, round(share * len(part)))]

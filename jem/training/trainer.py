@@ -379,6 +379,7 @@ class Trainer:
             self.folder.write_config(self.folder.read_config() | {"as_given": why})
             self.folder.samples.unlink(missing_ok=True)
         elif self.model.sampler is not None and self.recipe.generative:
+            self.monitor.bar.stage("drawing samples")
             with spared(self.folder.samples):
                 draw_samples(self.model, self.seed, self.folder.samples)
 

@@ -56,6 +56,15 @@ def test_one_trainer_settles_afresh_for_other_data():
         assert trainer.recipe.epochs == trainer.num_epochs == epochs
 
 
+def test_an_update_on_large_inputs_is_timed_on_fewer_of_them(monkeypatch):
+    monkeypatch.setattr("jem.training.probe.TIMED", 8)  # numbers: four points of the plane
+    model, seen = model_of(), []
+    model.network.register_forward_hook(lambda _, x, __: seen.append(len(x[0])))
+    trainer = Trainer(model, replace(SMALL, batch_size=32, num_chains=16), device="cpu")
+    assert seconds_per_update(trainer, blobs(64), updates=1) > 0
+    assert max(seen) == 4 + 2  # an eighth of batch and chains
+
+
 def test_the_configuration_holds_what_was_settled_and_can_be_taken_back(tmp_path):
     recipe = replace(SMALL, epochs=None, batch_size=64)
     first, second = model_of(), model_of()
