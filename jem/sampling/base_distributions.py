@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from jem.checks import refuse
 from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
@@ -27,9 +27,7 @@ class BaseDistribution(nn.Module):
     kind: ClassVar[str]
     arguments: ClassVar[tuple[str, ...]]
 
-    def sample(
-        self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
-    ) -> Tensor:
+    def sample(self, count: int, labels: Tensor | None = None, *, generator: Generator) -> Tensor:
         """Draw points, shape (count, *shape), on the generator's device.
 
         Args:
@@ -46,7 +44,7 @@ class BaseDistribution(nn.Module):
         known: Tensor,
         labels: Tensor | None = None,
         *,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> Tensor:
         """Keep what is known of each input, and draw the rest.
 
@@ -91,14 +89,12 @@ class UniformBase(BaseDistribution):
         if not bool((self.low < self.high).all()):
             refuse("low", "lie below `high` in every component", f"{low} and {high}")
 
-    def sample(
-        self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
-    ) -> Tensor:
+    def sample(self, count: int, labels: Tensor | None = None, *, generator: Generator) -> Tensor:
         """Draw (count, *shape); see `BaseDistribution.sample`."""
         noise, low, high = self._noise(count, generator)
         return low + (noise + 1) / 2 * (high - low)
 
-    def _noise(self, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _noise(self, count: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Uniform noise in [-1, 1], shape (count, *shape), and both bounds beside it."""
         noise = torch.empty(count, *self.low.shape, device=generator.device)
         noise.uniform_(-1.0, 1.0, generator=generator)
@@ -117,9 +113,7 @@ class ContrastBase(UniformBase):
     kind = "contrast"
     min_contrast = 0.05
 
-    def sample(
-        self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
-    ) -> Tensor:
+    def sample(self, count: int, labels: Tensor | None = None, *, generator: Generator) -> Tensor:
         """Draw (count, *shape); see `BaseDistribution.sample`."""
         noise, low, high = self._noise(count, generator)
         contrast = torch.empty(count, device=noise.device)
@@ -208,9 +202,7 @@ class GaussianBase(BaseDistribution):
         means = means.reshape(num_classes, *x.shape[1:])
         return cls(means, factors, variances, counts / counts.sum(), bounds)
 
-    def sample(
-        self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
-    ) -> Tensor:
+    def sample(self, count: int, labels: Tensor | None = None, *, generator: Generator) -> Tensor:
         """Draw (count, *shape); see `BaseDistribution.sample`."""
         device = generator.device
         if labels is None:
@@ -237,7 +229,7 @@ class GaussianBase(BaseDistribution):
         known: Tensor,
         labels: Tensor | None = None,
         *,
-        generator: torch.Generator,
+        generator: Generator,
     ) -> Tensor:
         r"""Keep what is known of each input, and draw the rest given it.
 
@@ -317,9 +309,7 @@ class MixtureBase(BaseDistribution):
         parts = [part.state() for part in self.parts]
         return {"kind": self.kind, "parts": parts, "weights": self.weights}
 
-    def sample(
-        self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
-    ) -> Tensor:
+    def sample(self, count: int, labels: Tensor | None = None, *, generator: Generator) -> Tensor:
         """Draw (count, *shape): every part draws for all chains, and one is kept for each."""
         weights = self.probabilities.to(generator.device)
         choice = torch.multinomial(weights, count, replacement=True, generator=generator)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from jem.checks import refuse
 from jem.sampling.base_distributions import BaseDistribution
@@ -65,9 +65,7 @@ class SmoothNoiseBase(BaseDistribution):
         spectra = torch.stack([_spectrum(length, *self.shape[1:]) for length in lengths])
         self.register_buffer("spectra", spectra)
 
-    def sample(
-        self, count: int, labels: Tensor | None = None, *, generator: torch.Generator
-    ) -> Tensor:
+    def sample(self, count: int, labels: Tensor | None = None, *, generator: Generator) -> Tensor:
         """Draw (count, C, H, W); see `BaseDistribution.sample`."""
         device = generator.device
         chosen = torch.randint(len(self.means), (count,), device=device, generator=generator)
@@ -78,7 +76,7 @@ class SmoothNoiseBase(BaseDistribution):
         return (level + field).clamp(self.low, self.high)
 
 
-def smooth_fields(count: int, height: int, width: int, *, generator: torch.Generator) -> Tensor:
+def smooth_fields(count: int, height: int, width: int, *, generator: Generator) -> Tensor:
     """Gaussian random fields of variance one, of random lengths from a twentieth of the side.
 
     Args:

@@ -166,7 +166,7 @@ def join() -> Processes:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         store, rank, count = next(iter(rendezvous("env://")))
         # A restarted job must not find the addresses of its dead processes.
-        store = PrefixStore(f"start {_restarts()}", store)
+        store = PrefixStore(f"start {restarts()}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=count)
         atexit.register(_leave)
@@ -185,12 +185,8 @@ def _leave() -> None:
     time.sleep(LEAVE_SECONDS)
 
 
-def restarted() -> bool:
-    """Whether `torchrun` started this process again, after one of its job had died."""
-    return _restarts() > 0
-
-
-def _restarts() -> int:
+def restarts() -> int:
+    """How often `torchrun` started this process again, after one of its job had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
 
 

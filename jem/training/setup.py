@@ -94,7 +94,7 @@ class Batches:
                 x_data = changed(x_data)
             outliers = None
             if self.outliers is not None:
-                count = self.ranks.share(recipe.outlier_count, "outlier_count")
+                count = -(-recipe.outlier_count // self.ranks.count)  # each makes one or more
                 outliers = self.outliers.draw(count, x_data, generator=generator)
             yield Batch(x, labels, x_data, outliers)
 
@@ -149,7 +149,7 @@ def build(
         return made
 
     labelled = stream("labelled", recipe.batch_size)
-    resolved = resolve(recipe, x.shape[1:], len(labelled), ranks, model.classes or ())
+    resolved = recipe.resolved(x.shape[1:], len(labelled), model.classes or ())
     objective = objective or make_objective(resolved)
     probe(model, resolved, objective, x, labelled.batch_size)
     _set_up_model(model, x, num_classes)
@@ -199,30 +199,6 @@ def head_advice(model: JEM, recipe: ResolvedRecipe) -> str:
         "the network has the plain head, whose samples may miss their class: "
         "jem.networks.factored(network) gives it the factored one"
     )
-
-
-def resolve(
-    recipe: Recipe,
-    shape: Sequence[int],
-    updates: int,
-    ranks: Processes,
-    classes: Sequence[str] = (),
-) -> ResolvedRecipe:
-    """The recipe with nothing left open; each process has an outlier or more if any has.
-
-    Args:
-        recipe: The recipe.
-        shape: Shape of one input.
-        updates: Updates of an epoch.
-        ranks: The processes of the run.
-        classes: Names of the classes.
-    """
-    resolved = recipe.resolved(shape, updates, classes)
-    if recipe.outlier_count is None:
-        share = -(-resolved.outlier_count // ranks.count)
-        resolved = replace(resolved, outlier_count=ranks.count * share)
-    ranks.share(resolved.outlier_count, "outlier_count")
-    return resolved
 
 
 def make_objective(recipe: ResolvedRecipe) -> Objective:

@@ -29,7 +29,7 @@ from jem.training.process import (
     join,
     lowered,
     one_for_all,
-    restarted,
+    restarts,
     stop_signals,
 )
 from jem.training.recipe import Recipe
@@ -156,7 +156,7 @@ class Trainer:
         with contextlib.ExitStack() as stack:
             stack.enter_context(one_for_all(self.ranks))
             if self.folder is not None and self.ranks.first:
-                resume = resume or (restarted() and self.folder.holds_run())
+                resume = resume or (restarts() > 0 and self.folder.holds_run())
                 stack.enter_context(self.folder.claimed(resume))
             resume = self.ranks.agree(resume)
             stack.enter_context(isolated_randomness(self.device))

@@ -2,7 +2,6 @@
 
 import threading
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from jem.errors import InputError
 from jem.model import JEM
 from jem.training import setup as problem
 from jem.training.probe import seconds_per_update
-from jem.training.process import Processes, isolated_randomness
-from jem.training.recipe import Recipe
+from jem.training.process import isolated_randomness
 from jem.training.trainer import Trainer
 
 
@@ -98,17 +96,6 @@ def test_training_works_where_gradients_are_off():
         trainer.fit(blobs())
         assert seconds_per_update(trainer, blobs(), updates=1) > 0
         assert not torch.is_grad_enabled()
-
-
-@pytest.mark.parametrize(("asked", "expected"), [(None, 20), (8, 8), (18, None)])
-def test_every_process_makes_as_many_outliers(asked, expected):
-    settle = partial(problem.resolve, Recipe(epochs=1, outlier_count=asked), (1, 16, 16), 1)
-    assert settle(Processes()).outlier_count == (18 if asked is None else asked)
-    if expected is None:
-        with pytest.raises(InputError, match=r"multiple of the number of processes \(4\)"):
-            settle(Processes(0, 4))
-    else:
-        assert settle(Processes(0, 4)).outlier_count == expected
 
 
 @pytest.mark.parametrize(("classes", "labels"), [(["a", "b"], 0), (None, 1)])
