@@ -49,6 +49,8 @@ class InpaintFlags:
     """Completions an input."""
     out: Path = Path("completed.png")
     """Picture; the arrays go beside it with the ending .npz."""
+    force: bool = False
+    """Overwrite files that are there."""
     seed: int = 0
     """The first completion of an input depends on the seed, the input and its place alone, the
     others on the number of inputs too."""
@@ -70,7 +72,7 @@ def inpaint(argv: list[str]) -> int:
 
     check_integer("--count", args.count, 1)
     config = run_config(args.run)
-    drawing = Drawing.at(args.out, args.inputs, args.mask, config.data)
+    drawing = Drawing.at(args.out, args.inputs, args.mask, config.data, force=args.force)
     trained = open_run(args.run, config, args.network)
     sampler = sampler_of(trained.model)
     note_if_as_given(trained)

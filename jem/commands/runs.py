@@ -314,18 +314,20 @@ def _check_fit(model: JEM, splits: DataSplits) -> None:
         )
 
 
-def check_out(out: Path, *read: Read) -> Path:
+def check_out(out: Path, *read: Read, force: bool = True) -> Path:
     """Check that a file can be written, before the work.
 
     Args:
         out: The file that the user named.
         read: What the command reads, and must not overwrite.
+        force: Whether it may overwrite another file.
 
     Returns:
         The file, with `~` expanded.
 
     Raises:
-        InputError: If its folder is missing, or it is a folder, a device or one of `read`.
+        InputError: If its folder is missing, it is a folder, a device or one of `read`, or it is
+            there and must not be overwritten.
     """
     out = out.expanduser()
     if not out.parent.is_dir():
@@ -336,4 +338,6 @@ def check_out(out: Path, *read: Read) -> Path:
     for source in (Path(name).expanduser() for name in read if name is not None):
         if out.exists() and source.exists() and out.samefile(source):
             raise InputError(f"--out: {out} is read, and would be lost: choose another name")
+    if out.exists() and not force:
+        raise InputError(f"--out: {out} is there already: name another, or overwrite it (--force)")
     return out

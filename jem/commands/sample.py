@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ import tyro
 
 from jem.checks import check_integer
 from jem.commands.runs import Read, Run, check_out, note_if_as_given, open_run, run_config
-from jem.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,6 +37,8 @@ class SampleFlags:
     """Samples a class."""
     out: Path = Path("samples.png")
     """Picture; the arrays go beside it with the ending .npz, rows of a table with .csv too."""
+    force: bool = False
+    """Overwrite files that are there."""
     seed: int = 0
     """Sample i of a class depends on the seed and on i alone."""
     num_steps: int | None = None
@@ -65,7 +65,7 @@ def sample(argv: list[str]) -> int:
     check_integer("--count", args.count, 1)
     config = run_config(args.run)
     is_table = len(config.values.get("input_shape") or ()) == 1
-    drawing = Drawing.at(args.out, config.data, table=is_table)
+    drawing = Drawing.at(args.out, config.data, table=is_table, force=args.force)
     trained = open_run(args.run, config, args.network)
     usual = sampler_of(trained.model).num_steps
     note_if_as_given(trained)
@@ -114,31 +114,23 @@ class Drawing:
     table: Path
 
     @classmethod
-    def at(cls, out: Path, *read: Read, table: bool = False) -> Drawing:
+    def at(cls, out: Path, *read: Read, table: bool = False, force: bool = False) -> Drawing:
         """Name the files after `--out`, given with or without an ending.
-
-        Only the picture may replace a file that no drawing left: it alone is named by the user.
 
         Args:
             out: What the user named.
             read: Files and folders that the command reads.
             table: Whether the .csv file is written too.
+            force: Whether files that are there may be overwritten.
 
         Raises:
-            InputError: If one cannot be written, or would replace what is no drawing.
+            InputError: If one cannot be written: see `check_out`.
         """
         out = out.expanduser()
         stem = out.with_suffix("") if out.suffix in (".png", ".npz", ".csv") else out
         made = cls(*(stem.parent / f"{stem.name}{end}" for end in (".png", ".npz", ".csv")))
-        ours = _is_drawing(made.arrays)
-        inside = {Path(name).expanduser().resolve() for name in read if name is not None}
-        asked = inside.isdisjoint(made.picture.resolve().parents)
         for path in (made.picture, made.arrays, *([made.table] if table else [])):
-            check_out(path, *read)
-            if path.exists() and not ours and not (asked and path == made.picture):
-                raise InputError(
-                    f"--out: {path} would be lost, and is no earlier drawing: choose another name"
-                )
+            check_out(path, *read, force=force)
         return made
 
     def write(
@@ -198,11 +190,3 @@ class Drawing:
             names = scaling.columns or [f"x{i}" for i in range(x.shape[1])]
             table = pd.DataFrame(x.double().numpy(), columns=list(names))
         write_atomically(self.table, table.assign(label=labels).to_csv(index=False).encode())
-
-
-def _is_drawing(arrays: Path) -> bool:
-    try:
-        with zipfile.ZipFile(arrays) as archive:
-            return "metadata.npy" in archive.namelist()
-    except (OSError, zipfile.BadZipFile):
-        return False

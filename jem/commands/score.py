@@ -70,9 +70,7 @@ def score(argv: list[str]) -> int:
 
     check_integer("--batch-size", args.batch_size, 1)
     config = run_config(args.run)
-    out = check_out(args.out, args.inputs, args.data, config.data)
-    if out.exists() and not args.force:
-        raise InputError(f"--out: {out} is there already: name another, or overwrite it (--force)")
+    out = check_out(args.out, args.inputs, args.data, config.data, force=args.force)
     trained = open_run(args.run, config, args.network, device=args.device)
     model, size = trained.model, args.batch_size * math.prod(trained.shape)
     stream, scale = trained.inputs(

@@ -23,7 +23,8 @@ def complete(run, digits_run, tmp_path):
         if isinstance(inputs, np.ndarray):
             np.save(tmp_path / "in.npy", inputs)
             inputs = tmp_path / "in.npy"
-        assert run("inpaint", folder, inputs, *words, "--quiet", "--out", tmp_path / name) == 0
+        words = ("--force", "--quiet", "--out", tmp_path / name, *words)
+        assert run("inpaint", folder, inputs, *words) == 0
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as found:
             return {key: found[key] for key in found.files}
 
@@ -102,7 +103,7 @@ def test_mistakes_write_nothing(refused, digits_run, raw, tmp_path, monkeypatch,
     np.savez("done.npz", mask=np.ones((8, 8)), metadata="as if drawn")
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     out = [] if "--out" in words else ["--out", "done.png"]
-    assert named in refused("inpaint", digits_run, "in.npz", *words, *out)
+    assert named in refused("inpaint", digits_run, "in.npz", "--force", *words, *out)
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 

@@ -1,11 +1,8 @@
 """Commands do not write over what they read, nor over what they did not write."""
 
-import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from jem.commands.runs import check_out
 from jem.commands.sample import Drawing
@@ -29,21 +26,11 @@ def test_home_is_home(monkeypatch, tmp_path):
     assert Drawing.at(Path("~/s")).picture == tmp_path / "s.png"
 
 
-def test_the_picture_may_be_replaced_unless_it_lies_in_a_folder_that_is_read(tmp_path):
-    Image.new("L", (4, 4)).save(tmp_path / "1.png")
-    assert Drawing.at(tmp_path / "1.png").picture == tmp_path / "1.png"
-    with pytest.raises(InputError, match=r"1\.png would be lost"):
-        Drawing.at(tmp_path / "1.png", tmp_path)
-
-
-@pytest.mark.parametrize("name", ["t.png", "d", "d.npz"])
-def test_only_an_earlier_drawing_is_replaced_beside_the_picture(tmp_path, name):
-    (tmp_path / "t.csv").write_text("u,v,label\n1,2,yes\n")
-    np.savez(tmp_path / "d.npz", x=np.zeros((2, 2)), labels=[0, 1])
-    with pytest.raises(InputError, match="would be lost"):
-        Drawing.at(tmp_path / name, table=True)
-    np.savez(tmp_path / "d.npz", x=np.zeros((2, 2)), metadata="as a drawing has it")
-    shutil.copy(tmp_path / "d.npz", tmp_path / "t.npz")
-    assert Drawing.at(tmp_path / name, table=True)
-    with pytest.raises(InputError, match="is read"):  # unless it is read now
-        Drawing.at(tmp_path / name, tmp_path / f"{Path(name).stem}.npz", table=True)
+@pytest.mark.parametrize("there", ["d.png", "d.npz", "d.csv"])
+def test_files_that_are_there_are_overwritten_only_by_force(tmp_path, there):
+    (tmp_path / there).write_text("mine")
+    with pytest.raises(InputError, match=r"is there already: name another, or overwrite it"):
+        Drawing.at(tmp_path / "d.png", table=True)
+    assert Drawing.at(tmp_path / "d.png", table=True, force=True).picture == tmp_path / "d.png"
+    with pytest.raises(InputError, match="is read"):
+        Drawing.at(tmp_path / "d.png", tmp_path / there, table=True, force=True)

@@ -41,7 +41,7 @@ def change(folder, **settings):
 
 
 def test_data_that_changed_are_not_those_of_the_run(own, run, refused):
-    score = ("score", own / "run", own / "x.npy", "--quiet", "--out", own / "s.csv")
+    score = ("score", own / "run", own / "x.npy", "--quiet", "--force", "--out", own / "s.csv")
     score += ("--acceptance-rate", 0.5, "--score", "entropy")  # so that the data are read
     assert run(*score) == 0  # they were moved, not changed
     text = (own / "own.csv").read_text()

@@ -16,7 +16,8 @@ def draw(run, digits_run, tmp_path):
     """Draw, and return the arrays that were written."""
 
     def make(*words, folder=digits_run, name="s"):
-        assert run("sample", folder, *words, "--quiet", "--out", tmp_path / name) == 0
+        words = ("--force", "--quiet", "--out", tmp_path / name, *words)
+        assert run("sample", folder, *words) == 0
         with np.load(tmp_path / f"{name}.npz", allow_pickle=False) as found:
             return {key: found[key] for key in found.files}
 
@@ -72,7 +73,7 @@ def test_a_write_that_fails_leaves_what_was_there(draw, digits_run, run, tmp_pat
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pathlib.Path.replace", full)
-    words = ("--count", 1, "--labels", 2, "--out", tmp_path / "s.png")
+    words = ("--count", 1, "--labels", 2, "--out", tmp_path / "s.png", "--force")
     assert run("sample", digits_run, *words) == 2
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
@@ -87,7 +88,7 @@ def test_a_network_of_your_own_is_found_where_the_command_runs(
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", [path for path in __import__("sys").path if path])
-    words = ("--labels", 3, "--count", 1, "--out", "s.png")
+    words = ("--labels", 3, "--count", 1, "--out", "s.png", "--force")
     for name, spec in (("named", "my_sample_net:make"), ("unnamed", None)):
         network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
         network.spec = spec
