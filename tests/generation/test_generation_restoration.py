@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from test_generation_samples import Wells
 from torch import nn
 
 import jem
@@ -23,17 +24,6 @@ class Alike(nn.Module):
 
     def forward(self, x):
         return -2 * (x[:, :1] - x[:, 1:]).square()
-
-
-class Wells(nn.Module):
-    """E(x, y) = |x - centre_y|^2 / 2."""
-
-    def __init__(self, centres):
-        super().__init__()
-        self.centres = nn.Parameter(torch.tensor(centres))
-
-    def forward(self, x):
-        return -(x[:, None, :] - self.centres[None, :, None]).square().sum(dim=2) / 2
 
 
 @pytest.fixture

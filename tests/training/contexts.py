@@ -1,5 +1,6 @@
-"""Contexts of a step without a trainer."""
+"""Contexts of a step without a trainer, and a fixture for tests in double precision."""
 
+import pytest
 import torch
 
 from jem.objectives import Classification
@@ -7,6 +8,14 @@ from jem.training.setup import make_objective
 from jem.training.steps import StepContext
 
 KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 def context_of(recipe, chains=None, class_weight=None):

@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from contexts import KINDS
+from contexts import KINDS, _float64  # noqa: F401  a fixture
 from test_parity_official import (
     RecordingTrainer,
-    _float64,  # noqa: F401  a fixture
     close,
     images,
     official_f,

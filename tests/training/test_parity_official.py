@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from contexts import KINDS
+from contexts import KINDS, _float64  # noqa: F401  a fixture
 from torch import nn
 
 import jem
@@ -28,14 +28,6 @@ from jem.training.safeguards import validate
 from jem.training.steps import Batch
 
 SHAPE, NUM_CLASSES = (1, 4, 4), 3
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 # -- the transcription: plain torch ---------------------------------------------------------------

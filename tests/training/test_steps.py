@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from contexts import KINDS, context_of
+from contexts import KINDS, _float64, context_of  # noqa: F401  a fixture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -30,14 +30,6 @@ from jem.training.steps import (
 
 SHAPE, NUM_CLASSES = (2, 4, 4), 3
 GLOBAL_SEED = 123  # of the global generator, from which dropout draws its masks
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 class LooksAtMode(nn.Module):

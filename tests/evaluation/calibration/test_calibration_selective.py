@@ -2,22 +2,9 @@ import itertools
 
 import numpy as np
 import pytest
+from test_calibration_errors import group, pairs
 
-from jem.evaluation.calibration.errors import group_by_confidence
 from jem.evaluation.calibration.selective import aurc, risk_coverage_curve
-
-
-def pairs(num_samples, levels=None):
-    """Overconfident pairs; with `levels`, confidences are rounded so that many tie."""
-    generator = np.random.default_rng(0)
-    confidence = generator.uniform(0.3, 1, num_samples)
-    if levels:
-        confidence = np.round(confidence * levels) / levels
-    return confidence, generator.random(num_samples) < confidence**1.5
-
-
-def group(confidence, correct):
-    return group_by_confidence(confidence, correct, np.ones((1, len(confidence))))
 
 
 def test_aurc_equals_the_mean_over_all_orders_of_tied_inputs():
