@@ -1,10 +1,10 @@
 """Where a model computes: devices by name, and the layout of weights that suits them."""
 
 import torch
-from torch import nn
 
 from jem.errors import InputError
 from jem.model import JEM, check_model
+from jem.networks.foreign import lay_out
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,7 +33,8 @@ def place(model: JEM, device: torch.device) -> JEM:
     """Move a model to a device, with its convolutions laid out as they are fastest there.
 
     On CPUs and CUDA the weights of 2-D convolutions, and so the activations between them, get
-    their channels side by side: `docs/benchmarks.md` has what that saves. Values stay the same.
+    their channels side by side: `docs/benchmarks.md` has what that saves. Values stay the same. A
+    network that cannot stand it gets torch's own layout back when it is called.
 
     Raises:
         InputError: If this is no `JEM`.
@@ -41,7 +42,5 @@ def place(model: JEM, device: torch.device) -> JEM:
     check_model(model)
     model.to(device)
     if device.type in ("cpu", "cuda"):
-        for module in model.modules():
-            if isinstance(module, nn.Conv2d):
-                module.to(memory_format=torch.channels_last)
+        lay_out(model, torch.channels_last)
     return model

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from jem.checks import refuse
 from jem.data.scaling import Scaling
 from jem.errors import InputError
-from jem.networks.heads import ends_in_softmax
+from jem.networks.foreign import logits_of, why_no_density
 from jem.networks.heads import joint_energy as joint_energy
 from jem.networks.heads import log_density as log_density
 from jem.sampling.base_density import BaseDensity
@@ -93,26 +93,47 @@ def check_model(model: object) -> None:
         refuse("model", "be a jem.JEM", type(model).__name__, remedy)
 
 
-def check_no_softmax(model: JEM, x: Tensor) -> None:
-    """Check that a network does not end in a softmax or its logarithm, which leave no density.
+def check_network(model: JEM, x: Tensor, *, density: bool = True) -> Tensor:
+    """Look at a network in evaluation mode, before anything that it says is believed.
 
     Args:
         model: The model.
-        x: Inputs that it takes, shape (B, *shape).
+        x: One or two inputs, shape (B, *shape).
+        density: Whether it is to give a density.
+
+    Returns:
+        Its logits, shape (B, K), without a graph.
 
     Raises:
-        InputError: If the last operation that makes values is one of the two.
+        InputError: If it does not take such inputs, is random, lets rows of a batch interact, or
+            leaves no density.
     """
+    model._check(x)
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
-        try:  # a copy of a leaf, for some networks change what they are given
-            logits = model._network_logits(x.detach().clone().requires_grad_().clone())
-        except RuntimeError:  # weights made in inference mode have no graph
-            return
-    if ends_in_softmax(logits):
+        x = on_model(model, x).requires_grad_()
+        logits = model._network_logits(x.clone())  # some networks change what they are given
+        of: list[Tensor] = [p for p in model.network.parameters() if p.requires_grad] or [x]
+        if density and (why := why_no_density(logits, of)):
+            raise InputError(
+                f"the network must return logits, but {why}, which leaves no density: give it "
+                "without that last layer"
+            )
+    with inference(model):
+        together = logits.detach()
+        again = model._network_logits(x.clone())
+        alone = torch.cat([model._network_logits(row[None].clone()) for row in x])
+    allowed = 0.01 * (1 + together.abs().max())
+    if (together - again).abs().max() > allowed / 100:
         raise InputError(
-            "the network must return logits, but ends in a softmax or log-softmax, which leaves "
-            "no density: give it without that last layer"
+            "the network is random in evaluation mode: asked twice, it gives other logits; let "
+            "its dropout follow the mode, `training=self.training`"
         )
+    if (together - alone).abs().max() > allowed:
+        raise InputError(
+            "logits of one row depend on the other rows of its batch, in evaluation mode: chains "
+            "would too; batch normalisation must keep running statistics"
+        )
+    return together
 
 
 class JEM(nn.Module):
@@ -250,14 +271,7 @@ class JEM(nn.Module):
         return self.base.added(x, self._network_logits)
 
     def _network_logits(self, x: Tensor) -> Tensor:
-        logits = self.network(x)
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            came = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise InputError(
-                f"the network must return logits of shape (B, K), but returned {came}"
-            )
-        # Half precision near 32 is spaced a quarter of a nat: too coarse for an energy.
-        return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+        return logits_of(self.network, x)
 
     @property
     def marginal(self) -> JEM:

@@ -4,12 +4,14 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
 from jem.runs.folder import replacing
@@ -115,7 +117,15 @@ def save_figure(figure: Figure, path: Path) -> None:
         OSError: If it cannot be written; what was there before is untouched.
     """
     with replacing(path) as file:
-        figure.savefig(file, format="png", dpi=150)
+        _write(figure, file, format="png", dpi=150)
+
+
+def _write(figure: Figure, file: IO[Any], **how: Any) -> None:  # noqa: ANN401
+    """Write a figure as everywhere, also where the user's settings want LaTeX."""
+    for text in figure.findobj(Text):
+        text.set_usetex(False)
+    with mpl.rc_context({"text.usetex": False}):
+        figure.savefig(file, **how)
 
 
 def image_bytes(x: Tensor, bounds: tuple[Tensor, Tensor], columns: int) -> bytes:
@@ -149,11 +159,9 @@ def svg(figure: Figure, name: str) -> str:
     Returns:
         `<svg ...>...</svg>`, hidden from screen readers: the caller labels it.
     """
-    import matplotlib as mpl
-
     file = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        _write(figure, file, format="svg", transparent=True, metadata={"Date": None})
     text = file.getvalue()
     text = text[text.index("<svg") :].replace("#000000", "currentColor")
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
@@ -224,8 +232,9 @@ def roc_figure(test: Tensor, others: Mapping[str, Tensor]) -> Figure:
 
 
 def _label(name: str) -> str:
-    """A name as a figure shows it: between two dollar signs it would be read as a formula."""
-    return _short(name).replace("$", r"\$")
+    """A name as a figure shows it: no formula between dollar signs, and nothing but UTF-8."""
+    shown = _short(name).encode(errors="backslashreplace").decode()
+    return shown.replace("$", r"\$")
 
 
 def _short(name: str) -> str:

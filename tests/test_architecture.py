@@ -23,7 +23,7 @@ MAY_IMPORT = {
     "sampling": set(),
     "objectives": {"model", "sampling"},
     "plotting": {"runs"},
-    "devices": {"model"},
+    "devices": {"model", "networks"},
     "model": {"data", "networks", "sampling"},
     "runs": {"data", "devices", "model", "networks", "sampling"},
     "training": {
@@ -32,7 +32,7 @@ MAY_IMPORT = {
     },
     "generation": {"data", "model", "sampling"},
     "evaluation": {"data", "generation", "model", "networks", "plotting", "sampling"},
-    "serving": {"data", "evaluation", "model", "runs"},
+    "serving": {"data", "evaluation", "model", "networks", "runs"},
     "report": {
         "data", "evaluation", "generation", "model", "networks", "plotting", "runs", "sampling",
         "serving",

@@ -9,7 +9,7 @@ from torch import nn
 from jem import JEM
 from jem.data import Scaling
 from jem.errors import InputError
-from jem.model import batched_logits, check_no_softmax, evaluation_mode, joint_energy, log_density
+from jem.model import batched_logits, check_network, evaluation_mode, joint_energy, log_density
 
 
 def normal(*shape, seed=1):
@@ -251,7 +251,7 @@ def test_a_softmax_behind_a_change_of_shape_is_refused(change):
             return change(self.last(self.convolution(x)))
 
     x = torch.randn(2, 1, 3, 3)
-    check_no_softmax(JEM(Network(nn.Identity())), x)
+    check_network(JEM(Network(nn.Identity())), x)
     for last in (nn.Softmax(dim=1), nn.LogSoftmax(dim=1)):
         with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
-            check_no_softmax(JEM(Network(last)), x)
+            check_network(JEM(Network(last)), x)

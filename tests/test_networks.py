@@ -192,6 +192,7 @@ def test_an_unknown_name_key_or_value_in_a_text_is_named(text, message):
 @pytest.fixture
 def own_module(tmp_path, monkeypatch):
     (tmp_path / "own_nets_for_test.py").write_text(
+        "import wave\n"
         "from torch import nn\n"
         "def make(shape, num_classes):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1], num_classes))\n"
@@ -201,12 +202,17 @@ def own_module(tmp_path, monkeypatch):
         "    return nn.Conv2d(channels, num_classes, 3)\n"
     )
     (tmp_path / "own_typo_for_test.py").write_text("def make(shape, num_classes:\n")
-    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "wave.py").write_text("raise RuntimeError('not the module of this name')\n")
+    for name in ("own_nets_for_test", "wave"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
     yield "own_nets_for_test"
+    assert sys.path == before, "the working folder is looked at for a moment"
     sys.modules.pop("own_nets_for_test", None)
 
 
-def test_a_factory_is_called_with_shape_and_classes(own_module):
+def test_a_factory_of_the_working_folder_is_called_with_shape_and_classes(own_module):
     network = network_from_text(f"{own_module}:make", [2, 3], 4)
     assert network.spec == "own_nets_for_test:make"
     assert network(torch.zeros(5, 2, 3)).shape == (5, 4)

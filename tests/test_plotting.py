@@ -1,5 +1,7 @@
+import os
 import warnings
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -102,3 +104,13 @@ def test_long_row_names_leave_images_their_room():
         return figure.axes[0].get_window_extent().width
 
     assert width_of_images("cats/IMG_20230714_123456.jpg" * 4) > 0.9 * width_of_images("7.png")
+
+
+def test_pictures_need_no_latex_and_no_name_in_utf8(tmp_path):
+    names = [os.fsdecode(b"caf\xe9"), "b"]
+    with mpl.rc_context({"text.usetex": True}):
+        figure = inputs_figure(torch.zeros(4, 1, 4, 4), DOMAIN, columns=2, row_names=names)
+        save_figure(figure, tmp_path / "samples.png")
+        scores = torch.linspace(-1, 1, 40)
+        assert "caf" in svg(score_histograms(scores, {names[0]: scores}), "a")
+    assert imread(tmp_path / "samples.png").size

@@ -312,7 +312,7 @@ def compare(argv: list[str]) -> int:
         table.add_row(escape(name), *(escape(shown(cell)) for cell in cells))
     Console().print(table)
     page = render_comparison(reports, title="Runs side by side")
-    write_atomically(out, page.encode())
+    write_atomically(out, page.encode(errors="backslashreplace"))
     print(f"page: {out}")
     return 0
 

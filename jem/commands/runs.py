@@ -203,7 +203,6 @@ def open_run(
     from jem.networks import network_from_text
     from jem.runs.model_file import build_model, read_model
 
-    sys.path.insert(0, str(Path.cwd()))
     built, content = None, read_model(path)
     if network is not None:
         settings = content["weights"]["_extra_state"]

@@ -189,4 +189,5 @@ class Drawing:
         else:
             names = scaling.columns or [f"x{i}" for i in range(x.shape[1])]
             table = pd.DataFrame(x.double().numpy(), columns=list(names))
-        write_atomically(self.table, table.assign(label=labels).to_csv(index=False).encode())
+        text = table.assign(label=labels).to_csv(index=False)
+        write_atomically(self.table, text.encode(errors="surrogateescape"))

@@ -199,7 +199,6 @@ def _make_model(config: RunConfig, splits: DataSplits) -> JEM:
     from jem.model import JEM
     from jem.networks import make_network
 
-    sys.path.insert(0, str(Path.cwd()))  # where a network of your own may be
     shape, num_classes = splits.input_shape, len(splits.classes)
     return JEM(
         make_network(config.network, shape, num_classes, config.recipe.head, config.seed),

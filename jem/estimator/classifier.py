@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from jem.checks import check_number, refuse
+from jem.checks import check_number
 from jem.data.arrays import refuse_missing
 from jem.data.scaling import unit_warning
 from jem.data.splits import DataSplits
@@ -39,7 +39,6 @@ from jem.generation import sample as draw
 from jem.model import JEM, batched_logits, joint_energy
 from jem.networks import NetworkFactory, make_network
 from jem.serving.scorer import fit_detector, fit_temperature
-from jem.training.probe import check_network
 from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
 from jem.training.state import FitResult
@@ -222,18 +221,13 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _make_model(self, splits: DataSplits, recipe: Recipe) -> JEM:
         num_classes = len(splits.classes)
-        model = JEM(
+        return JEM(
             make_network(self.network, splits.input_shape, num_classes, recipe.head, self._seed),
             input_shape=splits.input_shape,
             classes=splits.classes,
             domain=splits.domain,
             scaling=splits.scaling,
         )
-        x, labels = splits.train[:]
-        outputs = check_network(model, x[:1], labels)
-        if outputs != num_classes:
-            refuse("network", f"have {num_classes} outputs", outputs)
-        return model
 
     def _train(self, model: JEM, splits: DataSplits, recipe: Recipe) -> FitResult:
         trainer = Trainer(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
+import sys
 from collections.abc import Callable, Sequence
 from inspect import signature
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from jem.checks import check_choice, refuse
 from jem.errors import InputError
 from jem.networks.architectures import NETWORKS, network_for
 from jem.networks.companion import Classifier, Companion, companion
+from jem.networks.foreign import copied, in_one_line
 from jem.networks.heads import Head
 from jem.randomness import derive_seed, global_generators_kept
 
@@ -44,21 +46,21 @@ def make_network(
         A network (B, *shape) -> (B, K).
 
     Raises:
-        InputError: If this is neither a module nor a function, or there is no classifier for a
-            companion.
+        InputError: If this is neither a module nor a function, the function fails, or there is no
+            classifier for a companion.
     """
     if head == "companion":
         if given is None or (isinstance(given, str) and given.partition(":")[0] in NETWORKS):
             wanted = "be a classifier that you have trained, for a companion"
             refuse("network", wanted, repr(given), "name a function of yours, module:factory")
         if isinstance(given, Companion):
-            return copy.deepcopy(given)
+            return copied(given)
         classifier = make_network(given, shape, num_classes, "joint", seed)
         with global_generators_kept():
             torch.manual_seed(derive_seed(seed, "network") % 2**32)
             return companion(classifier, input_shape=shape, num_classes=num_classes)
     if isinstance(given, nn.Module):
-        return copy.deepcopy(given)
+        return copied(given)
     if given is not None and not isinstance(given, str) and not callable(given):
         wanted = "be a torch module, a name or a function (shape, number of classes) -> module"
         refuse("network", wanted, type(given).__name__)
@@ -68,7 +70,7 @@ def make_network(
             return network_for(shape, num_classes, head=head)
         if isinstance(given, str):
             return network_from_text(given, shape, num_classes, head=head)
-        return given(tuple(shape), num_classes)
+        return _made_by(given, "the function `network`", shape, num_classes)
 
 
 def network_from_text(
@@ -166,7 +168,8 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
     """Build a network of the user's from `module:factory`, called as factory(shape, num_classes).
 
     Args:
-        reference: Such as `"my_package.nets:make"`; the module is imported.
+        reference: Such as `"my_package.nets:make"`; the module is imported, where nothing else has
+            its name from the working folder too.
         shape: Shape of one input, without the batch axis.
         num_classes: K.
 
@@ -180,8 +183,22 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
     module_name, _, factory_name = reference.partition(":")
     if not module_name or not factory_name:
         raise InputError(f"a network of your own is named 'module:factory', but got {reference!r}")
+    folder = str(Path.cwd())
+    sys.path.append(folder)  # last, and for the moment: its files may have any name
     try:
-        factory = getattr(importlib.import_module(module_name), factory_name)
+        factory = _imported(module_name, factory_name)
+        network = _made_by(factory, repr(reference), shape, num_classes)
+    finally:
+        del sys.path[-1 - sys.path[::-1].index(folder)]
+    if spec_of(network) is None:
+        network.spec = reference  # type: ignore[assignment]
+    return network
+
+
+def _imported(module_name: str, factory_name: str) -> NetworkFactory:
+    """A function of the user's, by the name of its module and its own."""
+    try:
+        factory: NetworkFactory = getattr(importlib.import_module(module_name), factory_name)
     except (ImportError, AttributeError) as error:
         hint = ""
         if module_name.endswith(".py"):
@@ -189,23 +206,26 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
         elif isinstance(error, ModuleNotFoundError) and error.name == module_name.split(".")[0]:
             hint = f"; run in the folder that holds {error.name}.py, or put it on PYTHONPATH"
         raise InputError(
-            f"cannot find the network factory {reference!r}: {error}{hint}"
+            f"cannot find the network factory '{module_name}:{factory_name}': {error}{hint}"
         ) from error
     except Exception as error:
-        raise InputError(f"importing {module_name!r} failed: {_in_one_line(error)}") from error
+        raise InputError(f"importing {module_name!r} failed: {in_one_line(error)}") from error
+    return factory
+
+
+def _made_by(
+    factory: NetworkFactory, name: str, shape: Sequence[int], num_classes: int
+) -> nn.Module:
+    """What a function of the user's makes of the shape of one input and the number of classes."""
     try:
         network = factory(tuple(shape), num_classes)
     except Exception as error:
         raise InputError(
-            f"{reference!r} was called with (shape, num_classes) = "
-            f"({tuple(shape)}, {num_classes}) and failed: {_in_one_line(error)}"
+            f"{name} was called with (shape, num_classes) = ({tuple(shape)}, {num_classes}) and "
+            f"failed: {in_one_line(error)}"
         ) from error
     if not isinstance(network, nn.Module):
-        raise InputError(
-            f"{reference!r} must return a torch.nn.Module, but got {type(network).__name__}"
-        )
-    if spec_of(network) is None:
-        network.spec = reference  # type: ignore[assignment]
+        raise InputError(f"{name} must return a torch.nn.Module, but got {type(network).__name__}")
     return network
 
 
@@ -230,9 +250,3 @@ def spec_of(network: nn.Module | None) -> dict[str, Any] | str | None:
     spec = getattr(network, "spec", None)
     ours = isinstance(spec, dict) and spec.get("name") in NETWORKS
     return spec if ours or (isinstance(spec, str) and ":" in spec) else None
-
-
-def _in_one_line(error: Exception) -> str:
-    """Kind and first lines of an error in the user's code."""
-    first = " ".join(line.strip() for line in str(error).splitlines()[:2])
-    return f"{type(error).__name__}: {first}" if first else type(error).__name__

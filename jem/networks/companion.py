@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from jem.checks import check_integer, refuse
 from jem.errors import InputError
 from jem.networks.architectures import network_for
+from jem.networks.foreign import copied, why_no_density
 
 POOLED_SIZE = 32
 """Pixels a side that the usual energy network sees at most; larger images are average-pooled."""
@@ -40,7 +40,7 @@ class FrozenClassifier:
         self.module: nn.Module | None = None
         self._function: Callable[[Tensor], Any] = classifier
         if isinstance(classifier, nn.Module):
-            self.module = deepcopy(classifier).eval().requires_grad_(False)
+            self.module = copied(classifier).eval().requires_grad_(False)
             self._function = self.module
 
     def __deepcopy__(self, memo: Any) -> FrozenClassifier:  # noqa: ANN401
@@ -183,7 +183,7 @@ def _check(classifier: FrozenClassifier, shape: tuple[int, ...], num_classes: in
     if logits.shape != (2, num_classes):
         wanted = f"return logits of shape (B, {num_classes}) for inputs (B, *{shape})"
         refuse("classifier", wanted, f"shape {tuple(logits.shape)} for two inputs")
-    if bool((logits >= 0).all()) and bool((logits.sum(dim=1) - 1).abs().max() < 1e-4):
+    if why_no_density(logits.detach(), ()):
         refuse(
             "classifier", "return logits", "probabilities, which sum to one",
             "leave out its softmax, or return their logarithm",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Literal
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from jem.checks import refuse
 from jem.errors import InputError
+from jem.networks.foreign import copied
 
 Head = Literal["joint", "factored"]
 
@@ -117,7 +117,7 @@ def factored(network: nn.Module, layer: str | None = None) -> Factored:
         >>> factored(body)(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
-    network = deepcopy(network)
+    network = copied(network)
     linear = {name: m for name, m in network.named_modules() if type(m) is nn.Linear and name}
     layer = next(reversed(linear), "") if layer is None else layer
     if layer not in linear:
@@ -137,28 +137,6 @@ def factored(network: nn.Module, layer: str | None = None) -> Factored:
 
 
 HEADS: dict[str, Callable[[int, int], nn.Module]] = {"joint": JointHead, "factored": FactoredHead}
-
-
-_KEEP_VALUES = {
-    "Alias", "Clone", "Permute", "Select", "Slice", "Squeeze", "ToCopy", "Transpose", "UnsafeView",
-    "Unsqueeze", "View",
-}  # fmt: skip
-"""Operations of torch's graph that give values another shape, order, place or type alone."""
-
-
-def ends_in_softmax(logits: Tensor) -> bool:
-    """Whether the last operation that made values is a softmax or its logarithm.
-
-    It looks at the graph of the logits, not at their values: the logsumexp of a factored head may
-    be 0 too, before the head has learned.
-
-    Args:
-        logits: What a network returned, with its graph.
-    """
-    last = logits.grad_fn
-    while last is not None and last.name().split("Backward")[0] in _KEEP_VALUES:
-        last = last.next_functions[0][0]
-    return last is not None and "softmax" in last.name().lower()
 
 
 def log_density(logits: Tensor) -> Tensor:

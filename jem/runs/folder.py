@@ -1,8 +1,10 @@
 """A run folder: its files, written whole or not at all, and who may write to it."""
 
+import errno
 import json
 import os
 import secrets
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,9 @@ from typing import IO, Any
 import filelock
 
 from jem.errors import RunFolderError
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a file system answers that has no locks, such as NFS without their daemon."""
 
 WRITTEN = (
     "metrics.jsonl", "samples.png", "model.pt", "best.pt", "report.html", "report.json",
@@ -42,6 +47,8 @@ class RunFolder:
     def claimed(self, resume: bool) -> Iterator[None]:
         """Make the folder and hold it against other processes; a killed one frees it.
 
+        Where the file system has no locks, a warning says that nothing holds it.
+
         Args:
             resume: Whether a run in it is to be gone on with, or must not be there.
 
@@ -72,9 +79,14 @@ class RunFolder:
                 f"another process is training in {self.path}; wait for it or choose another folder"
             ) from error
         except OSError as error:
-            raise RunFolderError(
-                f"cannot write to the run folder {self.path}: {error.strerror or error}"
-            ) from error
+            if error.errno not in NO_LOCKS:
+                raise RunFolderError(
+                    f"cannot write to the run folder {self.path}: {error.strerror or error}"
+                ) from error
+            warnings.warn(
+                f"the file system of {self.path} has no locks: let no other process train there",
+                stacklevel=3,
+            )
         try:
             remove_unfinished(self.path)
             remove_unfinished(self.checkpoints)

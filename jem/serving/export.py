@@ -23,6 +23,7 @@ from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector, Option
 from jem.evaluation.ood.scores import REASONS, SCORES
 from jem.model import JEM, check_model, evaluation_mode, joint_energy
+from jem.networks.foreign import copied, in_one_line
 from jem.runs.folder import write_atomically
 
 INPUT = "inputs"
@@ -53,6 +54,8 @@ def export_onnx(
     The metadata name `input_shape` (without B) and `layout`. Nothing checks the values: an input
     with NaN gets NaN for logits and energy, and is flagged; one on another scale gets nonsense.
 
+    A network in half precision is exported in float32, which every engine computes in.
+
     Args:
         model: The model, exported in evaluation mode; it is left as it was.
         path: The file to write, whole or not at all.
@@ -70,7 +73,8 @@ def export_onnx(
 
     Raises:
         InputError: If a package is missing, the network cannot be traced, the input shape is not
-            known, or the detector cannot be exported.
+            known, the detector cannot be exported, or onnxruntime, where it is installed, does not
+            take the file.
         RunFolderError: If the file cannot be written.
 
     Example:
@@ -87,6 +91,8 @@ def export_onnx(
     check_model(model)
     if detector is not None:
         _check_detector(model, detector)
+    if any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()):
+        model = copied(model).float()
     graph = _Graph(model, detector, temperature)
     example = graph.example()
     with torch.no_grad(), evaluation_mode(graph), warnings.catch_warnings():
@@ -113,8 +119,25 @@ def export_onnx(
     _name_batch(proto)
     for key, value in about.items():
         proto.metadata_props.add(key=key, value=json.dumps(value))
-    write_atomically(Path(path), proto.SerializeToString())
+    content = proto.SerializeToString()
+    _read_back(content, example)
+    write_atomically(Path(path), content)
     return about
+
+
+def _read_back(content: bytes, example: Tensor) -> None:
+    """Refuse a file that onnxruntime does not take, where it is installed."""
+    try:
+        import onnxruntime
+    except ImportError:
+        return
+    try:
+        onnxruntime.InferenceSession(content).run(None, {INPUT: example.numpy(force=True)})
+    except Exception as error:
+        raise InputError(
+            f"onnxruntime does not take the exported network: {in_one_line(error)[:300]} "
+            "(`model.float()` brings it to the usual precision)"
+        ) from error
 
 
 class _Graph(nn.Module):

@@ -166,7 +166,7 @@ def fit_detector(
         held_out = SCORES[score].fitted_on == "validation" and len(splits.validation)
         part = "validation" if held_out else "train"
         detector.fit_reference(_batches(splits, part, batch_size))
-    detector.check_density(_part_of(splits, "calibration")[:1][0])
+    detector.check_network(_part_of(splits, "calibration")[:2][0])
     if acceptance_rate is None:
         acceptance_rate = largest_acceptance_rate(len(splits.calibration))
     scores = [

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jem.errors import RunFolderError
+from jem.errors import JemError, RunFolderError
 from jem.generation import sample
 from jem.model import JEM
+from jem.networks.foreign import in_one_line
 from jem.objectives import Batch
 from jem.progress import ProgressBar
 from jem.runs.folder import RunFolder
@@ -233,11 +234,13 @@ def step_figures(
 
 @contextmanager
 def spared(picture: Path) -> Iterator[None]:
-    """Warn where a picture cannot be written: it is not worth a run."""
+    """Warn where a picture cannot be made or written: it is not worth a run."""
     try:
         yield
-    except OSError as error:
-        reason = error.strerror or error
+    except JemError:  # of the model, not of its picture
+        raise
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or in_one_line(error)
         warnings.warn(f"cannot write {picture}: {reason}; the run goes on", stacklevel=3)
 
 

@@ -6,7 +6,6 @@ import contextlib
 import itertools
 import statistics
 import time
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,11 +16,12 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from jem.checks import check_labels, refuse
 from jem.data.batches import as_part, augment
 from jem.errors import InputError
-from jem.model import JEM, check_no_softmax, evaluation_mode
+from jem.model import JEM, check_network, evaluation_mode
+from jem.networks.foreign import copied, in_one_line
 from jem.objectives import NEEDS, Batch, Objective
 from jem.randomness import global_generators_kept
 from jem.sampling.langevin import energy_and_gradient
-from jem.training.process import isolated_randomness, lowered
+from jem.training.process import determinism_or_warning, isolated_randomness, lowered
 from jem.training.recipe import ResolvedRecipe
 from jem.training.safeguards import Diverged
 from jem.training.steps import joint_forward
@@ -30,29 +30,54 @@ if TYPE_CHECKING:
     from jem.training.trainer import Trainer
 
 
-def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
-    """Number of classes, after a look at the network in evaluation mode.
+def probe(
+    model: JEM,
+    recipe: ResolvedRecipe,
+    objective: Objective,
+    x: Tensor,
+    labels: Tensor,
+    batch_size: int,
+) -> int:
+    """Refuse what only the first update would find, before anything is written.
 
     Args:
-        model: The model.
-        x: One or two examples, shape (B, *shape).
+        model: The model, on its device.
+        recipe: The recipe.
+        objective: What trains the density.
+        x: Some training inputs, shape (B, *shape).
         labels: Class indices of the training data, shape (N,).
+        batch_size: Examples of an update.
+
+    Returns:
+        Number of classes, K.
 
     Raises:
-        InputError: If the network does not take such inputs, lets rows of a batch interact, or has
-            no output for a label or no name for an output.
+        InputError: If the network cannot be trained on such data, or not by this recipe.
     """
-    try:
-        with torch.no_grad(), evaluation_mode(model):
-            x = x.to(model.device)
-            together = model.logits(x.clone())  # some networks change what they are given
-            alone = torch.cat([model.logits(row[None].clone()) for row in x])
-    except (RuntimeError, ValueError) as error:
+    flip, shift = recipe.augment_flip, recipe.augment_shift
+    augment(x[:1], shift=shift, flip=flip, noise_std=0.0, generator=torch.Generator())
+    if unknown := objective.needs - NEEDS:
+        refuse("needs", f"be among {sorted(NEEDS)}", sorted(unknown))
+    if recipe.gradient_blur and objective.needs and x.ndim != 4:
+        refuse("gradient_blur", "be 0 for inputs that are no images", recipe.gradient_blur)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(
-            f"the network does not take inputs of shape {tuple(x.shape[1:])}: "
-            f"{next(iter(str(error).splitlines()), type(error).__name__)}"
-        ) from error
-    num_classes, highest = together.shape[1], int(labels.max())
+            "the network has no parameter to train: set `requires_grad` of those that may change"
+        )
+    x = x[:2].to(model.device)
+    with determinism_or_warning():
+        num_classes = check_network(model, x).shape[1]
+        _check_classes(model, labels, num_classes)
+        if not recipe.freeze_norm_and_dropout:
+            _check_training_mode(model.marginal, x, batch_size, "chains" in objective.needs)
+        if recipe.epochs and objective.needs & {"chains", "input_gradients"}:
+            _check_gradient(model, recipe, x)
+    return num_classes
+
+
+def _check_classes(model: JEM, labels: Tensor, num_classes: int) -> None:
+    """Refuse a network that has no output for a label, or no name for an output."""
+    highest = int(labels.max())
     named = 1 if model.classes is None else len(model.classes)
     if num_classes == 1 and (named > 1 or int(labels.min()) < highest):
         wanted = max(named, highest + 1)  # K = 1 is a density, of one class
@@ -64,56 +89,24 @@ def check_network(model: JEM, x: Tensor, labels: Tensor) -> int:
         refuse("classes", f"name each of {num_classes} outputs of the network", model.classes)
     if num_classes > 1:
         check_labels("labels", labels, len(labels), num_classes)
-    if (together - alone).abs().max() > 0.01 * (1 + together.abs().max()):
+
+
+def _check_gradient(model: JEM, recipe: ResolvedRecipe, x: Tensor) -> None:
+    """Refuse a network along which nothing can be moved."""
+    try:
+        with lowered(recipe.precision, model.device), evaluation_mode(model):
+            energy_and_gradient(x, model.energy)
+    except (InputError, RuntimeError) as error:
         raise InputError(
-            "logits of one row depend on the other rows of its batch, in evaluation mode: chains "
-            "would too; batch normalisation must keep running statistics"
-        )
-    return num_classes
+            "the energy has no gradient with respect to the inputs: the network must be "
+            "differentiable, without `torch.no_grad` or changes in place "
+            f"({in_one_line(error.__cause__ or error)})"
+        ) from error
 
 
-def probe(
-    model: JEM, recipe: ResolvedRecipe, objective: Objective, x: Tensor, batch_size: int
-) -> None:
-    """Refuse what only the first update would find, before anything is written."""
-    flip, shift = recipe.augment_flip, recipe.augment_shift
-    augment(x[:1], shift=shift, flip=flip, noise_std=0.0, generator=torch.Generator())
-    if unknown := objective.needs - NEEDS:
-        refuse("needs", f"be among {sorted(NEEDS)}", sorted(unknown))
-    if recipe.gradient_blur and objective.needs and x.ndim != 4:
-        refuse("gradient_blur", "be 0 for inputs that are no images", recipe.gradient_blur)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise InputError(
-            "the network has no parameter to train: set `requires_grad` of those that may change"
-        )
-    if batch_size == 1 and not recipe.freeze_norm_and_dropout:
-        try:
-            with torch.no_grad():
-                deepcopy(model).train().logits(x[:1].to(model.device))
-        except ValueError:
-            remedy = "or set `freeze_norm_and_dropout`"
-            refuse("batch_size", "be 2 or more under batch normalisation", 1, remedy)
-    x = x[:2].to(model.device)
-    if "chains" in objective.needs and not recipe.freeze_norm_and_dropout:
-        _check_training_mode(model.marginal, x)
-    with lowered(recipe.precision, model.device):
-        check_no_softmax(model, x)
-        if not recipe.epochs or objective.needs.isdisjoint({"chains", "input_gradients"}):
-            return
-        try:
-            with evaluation_mode(model):
-                energy_and_gradient(x, model.energy)
-        except RuntimeError as error:
-            raise InputError(
-                "the energy has no gradient with respect to the inputs: the network must be "
-                f"differentiable, without `torch.no_grad` or changes in place "
-                f"({str(error).splitlines()[0]})"
-            ) from error
-
-
-def _check_training_mode(model: JEM, x: Tensor) -> None:
-    """Refuse a network that would learn from chains something else than it computes later."""
-    for name, module in model.network.named_modules():
+def _check_training_mode(model: JEM, x: Tensor, batch_size: int, chains: bool) -> None:
+    """Refuse a network that fails, or learns from chains something else than it computes later."""
+    for name, module in model.network.named_modules() if chains else ():
         if isinstance(module, _InstanceNorm) and module.track_running_stats:
             refuse(
                 f"network.{name}", "normalise each input by itself", "running statistics",
@@ -122,12 +115,26 @@ def _check_training_mode(model: JEM, x: Tensor) -> None:
         if isinstance(module, nn.SyncBatchNorm) and dist.is_initialized():
             remedy = "leave it as it was: each process then normalises its part of a batch"
             refuse(f"network.{name}", "be no SyncBatchNorm", "one", remedy)
+    trial = copied(model).train()
+    with torch.no_grad(), global_generators_kept([x.device] if x.is_cuda else []):
+        try:
+            trial.logits(x[:batch_size].clone())
+        except InputError as error:
+            if batch_size > 1 or not isinstance(error.__cause__, ValueError):
+                raise
+            remedy = "or set `freeze_norm_and_dropout`"
+            refuse("batch_size", "be 2 or more under batch normalisation", 1, remedy)
+        if chains:
+            _check_beside_chains(trial, x)
+
+
+def _check_beside_chains(model: JEM, x: Tensor) -> None:
+    """Refuse a network that in training mode lets chains reach the logits of data."""
     batch = Batch(x, torch.zeros(len(x)), x)
     data = []
     for unlikely in (x, torch.zeros_like(x)):
-        with torch.no_grad(), global_generators_kept():
-            torch.manual_seed(0)
-            data.append(joint_forward(deepcopy(model).train(), batch, unlikely).data)
+        torch.manual_seed(0)
+        data.append(joint_forward(model, batch, unlikely).data)
     if (data[0] - data[1]).abs().max() > 0.01 * (1 + data[0].abs().max()):
         raise InputError(
             "logits of data depend on the chains beside them, in training mode: use torch's own "

@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,8 @@ from jem.randomness import derive_seed, global_generators_kept
 
 T = TypeVar("T")
 
+LACKING = "does not have a deterministic implementation"
+"""What torch says of an operation, after its name."""
 LEAVE_SECONDS = 0.5
 """How long a process waits for its communication threads before it ends."""
 
@@ -220,7 +223,8 @@ def one_for_all(ranks: Processes) -> Iterator[None]:
 def isolated_randomness(device: torch.device) -> Iterator[None]:
     """Leave torch's generator as it was; use deterministic algorithms on the CPU meanwhile.
 
-    Both belong to the whole process: fits in threads take turns.
+    Both belong to the whole process: fits in threads take turns. An operation that has no such
+    algorithm raises only where the user wants it so.
     """
     devices = [device] if device.type == "cuda" else []
     with global_generators_kept(devices):
@@ -228,13 +232,27 @@ def isolated_randomness(device: torch.device) -> Iterator[None]:
         warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
         fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
         if device.type == "cpu":
-            torch.use_deterministic_algorithms(True)
+            torch.use_deterministic_algorithms(True, warn_only=warn_only or not deterministic)
             torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
             torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+
+
+@contextmanager
+def determinism_or_warning() -> Iterator[None]:
+    """Give up deterministic algorithms until `isolated_randomness` ends, where one is missing."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for text in (str(warning.message) for warning in told):
+        if LACKING in text:
+            torch.use_deterministic_algorithms(False)
+            why = f"{text.split()[0]} in the network is not deterministic"
+            warnings.warn(f"{why}: the same seed may not give the same bits", stacklevel=3)
+            break
 
 
 def lowered(precision: str, device: torch.device) -> torch.autocast:
@@ -249,13 +267,22 @@ def lowered(precision: str, device: torch.device) -> torch.autocast:
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Turn SIGINT and SIGTERM into a flag; outside the main thread they keep their meaning."""
+    """Turn the first SIGINT and the first SIGTERM into a flag; a second one ends what hangs.
+
+    One of each may mean a single stop: `torchrun` sends the other after Ctrl-C. Outside the main
+    thread they keep their meaning.
+    """
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     signals = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: stop.set()) for number in signals}
+
+    def heard(number: int, _: Any) -> None:  # noqa: ANN401
+        stop.set()
+        signal.signal(number, before[number])
+
+    before: dict[int, Any] = {number: signal.signal(number, heard) for number in signals}
     try:
         yield stop
     finally:

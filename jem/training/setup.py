@@ -38,7 +38,7 @@ from jem.sampling.langevin import LangevinStep
 from jem.sampling.outliers import Outliers
 from jem.sampling.settings import SamplerSettings
 from jem.training.base import fit_base
-from jem.training.probe import check_network, probe
+from jem.training.probe import probe
 from jem.training.process import Processes
 from jem.training.recipe import Recipe, ResolvedRecipe
 from jem.training.steps import StepContext
@@ -141,7 +141,6 @@ def build(
         )
     x, labels = examples_of(train)
     all_labels = _labels_of(train, labels, every=recipe.class_weight == "balanced")
-    num_classes = check_network(model, x[:2], all_labels)
 
     def stream(name: str, batch_size: int) -> BatchStream:
         made = BatchStream(train, batch_size, seed=seed, name=name, device=model.device)
@@ -151,7 +150,7 @@ def build(
     labelled = stream("labelled", recipe.batch_size)
     resolved = recipe.resolved(x.shape[1:], len(labelled), model.classes or ())
     objective = objective or make_objective(resolved)
-    probe(model, resolved, objective, x, labelled.batch_size)
+    num_classes = probe(model, resolved, objective, x, all_labels, labelled.batch_size)
     _set_up_model(model, x, num_classes)
 
     density = None

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import platform
 import time
-from copy import deepcopy
 from dataclasses import asdict, dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from jem.errors import RunFolderError
 from jem.model import JEM
 from jem.networks.build import spec_of
+from jem.networks.foreign import copied
 from jem.sampling.buffer import ReplayBuffer
 from jem.training.optimisation import make_optimizer, moving_average
 from jem.training.recipe import Recipe
@@ -75,14 +74,17 @@ class RunState:
     Args:
         model: The model, on its device.
         context: What the run was built of: recipe, chains, generator, processes.
+
+    Attributes:
+        averaged_model: The model with averaged weights and statistics.
     """
 
     def __init__(self, model: JEM, context: StepContext) -> None:
         self.model, self.device = model, model.device
         self.chains, self.ranks, recipe = context.chains, context.ranks, context.recipe
         self.optimizer = make_optimizer(recipe, model)
-        self._average = AveragedModel(model, use_buffers=True)
-        self._update = moving_average(recipe.ema_decay, lambda: int(self._average.n_averaged))
+        self.averaged_model, self._averaged = copied(model), 0
+        self._update = moving_average(recipe.ema_decay, lambda: self._averaged)
         self.guard: EpochGuard | None = None
         self.progress = Progress()
         self.sums = torch.zeros(3, device=self.device)  # of the epoch: see `add_losses`
@@ -91,20 +93,14 @@ class RunState:
         if self.chains is not None:
             self._generators["chains"] = self.chains.generator
 
-    @property
-    def averaged_model(self) -> JEM:
-        """The model with averaged weights and statistics."""
-        return cast(JEM, self._average.module)
-
     def update_average(self) -> None:
         """Take the model's weights and statistics into the average."""
         averaged, current = (
             [value.detach() for value in (*model.parameters(), *model.buffers())]
             for model in (self.averaged_model, self.model)
         )
-        # `AveragedModel.update_parameters` copies its count to the device, and waits for that.
         self._update(averaged, current)
-        self._average.n_averaged += 1
+        self._averaged += 1
 
     def tick(self, *, counted: bool = True) -> None:
         """Count the time since the last call as time of training, or leave it out."""
@@ -140,7 +136,7 @@ class RunState:
         """The model of the most accurate epoch, where none was within the margin."""
         if self.guard is None or not self.guard.why_as_given:
             return None
-        model = deepcopy(self.averaged_model)
+        model = copied(self.averaged_model)
         model.load_state_dict(self.guard.best["weights"])
         return model.eval()
 
@@ -160,7 +156,7 @@ class RunState:
                 "model": self.model.network.state_dict(),
                 "average": self.averaged_model.state_dict(),
             },
-            "averaged": int(self._average.n_averaged),
+            "averaged": self._averaged,
             "optimizers": {"parameters": self.optimizer.state_dict()},
             "chains": None if self.chains is None else self._joined(self.chains.buffer),
             "sums": self.ranks.gather(self.sums),
@@ -196,7 +192,7 @@ class RunState:
         self.model.network.load_state_dict(state["modules"]["model"])
         self.averaged_model.load_state_dict(state["modules"]["average"])
         self.model.set_extra_state(self.averaged_model.get_extra_state())
-        self._average.n_averaged.fill_(state["averaged"])
+        self._averaged = state["averaged"]
         self.optimizer.load_state_dict(state["optimizers"]["parameters"])
         for name, generator in self._generators.items():
             generator.set_state(generators[name])

@@ -169,8 +169,8 @@ class Trainer:
             recipe = self.context.recipe
             for line in filter(None, (head_advice(self.model, recipe), recipe.augmentation)):
                 self.monitor.bar.message(line)
-            self._stop = stack.enter_context(stop_signals())
-            epochs = self._run(valid, on_epoch)
+            with stop_signals() as self._stop:
+                epochs = self._run(valid, on_epoch)
             self._finish()
         progress, why = self.state.progress, self.state.why_as_given
         if progress.iteration and why and self.ranks.first:
@@ -200,6 +200,7 @@ class Trainer:
             if on_epoch is not None:
                 stop |= bool(on_epoch(epochs[epoch]))
             self.state.progress.stopped = self.ranks.any(stop, self.device)
+            self._heed_stop()
         return [epochs[epoch] for epoch in sorted(epochs)]
 
     def fit_epoch(self, epoch: int, start: int = 0) -> None:
@@ -214,8 +215,7 @@ class Trainer:
             self.train_step(batch)
             if self.state.progress.iteration % self.recipe.checkpoint_every == 0:
                 self._save()
-            if self.ranks.any(self._stop.is_set(), self.device):
-                self._interrupt()
+            self._heed_stop()
 
     def train_step(self, batch: Batch) -> StepResult:
         """Update the parameters and move the chains, or refuse both.
@@ -311,8 +311,7 @@ class Trainer:
             self.model, self._asked, train, self.seed, self.ranks,
             self.objective, self.class_weight,
         )  # fmt: skip
-        self.recipe = self.context.recipe
-        self.num_epochs = self.context.recipe.epochs
+        self.recipe, self.num_epochs = self.context.recipe, self.context.recipe.epochs
         self.total_iterations = self.num_epochs * len(self.batches)
         self.trained = self.model.marginal  # what updates compute with
         self.state = RunState(self.model, self.context)
@@ -383,12 +382,13 @@ class Trainer:
             with spared(self.folder.samples):
                 draw_samples(self.model, self.seed, self.folder.samples)
 
-    def _interrupt(self) -> None:
+    def _heed_stop(self) -> None:
+        if not self.ranks.any(self._stop.is_set(), self.device):
+            return
         self._save()
         saved = "nothing was saved"
         if self.folder is not None:
-            saved = f"the state is in {self.folder.path}; go on with "
-            saved += "--resume, or fit(..., resume=True)"
+            saved = f"the state is in {self.folder.path}, for --resume or fit(..., resume=True)"
         raise TrainingInterrupted(
             f"stopped at iteration {self.state.progress.iteration} of {self.total_iterations}; "
             f"{saved}"

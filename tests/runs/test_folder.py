@@ -1,5 +1,6 @@
 """A run folder: who may write to it; and files that are written whole or not at all."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -90,6 +91,16 @@ def test_a_process_that_is_killed_frees_the_folder(tmp_path):
         first.wait()
     with claim(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch, number):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.warns(UserWarning, match="has no locks"), claim(tmp_path):
+        write_atomically(tmp_path / "file", b"content")
 
 
 # -- files

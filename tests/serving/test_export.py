@@ -258,6 +258,28 @@ class Branching(nn.Linear):
         return super().forward(x if x.sum() > 0 else -x)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_of_any_precision_is_exported_to_one_that_engines_take(dtype, tmp_path):
+    model = jem.JEM(mlp((2,), 3, width=8).to(dtype), input_shape=(2,)).eval()
+    x = torch.randn(7, 2)
+    export_onnx(model, tmp_path / "model.onnx")
+    logits = run_onnx(tmp_path / "model.onnx", x.numpy())["logits"]
+    assert logits.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    coarse = {"rtol": 0, "atol": 20 * torch.finfo(dtype).eps}
+    torch.testing.assert_close(logits, model.logits(x).detach(), **coarse, check_dtype=False)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+
+
+def test_a_file_that_the_engine_does_not_take_is_not_written(point_model, tmp_path, monkeypatch):
+    def refuse(content):
+        raise NotImplementedError("no implementation for Gemm(13)")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", refuse)
+    with pytest.raises(InputError, match=r"does not take the exported network: .* Gemm\(13\)"):
+        export_onnx(point_model, tmp_path / "model.onnx")
+    assert not (tmp_path / "model.onnx").exists()
+
+
 class FixedSize(nn.Linear):
     def forward(self, x):
         return super().forward(x.view(2, 2))

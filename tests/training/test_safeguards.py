@@ -22,7 +22,7 @@ BAD = [math.nan, math.inf, -math.inf]
 def step_result(loss=1.0, energy_data=0.0, energy_negative=1.0, chain=0.5):
     data, negative = torch.tensor([energy_data, 0.0]), torch.tensor([energy_negative, 1.0])
     x = torch.tensor([[chain, 0.0], [0.0, 0.0]])
-    draw = Draw(torch.arange(2), torch.zeros(2, 2), None, torch.zeros(2, dtype=torch.int64))
+    draw = Draw(torch.arange(2), torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
     terms = Terms(torch.tensor(loss), {"gap": negative.mean() - data.mean()})
     proposed = ProposedChains(draw, x, 1, x)
     return StepResult(terms, torch.zeros(2, 3), Energies(data, negative), proposed)

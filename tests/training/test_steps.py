@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from jem import networks
+from jem.errors import InputError
 from jem.model import JEM
 from jem.sampling import ReplayBuffer, UniformBase
 from jem.sampling.buffer import PersistentChains
@@ -349,7 +350,7 @@ def test_the_mode_comes_back_after_an_error(step):
     network = NETWORKS["both"]()
     network.body.append(Breaks())
     recipe = make_recipe(step)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(InputError, match="RuntimeError: out of memory"):
         take_step(JEM(network), make_batch(), context_of(recipe, make_negatives(recipe)), 1.0, 0)
     assert all(m.training for m in network.modules())
 

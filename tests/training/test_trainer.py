@@ -290,10 +290,10 @@ def test_sigint_saves_and_resume_ends_in_the_same_bits(tmp_path, train):
 
     before = signal.getsignal(signal.SIGINT)
     trainer = Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu")
-    with pytest.raises(TrainingInterrupted, match="stopped at iteration 7 of 24"):
+    with pytest.raises(TrainingInterrupted, match="stopped at iteration 6 of 24"):
         trainer.fit(train, on_epoch=interrupt)
     assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(TrainingInterrupted, match="stopped at iteration 13 of 24"):
+    with pytest.raises(TrainingInterrupted, match="stopped at iteration 12 of 24"):
         Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(
             train, resume=True, on_epoch=interrupt
         )
@@ -402,7 +402,7 @@ def test_a_network_that_does_not_fit_what_is_said_of_it_is_refused(train):
 
     three = JEM(networks.mlp((2,), 2), classes=("a", "b", "c"))
     refused(three, "`classes`")
-    refused(JEM(networks.mlp((2,), 2), input_shape=(3,)), r"of shape \(2,\)")
+    refused(JEM(networks.mlp((2,), 2), input_shape=(3,)), r"have shape \(B, 3\)")
     refused(model_of(), "`valid`", valid=(torch.rand(4, 3), train[1][:4]))
     frozen = model_of()
     frozen.requires_grad_(False)
@@ -602,8 +602,10 @@ def test_lowered_precision_is_that_of_the_body_alone_and_learns_as_well(changes,
     seen = set()
     body = model.network.body[1]
     body.register_forward_hook(
-        lambda _, inputs, output: seen.add((torch.is_grad_enabled(), output.dtype))
-    )
+        lambda _, inputs, output: (
+            seen.add((torch.is_grad_enabled(), output.dtype)) if len(output) > 2 else None
+        )
+    )  # the first look at the network sees two rows
     recipe = replace(SMALL, epochs=20, learning_rate=5e-3, **changes, precision="bfloat16")
     trainer = Trainer(model, recipe, device="cpu")
     result = trainer.fit(train, blobs(seed=1))

@@ -163,16 +163,43 @@ def test_one_thread_at_a_time_is_where_randomness_is_isolated():
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-def test_a_picture_that_cannot_be_written_does_not_end_a_run(tmp_path, monkeypatch):
-    def full(figure, path):
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), TypeError("no font for this name")]
+)
+def test_a_picture_that_cannot_be_written_does_not_end_a_run(tmp_path, monkeypatch, error):
+    def fails(figure, path):
+        raise error
 
-    monkeypatch.setattr("jem.plotting.save_figure", full)
+    monkeypatch.setattr("jem.plotting.save_figure", fails)
     folder = tmp_path / "run"
-    with pytest.warns(UserWarning, match=r"cannot write .*samples.png: No space left"):
+    with pytest.warns(UserWarning, match=rf"cannot write .*samples.png: .*{error.args[-1]}"):
         result = Trainer(model_of(), SMALL, run_dir=folder, device="cpu").fit(blobs())
     assert result.kept_epoch == 4
     assert (folder / "metrics.jsonl").read_text().count('"kind": "end"') == 1
+
+
+class Unpools(nn.Module):
+    """Holds an operation that torch has no deterministic form of."""
+
+    def __init__(self):
+        super().__init__()
+        self.pool, self.unpool = nn.MaxPool1d(2, return_indices=True), nn.MaxUnpool1d(2)
+        self.last = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.last(self.unpool(*self.pool(x[:, None])).flatten(1))
+
+
+def test_an_operation_that_is_not_deterministic_is_allowed_and_told():
+    recipe = replace(SMALL, epochs=1)
+    with pytest.warns(UserWarning, match="unpooling.* in the network is not deterministic"):
+        Trainer(JEM(Unpools()), recipe, device="cpu").fit(blobs())
+    torch.use_deterministic_algorithms(True)
+    try:  # unless it is the user who forbids it
+        with pytest.raises(InputError, match="does not have a deterministic implementation"):
+            Trainer(JEM(Unpools()), recipe, device="cpu").fit(blobs())
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 class Blind(nn.Linear):

@@ -15,6 +15,7 @@ from jem.errors import TrainingInterrupted
 from jem.model import JEM
 from jem.training.monitor import read_metrics
 from jem.training.probe import seconds_per_update
+from jem.training.process import stop_signals
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES, recipe_from
 from jem.training.trainer import Trainer
@@ -165,3 +166,34 @@ def test_a_signal_in_the_last_iteration_leaves_the_end_to_resume(tmp_path):
     result = trainer.fit(blobs(), blobs(seed=1), resume=True)
     assert [m["epoch"] for m in result.epochs] == [1]
     assert_same_bits(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_last_validation_is_heard(number, tmp_path):
+    class Held(torch.utils.data.Dataset):
+        x, y = blobs()
+        seen = 0
+
+        def __len__(self):
+            return len(self.x)
+
+        def __getitem__(self, index):
+            self.seen += 1
+            if self.seen == 60:
+                os.kill(os.getpid(), number)
+            return self.x[index], self.y[index]
+
+    recipe, held = replace(SMALL, epochs=1), Held()
+    with pytest.raises(TrainingInterrupted, match="iteration 6 of 6; the state is in"):
+        Trainer(model_of(), recipe, run_dir=tmp_path, device="cpu").fit(blobs(), held)
+    resumed = Trainer(model_of(), recipe, run_dir=tmp_path, device="cpu")
+    assert resumed.fit(blobs(), held, resume=True).kept_epoch == 1
+
+
+def test_a_second_signal_of_a_kind_ends_what_hangs():
+    with stop_signals() as stop:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+            assert stop.is_set()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

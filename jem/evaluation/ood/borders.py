@@ -1,6 +1,8 @@
-"""What a detector refuses: calibration inputs in other units, or too few, and scores of NaN."""
+"""What a detector refuses or doubts: calibration inputs in other units, too few or all alike."""
 
 from __future__ import annotations
+
+import warnings
 
 from torch import Tensor
 
@@ -44,6 +46,17 @@ def check_scores(scores: Tensor) -> None:
     """
     if bool(scores.isnan().any()):
         refuse("scores", "be numbers", f"NaN for input {int(scores.isnan().nonzero()[0])}")
+
+
+def doubt_ties(scores: Tensor, slack: Tensor) -> None:
+    """Warn where more than half of calibration scores (n,) are the same within `slack`."""
+    tied = int(((scores - scores.median()).abs() <= slack).sum())
+    if tied > max(1, len(scores) / 2):
+        warnings.warn(
+            f"{tied} of {len(scores)} calibration scores are the same: the score does not tell "
+            "these inputs apart, and may flag all others or none",
+            stacklevel=4,
+        )
 
 
 def check_units(x: Tensor, model: JEM) -> None:

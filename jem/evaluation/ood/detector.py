@@ -16,9 +16,10 @@ from jem.evaluation.ood.borders import (
     check_acceptance_rate,
     check_scores,
     check_units,
+    doubt_ties,
 )
 from jem.evaluation.ood.scores import REASONS, SCORES, Fit, features_of
-from jem.model import JEM, batched_logits, check_model, check_no_softmax, inference, on_model
+from jem.model import JEM, batched_logits, check_model, check_network, inference, on_model
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -153,12 +154,12 @@ class OODDetector:
         Raises:
             InputError: If n is too small for that share (0.95 needs 19, 0.99 needs 99; twice as
                 many where `"combined"` has no reference), a score is NaN, or the inputs do not
-                fit: also where most lie far outside the domain. For a score of the density also
-                if the network ends in a softmax.
+                fit: also where most lie far outside the domain. Also if the network is random, or
+                leaves no density to a score of it.
         """
         x = as_batch(x_calibration, self.model.input_shape)
         check_units(x, self.model)
-        self.check_density(x[:1])
+        self.check_network(x[:2])
         self.input_shape = tuple(x.shape[1:])
         if SCORES[self.score_name].fitted_on == "validation" and not self._has_reference:
             check_acceptance_rate(acceptance_rate, len(x), shared=True)
@@ -167,17 +168,16 @@ class OODDetector:
         check_acceptance_rate(acceptance_rate, len(x))  # before the work of scoring
         return self.fit_threshold(self.score(x), acceptance_rate)
 
-    def check_density(self, x: Tensor) -> None:
-        """Refuse a network without a density, where the score is one of the density.
+    def check_network(self, x: Tensor) -> None:
+        """Look at the network, and at its density where the score is one of the density.
 
         Args:
-            x: Inputs that it takes, shape (B, *shape).
+            x: One or two inputs that it takes, shape (B, *shape).
 
         Raises:
-            InputError: If it ends in a softmax, which makes all densities alike.
+            InputError: As `jem.model.check_network`.
         """
-        if SCORES[self.score_name].of_density:
-            check_no_softmax(self.model, on_model(self.model, x))
+        check_network(self.model, x, density=SCORES[self.score_name].of_density)
 
     def fit_threshold(self, scores: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
         """Choose the threshold by scores of calibration inputs: the one place where it is fitted.
@@ -187,7 +187,7 @@ class OODDetector:
             acceptance_rate: Share of in-distribution inputs to accept, in (0, 1).
 
         Returns:
-            The detector.
+            The detector. A warning says so where most of the scores are the same.
 
         Raises:
             InputError: If n is too small for that share, or a score is NaN.
@@ -200,6 +200,7 @@ class OODDetector:
         exact = scores.cpu().double().sort().values
         gain = float((self._fit or {}).get("gain", 1.0))
         slack = ROUNDING * exact.abs().clamp(min=max(1.0, gain))
+        doubt_ties(exact, slack)
         self._calibration = torch.where(exact.isfinite(), exact - slack, exact)
         return self.accepting(acceptance_rate)
 

@@ -86,6 +86,12 @@ def test_infinite_scores_are_ordered_like_numbers():
     assert not lenient.is_ood(column([-inf]))
 
 
+def test_scores_that_are_mostly_the_same_are_doubted():
+    with pytest.warns(UserWarning, match="17 of 30 calibration scores are the same"):
+        detector_on([1.0] * 17 + list(range(2, 15)))
+    detector_on([1.0] * 13 + list(range(2, 19)))
+
+
 def test_nan_scores_are_refused():
     detector = detector_on(range(30))
     bad = column([0.0, float("nan")])
