@@ -51,8 +51,9 @@ def export_onnx(
     - Tables: float64, (B, D), since columns such as time stamps do not fit 32 bits.
     - A model without `scaling`: float32 in the network's own units, (B, *input_shape).
 
-    The metadata name `input_shape` (without B) and `layout`. Nothing checks the values: an input
-    with NaN gets NaN for logits and energy, and is flagged; one on another scale gets nonsense.
+    The metadata name `input_shape` (without B) and `layout`, and of tables `columns`: how text,
+    dates and missing values became the D numbers. Nothing checks the values: an input with NaN
+    gets NaN for logits and energy, and is flagged; one on another scale gets nonsense.
 
     A network in half precision is exported in float32, which every engine computes in.
 
@@ -223,6 +224,8 @@ def _metadata(model: JEM, example: Tensor, detector: OODDetector | None) -> dict
 
     about: dict[str, Any] = {"jem_version": __version__, "input_shape": list(example.shape[1:])}
     about["layout"] = "network" if model.scaling is None else model.scaling.layout
+    if model.scaling is not None and model.scaling.encoding is not None:
+        about["columns"] = [column.plain() for column in model.scaling.encoding]
     if model.classes is not None:
         about["classes"] = list(model.classes)
     if detector is not None:

@@ -4,11 +4,14 @@ import json
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import jem
+from jem.data import from_arrays
+from jem.data.columns import Column, encode
 from jem.data.scaling import Scaling
 from jem.errors import InputError, RunFolderError
 from jem.evaluation.ood import REASONS, SCORES
@@ -132,6 +135,17 @@ def test_an_input_that_is_no_number_is_flagged(files):
     assert got["is_ood"][1]
     assert got["energy"][1].isnan()
     assert got["energy"][0].isfinite()
+
+
+def test_of_a_table_with_text_the_file_says_how_it_becomes_numbers(tmp_path):
+    table = pd.DataFrame({"plan": ["a", "b", "a", "b"] * 20, "age": [*range(79), None]})
+    data = from_arrays(table, [0, 1] * 40)
+    network = mlp(data.input_shape, 2)
+    model = jem.JEM(network, input_shape=data.input_shape, scaling=data.scaling).eval()
+    about = export_onnx(model, tmp_path / "model.onnx")
+    numbers = encode([Column.of(values) for values in about["columns"]], table)
+    got = run_onnx(tmp_path / "model.onnx", numbers)
+    torch.testing.assert_close(got["logits"], model(model.preprocess(table)).detach(), **CLOSE)
 
 
 def test_the_file_is_valid_and_says_what_it_holds(files, detector, temperature):
