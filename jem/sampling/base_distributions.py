@@ -286,32 +286,25 @@ class GaussianBase(BaseDistribution):
 
 
 class MixtureBase(BaseDistribution):
-    """A mixture: each chain begins from one of several distributions, drawn at given weights.
+    """A mixture: each chain begins from one of several distributions, each as likely.
 
     Args:
-        parts: The distributions.
-        weights: Their probabilities; normalised here.
+        parts: The distributions, one at least.
     """
 
     kind = "mixture"
-    probabilities: Tensor
 
-    def __init__(self, parts: Sequence[BaseDistribution], weights: Sequence[float]) -> None:
+    def __init__(self, parts: Sequence[BaseDistribution]) -> None:
         super().__init__()
-        if len(parts) != len(weights) or not parts or min(weights) <= 0:
-            refuse("weights", "hold one number above 0 for each of the parts", weights)
         self.parts: Sequence[BaseDistribution] = nn.ModuleList(parts)  # type: ignore[assignment]
-        self.weights = [w / sum(weights) for w in weights]
-        self.register_buffer("probabilities", torch.tensor(self.weights))
 
     def state(self) -> dict[str, Any]:
-        """The states of the parts and their weights."""
-        parts = [part.state() for part in self.parts]
-        return {"kind": self.kind, "parts": parts, "weights": self.weights}
+        """The states of the parts."""
+        return {"kind": self.kind, "parts": [part.state() for part in self.parts]}
 
     def sample(self, count: int, labels: Tensor | None = None, *, generator: Generator) -> Tensor:
         """Draw (count, *shape): every part draws for all chains, and one is kept for each."""
-        weights = self.probabilities.to(generator.device)
+        weights = torch.full((len(self.parts),), 1 / len(self.parts), device=generator.device)
         choice = torch.multinomial(weights, count, replacement=True, generator=generator)
         draws = [part.sample(count, labels, generator=generator) for part in self.parts]
         x = draws[0]

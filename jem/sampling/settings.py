@@ -16,11 +16,9 @@ from jem.sampling.base_distributions import (
     UniformBase,
 )
 from jem.sampling.langevin import LangevinStep
-from jem.sampling.random_fields import SmoothNoiseBase
 
 KINDS: dict[str, type[BaseDistribution]] = {
-    base.kind: base
-    for base in (UniformBase, ContrastBase, GaussianBase, MixtureBase, SmoothNoiseBase)
+    base.kind: base for base in (UniformBase, ContrastBase, GaussianBase, MixtureBase)
 }
 """Base distributions by their names in saved settings."""
 

@@ -332,7 +332,7 @@ def make_base(
     if kind == "gaussian":
         return gaussian
     uniform, contrast = UniformBase(low, high, shape), ContrastBase(low, high, shape)
-    return MixtureBase([uniform, contrast, gaussian], [1.0, 1.0, 1.0])
+    return MixtureBase([uniform, contrast, gaussian])
 
 
 def _labels_of(train: Any, some: Tensor, *, every: bool) -> Tensor:  # noqa: ANN401

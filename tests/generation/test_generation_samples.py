@@ -79,7 +79,7 @@ def bases():
     x = torch.randn(60, 2, generator=torch.Generator().manual_seed(1))
     gaussian = GaussianBase.fit(x, torch.arange(60) % 3, 3, rank=1)
     uniform = UniformBase(-1.0, 1.0, (2,))
-    return [uniform, gaussian, MixtureBase([uniform, gaussian], [0.5, 0.5])]
+    return [uniform, gaussian, MixtureBase([uniform, gaussian])]
 
 
 @pytest.mark.parametrize("base", bases(), ids=lambda base: base.kind)

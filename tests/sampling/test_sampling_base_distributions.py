@@ -32,8 +32,7 @@ def gaussian(rank=3, bounds=None):
 def bases():
     low, high = torch.tensor([-1.0, 0.0, 2.0]), torch.tensor([1.0, 0.5, 5.0])
     uniform, contrast = UniformBase(low, high), ContrastBase(low, high)
-    mixture = MixtureBase([uniform, contrast, gaussian()], [1.0, 2.0, 1.0])
-    nested = MixtureBase([mixture, gaussian(rank=0)], [0.5, 0.5])
+    nested = MixtureBase([MixtureBase([uniform, contrast, gaussian()]), gaussian(rank=0)])
     return {"uniform": uniform, "contrast": contrast, "gaussian": gaussian(), "nested": nested}
 
 
@@ -187,25 +186,18 @@ def test_other_distributions_complete_with_what_they_draw():
 # -- mixtures
 
 
-def test_a_mixture_draws_its_parts_at_their_weights():
+def test_a_mixture_draws_each_part_as_often():
     parts = [UniformBase(float(i), i + 0.5, (1,)) for i in range(3)]
-    x = MixtureBase(parts, [1.0, 2.0, 1.0]).sample(8000, generator=fresh())
+    x = MixtureBase(parts).sample(8000, generator=fresh())
     shares = torch.bincount(x.floor().long().flatten()) / 8000
-    torch.testing.assert_close(shares, torch.tensor([0.25, 0.5, 0.25]), rtol=0, atol=0.025)
-
-
-@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], []])
-def test_a_mixture_needs_a_weight_for_each_part(weights):
-    parts = [UniformBase(0.0, 1.0, (1,))] * (2 if weights else 0)
-    with pytest.raises(InputError, match="`weights`"):
-        MixtureBase(parts, weights)
+    torch.testing.assert_close(shares, torch.full((3,), 1 / 3), rtol=0, atol=0.025)
 
 
 def test_everything_that_draws_need_moves_to_a_device_at_once():
     x = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     low, high = torch.tensor(0.0), torch.tensor(1.0)
     outliers = Outliers(low, high, x, torch.arange(20) % 2, 2).to("meta")
-    mixture = MixtureBase([UniformBase(low, high, (3, 8, 8))], [1.0]).to("meta")
+    mixture = MixtureBase([UniformBase(low, high, (3, 8, 8))]).to("meta")
     for module in (outliers, mixture):
         held = [
             v for m in module.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)
