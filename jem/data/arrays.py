@@ -182,13 +182,13 @@ def check_numbers(
 def refuse_missing(labels: Array) -> None:
     """Refuse labels, shape (N,), if there is none for some example."""
     values = labels.tolist() if labels.dtype.kind in "fOU" else []
-    missing = [row for row, label in enumerate(values) if is_missing(label)]
+    missing = [row for row, label in enumerate(values) if _is_missing(label)]
     if missing:
         got = f"none in row {missing[0]} ({values[missing[0]]!r})"
         refuse("y", "hold a label for every example", got, "leave such examples out")
 
 
-def is_missing(label: object) -> bool:
+def _is_missing(label: object) -> bool:
     """Whether a label is None, NaN or infinite, the missing value of a data frame, or no text.
 
     Arrays and files of text hold NaN as "nan".

@@ -96,11 +96,11 @@ class Column:
                 return made
             numbers = made.encode(values.iloc[train])
             return cls(name, kind, float(np.median(numbers[numbers[:, 1] == 0, 0])), form=form)
-        if text.nunique() > max(MOST_LEVELS, len(text) / 2):
-            return None
         counts = _text(values.iloc[train]).fillna(NO_VALUE).value_counts()
         counts = counts[counts >= RAREST]
         levels = tuple(sorted(counts.index, key=lambda level: (-counts[level], level)))
+        if not levels or text.nunique() > max(MOST_LEVELS, len(text) / 2):
+            return None
         return cls(name, "one-hot" if len(levels) <= MOST_LEVELS else "ordinal", levels=levels)
 
     @property

@@ -24,6 +24,7 @@ TABLE = pd.DataFrame(
         "shop": [f"shop {i % 25}" for i in range(N)],
         "name": [f"person {i}" for i in range(N)],
         "empty": [None] * N,
+        "rare": [f"level {i // 2}" for i in range(N)],
     }
 )
 TABLE.loc[::10, "age"] = np.nan
@@ -86,7 +87,7 @@ def test_a_scaling_keeps_what_was_done_and_does_it_to_new_rows():
     torch.testing.assert_close(scaling(TABLE), data.scaling(encode(scaling.encoding, TABLE)))
     assert data.columns == ("age",) * 2 + ("city",) * 5 + ("joined", "member") + ("shop",) * 2
     told = data.describe()
-    assert "(text that differs in most rows, or no values): empty, name" in told
+    assert "(text that differs in most rows, or no values): empty, name, rare" in told
     assert "city: 4 levels, one-hot, all others unknown" in told
     assert "joined: date (%d.%m.%Y), days since 1970" in told
 
