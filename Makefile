@@ -44,6 +44,6 @@ check: $(VENV)/installed-dev
 	$(BIN)/mypy
 	$(BIN)/python scripts/count_lines.py
 
-# make benchmark-recipes, -sgld, -levers, -scoring, -tables, -finetune, -scaling, -unseen, -completion, -companion, -heads, -far, -photographs, -embeddings, -verdict or -own_networks; ARGS are its flags.
+# make benchmark-recipes, -sgld, -levers, -scoring, -tables, -finetune, -scaling, -unseen, -completion, -companion, -heads, -far, -photographs, -embeddings, -verdict, -scores or -own_networks; ARGS are its flags.
 benchmark-%: $(VENV)/installed
 	$(BIN)/python scripts/benchmark_$*.py $(ARGS)

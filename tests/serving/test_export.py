@@ -248,11 +248,11 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         export_onnx(image_model, tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("score", ["approximate_mass", "energy_change", "knn"])
+@pytest.mark.parametrize("score", ["mahalanobis", "knn"])
 def test_a_score_that_needs_more_than_logits_has_no_verdict_in_a_graph(
     image_model, tmp_path, score
 ):
-    reference = (torch.randn(9, 3, 8, 8), torch.arange(9) % 5) if score == "knn" else None
+    reference = (torch.randn(9, 3, 8, 8), torch.arange(9) % 5)
     detector = jem.OODDetector(image_model, score, reference)
     can = ", ".join(name for name, score in SCORES.items() if score.needs == "logits")
     with pytest.raises(InputError, match=rf"`detector` must .* \({can}\) .*got '{score}'"):

@@ -95,7 +95,7 @@ def test_batches_single_inputs_and_gradient_modes_change_nothing(context, model,
 
 def test_the_model_is_left_as_it_was(iris):
     model = JEM(nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 3))).train()
-    scorer = fit_scorer(model, iris, score="approximate_mass")
+    scorer = fit_scorer(model, iris, score="max_logit")
     assert scorer.predict(iris.test.x).score.equal(scorer.predict(iris.test.x).score)
     assert all(m.training for m in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())

@@ -18,8 +18,9 @@ from jem.evaluation.ood.borders import (
     check_units,
     doubt_ties,
 )
-from jem.evaluation.ood.scores import REASONS, SCORES, Fit, features_of
-from jem.model import JEM, batched_logits, check_model, check_network, inference, on_model
+from jem.evaluation.ood.features import Fit, features_of, plain_head
+from jem.evaluation.ood.scores import REASONS, SCORES
+from jem.model import JEM, batched_logits, check_model, check_network, inference
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -137,7 +138,8 @@ class OODDetector:
             values, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
             if score.needs == "features":
                 check_finite("features of the reference", values)
-            self._fit, self._has_reference = score.fit(values, labels), True
+            about = plain_head(self.model, values.shape[1]) if score.of_head else labels
+            self._fit, self._has_reference = score.fit(values, about), True
         return self
 
     def fit(self, x_calibration: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
@@ -262,16 +264,11 @@ class OODDetector:
                 parts = torch.split(logits, self.batch_size)
                 scores = torch.cat([self.score_logits(part) for part in parts])
             else:
-                batches = torch.split(x, self.batch_size)
-                scores = torch.cat([self._score_batch(rows) for rows in batches])
+                parts = torch.split(x, self.batch_size)
+                features = (features_of(self.model, rows) for rows in parts)
+                scores = torch.cat([self._call(score.function, each) for each in features])
         check_scores(scores)
         return scores.to(x.device)
-
-    def _score_batch(self, x: Tensor) -> Tensor:
-        score = SCORES[self.score_name]
-        if score.needs == "input_gradients":
-            return score.function(on_model(self.model, x), self.model, **self.options)
-        return self._call(score.function, features_of(self.model, x))
 
     def score_logits(self, logits: Tensor) -> Tensor:
         """Scores (B,) from logits (B, K), in one piece and without checks: for export."""

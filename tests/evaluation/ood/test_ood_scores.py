@@ -1,7 +1,5 @@
 """Every score: its sign, its value by other means, and that it leaves the model as it was."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -12,12 +10,15 @@ from torch.nn import functional as F
 
 from jem.errors import InputError
 from jem.evaluation.ood import SCORES, OODDetector, Score
+from jem.evaluation.ood.features import features_of, last_linear
 from jem.model import JEM
 from jem.networks import mlp
-from jem.sampling.langevin import LangevinStep
 
 CLASS_SCORES = ["max_probability", "max_logit", "entropy", "gen"]
 FEATURE_SCORES = ["knn", "mahalanobis"]
+HEAD_SCORES = ["react", "vim"]
+OF_ALL = [name for name in SCORES if name not in HEAD_SCORES]
+"""Scores of any network; the others need a linear head."""
 
 
 def score(model, x, name, reference=None, **options):
@@ -65,7 +66,7 @@ def reference():
     return island_points(120, seed=1)
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", OF_ALL)
 def test_far_away_points_score_lower(name, islands, reference):
     near, _ = island_points(60)
     directions = F.normalize(torch.randn(60, 2, dtype=torch.float64), dim=1)
@@ -74,7 +75,7 @@ def test_far_away_points_score_lower(name, islands, reference):
     assert near_scores.min() > far_scores.max()
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", OF_ALL)
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_scores_are_the_same_in_every_gradient_mode(name, context, islands, reference):
     x, _ = island_points(7)
@@ -87,7 +88,7 @@ def test_scores_are_the_same_in_every_gradient_mode(name, context, islands, refe
     assert not found.is_inference()
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", OF_ALL)
 @pytest.mark.parametrize("batch_size", [4, 100])
 def test_batches_change_nothing_but_rounding(name, batch_size, islands, reference):
     x, _ = island_points(11)
@@ -151,20 +152,6 @@ def test_gen_ranks_confident_inputs_and_counts_the_largest_classes():
     torch.testing.assert_close(score(model, x, "gen", gamma=0.5, num_classes=2), expected)
 
 
-def test_approximate_mass_of_a_bowl_is_minus_the_radius():
-    x = torch.randn(6, 3, dtype=torch.float64)
-    torch.testing.assert_close(score(JEM(Bowl()), x, "approximate_mass"), -x.norm(dim=1))
-
-
-def test_energy_change_of_a_bowl_is_known_and_draws_no_noise():
-    model, x = JEM(Bowl()), torch.randn(6, 3, dtype=torch.float64)
-    model.sampler = SimpleNamespace(step=LangevinStep(step_size=0.2, noise_std=5.0))
-    expected = (0.8**8 - 1) * x.square().sum(1) / 2
-    torch.testing.assert_close(score(model, x, "energy_change", num_steps=4), expected)
-    bounded = JEM(Bowl(), domain=(1.0, 2.0))  # there is no way down inside the domain
-    assert score(bounded, torch.ones(1, 2), "energy_change").item() == 0.0
-
-
 def test_knn_equals_scikit_learn(islands, reference):
     x, _ = island_points(9)
     z, bank = (F.normalize(islands.network.features(a), dim=1).numpy() for a in (x, reference[0]))
@@ -222,7 +209,7 @@ def test_scores_of_features_say_what_they_lack(name, islands, reference):
     x, labels = reference
     with pytest.raises(InputError, match="reference="):
         score(islands, x, name)
-    with pytest.raises(InputError, match="features"):
+    with pytest.raises(InputError, match="linear layer or a method"):
         score(JEM(Bowl()), x, name, reference)
     with pytest.raises(InputError, match="`reference`"):
         score(islands, x, name, (x[:0], labels[:0]))
@@ -236,7 +223,7 @@ def test_options_out_of_range_and_unknown_names_are_refused(islands, reference):
     x, _ = reference
     for name, options, wrong in (
         ("knn", {"k": 0}, "`k`"), ("knn", {"k": 121}, "`k`"), ("gen", {"gamma": -1.0}, "`gamma`"),
-        ("gen", {"num_classes": 0}, "`num_classes`"), ("energy_change", {"num_steps": 0}, "steps"),
+        ("gen", {"num_classes": 0}, "`num_classes`"),
         ("log_density", {"gamma": 0.1}, "option"), ("energy", {}, "`score`"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=wrong):
@@ -245,3 +232,67 @@ def test_options_out_of_range_and_unknown_names_are_refused(islands, reference):
 
 def test_no_inputs_give_no_scores():
     assert score(JEM(nn.Linear(2, 3)), torch.zeros(0, 2), "entropy").shape == (0,)
+
+
+# -- features of any network, and scores of a linear head -----------------------------------------
+
+
+class Registered(nn.Module):
+    """A network as libraries write it: `features` is a part, and an unused head comes before."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(nn.Linear(2, 16), nn.ReLU())
+        self.aux = nn.Linear(16, 5)
+        self.classifier = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))
+
+    def forward(self, x):
+        return self.classifier(self.features(x))
+
+
+@pytest.fixture
+def registered():
+    torch.manual_seed(0)
+    return JEM(Registered()).eval()
+
+
+def test_features_of_any_network_are_what_goes_into_its_last_linear_layer(registered):
+    x, network = torch.randn(30, 2), registered.network
+    with torch.no_grad():
+        z = network.classifier[:2](network.features(x))
+    assert torch.equal(features_of(registered, x), z)
+    bank = F.normalize(z, dim=1)
+    expected = -torch.cdist(bank[:5], bank).sort(dim=1).values[:, 2]
+    found = score(registered, x[:5], "knn", (x, None), k=3)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    assert not network.classifier[2]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11", "mobilenet_v3_small", "vit_b_16"])
+def test_networks_of_torchvision_have_features(name):
+    models = pytest.importorskip("torchvision.models")
+    with torch.device("meta"):
+        network = models.get_model(name, num_classes=7)
+    layer = last_linear(JEM(network))
+    assert layer.out_features == 7
+
+
+def test_scores_of_a_linear_head_are_those_of_pytorch_ood(registered):
+    theirs = pytest.importorskip("pytorch_ood.detector")
+    x, far = torch.randn(200, 2), 4 * torch.randn(50, 2)
+    z, other = (features_of(registered, inputs).detach() for inputs in (x, far))
+    head = registered.network.classifier[2]
+    vim = theirs.ViM(None, 4, head.weight, head.bias).fit_features(z, torch.zeros(200))
+    react = theirs.ReAct(None, head, threshold=float(z.flatten().quantile(0.9)))
+    expected = {"vim": vim.predict_features(other), "react": react.predict_feature_maps(other)}
+    for name, value in expected.items():
+        found = score(registered, far, name, (x, None))
+        torch.testing.assert_close(found, -value.detach(), atol=5e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", HEAD_SCORES)
+def test_scores_of_a_linear_head_refuse_another(name, islands, reference):
+    factored = JEM(mlp((2,), 3, width=8, depth=1, head="factored"))
+    x = reference[0].float()
+    with pytest.raises(InputError, match="last layer is linear"):
+        score(factored, x, name, (x, None))

@@ -1,0 +1,252 @@
+"""Scores of the features before the head: distances to the training data, and clipped features."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jem.checks import check_integer, refuse
+from jem.errors import InputError
+from jem.model import JEM, on_model
+from jem.networks.companion import Companion
+from jem.networks.heads import Factored, FactoredHead
+from jem.sampling.moments import tied_moments
+
+Fit = dict[str, Tensor]
+"""What a score keeps of the features of the training data, fitted once, as named tensors: N x F
+numbers for `knn`, F x F for `mahalanobis`, with N training inputs of F features."""
+
+
+def features_of(model: JEM, x: Tensor) -> Tensor:
+    """Features of inputs, flattened, in float32 at least.
+
+    Args:
+        model: A model. Features are what its network has as a method `features(x)`, or else what
+            goes into its last linear layer.
+        x: Inputs, shape (B, *shape).
+
+    Returns:
+        Shape (B, F), on the model's device.
+
+    Raises:
+        InputError: If the network has neither such a method nor a linear layer.
+    """
+    x, features = on_model(model, x), getattr(model.network, "features", None)
+    if not callable(features) or isinstance(features, nn.Module):  # a part of VGG, not a method
+        z = _before_last_linear(model, x)
+    else:
+        z = features(x)
+    z = z.flatten(1)
+    return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+
+def last_linear(model: JEM) -> nn.Linear:
+    """The last linear layer of a network, in the order of its modules.
+
+    Raises:
+        InputError: If it has none.
+    """
+    layers = [module for module in model.network.modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        raise InputError(
+            "this score needs a network with a linear layer or a method `features(x)`, "
+            f"and {type(model.network).__name__} has neither: use a score of the logits"
+        )
+    return layers[-1]
+
+
+def plain_head(model: JEM, num_features: int) -> nn.Linear:
+    """The last layer of a network whose logits are linear in its features.
+
+    Raises:
+        InputError: If they are not: it has the factored head, or is a companion.
+    """
+    layer = last_linear(model)
+    other = any(
+        isinstance(m, FactoredHead | Factored | Companion) for m in model.network.modules()
+    )
+    if other or layer.in_features != num_features:
+        raise InputError("this score needs a network whose last layer is linear: use 'combined'")
+    return layer
+
+
+def _before_last_linear(model: JEM, x: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    layer = last_linear(model)
+    hook = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    try:
+        model.logits(x)
+    finally:
+        hook.remove()
+    if not seen or len(seen[0]) != len(x):
+        refuse("network", "put a row for each input through its last linear layer", "another way")
+    return seen[0]
+
+
+def neighbour_bank(features: Tensor, labels: Tensor) -> Fit:
+    """What `knn` compares with: all training features, scaled to length one.
+
+    Args:
+        features: Shape (N, F).
+        labels: Not used.
+    """
+    return {"features": F.normalize(features, dim=1)}
+
+
+def knn(features: Tensor, bank: Fit, *, k: int | None = None) -> Tensor:
+    r"""Minus the distance to the k-th nearest training input, on features of length one.
+
+    .. math:: s(x) = -\lVert z - z_{(k)} \rVert_2, \qquad z = h(x) / \lVert h(x) \rVert_2
+
+    Args:
+        features: h(x), shape (B, F).
+        bank: Of `neighbour_bank`.
+        k: Which neighbour, 1 <= k <= N; None takes the root of N, at most 50.
+
+    Returns:
+        Scores, shape (B,), in [-2, 0]; higher = in-distribution.
+
+    References:
+        Sun et al. (2022), arXiv:2204.06507.
+    """
+    kept = bank["features"]
+    k = min(50, math.isqrt(len(kept))) if k is None else k
+    check_integer("k", k, 1, len(kept))
+    # Features far from the origin differ in their last digits only: their mean is taken off first.
+    centre = kept.mean(dim=0)
+    z = F.normalize(features, dim=1) - centre.to(features)
+    nearest = z.new_empty(len(z), 0)
+    for rows in torch.split(kept, 4096):
+        distances = torch.cat([nearest, torch.cdist(z, (rows - centre).to(z))], dim=1)
+        nearest = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values
+    return -nearest.amax(dim=1)
+
+
+def class_gaussians(features: Tensor, labels: Tensor) -> Fit:
+    """What `mahalanobis` compares with: a mean for each class that occurs, and one covariance.
+
+    Args:
+        features: Features of training inputs, shape (N, F), N >= 1.
+        labels: Class indices, shape (N,).
+
+    Returns:
+        `means` (K, F) and `cholesky` (F, F), the lower triangular factor of the covariance, both
+        of `jem.sampling.moments.tied_moments`.
+    """
+    means, covariance = tied_moments(features, labels)
+    # Constant features leave a factor that float32 cannot hold: a millionth of the mean variance
+    # is added.
+    floor = (1e-6 * covariance.diagonal().mean()).clamp_min(1e-12)
+    covariance.diagonal().add_(floor)
+    cholesky = torch.linalg.cholesky(covariance)
+    return {"means": means.to(features), "cholesky": cholesky.to(features)}
+
+
+def mahalanobis(features: Tensor, gaussians: Fit) -> Tensor:
+    r"""Minus the squared Mahalanobis distance of the features to the nearest class mean.
+
+    .. math:: s(x) = -\min_c \, (h(x) - \mu_c)^T \Sigma^{-1} (h(x) - \mu_c)
+
+    Args:
+        features: h(x), shape (B, F).
+        gaussians: Of `class_gaussians`.
+
+    Returns:
+        Scores, shape (B,), no unit, at most 0; higher = in-distribution.
+
+    References:
+        Lee et al. (2018), arXiv:1807.03888.
+    """
+    means, cholesky = (gaussians[name].to(features) for name in ("means", "cholesky"))
+    centred = torch.cat([features, means]) - means[:1]  # a common offset would cost digits
+    white = torch.linalg.solve_triangular(cholesky, centred.T, upper=False).T
+    distances = [
+        (white[: len(features)] - mean).square().sum(dim=1) for mean in white[len(features) :]
+    ]
+    return -torch.stack(distances).amin(dim=0)
+
+
+# -- scores of a plain head: features that are clipped, or that the head does not see ------------
+
+
+def clipping(features: Tensor, head: nn.Linear) -> Fit:
+    """What `react` needs: the 0.9 quantile of all training features, and the head.
+
+    Args:
+        features: Features of training inputs, shape (N, F).
+        head: The last layer.
+    """
+    rank = max(1, round(0.9 * features.numel()))
+    return {"limit": features.flatten().kthvalue(rank).values} | _weights(head)
+
+
+def react(features: Tensor, fit: Fit) -> Tensor:
+    r"""Log-density of the logits of clipped features (ReAct).
+
+    .. math:: s(x) = \log \sum_y \exp \left( W \min(h(x), c) + b \right)_y
+
+    Args:
+        features: h(x), shape (B, F).
+        fit: Of `clipping`.
+
+    Returns:
+        Scores, shape (B,), nats; higher = in-distribution.
+
+    References:
+        Sun, Guo and Li (2021), arXiv:2111.12797.
+    """
+    clipped = torch.minimum(features, fit["limit"].to(features))
+    return _head_logits(clipped, fit).logsumexp(dim=1)
+
+
+def residual_space(features: Tensor, head: nn.Linear) -> Fit:
+    """What `vim` needs: the directions in which training features vary least, and the head.
+
+    Args:
+        features: Features of training inputs, shape (N, F).
+        head: The last layer.
+    """
+    fit, size = _weights(head), features.shape[1]
+    weight, bias = fit["weight"].double(), fit["bias"].double()
+    origin = -torch.linalg.pinv(weight) @ bias
+    centred = features.double() - origin
+    kept = 1000 if size >= 2048 else 512 if size >= 768 else size // 2
+    least = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors[:, : size - kept]
+    scale = _head_logits(features, fit).amax(dim=1).double().mean()
+    scale = scale / (centred @ least).norm(dim=1).mean().clamp_min(1e-12)
+    fit |= {"origin": origin, "residual": least * scale}
+    return {name: value.to(features) for name, value in fit.items()}
+
+
+def vim(features: Tensor, fit: Fit) -> Tensor:
+    r"""Log-density less the virtual logit: how far features lie off those of training (ViM).
+
+    .. math:: s(x) = \log \sum_y \exp f(x)[y] - \alpha \lVert R^T (h(x) - o) \rVert_2
+
+    Args:
+        features: h(x), shape (B, F).
+        fit: Of `residual_space`.
+
+    Returns:
+        Scores, shape (B,), nats; higher = in-distribution.
+
+    References:
+        Wang et al. (2022), arXiv:2203.10807.
+    """
+    origin, residual = (fit[name].to(features) for name in ("origin", "residual"))
+    virtual: Tensor = ((features - origin) @ residual).norm(dim=1)
+    return _head_logits(features, fit).logsumexp(dim=1).sub(virtual)
+
+
+def _weights(head: nn.Linear) -> Fit:
+    weight = head.weight.detach()
+    bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
+    return {"weight": weight.clone(), "bias": bias.clone()}
+
+
+def _head_logits(features: Tensor, fit: Fit) -> Tensor:
+    logits: Tensor = F.linear(features, fit["weight"].to(features), fit["bias"].to(features))
+    return logits
