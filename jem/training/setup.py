@@ -195,8 +195,8 @@ def head_advice(model: JEM, recipe: ResolvedRecipe) -> str:
     if len(model.classes or ()) < 2:
         return ""
     return (
-        "the network has the plain head, whose samples may miss their class: "
-        "jem.networks.factored(network) gives it the factored one"
+        "the network has the plain head: jem.networks.factored(network) gives it the factored "
+        "one, whose log-density tells foreign inputs better"
     )
 
 
