@@ -168,12 +168,14 @@ def test_a_scorer_needs_a_model_with_a_density(model, iris):
 
 
 def test_a_model_of_one_output_needs_no_temperature(iris):
+    torch.manual_seed(0)
     model = JEM(networks.mlp((4,), 1, width=8, depth=1))
     table = fit_scorer(model, iris).predict(iris.test.x)
     assert (table.class_index == 0).all()
     assert (table.calibrated_probability == 1).all()
     by_density = fit_scorer(model, iris, score="log_density").predict(iris.test.x)
-    assert table.p_value.equal(by_density.p_value)
+    # The order is the same; what counts as a tie with one of the 15 differs by a rounding.
+    torch.testing.assert_close(table.p_value, by_density.p_value, rtol=0, atol=1 / 16)
     assert table.is_ood.equal(by_density.is_ood)
     assert table.reason == by_density.reason
 

@@ -190,7 +190,10 @@ def test_a_signal_in_the_last_validation_is_heard(number, tmp_path):
     assert resumed.fit(blobs(), held, resume=True).kept_epoch == 1
 
 
-def test_a_second_signal_of_a_kind_ends_what_hangs():
+def test_a_second_signal_of_a_kind_ends_what_hangs(request):
+    # What a shell starts in the background ignores the signal of Ctrl-C.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with stop_signals() as stop:
         for number in (signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
