@@ -184,6 +184,20 @@ def test_csv_problems(tmp_path, text, message):
         load(path)
 
 
+def test_a_table_takes_a_few_times_its_size_of_memory(tmp_path):
+    values = RNG.normal(size=(20_000, 30)).round(6)
+    path = tmp_path / "a.csv"
+    header = ",".join([*(f"c{j}" for j in range(30)), "label"])
+    rows = np.column_stack([values, np.arange(20_000) % 2])
+    np.savetxt(path, rows, "%.6g", ",", header=header, comments="")
+    tracemalloc.start()
+    splits = load(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(splits.train) > 10_000
+    assert peak < 6 * path.stat().st_size
+
+
 # -- arrays, a batch at a time --------------------------------------------------------------------
 
 
