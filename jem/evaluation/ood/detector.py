@@ -261,12 +261,14 @@ class OODDetector:
                         f"the score {self.score_name!r} needs classes, but the model has one "
                         "output (K = 1): use 'log_density'"
                     )
-                parts = torch.split(logits, self.batch_size)
-                scores = torch.cat([self.score_logits(part) for part in parts])
+                parts = [self.score_logits(each) for each in logits.split(self.batch_size)]
+            elif score.needs == "features":
+                features = (features_of(self.model, rows) for rows in x.split(self.batch_size))
+                parts = [self._call(score.function, each) for each in features]
             else:
-                parts = torch.split(x, self.batch_size)
-                features = (features_of(self.model, rows) for rows in parts)
-                scores = torch.cat([self._call(score.function, each) for each in features])
+                rows = x.split(self.batch_size)
+                parts = [score.function(self.model, each, **self.options) for each in rows]
+            scores = torch.cat(parts)
         check_scores(scores)
         return scores.to(x.device)
 

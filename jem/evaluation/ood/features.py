@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jem.checks import check_integer, refuse
+from jem.checks import check_integer, check_number, refuse
 from jem.errors import InputError
 from jem.model import JEM, on_model
 from jem.networks.companion import Companion
@@ -200,6 +200,40 @@ def react(features: Tensor, fit: Fit) -> Tensor:
     """
     clipped = torch.minimum(features, fit["limit"].to(features))
     return _head_logits(clipped, fit).logsumexp(dim=1)
+
+
+def head_only(features: Tensor, head: nn.Linear) -> Fit:
+    """What `scale` needs: the head.
+
+    Args:
+        features: Not used.
+        head: The last layer.
+    """
+    return _weights(head)
+
+
+def scale(features: Tensor, fit: Fit, *, share: float = 0.15) -> Tensor:
+    r"""Log-density of the logits of features that are scaled by how much they are spread (SCALE).
+
+    .. math:: s(x) = \log \sum_y \exp (W r h(x) + b)_y, \qquad
+        r = \exp \left( \sum_i h_i(x) \Big/ \sum_{i \in \mathrm{top}} h_i(x) \right)
+
+    Args:
+        features: h(x), shape (B, F), those after a ReLU; r is 1 where the largest add up to 0.
+        fit: Of `head_only`.
+        share: Share of the features, the largest of each input, that make the denominator.
+
+    Returns:
+        Scores, shape (B,), nats; higher = in-distribution.
+
+    References:
+        Xu et al. (2024), arXiv:2310.00227; its percentile is 100 (1 - `share`).
+    """
+    check_number("share", share, "(0, 1]")
+    size = features.shape[1]
+    top = features.topk(max(1, size - round(size * (1 - share))), dim=1).values.sum(dim=1)
+    ratio = torch.where(top > 0, features.sum(dim=1) / top, 0.0)
+    return _head_logits(features * ratio.exp()[:, None], fit).logsumexp(dim=1)
 
 
 def residual_space(features: Tensor, head: nn.Linear) -> Fit:

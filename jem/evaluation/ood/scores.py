@@ -11,19 +11,22 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jem.checks import check_integer, check_number
+from jem.checks import check_integer, check_number, refuse
 from jem.evaluation.ood.features import (
     Fit,
     class_gaussians,
     clipping,
+    head_only,
     knn,
     mahalanobis,
     neighbour_bank,
     react,
     residual_space,
+    scale,
     vim,
 )
 from jem.evaluation.ood.fisher import combined, log_p_values, p_value_maps
+from jem.model import JEM, on_model
 
 REASONS = ("", "unlike the data", "between classes", "both")
 """Why an input is flagged, or "" if it is not: low density is 1, low confidence 2, both add up."""
@@ -35,7 +38,8 @@ class Score:
 
     Attributes:
         needs: "logits": `function(logits)`, the logits of shape (B, K). "features":
-            `function(features)`, the features of shape (B, F).
+            `function(features)`, the features of shape (B, F). "inputs": `function(model, x)`,
+            inputs of shape (B, *shape).
         function: Gives scores of shape (B,). Its options are keywords.
         fit: `fit(logits, labels)`, or of features, gives the tensors that the function compares
             with; it then takes them as a second argument.
@@ -49,7 +53,7 @@ class Score:
             function that gives both, shape (B, 2). Those that are low then say the reason.
     """
 
-    needs: Literal["logits", "features"]
+    needs: Literal["logits", "features", "inputs"]
     function: Callable[..., Tensor]
     fit: Callable[[Tensor, Any], Fit] | None = None
     fitted_on: Literal["train", "validation"] = "train"
@@ -158,6 +162,42 @@ def gen(logits: Tensor, *, gamma: float = 0.1, num_classes: int = 100) -> Tensor
     return -(gamma * terms[:, :num_classes]).exp().sum(dim=1)
 
 
+def odin(model: JEM, x: Tensor, *, temperature: float = 1000.0, noise: float = 0.0014) -> Tensor:
+    r"""Largest class probability at a high temperature, after a small step towards it (ODIN).
+
+    .. math:: s(x) = T \log \max_y p_T(y|x'), \qquad x' = x + \epsilon \,
+        \mathrm{sign} \, \nabla_x \log \max_y p_T(y|x), \qquad p_T = \mathrm{softmax}(f / T)
+
+    Args:
+        model: The model.
+        x: Inputs, shape (B, *shape), in the network's units.
+        temperature: T > 0.
+        noise: Step size epsilon >= 0, in the network's units.
+
+    Returns:
+        Scores, shape (B,), nats, at most 0; higher = in-distribution.
+
+    Raises:
+        InputError: If the network gives no gradient of its inputs.
+
+    References:
+        Liang, Li and Srikant (2018), arXiv:1706.02690.
+    """
+    check_number("temperature", temperature, "(0, inf)")
+    check_number("noise", noise, "[0, inf)")
+
+    def log_p(inputs: Tensor) -> Tensor:
+        return (model.logits(inputs) / temperature).log_softmax(dim=1).amax(dim=1)
+
+    with torch.enable_grad():
+        x = on_model(model, x).requires_grad_()
+        at_x = log_p(x)
+        if not at_x.requires_grad:
+            refuse("score", "be another than 'odin' for a network without gradients", "'odin'")
+        (gradient,) = torch.autograd.grad(at_x.sum(), x)
+    return temperature * log_p(x.detach() + noise * gradient.sign())
+
+
 SCORES: dict[str, Score] = {
     "combined": Score(
         "logits",
@@ -174,7 +214,9 @@ SCORES: dict[str, Score] = {
     "gen": Score("logits", gen, reason=2),
     "knn": Score("features", knn, fit=neighbour_bank),
     "mahalanobis": Score("features", mahalanobis, fit=class_gaussians),
+    "odin": Score("inputs", odin, reason=2),
     "react": Score("features", react, fit=clipping, of_head=True),
+    "scale": Score("features", scale, fit=head_only, of_head=True),
     "vim": Score("features", vim, fit=residual_space, of_head=True),
 }
 """Name -> score."""

@@ -16,7 +16,7 @@ from jem.networks import mlp
 
 CLASS_SCORES = ["max_probability", "max_logit", "entropy", "gen"]
 FEATURE_SCORES = ["knn", "mahalanobis"]
-HEAD_SCORES = ["react", "vim"]
+HEAD_SCORES = ["react", "scale", "vim"]
 OF_ALL = [name for name in SCORES if name not in HEAD_SCORES]
 """Scores of any network; the others need a linear head."""
 
@@ -284,10 +284,23 @@ def test_scores_of_a_linear_head_are_those_of_pytorch_ood(registered):
     head = registered.network.classifier[2]
     vim = theirs.ViM(None, 4, head.weight, head.bias).fit_features(z, torch.zeros(200))
     react = theirs.ReAct(None, head, threshold=float(z.flatten().quantile(0.9)))
+    scale = theirs.SCALE(None, head, percentile=0.85)
+    scale.head = lambda maps: head(maps.flatten(1))
     expected = {"vim": vim.predict_features(other), "react": react.predict_feature_maps(other)}
+    expected["scale"] = scale.predict_feature_maps(other[:, :, None, None])
     for name, value in expected.items():
         found = score(registered, far, name, (x, None))
         torch.testing.assert_close(found, -value.detach(), atol=5e-3, rtol=1e-3)
+
+
+def test_odin_is_that_of_pytorch_ood(registered):
+    theirs = pytest.importorskip("pytorch_ood.detector")
+    x = torch.randn(40, 2, dtype=torch.float64)
+    model = JEM(registered.network.double())
+    expected = theirs.ODIN(model.network.eval(), eps=0.05, temperature=20.0).predict(x)
+    found = score(model, x, "odin", noise=0.05, temperature=20.0)
+    torch.testing.assert_close((found / 20).exp(), -expected.detach())
+    assert not any(p.grad is not None for p in model.parameters())
 
 
 @pytest.mark.parametrize("name", HEAD_SCORES)
