@@ -15,7 +15,7 @@ SMALL = {  # what replaces the values of the cell tagged `settings`
     "02_your_classifier": {
         "EPOCHS": 1, "COMPANION_EPOCHS": 2, "NUM_FOREIGN": 20, "NUM_SAMPLES": 2,
     },
-    "03_two_moons": {"EPOCHS": 4, "GRID": 20, "NUM_CHAINS": 16, "MOVES": (0, 1, 2)},
+    "03_two_moons": {"EPOCHS": 4, "GRID": 20, "NUM_CHAINS": 16, "STEPS": (0, 1, 2)},
     # After fewer epochs some samples are out of the range that the pipeline can undo: a warning.
     "04_tables": {"EPOCHS": 20, "WEIGHTS": (0.3,), "FOLDS": 2, "SAMPLES": 4},
 }  # fmt: skip
