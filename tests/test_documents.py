@@ -1,0 +1,62 @@
+"""The documents: their examples run as they stand, one after the other, and their links hold."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from jem.evaluation.ood import SCORES
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+
+
+def run_examples(name):
+    """Run the blocks of Python of a document; return what they named."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
+    assert blocks
+    names = {}
+    for block in blocks:
+        exec(compile(block, name, "exec"), names)
+    return names
+
+
+def prose(document):
+    return re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+
+
+def anchors(document):
+    """Of its headings, as GitHub forms them."""
+    headings = re.findall(r"^#+ (.*)$", prose(document), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+def test_links_between_documents_hold(document):
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", prose(document)):
+        other = document.parent / target if target else document
+        assert other.exists(), target
+        assert not anchor or anchor in anchors(other), f"{target}#{anchor}"
+
+
+@pytest.mark.slow
+def test_examples_of_the_readme(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run_examples("README.md")
+    assert names["drawn"].shape[0] == 8
+    assert (tmp_path / "model.pt").exists()
+    assert (tmp_path / "wine" / "report.html").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["docs/reference.md", "docs/your_network.md"])
+def test_examples_of_the_longer_documents(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SCORES, "margin", None)  # which an example adds; taken out again
+    run_examples(name)
+
+
+def test_examples_on_your_data():
+    names = run_examples("docs/your_data.md")
+    assert names["data"].train.x.shape == (240, 4)
+    assert names["classifier"].foreign_columns(names["in_cents"])[0] == ("fee",)
