@@ -16,7 +16,7 @@ from jem.networks.foreign import logits_of, why_no_density
 from jem.networks.heads import joint_energy as joint_energy
 from jem.networks.heads import log_density as log_density
 from jem.sampling.base_density import BaseDensity
-from jem.sampling.settings import SamplerSettings
+from jem.sampling.base_distributions import SamplerSettings
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike

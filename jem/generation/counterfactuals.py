@@ -12,7 +12,7 @@ from jem.checks import check_finite, check_inputs, check_number
 from jem.errors import InputError
 from jem.generation.samples import blocks_of, class_indices, padded
 from jem.model import JEM, batched_logits, check_model, inference, joint_energy, on_model
-from jem.sampling.langevin import Bounds, cap_rms, clip_to_bounds, per_row
+from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
 
 QUANTILE = 0.95
 """Share of the reference that is as likely as a counterfactual must be, or more."""
@@ -232,7 +232,10 @@ def _least_step(c: Tensor, gradients: Tensor) -> Tensor:
     weights = _onto_boundaries(directions, far, c > 0)
     # A negative weight: the step onto the other boundary alone goes beyond this one.
     weights = _onto_boundaries(directions, far, (c > 0) & (weights >= 0))
-    return cap_rms(-(weights[:, :, None] * directions).sum(dim=1), LARGEST_RMS)
+    step = -(weights[:, :, None] * directions).sum(dim=1)
+    rms = step.square().mean(dim=1, keepdim=True).sqrt()
+    shortened: Tensor = step * (LARGEST_RMS / rms.clamp_min(1e-30)).clamp_max(1.0)
+    return shortened
 
 
 def _onto_boundaries(directions: Tensor, far: Tensor, active: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from jem.generation.samples import (
     sampler_of,
 )
 from jem.model import JEM
-from jem.sampling.base_distributions import GaussianBase
-from jem.sampling.settings import SamplerSettings
+from jem.sampling.base_distributions import GaussianBase, SamplerSettings
 
 INITIAL_NOISE = 0.5
 """Noise of the first step of a completion that begins at noise, in data units: a quarter of the

@@ -12,6 +12,7 @@ from jem.checks import check_integer, check_labels, check_number, refuse
 from jem.errors import InputError
 from jem.model import JEM, batched_logits, check_model, inference, joint_energy
 from jem.randomness import named_generator
+from jem.sampling.base_distributions import SamplerSettings
 from jem.sampling.langevin import (
     Bounds,
     EnergyFunction,
@@ -19,7 +20,6 @@ from jem.sampling.langevin import (
     energy_and_gradient,
     sgld_chain,
 )
-from jem.sampling.settings import SamplerSettings
 
 BLOCK = 16
 """Chains that share a generator, and one batch of the network."""

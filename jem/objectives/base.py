@@ -131,10 +131,10 @@ class Classification:
         weight = None if self.class_weight is None else self.class_weight.to(logits)
         smoothing = self.label_smoothing
         loss = F.cross_entropy(logits, labels, weight=weight, label_smoothing=smoothing)
-        if self.class_weight is None or mean is torch.mean:
+        if weight is None:
             return loss
-        weight = self.class_weight[labels].sum()  # a process with heavier examples counts more
-        return loss * weight / mean(weight)
+        own = weight[labels].sum()
+        return loss * (own / mean(own))  # a process with heavier examples counts more
 
 
 def balanced_class_weights(labels: Tensor, num_classes: int) -> Tensor:

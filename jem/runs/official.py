@@ -17,9 +17,8 @@ from jem.errors import InputError
 from jem.model import JEM
 from jem.networks import wide_resnet
 from jem.randomness import global_generators_kept
-from jem.sampling.base_distributions import UniformBase
+from jem.sampling.base_distributions import SamplerSettings, UniformBase
 from jem.sampling.langevin import LangevinStep
-from jem.sampling.settings import SamplerSettings
 
 _PARTS = {"branch.0": "bn1", "branch.2": "conv1", "branch.4": "bn2", "branch.6": "conv2"}
 _PARTS |= {"shortcut": "shortcut.0"}

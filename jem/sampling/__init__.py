@@ -5,13 +5,13 @@ from jem.sampling.base_distributions import BaseDistribution as BaseDistribution
 from jem.sampling.base_distributions import ContrastBase as ContrastBase
 from jem.sampling.base_distributions import GaussianBase as GaussianBase
 from jem.sampling.base_distributions import MixtureBase as MixtureBase
+from jem.sampling.base_distributions import SamplerSettings as SamplerSettings
 from jem.sampling.base_distributions import UniformBase as UniformBase
+from jem.sampling.base_distributions import base_from_state as base_from_state
 from jem.sampling.buffer import PersistentChains as PersistentChains
 from jem.sampling.buffer import ReplayBuffer as ReplayBuffer
 from jem.sampling.langevin import LangevinStep as LangevinStep
 from jem.sampling.langevin import energy_and_gradient as energy_and_gradient
 from jem.sampling.langevin import sgld_chain as sgld_chain
 from jem.sampling.outliers import Outliers as Outliers
-from jem.sampling.random_fields import SmoothNoiseBase as SmoothNoiseBase
-from jem.sampling.settings import SamplerSettings as SamplerSettings
-from jem.sampling.settings import base_from_state as base_from_state
+from jem.sampling.outliers import SmoothNoiseBase as SmoothNoiseBase

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from jem.sampling.langevin import LangevinStep
 from jem.sampling.moments import tied_moments
 from jem.sampling.outliers import column_groups
 
@@ -73,11 +74,10 @@ class BaseDensity(nn.Module):
         x: Tensor,
         parts: Tensor,
         domain: tuple[Tensor, Tensor],
+        step: LangevinStep,
+        columns: Sequence[str] | None = None,
         *,
         shrinkage: float = 0.0,
-        noise_std: float,
-        temperature: float,
-        columns: Sequence[str] | None = None,
     ) -> BaseDensity:
         """Estimate the Gaussians from training data.
 
@@ -91,16 +91,15 @@ class BaseDensity(nn.Module):
             parts: Which Gaussian of the mixture each row belongs to, shape (N,): its class, or a
                 part of it.
             domain: Bounds of the inputs.
-            shrinkage: Share by which the covariance becomes a multiple of the identity.
-            noise_std: sigma of the chains' steps, in data units.
-            temperature: T of the chains.
+            step: The step of the chains, which has their noise and temperature.
             columns: As `column_groups` takes them.
+            shrinkage: Share by which the covariance becomes a multiple of the identity.
         """
         means, covariance = tied_moments(x, parts)
         sphere = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
         covariance = (1 - shrinkage) * covariance + shrinkage * sphere
         floor = FLOOR * x.double().var(dim=0, correction=0)
-        covariance.diagonal().add_(floor.clamp_min(max(noise_std, 1e-6) ** 2).cpu())
+        covariance.diagonal().add_(floor.clamp_min(max(step.noise_std, 1e-6) ** 2).cpu())
         root = torch.linalg.cholesky(covariance)
         unit = torch.eye(len(root), dtype=root.dtype)
         counts = torch.unique(parts.cpu(), return_counts=True)[1]
@@ -111,7 +110,7 @@ class BaseDensity(nn.Module):
             whitening=torch.linalg.solve_triangular(root, unit, upper=False).T.contiguous(),
             log_weights=(counts / counts.sum()).double().log(),
             level=means.new_zeros(()),
-            temperature=means.new_tensor(temperature),
+            temperature=means.new_tensor(step.temperature),
             groups=column_groups(x, columns),
         )
         base.level = torch.cat([base._log_q(r.double()) for r in x.cpu().split(4096)]).mean()

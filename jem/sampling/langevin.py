@@ -53,8 +53,8 @@ class LangevinStep:
     \sigma P^{1/2} \varepsilon\big),
               \qquad \varepsilon \sim N(0, I), \quad P = (1 - s) I + s B^2
 
-    with B the `blur` of an image, and P = I for s = 0. With sigma = sqrt(2 eta), no clamp, no cap
-    and no bounds this is the unadjusted Langevin algorithm for exp(-E). Other pairs sample at
+    with B the `blur` of an image, and P = I for s = 0. With sigma = sqrt(2 eta), no clamp and
+    no bounds this is the unadjusted Langevin algorithm for exp(-E). Other pairs sample at
     another temperature: the usual JEM setting (1, 0.01) has 5e-5, which is close to gradient
     descent and gives no exact sample.
 
@@ -68,8 +68,6 @@ class LangevinStep:
         noise_std: sigma >= 0, in data units; 0 draws no noise: gradient descent.
         grad_clamp: Clamp each component of the gradient to [-c, c] first (the proximal step of
             JEM++), or None.
-        max_rms: Cap on the root mean square of each row's change without the noise, in data
-            units, or None; the direction is kept.
         gradient_blur: s in [0, 1), for images (B, C, H, W).
 
     References:
@@ -84,14 +82,13 @@ class LangevinStep:
     step_size: float
     noise_std: float
     grad_clamp: float | None = None
-    max_rms: float | None = None
     gradient_blur: float = 0.0
 
     @property
     def temperature(self) -> float:
         """Temperature sigma^2 / (2 eta) of the density exp(-E / temperature) that chains explore.
 
-        It holds for small steps without clamp, cap and bounds.
+        It holds for small steps without clamp and bounds.
         """
         return self.noise_std**2 / (2 * self.step_size)
 
@@ -121,10 +118,7 @@ class LangevinStep:
             grad = grad.clamp(-self.grad_clamp, self.grad_clamp)
         if blurred:
             grad = (1 - blurred) * grad + blurred * blur(blur(grad))
-        drift = self.step_size * grad
-        if self.max_rms is not None:
-            drift = cap_rms(drift, self.max_rms)
-        moved = x.detach() - drift
+        moved = x.detach() - self.step_size * grad
         if self.noise_std:
             noise = torch.empty_like(moved).normal_(generator=generator)
             if blurred:  # noise of covariance P: the covariances of independent parts add up
@@ -132,12 +126,6 @@ class LangevinStep:
                 noise = math.sqrt(1 - blurred) * noise + math.sqrt(blurred) * smooth
             moved = moved.add_(noise, alpha=self.noise_std)
         return clip_to_bounds(moved, bounds)
-
-
-def cap_rms(x: Tensor, largest: float) -> Tensor:
-    """Shorten rows (B, ...) whose root mean square is above `largest`; directions are kept."""
-    rms = x.flatten(1).square().mean(dim=1).sqrt()
-    return x * per_row((largest / rms.clamp_min(1e-30)).clamp_max(1.0), x)
 
 
 def energy_and_gradient(x: Tensor, energy_fn: EnergyFunction) -> tuple[Tensor, Tensor]:

@@ -4,45 +4,46 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import pairwise
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from jem.sampling.base_distributions import (
-    BaseDistribution,
-    ContrastBase,
-    GaussianBase,
-    UniformBase,
-)
-from jem.sampling.langevin import Bounds, clip_to_bounds
-from jem.sampling.random_fields import SmoothNoiseBase, smooth_fields
+from jem.sampling.base_distributions import BaseDistribution
+from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
 
-Kind = Callable[[Tensor, int, torch.Generator], Tensor]
+Kind = Callable[[Tensor, int, Generator], Tensor]
 """Makes outliers of a batch of data (B, *shape), so many, with a generator."""
 
 PATCHES = 4
 """Patches along each side of an image whose patches are shuffled; more where a side leaves a rest
 that is as large as a patch."""
 
+NUGGET = 1e-3
+"""Share of white noise in the variance of a random field: it keeps the covariance invertible."""
+
+LEVELS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""Means of a random field, in half-widths of the domain from its middle."""
+
+CONTRASTS = (0.1, 0.25, 0.5, 1.0, 2.0, 3.0)
+"""Standard deviations of a random field, in half-widths; above one the domain cuts it into
+shapes."""
+
 
 class Outliers(nn.Module):
     """Draws made-up outliers, as many of each kind as fit.
 
     Chains see only where the model already holds inputs likely; they never reach simple pictures
-    and broken ones. Kinds: uniform noise, noise of random contrast, class Gaussians unless chains
-    begin there; for images smooth random fields, images with their patches shuffled, halves of two
-    images put together, and blobs and strokes on a flat ground; for tables rows whose every column
-    is another row's.
+    and broken ones. Kinds: noise of given distributions; for images smooth random fields, images
+    with their patches shuffled, halves of two images put together, and blobs and strokes on a flat
+    ground; for tables rows whose every column is another row's.
 
     Args:
-        low: Lower bound of the domain, a number or a tensor that broadcasts to one input.
-        high: Upper bound, likewise.
-        x: Training inputs, shape (N, *shape), to fit the Gaussians to.
-        labels: Their classes, shape (N,).
-        num_classes: K.
-        gaussians: Whether class Gaussians are among them.
+        domain: Lower and upper bound, numbers or tensors that broadcast to one input.
+        bases: The distributions of noise.
+        frequencies: Class probabilities, shape (K,), of noise that knows classes.
+        x: Training inputs, shape (N, *shape): only rows of tables are looked at.
         columns: As `column_groups` takes them.
     """
 
@@ -52,37 +53,28 @@ class Outliers(nn.Module):
 
     def __init__(
         self,
-        low: Tensor,
-        high: Tensor,
+        domain: tuple[Tensor, Tensor],
+        bases: Sequence[BaseDistribution],
+        frequencies: Tensor,
         x: Tensor,
-        labels: Tensor,
-        num_classes: int,
-        *,
-        gaussians: bool = True,
         columns: Sequence[str] | None = None,
     ) -> None:
         super().__init__()
-        shape = tuple(x.shape[1:])
-        self.register_buffer("low", low)
-        self.register_buffer("high", high)
-        bases: list[BaseDistribution] = [
-            UniformBase(low, high, shape),
-            ContrastBase(low, high, shape),
-        ]
-        if gaussians:
-            bases.append(GaussianBase.fit(x, labels, num_classes, bounds=(low, high)))
-        broken: list[Kind] = []
-        if len(shape) == 3:
-            bases.append(SmoothNoiseBase(float(low.min()), float(high.max()), shape))
+        for name, value in zip(
+            ("low", "high", "frequencies"), (*domain, frequencies), strict=True
+        ):
+            self.register_buffer(name, value)
+        noise, broken = list(bases), list[Kind]()
+        if x.ndim == 4:
+            low, high = (float(bound) for bound in (self.low.min(), self.high.max()))
+            noise.append(SmoothNoiseBase(low, high, x.shape[1:]))
             broken = [shuffle_patches, join_halves, self._shapes]
-        elif math.prod(shape) > 1:  # a single column has no other to fit to: it would be data
+        elif x[0].numel() > 1:  # a single column has no other to fit to: it would be data
             broken = [partial(shuffle_columns, groups=column_groups(x.flatten(1), columns))]
-        frequencies = torch.bincount(labels, minlength=num_classes).float()
-        self.register_buffer("frequencies", frequencies / frequencies.sum())
-        self.bases = nn.ModuleList(bases)  # so that `to` moves them
-        self.kinds: list[Kind] = [partial(self._noise, base) for base in bases] + broken
+        self.bases = nn.ModuleList(noise)  # so that `to` moves them
+        self.kinds: list[Kind] = [partial(self._noise, base) for base in noise] + broken
 
-    def draw(self, count: int, x: Tensor, *, generator: torch.Generator) -> Tensor:
+    def draw(self, count: int, x: Tensor, *, generator: Generator) -> Tensor:
         """Draw outliers.
 
         Args:
@@ -101,23 +93,23 @@ class Outliers(nn.Module):
         ]
         return clip_to_bounds(torch.cat(parts).to(x), (self.low, self.high))
 
-    def _shapes(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    def _shapes(self, x: Tensor, count: int, generator: Generator) -> Tensor:
         return draw_shapes(x, count, generator, bounds=(self.low, self.high))
 
     def _noise(
-        self, base: BaseDistribution, x: Tensor, count: int, generator: torch.Generator
+        self, base: BaseDistribution, x: Tensor, count: int, generator: Generator
     ) -> Tensor:
         weights = self.frequencies.to(generator.device)
         labels = torch.multinomial(weights, count, replacement=True, generator=generator)
         return base.sample(count, labels, generator=generator)
 
 
-def _some(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def _some(x: Tensor, count: int, generator: Generator) -> Tensor:
     """Positions of rows of a batch at random, with replacement: shape (count,)."""
     return torch.randint(len(x), (count,), device=x.device, generator=generator)
 
 
-def shuffle_patches(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def shuffle_patches(x: Tensor, count: int, generator: Generator) -> Tensor:
     """Put the patches of images in another order; a margin that no patch covers stays.
 
     Args:
@@ -141,7 +133,7 @@ def shuffle_patches(x: Tensor, count: int, generator: torch.Generator) -> Tensor
     return shuffled
 
 
-def join_halves(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def join_halves(x: Tensor, count: int, generator: Generator) -> Tensor:
     """Give images the right or the lower half of another one; of itself turned over, if alone.
 
     Args:
@@ -162,7 +154,89 @@ def join_halves(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return torch.where(torch.where(side, right, lower), other, x)
 
 
-def draw_shapes(x: Tensor, count: int, generator: torch.Generator, *, bounds: Bounds) -> Tensor:
+class SmoothNoiseBase(BaseDistribution):
+    r"""Gaussian random fields of random smoothness, level and contrast, cut off at the domain.
+
+    .. math:: x = \mathrm{clip}(m + s\,h\,u), \qquad u \sim N(0, C_\ell)
+
+    with h half the width of the domain, C the periodic covariance of a Gaussian kernel of length
+    l, and (m, s, l) drawn uniformly from a grid. Long lengths with large contrast give blobs on an
+    even ground, short ones give texture, small contrast nearly flat pictures: regions that chains
+    which began at uniform noise never visit, and where the density is then left undecided.
+
+    Args:
+        low: Lower bound of the domain, a number.
+        high: Upper bound, a number above it.
+        shape: Shape (C, H, W) of one image; channels are independent fields.
+    """
+
+    def __init__(self, low: float, high: float, shape: Sequence[int]) -> None:
+        super().__init__()
+        self.low, self.high, self.shape = low, high, tuple(shape)
+
+    def sample(self, count: int, labels: Tensor | None = None, *, generator: Generator) -> Tensor:
+        """Draw (count, C, H, W); see `BaseDistribution.sample`."""
+        levels, contrasts, spectra = _grid(*self.shape[1:], generator.device)
+        points = len(levels) * len(contrasts) * len(spectra)
+        chosen = torch.randint(points, (count,), device=generator.device, generator=generator)
+        white = torch.empty(count, *self.shape, device=generator.device)
+        field = _filtered(
+            white.normal_(generator=generator), spectra[chosen % len(spectra)][:, None]
+        )
+        chosen = chosen // len(spectra)
+        half = (self.high - self.low) / 2
+        level = (self.low + self.high) / 2 + half * levels[chosen // len(contrasts)]
+        field = per_row(half * contrasts[chosen % len(contrasts)], white) * field
+        return (per_row(level, white) + field).clamp(self.low, self.high)
+
+
+def smooth_fields(count: int, height: int, width: int, *, generator: Generator) -> Tensor:
+    """Gaussian random fields of variance one, of random lengths from a twentieth of the side.
+
+    Args:
+        count: How many.
+        height: H, pixels.
+        width: W, pixels.
+        generator: Source of all randomness; the fields lie on its device.
+
+    Returns:
+        Shape (count, H, W).
+    """
+    device = generator.device
+    spectra = _grid(height, width, device)[2][3:]  # the longer half
+    chosen = torch.randint(len(spectra), (count,), device=device, generator=generator)
+    white = torch.empty(count, height, width, device=device).normal_(generator=generator)
+    return _filtered(white, spectra[chosen])
+
+
+def _filtered(white: Tensor, spectrum: Tensor) -> Tensor:
+    """White noise (..., H, W) with the covariance whose eigenvalues are given."""
+    field: Tensor = torch.fft.ifft2(torch.fft.fft2(white) * spectrum.sqrt()).real
+    return field
+
+
+@cache  # made and copied to the device once: a copy in every draw makes the host wait
+def _grid(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """`LEVELS`, `CONTRASTS`, and the covariances of six kernel lengths, on a device.
+
+    The lengths go from about a pixel to a quarter of the side, evenly in the logarithm. Of a
+    periodic covariance of marginal variance one there are the eigenvalues, shape (6, H, W).
+    """
+    with torch.inference_mode(False):
+        shortest, longest = 0.7, max(min(height, width) / 4, 1.4)
+        rows = (2 * math.pi * torch.fft.fftfreq(height, dtype=torch.float64)).view(-1, 1)
+        columns = (2 * math.pi * torch.fft.fftfreq(width, dtype=torch.float64)).view(1, -1)
+        spectra = []
+        for i in range(6):
+            length = shortest * (longest / shortest) ** (i / 5)
+            smooth = torch.exp(-(length**2) * (rows.square() + columns.square()) / 2)
+            spectra.append(((1 - NUGGET) * smooth / smooth.mean() + NUGGET).float())
+        grid = torch.tensor(LEVELS), torch.tensor(CONTRASTS), torch.stack(spectra)
+        levels, contrasts, eigenvalues = (part.to(device) for part in grid)
+    return levels, contrasts, eigenvalues
+
+
+def draw_shapes(x: Tensor, count: int, generator: Generator, *, bounds: Bounds) -> Tensor:
     """Draw blobs or strokes of one tone on an even ground: that of a corner of an image.
 
     Blobs are where a smooth random field is high, strokes where it is near a level. Every channel
@@ -198,7 +272,7 @@ def draw_shapes(x: Tensor, count: int, generator: torch.Generator, *, bounds: Bo
 
 
 def shuffle_columns(
-    x: Tensor, count: int, generator: torch.Generator, groups: Tensor | None = None
+    x: Tensor, count: int, generator: Generator, groups: Tensor | None = None
 ) -> Tensor:
     """Take every column of a row from any row: what columns have in common is gone.
 

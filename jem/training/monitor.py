@@ -21,7 +21,8 @@ from jem.progress import ProgressBar
 from jem.runs.folder import RunFolder
 from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.langevin import Bounds
-from jem.training.state import RunState
+from jem.training.safeguards import MAX_RECOVERIES
+from jem.training.state import Progress, RunState
 from jem.training.steps import StepContext, StepResult
 
 SAMPLES_A_CLASS = 8
@@ -87,8 +88,8 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
     Args:
         path: `metrics.jsonl` of a run.
-        kind: Keep only records of this kind: `"step"`, `"epoch"`, `"recovery"`,
-            `"gave_up"` or `"end"`.
+        kind: Keep only records of this kind: `"step"`, `"epoch"`, `"recovery"`
+            or `"end"`.
 
     Returns:
         The records, oldest first. A last line that is not finished (the run was killed, or is
@@ -170,6 +171,20 @@ class RunMonitor:
         shown = {"accuracy", "gap", "images_per_second"} & figures.keys()
         detail = "  ".join(f"{name} {figures[name]:.4g}" for name in sorted(shown))
         self.bar.update(progress.iteration, self._total, detail=detail)
+
+    def recovery(self, diverged: int, progress: Progress) -> None:
+        """Record that a run has gone back to a checkpoint.
+
+        Args:
+            diverged: The iteration at which it diverged.
+            progress: Where it is now.
+        """
+        done, back_to = progress.recoveries, progress.rolled_back_to
+        self.log.write("recovery", iteration=diverged, back_to=back_to, recoveries=done)
+        self.bar.message(
+            f"diverged at iteration {diverged}: back to {back_to}, learning rate times "
+            f"{0.5**done:g} (recovery {done} of at most {MAX_RECOVERIES})"
+        )
 
     def epoch(self, metrics: dict[str, Any], num_epochs: int, state: RunState) -> None:
         """Record an epoch; at every tenth of the run, draw the chains, and show a line.

@@ -1,13 +1,11 @@
 """What happens to the parameters: learning rate, optimiser, gradient clipping, weight average."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from jem.training.recipe import ResolvedRecipe
 
@@ -95,48 +93,34 @@ def sam_perturbation(model: nn.Module, rho: float) -> Iterator[None]:
 
 @contextmanager
 def kept_statistics(model: nn.Module) -> Iterator[None]:
-    """Leave buffers as they were: momentum 0 alone would still count batches.
-
-    Args:
-        model: The model.
-    """
-    norms = [m for m in model.modules() if isinstance(m, _BatchNorm | _InstanceNorm)]
-    momenta = [norm.momentum for norm in norms]
+    """Leave buffers, such as running statistics, as they were."""
     buffers = [(b, b.clone()) for b in model.buffers()]
-    for norm in norms:
-        norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
         for buffer, value in buffers:
             buffer.copy_(value)
 
 
-def moving_average(
-    decay: float, count: Callable[[], int]
-) -> Callable[[list[Tensor], list[Tensor]], None]:
-    """Exponential average with decay min(d, (1 + n) / (10 + n)) at update n: no early bias.
+@torch.no_grad()
+def update_average(averaged: nn.Module, current: nn.Module, decay: float, count: int) -> None:
+    """Take parameters and buffers into an exponential average of them, without early bias.
+
+    The decay of update n is min(d, (1 + n) / (10 + n)).
 
     Args:
+        averaged: The module that holds the averages.
+        current: The module whose values are taken in.
         decay: d, in [0, 1).
-        count: Gives n, the updates before this one; at the first the values are taken as they are.
-
-    Returns:
-        A function that changes its first list of tensors, the averages, by its second.
+        count: n, the updates before this one; at the first the values are taken as they are.
     """
-
-    @torch.no_grad()
-    def update(averaged: list[Tensor], current: list[Tensor]) -> None:
-        n = count()
-        now = min(decay, (1 + n) / (10 + n))
-        pairs = list(zip(averaged, current, strict=True))
-        smooth = [(mean, value) for mean, value in pairs if n and mean.is_floating_point()]
-        if smooth:  # all in a few kernels
-            torch._foreach_lerp_([m for m, _ in smooth], [v for _, v in smooth], 1 - now)
-        for mean, value in pairs:
-            if not (n and mean.is_floating_point()):
-                mean.copy_(value)
-
-    return update
+    now = min(decay, (1 + count) / (10 + count))
+    means, values = ([*m.parameters(), *m.buffers()] for m in (averaged, current))
+    smooth = [
+        (m, v) for m, v in zip(means, values, strict=True) if count and m.is_floating_point()
+    ]
+    if smooth:  # all in a few kernels
+        torch._foreach_lerp_([m for m, _ in smooth], [v for _, v in smooth], 1 - now)
+    for mean, value in zip(means, values, strict=True):
+        if not (count and mean.is_floating_point()):
+            mean.copy_(value)

@@ -132,9 +132,9 @@ def _check_beside_chains(model: JEM, x: Tensor) -> None:
     """Refuse a network that in training mode lets chains reach the logits of data."""
     batch = Batch(x, torch.zeros(len(x)), x)
     data = []
-    for unlikely in (x, torch.zeros_like(x)):
+    for chains in (x, torch.zeros_like(x)):
         torch.manual_seed(0)
-        data.append(joint_forward(model, batch, unlikely).data)
+        data.append(joint_forward(model, batch, chains)[0])
     if (data[0] - data[1]).abs().max() > 0.01 * (1 + data[0].abs().max()):
         raise InputError(
             "logits of data depend on the chains beside them, in training mode: use torch's own "

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -21,10 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
-from torch.nn.parallel import DistributedDataParallel
 
 from jem.errors import InputError, JemError, RunFolderError
-from jem.model import evaluation_mode
 from jem.randomness import derive_seed, global_generators_kept
 
 T = TypeVar("T")
@@ -117,42 +115,22 @@ class Processes:
             dist.broadcast_object_list(values)
         return values[0]
 
-    def copy_buffers(self, model: nn.Module) -> None:
-        """Give every process the first one's running statistics."""
-        if self.count > 1:
-            for buffer in model.buffers():
-                dist.broadcast(buffer, 0)
+    def copy(self, tensors: Iterable[Tensor]) -> None:
+        """Give every process the first one's parameters or running statistics."""
+        for tensor in tensors if self.count > 1 else ():
+            value = tensor.detach().contiguous()
+            dist.broadcast(value, 0)
+            tensor.detach().copy_(value)
 
-    def synchronised(
-        self, model: nn.Module, forward: Callable[..., T], x: Tensor
-    ) -> Callable[..., T]:
-        """The same function of a model and inputs, with gradients averaged over all processes.
-
-        Args:
-            model: The model; all processes take the first one's parameters.
-            forward: A function of the model and of inputs, to be called once a backward pass.
-            x: An input of the model, shape (1, *shape), to find parameters that it does not use.
-        """
+    def average_gradients(self, model: nn.Module) -> None:
+        """Give every parameter the mean of its gradients over all processes, in one collective."""
         if self.count == 1:
-            return forward
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        with evaluation_mode(model):
-            used = torch.autograd.grad(model(x).sum(), parameters, allow_unused=True)
-        unused = any(gradient is None for gradient in used)
-        wrapped = DistributedDataParallel(_Pass(model, forward), find_unused_parameters=unused)
-        return lambda _, *inputs: wrapped(*inputs)
-
-
-class _Pass(nn.Module):
-    """A function of a model as a module, as `DistributedDataParallel` wants it."""
-
-    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
-        super().__init__()
-        self.model, self.function = model, function
-
-    def forward(self, *inputs: Any) -> Any:  # noqa: ANN401
-        """Call the function."""
-        return self.function(self.model, *inputs)
+            return
+        trained = [p for p in model.parameters() if p.requires_grad]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+        mean = self.total(torch.cat([grad.flatten() for grad in grads])) / self.count
+        for p, part in zip(trained, mean.split([p.numel() for p in trained]), strict=True):
+            p.grad = part.view_as(p).to(p.dtype)
 
 
 ONE_PROCESS = Processes()
@@ -179,9 +157,8 @@ def join() -> Processes:
 def _leave() -> None:
     """Part from the other processes before the interpreter ends.
 
-    `DistributedDataParallel` keeps the group's threads alive beyond the group. Such a thread lets
-    go of a collective's tensors a moment after the collective is done, and aborts the process if
-    the interpreter is ending by then: it is given that moment.
+    A thread of the group lets go of a collective's tensors a moment after the collective is done,
+    and aborts the process if the interpreter is ending by then: it is given that moment.
     """
     gc.collect()
     dist.destroy_process_group()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,8 +12,6 @@ from torch import Tensor
 
 from jem.checks import refuse
 from jem.data.batches import BatchStream, augment
-from jem.data.scaling import range_of
-from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
 from jem.model import JEM
 from jem.networks import Companion, Factored, FactoredHead
@@ -26,25 +24,13 @@ from jem.objectives import (
     balanced_class_weights,
 )
 from jem.randomness import named_generator
-from jem.sampling.base_distributions import (
-    BaseDistribution,
-    ContrastBase,
-    GaussianBase,
-    MixtureBase,
-    UniformBase,
-)
 from jem.sampling.buffer import PersistentChains, ReplayBuffer
-from jem.sampling.langevin import LangevinStep
 from jem.sampling.outliers import Outliers
-from jem.sampling.settings import SamplerSettings
-from jem.training.base import fit_base
+from jem.training.fitting import domain_of, examples_of, fit_sampler, labels_of
 from jem.training.probe import probe
 from jem.training.process import Processes
 from jem.training.recipe import Recipe, ResolvedRecipe
 from jem.training.steps import StepContext
-
-MOST_EXAMPLES = 5000
-"""Examples read of a data set that is not in memory, to fit to what is fitted to data."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +126,7 @@ def build(
             "jem.JEM(jem.companion(network, input_shape=..., num_classes=...))"
         )
     x, labels = examples_of(train)
-    all_labels = _labels_of(train, labels, every=recipe.class_weight == "balanced")
+    all_labels = labels_of(train, labels, every=recipe.class_weight == "balanced")
 
     def stream(name: str, batch_size: int) -> BatchStream:
         made = BatchStream(train, batch_size, seed=seed, name=name, device=model.device)
@@ -165,14 +151,21 @@ def build(
     chains, outliers = None, None
     if not isinstance(objective, NoObjective):
         labels = labels if num_classes > 1 else torch.zeros_like(labels)
-        init = _settle_sampler(model, resolved, x, labels, num_classes)
-        if x.ndim == 2 and resolved.clip_to_domain:
-            base = fit_base(x, labels, _domain(model), model.sampler.step, _columns(model))
-            model.base = base.to(model.device)
+        init, outliers = fit_sampler(model, resolved, x, labels, num_classes)
         if "chains" in objective.needs:
             generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
-            chains = _make_chains(model, resolved, init, ranks, generator)
-            outliers = _make_outliers(model, resolved, x, labels, num_classes)
+            size = ranks.share(resolved.buffer_size, "buffer_size")
+            chains = PersistentChains(
+                buffer=ReplayBuffer.from_init(init, size, generator=generator),
+                init=deepcopy(init).to(generator.device),  # the model's own stays on the CPU
+                count=ranks.share(resolved.num_chains, "num_chains"),
+                reinit_prob=resolved.reinit_prob,
+                replacement=resolved.replacement,
+                step=model.sampler.step,
+                bounds=model.bounds() if resolved.clip_to_domain else None,
+                generator=generator,
+            )
+    ranks.copy(model.parameters())
     context = StepContext(
         resolved,
         objective,
@@ -181,9 +174,8 @@ def build(
         chains,
         ranks,
     )
-    example = x[:1].to(model.device)
-    wrapped = ranks.synchronised(model.marginal, context.forward, example)
-    return replace(context, wrapped=wrapped), Batches(resolved, labelled, density, outliers, ranks)
+    made = None if chains is None else outliers
+    return context, Batches(resolved, labelled, density, made, ranks)
 
 
 def head_advice(model: JEM, recipe: ResolvedRecipe) -> str:
@@ -228,127 +220,3 @@ def _set_up_model(model: JEM, x: Tensor, num_classes: int) -> None:
             f"[{low.min():.4g}, {high.max():.4g}]",
             "scale them as the network expects, or set `domain`",
         )
-
-
-def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Bounds of inputs: [0, 1] or [-1, 1] for images in it, else each range widened by a tenth.
-
-    Args:
-        x: Training inputs, shape (N, *shape).
-
-    Returns:
-        (low, high), scalars for images, of one input's shape otherwise.
-    """
-    if x.ndim == 4:
-        x = x.reshape(-1)
-        low, high = x.aminmax()
-        if low >= -1 and high <= 1:
-            return torch.tensor(0.0 if low >= 0 else -1.0), torch.tensor(1.0)
-    return range_of(x)
-
-
-def _settle_sampler(
-    model: JEM, recipe: ResolvedRecipe, x: Tensor, labels: Tensor, num_classes: int
-) -> BaseDistribution:
-    """Leave the sampler's settings in the model; return where chains of training begin."""
-    init = fresh = make_base(recipe.init, _domain(model), x, labels, num_classes)
-    if recipe.sample_init != recipe.init:
-        fresh = make_base(recipe.sample_init, _domain(model), x, labels, num_classes)
-    model.sampler = SamplerSettings(
-        init=fresh,
-        num_steps=recipe.sample_steps,
-        step=LangevinStep(
-            recipe.step_size,
-            recipe.noise_std,
-            recipe.langevin_grad_clamp,
-            gradient_blur=recipe.gradient_blur,
-        ),
-        class_frequencies=torch.bincount(labels, minlength=num_classes).float() / len(labels),
-        trained_on_outliers=bool(recipe.outlier_count),
-        trained_on_noise=recipe.init != "gaussian",
-    )
-    return init
-
-
-def _make_chains(
-    model: JEM,
-    recipe: ResolvedRecipe,
-    init: BaseDistribution,
-    ranks: Processes,
-    generator: torch.Generator,
-) -> PersistentChains:
-    size = ranks.share(recipe.buffer_size, "buffer_size")
-    return PersistentChains(
-        buffer=ReplayBuffer.from_init(init, size, generator=generator),
-        init=deepcopy(init).to(generator.device),  # the model keeps its own, which stays here
-        count=ranks.share(recipe.num_chains, "num_chains"),
-        reinit_prob=recipe.reinit_prob,
-        replacement=recipe.replacement,
-        step=model.sampler.step,
-        bounds=model.bounds() if recipe.clip_to_domain else None,
-        generator=generator,
-    )
-
-
-def _make_outliers(
-    model: JEM, recipe: ResolvedRecipe, x: Tensor, labels: Tensor, num_classes: int
-) -> Outliers | None:
-    if not recipe.outlier_count:
-        return None
-    gaussians = recipe.init != "gaussian"
-    columns = _columns(model)
-    outliers = Outliers(
-        *_domain(model), x, labels, num_classes, gaussians=gaussians, columns=columns
-    )
-    return outliers.to(model.device)
-
-
-def _columns(model: JEM) -> Sequence[str] | None:
-    return None if model.scaling is None else model.scaling.columns
-
-
-def _domain(model: JEM) -> tuple[Tensor, Tensor]:
-    assert model.domain is not None, "set before anything is fitted to the data"
-    return model.domain
-
-
-def make_base(
-    kind: str, domain: tuple[Tensor, Tensor], x: Tensor, labels: Tensor, num_classes: int
-) -> BaseDistribution:
-    """Base distribution of a recipe, fitted to training data where it needs any.
-
-    Args:
-        kind: `Recipe.init` or `Recipe.sample_init`.
-        domain: Bounds of the inputs.
-        x: Training inputs, shape (N, *shape).
-        labels: Class indices, shape (N,).
-        num_classes: K.
-    """
-    low, high = domain
-    shape = tuple(x.shape[1:])
-    if kind == "uniform":
-        return UniformBase(low, high, shape)
-    gaussian = GaussianBase.fit(x, labels, num_classes, bounds=domain)
-    if kind == "gaussian":
-        return gaussian
-    uniform, contrast = UniformBase(low, high, shape), ContrastBase(low, high, shape)
-    return MixtureBase([uniform, contrast, gaussian])
-
-
-def _labels_of(train: Any, some: Tensor, *, every: bool) -> Tensor:  # noqa: ANN401
-    """All labels where they are at hand or needed, for the examples may lack a rare class."""
-    if isinstance(train, DataPart | LazyPart):
-        return train.y
-    return torch.tensor([int(train[i][1]) for i in range(len(train))]) if every else some
-
-
-def examples_of(train: Any) -> tuple[Tensor, Tensor]:  # noqa: ANN401
-    """Inputs and labels to fit base distributions on: all in memory, or some that are read.
-
-    Those are spread over all of it, for a data set may be sorted by class; always the same.
-    """
-    if isinstance(train, DataPart):
-        return train.x, train.y
-    order = torch.randperm(len(train), generator=named_generator(0, "examples"))
-    pairs = [train[i] for i in order[:MOST_EXAMPLES].sort().values.tolist()]
-    return torch.stack([x for x, _ in pairs]), torch.tensor([int(y) for _, y in pairs])

@@ -1,4 +1,4 @@
-"""The state of a run: everything that a checkpoint must bring back for the same bits to follow."""
+"""The state of a run: everything that a checkpoint brings back for the same bits to follow."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from jem.errors import RunFolderError
 from jem.model import JEM
 from jem.networks.build import spec_of
 from jem.networks.foreign import copied
+from jem.randomness import derive_seed
+from jem.runs.checkpoint import Checkpoints
+from jem.runs.folder import RunFolder
 from jem.sampling.buffer import ReplayBuffer
-from jem.training.optimisation import make_optimizer, moving_average
-from jem.training.recipe import Recipe
-from jem.training.safeguards import EpochGuard
+from jem.training.optimisation import make_optimizer, update_average
+from jem.training.safeguards import MAX_RECOVERIES, EpochGuard, give_up
 from jem.training.steps import StepContext
 
 
@@ -69,22 +71,28 @@ class FitResult:
 
 
 class RunState:
-    """Model, average, optimiser, chains, generators and progress of a run.
+    """Model, average, optimiser, chains, generators and progress of a run, and its checkpoints.
 
     Args:
         model: The model, on its device.
         context: What the run was built of: recipe, chains, generator, processes.
+        seed: The run's seed.
+        folder: Its folder; None keeps checkpoints in memory.
 
     Attributes:
         averaged_model: The model with averaged weights and statistics.
+        identity: Network, recipe, seed and versions of the run, in configuration and checkpoints.
     """
 
-    def __init__(self, model: JEM, context: StepContext) -> None:
+    def __init__(
+        self, model: JEM, context: StepContext, seed: int, folder: RunFolder | None
+    ) -> None:
+        from jem import __version__
+
         self.model, self.device = model, model.device
-        self.chains, self.ranks, recipe = context.chains, context.ranks, context.recipe
-        self.optimizer = make_optimizer(recipe, model)
+        self.chains, self.ranks, self.recipe = context.chains, context.ranks, context.recipe
+        self.optimizer = make_optimizer(self.recipe, model)
         self.averaged_model, self._averaged = copied(model), 0
-        self._update = moving_average(recipe.ema_decay, lambda: self._averaged)
         self.guard: EpochGuard | None = None
         self.progress = Progress()
         self.sums = torch.zeros(3, device=self.device)  # of the epoch: see `add_losses`
@@ -92,14 +100,25 @@ class RunState:
         self._generators = {"augmentation": context.generator}
         if self.chains is not None:
             self._generators["chains"] = self.chains.generator
+        every, first = self.recipe.checkpoint_every, self.ranks.first
+        path = None if folder is None else folder.checkpoints
+        self.checkpoints = Checkpoints(path, every, writes=first)
+        self.identity: dict[str, Any] = {
+            "network": spec_of(model.network),
+            "recipe": asdict(self.recipe),
+            "seed": seed,
+            "versions": {
+                "jem": __version__,
+                "torch": str(torch.__version__),
+                "python": platform.python_version(),
+                "threads": torch.get_num_threads(),
+            },
+        }
 
     def update_average(self) -> None:
         """Take the model's weights and statistics into the average."""
-        averaged, current = (
-            [value.detach() for value in (*model.parameters(), *model.buffers())]
-            for model in (self.averaged_model, self.model)
-        )
-        self._update(averaged, current)
+        decay = self.recipe.ema_decay
+        update_average(self.averaged_model, self.model, decay, self._averaged)
         self._averaged += 1
 
     def tick(self, *, counted: bool = True) -> None:
@@ -208,44 +227,63 @@ class RunState:
             self.guard.load_state_dict(state["guard"])
         self.progress = Progress(**state["progress"])
 
+    # -- checkpoints ------------------------------------------------------------------------------
 
-def identity(model: JEM, recipe: Recipe, seed: int) -> dict[str, Any]:
-    """What a run is: network, recipe, seed and versions, in its configuration and checkpoints.
+    def save(self, log_position: int) -> None:
+        """Write a checkpoint. Every process must call it, as the state is gathered from all.
 
-    Args:
-        model: The model.
-        recipe: The recipe, with nothing left open.
-        seed: The run's seed.
-    """
-    from jem import __version__
+        Args:
+            log_position: Length of the metrics file, in bytes.
+        """
+        self.tick()
+        self.progress.log_position = log_position
+        self.checkpoints.save(self.progress.iteration, self.state_dict() | self.identity)
 
-    return {
-        "network": spec_of(model.network),
-        "recipe": asdict(recipe),
-        "seed": seed,
-        "versions": {
-            "jem": __version__,
-            "torch": str(torch.__version__),
-            "python": platform.python_version(),
-            "threads": torch.get_num_threads(),
-        },
-    }
+    def resume(self) -> bool:
+        """Go on from the newest checkpoint that is whole; False if there is none.
 
+        Raises:
+            RunFolderError: If the checkpoint is of another network, recipe or seed.
+        """
+        if not self.checkpoints.iterations():
+            return False
+        self._restore(self.checkpoints.load_latest()[1])
+        return True
 
-def check_same_settings(state: dict[str, Any], recipe: Recipe, seed: int) -> None:
-    """Hold a run to the settings that it was started with.
+    def go_back(self) -> None:
+        """Go back to a checkpoint: other noise, half the learning rate, one more Langevin step.
 
-    Args:
-        state: A checkpoint.
-        recipe: The recipe to go on with.
-        seed: The seed to go on with.
+        The learning rate and the Langevin steps follow from `Progress.recoveries`.
 
-    Raises:
-        RunFolderError: If they differ from those in the checkpoint; the message names the fields.
-    """
-    now, then = asdict(recipe) | {"seed": seed}, state["recipe"] | {"seed": state["seed"]}
-    if changed := [name for name, value in now.items() if then.get(name, ...) != value]:
-        raise RunFolderError(
-            "a run is resumed with the settings it was started with; "
-            f"these differ: {', '.join(changed)}"
-        )
+        Raises:
+            TrainingDivergedError: If that was done `MAX_RECOVERIES` times already.
+        """
+        self.tick()
+        diverged, recoveries = self.progress, self.progress.recoveries + 1
+        if recoveries > MAX_RECOVERIES:
+            raise give_up(self.recipe, diverged.iteration)
+        fixed = self.ranks.agree(self.checkpoints.fixed_iterations(diverged.iteration))
+        target = self.checkpoints.roll_back(fixed, diverged.rolled_back_to)
+        self._restore(self.checkpoints.load(target))
+        progress = self.progress  # that of the checkpoint; what happened since is kept
+        progress.recoveries, progress.rolled_back_to = recoveries, target
+        progress.seconds = diverged.seconds
+        if self.chains is not None:  # the noise that was would lead to the same end
+            seed = derive_seed(self.ranks.seed(self.identity["seed"]), "chains", recoveries)
+            self.chains.generator.manual_seed(seed)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        now, then = ({**s["recipe"], "seed": s["seed"]} for s in (self.identity, state))
+        if changed := [name for name, value in now.items() if then.get(name, ...) != value]:
+            raise RunFolderError(
+                "a run is resumed with the settings it was started with; "
+                f"these differ: {', '.join(changed)}"
+            )
+        try:
+            self.load_state_dict(state)
+        except RuntimeError as error:
+            raise RunFolderError(
+                "the run was started with another network, which its checkpoint does not fit: "
+                f"{str(error).splitlines()[-1].strip()}"
+            ) from error
+        self.tick(counted=False)  # loading is no training

@@ -24,17 +24,6 @@ from jem.training.process import Processes
 from jem.training.recipe import ResolvedRecipe
 
 
-class Logits(NamedTuple):
-    """Logits of the forward passes of an update."""
-
-    labelled: Tensor  # (B, K)
-    data: Tensor  # (B', K); `labelled` itself if the density sees the same batches
-    unlikely: Tensor | None  # (M + O, K) of chains, then outliers; or None
-
-
-Forward = Callable[[JEM, Batch, Tensor | None], Logits]
-
-
 @dataclass(frozen=True)
 class StepContext:
     """What stays the same from update to update.
@@ -46,7 +35,6 @@ class StepContext:
         generator: Source of the randomness of objective and augmentation.
         chains: The chains; None for an objective that needs none.
         ranks: The processes of the run.
-        wrapped: `joint_forward` with gradients averaged over the processes; None for a single one.
     """
 
     recipe: ResolvedRecipe
@@ -55,17 +43,11 @@ class StepContext:
     generator: torch.Generator
     chains: PersistentChains | None = None
     ranks: Processes = field(default_factory=Processes)
-    wrapped: Forward | None = None
 
     @cached_property
     def fused(self) -> bool:
         """Whether one backward pass trains the network and moves the chains."""
         return self.recipe.fused and self.objective.needs == {"chains"}
-
-    @property
-    def forward(self) -> Forward:
-        """The forward pass of an update."""
-        return self.wrapped or joint_forward
 
 
 class ProposedChains(NamedTuple):
@@ -161,25 +143,8 @@ def evaluate(
     Returns:
         Losses and energies, with their graph; no chain has moved.
     """
-    mean = torch.mean if context.ranks.count == 1 else context.ranks.mean
-    unlikely = [part for part in (x_chains, batch.outliers) if part is not None]
-    logits, logits_data, logits_unlikely = context.forward(
-        model, batch, torch.cat(unlikely) if unlikely else None
-    )
-    energies = Energies(joint_energy(logits_data))
-    if x_chains is not None and logits_unlikely is not None:
-        energies = energies._replace(chains=joint_energy(logits_unlikely[: len(x_chains)]))
-    if batch.outliers is not None and logits_unlikely is not None:
-        count = len(batch.outliers)
-        energies = energies._replace(outliers=joint_energy(logits_unlikely[-count:]))
-
-    if model.base is not None:
-        with torch.no_grad():
-            energies = energies._replace(
-                base_data=model.base(batch.x_data),
-                base_chains=0.0 if x_chains is None else model.base(x_chains),
-            )
-
+    mean = context.ranks.mean
+    logits, energies = joint_forward(model, batch, x_chains)
     classification = context.classification(logits, batch.labels, mean=mean)
     terms = context.objective(
         model, batch, energies, weight=weight, generator=context.generator, mean=mean
@@ -207,32 +172,41 @@ def sam_backward(
     evaluate(model, batch, context, weight, chains).terms.loss.backward()
 
 
-def joint_forward(model: JEM, batch: Batch, x_unlikely: Tensor | None) -> Logits:
-    """Logits of labelled data, of the density's data and of what is unlikely, in one forward.
+def joint_forward(model: JEM, batch: Batch, x_chains: Tensor | None) -> tuple[Tensor, Energies]:
+    """Logits of labelled data, and energies of the density's data, of chains and of outliers.
 
-    All rows are in the mode that the network is in, so that it cannot tell data from chains by the
-    mode. Batch normalisation takes its statistics from the data and normalises every row with
-    them: two kinds of data are one batch to it, chains and outliers enter no statistic.
+    One forward gives all, in the mode that the network is in, so that it cannot tell data from
+    chains by the mode. Batch normalisation takes its statistics from the data and normalises every
+    row with them: two kinds of data are one batch to it, chains and outliers enter no statistic.
 
     Args:
         model: The model.
-        batch: The data, (B, *shape) and (B', *shape).
-        x_unlikely: Chains, then outliers, shape (M + O, *shape), or None.
+        batch: The data, (B, *shape) and (B', *shape), and outliers where there are any.
+        x_chains: Chains, shape (M, *shape), or None.
 
     Returns:
-        Logits (B, K), (B', K) and (M + O, K).
+        Logits (B, K), and energies of all but the labelled data.
     """
     shared = batch.x_data is batch.x
-    x = batch.x if shared else torch.cat([batch.x, batch.x_data])
-    if x_unlikely is None:
-        logits_all, logits_unlikely = model.logits(x), None
-    else:
-        rows = torch.cat([x, x_unlikely])
-        with statistics_of_data(model, len(x), len(rows)):
-            logits_all, logits_unlikely = model.logits(rows).split([len(x), len(x_unlikely)])
-    logits = logits_all[: len(batch.x)]
-    logits_data = logits if shared else logits_all[len(batch.x) :]
-    return Logits(logits, logits_data, logits_unlikely)
+    data = batch.x if shared else torch.cat([batch.x, batch.x_data])
+    unlikely = [part for part in (x_chains, batch.outliers) if part is not None]
+    rows = torch.cat([data, *unlikely]) if unlikely else data
+    with statistics_of_data(model, len(data), len(rows)):
+        logits = model.logits(rows)
+    seen, *others = logits.split([len(data), *map(len, unlikely)])
+    logits = seen[: len(batch.x)]
+    energies = Energies(
+        data=joint_energy(logits if shared else seen[len(batch.x) :]),
+        chains=None if x_chains is None else joint_energy(others[0]),
+        outliers=None if batch.outliers is None else joint_energy(others[-1]),
+    )
+    if model.base is None:
+        return logits, energies
+    with torch.no_grad():
+        base_chains = 0.0 if x_chains is None else model.base(x_chains)
+        return logits, energies._replace(
+            base_data=model.base(batch.x_data), base_chains=base_chains
+        )
 
 
 @contextmanager
@@ -248,6 +222,7 @@ def statistics_of_data(model: nn.Module, count: int, total: int) -> Iterator[Non
         total: All rows.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    norms = norms if count < total else []
     for norm in norms:
         norm.forward = partial(_normalise, norm, norm.forward, count, total)  # type: ignore[method-assign]
     try:

@@ -34,7 +34,6 @@ from jem.training.process import (
 )
 from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
-from jem.training.recovery import Recovery
 from jem.training.safeguards import (
     Diverged,
     check_modes,
@@ -44,7 +43,7 @@ from jem.training.safeguards import (
     validate,
 )
 from jem.training.setup import build, head_advice
-from jem.training.state import FitResult, RunState, identity
+from jem.training.state import FitResult, RunState
 from jem.training.steps import StepResult, sam_backward, take_step
 
 FLAG_EVERY = 50
@@ -192,8 +191,7 @@ class Trainer:
                 self.fit_epoch(epoch, self.state.progress.iteration - epoch * len(self.batches))
                 self._require_clean()
             except Diverged:
-                self.recovery.go_back()
-                self._clean.fill_(True)
+                self._go_back()
                 continue
             epochs[epoch] = self._end_epoch(valid)
             stop = self.state.guard is not None and self.state.guard.stops
@@ -235,13 +233,15 @@ class Trainer:
         if self.state.guard is not None:
             weight *= self.state.guard.weight_scale
 
-        self.ranks.copy_buffers(self.model)
+        self.ranks.copy(self.model.buffers())
         self.state.optimizer.zero_grad(set_to_none=True)
         with lowered(recipe.precision, self.device):
             result = take_step(self.trained, batch, context, weight, progress.recoveries)
+            self.ranks.average_gradients(self.trained)
             if recipe.adaptive_sam_rho is not None:
                 with sam_perturbation(self.trained, recipe.adaptive_sam_rho):
                     sam_backward(self.trained, batch, context, weight, result)
+                self.ranks.average_gradients(self.trained)
         grad_norm = clip_gradients(self.model, recipe.max_grad_norm)
         self._apply(result, self.ranks.all(is_healthy(result, grad_norm, recipe.max_energy_gap)))
 
@@ -285,7 +285,7 @@ class Trainer:
         """Validate the average, and record the epoch."""
         state, progress, averaged = self.state, self.state.progress, self.state.averaged_model
         state.tick()
-        self.ranks.copy_buffers(averaged)
+        self.ranks.copy(averaged.buffers())
         metrics: Metrics = {
             "epoch": progress.epoch + 1,
             "iteration": progress.iteration,
@@ -314,14 +314,14 @@ class Trainer:
         self.recipe, self.num_epochs = self.context.recipe, self.context.recipe.epochs
         self.total_iterations = self.num_epochs * len(self.batches)
         self.trained = self.model.marginal  # what updates compute with
-        self.state = RunState(self.model, self.context)
+        self.state = RunState(self.model, self.context, self.seed, self.folder)
         self._clean = torch.ones((), dtype=torch.bool, device=self.device)
 
     def config(self) -> dict[str, Any]:
         """What `config.json` says of the run, once `fit` has seen the data."""
         return {
             **self.metadata,
-            **self.recovery.identity,
+            **self.state.identity,
             "input_shape": self.model.input_shape,
             "classes": self.model.classes,
             "epochs": self.num_epochs,
@@ -330,14 +330,9 @@ class Trainer:
         }
 
     def _begin(self, resume: bool) -> None:
-        self.recovery = Recovery(
-            self.state,
-            self.context,
-            self.monitor,
-            None if self.folder is None else self.folder.checkpoints,
-            identity(self.model, self.recipe, self.seed),
-        )
-        if resume and self.recovery.resume():
+        if resume and self.state.resume():
+            # What was recorded after the checkpoint will be recorded again.
+            self.monitor.log.truncate(self.state.progress.log_position)
             if self.folder is not None and self.ranks.first:
                 self.folder.model.unlink(missing_ok=True)  # it holds the weights from before
             return
@@ -349,7 +344,15 @@ class Trainer:
     def _save(self) -> None:
         """Write a checkpoint; only a run known to be healthy makes one."""
         self._require_clean()
-        self.recovery.save()
+        self.state.save(self.monitor.log.position())
+
+    def _go_back(self) -> None:
+        """Go back to a checkpoint after an update that must not be applied."""
+        diverged = self.state.progress.iteration
+        self.state.go_back()
+        self._clean.fill_(True)
+        self.monitor.recovery(diverged, self.state.progress)
+        self._save()  # over the one gone back to: a run killed now resumes after the recovery
 
     def _finish(self) -> None:
         """Leave averaged weights in the model, the last checkpoint on disk, samples beside it.

@@ -9,9 +9,8 @@ from torch import nn
 from jem.errors import InputError
 from jem.evaluation.chains import MEANINGS, chain_health, gap_verdict
 from jem.model import JEM
-from jem.sampling.base_distributions import UniformBase
+from jem.sampling.base_distributions import SamplerSettings, UniformBase
 from jem.sampling.langevin import LangevinStep
-from jem.sampling.settings import SamplerSettings
 
 
 class Energy(nn.Module):

@@ -9,7 +9,7 @@ from torch import nn
 
 from jem import JEM, JEMClassifier
 from jem.data.scaling import range_of
-from jem.sampling import BaseDensity
+from jem.sampling import BaseDensity, LangevinStep
 from jem.sampling.moments import tied_moments
 
 
@@ -23,9 +23,8 @@ def data(generator, count=200):
 
 
 def base_of(x, labels, noise_std=0.1, temperature=0.5):
-    return BaseDensity.fit(
-        x, labels, range_of(x), noise_std=noise_std, temperature=temperature
-    ).eval()
+    step = LangevinStep(noise_std**2 / (2 * temperature), noise_std)
+    return BaseDensity.fit(x, labels, range_of(x), step).eval()
 
 
 def values(base, x):

@@ -1,11 +1,21 @@
-"""Base distributions: samples against moments, completions against dense Gaussians."""
+"""Base distributions: samples against moments, completions against dense Gaussians, files."""
+
+import io
 
 import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
 from jem.errors import InputError
-from jem.sampling import ContrastBase, GaussianBase, MixtureBase, UniformBase
+from jem.sampling import (
+    ContrastBase,
+    GaussianBase,
+    LangevinStep,
+    MixtureBase,
+    SamplerSettings,
+    UniformBase,
+    base_from_state,
+)
 from jem.sampling.outliers import Outliers
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -195,13 +205,36 @@ def test_a_mixture_draws_each_part_as_often():
 
 def test_everything_that_draws_need_moves_to_a_device_at_once():
     x = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    low, high = torch.tensor(0.0), torch.tensor(1.0)
-    outliers = Outliers(low, high, x, torch.arange(20) % 2, 2).to("meta")
-    mixture = MixtureBase([UniformBase(low, high, (3, 8, 8))]).to("meta")
+    bounds, labels = (torch.tensor(0.0), torch.tensor(1.0)), torch.arange(20) % 2
+    gaussian = GaussianBase.fit(x, labels, 2, bounds=bounds)
+    outliers = Outliers(bounds, [gaussian], torch.ones(2) / 2, x).to("meta")
+    mixture = MixtureBase([UniformBase(*bounds, (3, 8, 8))]).to("meta")
     for module in (outliers, mixture):
         held = [
             v for m in module.modules() for v in vars(m).values() if isinstance(v, torch.Tensor)
         ]
         assert held == []  # all tensors are buffers
         assert {buffer.device.type for buffer in module.buffers()} == {"meta"}
-    assert outliers.bases[2].bounds[0].device.type == "meta"
+    assert outliers.bases[0].bounds[0].device.type == "meta"
+
+
+# -- through a file of tensors and plain values
+
+
+@pytest.mark.parametrize("name", bases())
+def test_sampler_settings_come_back_equal(name):
+    step, frequencies = LangevinStep(0.1, 0.01, None, 0.8), torch.tensor([0.25, 0.75])
+    settings, file = SamplerSettings(bases()[name], 7, step, frequencies, True), io.BytesIO()
+    torch.save(settings.state_dict(), file)
+    file.seek(0)
+    again = SamplerSettings.from_state(torch.load(file, weights_only=True))
+    values, others = ({**vars(s)} for s in (settings, again))
+    x, y = (v.pop("init").sample(20, generator=fresh(2)) for v in (values, others))
+    assert torch.equal(x, y)
+    assert torch.equal(values.pop("class_frequencies"), others.pop("class_frequencies"))
+    assert values == others
+
+
+def test_an_unknown_kind_of_base_distribution_is_refused():
+    with pytest.raises(InputError, match="'beta'"):
+        base_from_state({"kind": "beta"})

@@ -1,13 +1,20 @@
+import itertools
+import math
+
 import pytest
 import torch
 
-from jem.sampling import Outliers
+from jem.sampling import ContrastBase, GaussianBase, Outliers, UniformBase
 from jem.sampling.outliers import (
+    CONTRASTS,
+    LEVELS,
+    SmoothNoiseBase,
     column_groups,
     draw_shapes,
     join_halves,
     shuffle_columns,
     shuffle_patches,
+    smooth_fields,
 )
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -23,8 +30,12 @@ def images(count=40, shape=(2, 18, 16)):
     return torch.rand(count, *shape, generator=fresh(5)) * 2 - 1
 
 
-def outliers_of(x, **settings):
-    return Outliers(LOW, HIGH, x, torch.arange(len(x)) % 3, 3, **settings)
+def outliers_of(x, low=LOW, high=HIGH, *, gaussians=True):
+    labels, bounds = torch.arange(len(x)) % 3, (low, high)
+    noise = [UniformBase(*bounds, x.shape[1:]), ContrastBase(*bounds, x.shape[1:])]
+    if gaussians:
+        noise.append(GaussianBase.fit(x, labels, 3, bounds=bounds))
+    return Outliers(bounds, noise, torch.ones(3) / 3, x)
 
 
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 16, 20), (1, 3, 2), (5,), (1,)])
@@ -54,9 +65,7 @@ def test_class_gaussians_are_left_out_where_chains_begin_there():
 def test_a_domain_that_differs_by_channel_is_kept():
     low, high = torch.tensor([-1.0, 0.0]).view(2, 1, 1), torch.tensor([1.0, 3.0]).view(2, 1, 1)
     x = images() * 0.5 + 0.5
-    drawn = Outliers(low, high, x, torch.zeros(len(x), dtype=torch.long), 1).draw(
-        60, x, generator=fresh()
-    )
+    drawn = outliers_of(x, low, high).draw(60, x, generator=fresh())
     assert bool(((drawn >= low) & (drawn <= high)).all())
     assert drawn[:, 1].max() > 2
 
@@ -99,9 +108,7 @@ def test_joined_halves_come_from_two_images(count):
 def test_no_outlier_is_an_image_of_the_data(count):
     for number in (1, 2, 64):
         x = images(number, (1, 16, 16))
-        outliers = Outliers(
-            LOW, HIGH, x, torch.zeros(number, dtype=torch.long), 1, gaussians=False
-        )
+        outliers = outliers_of(x, gaussians=False)
         for seed in range(20):
             drawn = outliers.draw(count, x, generator=fresh(seed))
             assert not bool((drawn[:, None] == x[None]).flatten(2).all(dim=2).any())
@@ -146,3 +153,27 @@ def test_parts_of_one_hot_columns_are_found_and_nothing_else_is_grouped():
     x = (x - x.mean(dim=0)) * 3  # as a network sees it
     expected = [0, 1, 1, 1, 2, 2, 3, 4, 5, 5, 5, 6, 7, 8]
     assert column_groups(x).tolist() == expected
+
+
+# -- smooth random fields
+
+
+def test_every_field_has_marginal_variance_one():
+    x = smooth_fields(20_000, 6, 6, generator=fresh())
+    torch.testing.assert_close(x.square().mean(dim=0), torch.ones(6, 6), rtol=0, atol=0.05)
+
+
+def test_smooth_noise_has_the_second_moments_of_the_clipped_mixture():
+    x = SmoothNoiseBase(-1.0, 1.0, (1, 6, 6)).sample(40_000, generator=fresh()).flatten(1)
+    frequency = 2 * math.pi * torch.fft.fftfreq(6, dtype=torch.float64)
+    pairs = []  # of neighbours, from each Gaussian of the mixture
+    for level, contrast, i in itertools.product(LEVELS, CONTRASTS, range(6)):
+        length = 0.7 * (1.5 / 0.7) ** (i / 5)
+        weights = torch.exp(-(length**2) * frequency**2 / 2)
+        correlation = 0.999 * float((weights * frequency.cos()).sum() / weights.sum())
+        first, second = torch.randn(2, 2000, dtype=torch.float64, generator=fresh(len(pairs)))
+        second = correlation * first + math.sqrt(1 - correlation**2) * second
+        pairs.append((level + contrast * torch.stack([first, second], dim=1)).clamp(-1, 1))
+    expected, found = torch.cat(pairs), x[:, :2].double()
+    for moment in (lambda p: p[:, 0].square(), lambda p: p[:, 0] * p[:, 1]):
+        assert moment(found).mean() == pytest.approx(float(moment(expected).mean()), rel=0.03)

@@ -473,12 +473,12 @@ def test_chains_are_normalised_with_the_statistics_of_the_data(make):
     network = nn.Sequential(make(), nn.Flatten(), nn.Linear(32, 3))
     alone, batch = copy.deepcopy(network), make_batch()
     far = torch.cat([batch.x[:2], 100 * inputs(3, 1)])
-    logits, _, unlikely = joint_forward(JEM(network), batch, far)
+    logits, energies = joint_forward(JEM(network), batch, far)
     close(logits, alone(batch.x))
-    close(unlikely[:2], logits[:2])
+    close(energies.chains[:2], energies.data[:2])
     for ours, theirs in zip(network.buffers(), alone.buffers(), strict=True):
         close(ours, theirs)
-    unlikely.sum().backward()  # the statistics have a gradient, and it is not torn
+    energies.chains.sum().backward()  # the statistics have a gradient, and it is not torn
     assert all(p.grad is not None for p in network.parameters())
 
 

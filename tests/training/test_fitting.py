@@ -1,7 +1,7 @@
 import torch
 
 from jem.sampling import LangevinStep
-from jem.training.base import fit_base, prototypes
+from jem.training.fitting import fit_base, prototypes
 
 
 def test_prototypes_find_the_groups_within_a_class(generator):
