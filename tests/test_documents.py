@@ -32,11 +32,13 @@ def anchors(document):
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
-def test_links_between_documents_hold(document):
+def test_links_and_names_of_files_hold(document):
     for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", prose(document)):
         other = document.parent / target if target else document
         assert other.exists(), target
         assert not anchor or anchor in anchors(other), f"{target}#{anchor}"
+    for path in re.findall(r"`(?:jem/)?(\w+/[\w/]+\.py)`", prose(document)):
+        assert (ROOT / "jem" / path).exists() or (ROOT / path).exists(), path
 
 
 @pytest.mark.slow
