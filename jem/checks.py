@@ -3,24 +3,20 @@
 Every message reads "`name` must ..., got ...". Formulas do not check: their callers have.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 import re
 import warnings
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from jem.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 _LIMITS: dict[str, Callable[[float, float], bool]] = {
     "[": operator.ge,

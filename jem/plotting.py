@@ -10,7 +10,7 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import torch
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Figure
 from matplotlib.text import Text
 from torch import Tensor
 

@@ -1,21 +1,25 @@
 """`jem inpaint`: complete inputs of which a part is missing."""
 
-from __future__ import annotations
-
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+import numpy as np
+import torch
 import tyro
+from torch import Tensor
 
+from jem import generation
 from jem.checks import check_integer
-from jem.commands.runs import Run, note_if_as_given, open_run, run_config
-from jem.commands.sample import Drawing
+from jem.commands.runs import Run, note_if_as_given, open_run
+from jem.commands.sample import drawing_files, write_drawing
+from jem.data.files import open_array
+from jem.data.images import is_image, load_image
 from jem.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch import Tensor
+from jem.generation.restoration import usual_noise
+from jem.generation.samples import sampler_of
+from jem.plotting import Figure, inputs_figure
+from jem.progress import ProgressBar
 
 HALVES = ("lower", "upper", "left", "right")
 
@@ -65,15 +69,10 @@ class InpaintFlags:
 def inpaint(argv: list[str]) -> int:
     """Complete inputs and write picture and arrays."""
     args: InpaintFlags = tyro.cli(InpaintFlags, args=argv, prog="jem inpaint")
-    from jem import generation
-    from jem.generation.restoration import usual_noise
-    from jem.generation.samples import sampler_of
-    from jem.progress import ProgressBar
-
     check_integer("--count", args.count, 1)
-    config = run_config(args.run)
-    drawing = Drawing.at(args.out, args.inputs, args.mask, config.data, force=args.force)
-    trained = open_run(args.run, config, args.network)
+    trained = open_run(args.run, args.network)
+    read = args.inputs, args.mask, trained.config.data
+    files = drawing_files(args.out, (".png", ".npz"), *read, force=args.force)
     sampler = sampler_of(trained.model)
     note_if_as_given(trained)
     names, raw, x = _read(args, trained)
@@ -93,34 +92,26 @@ def inpaint(argv: list[str]) -> int:
     )
     # Scaling there and back rounds, but known values must come back exactly.
     restored = restored.where(~known[:, None], raw[:, None])
-    drawing.write(
-        _picture(trained, x, known, completed, names),
-        "inpaint",
-        trained,
-        {
-            "inputs": str(args.inputs),
-            "mask": args.mask,
-            "count": args.count,
-            "seed": args.seed,
-            "num_steps": sampler.num_steps,
-            "initial_noise": usual_noise(sampler),
-        },
-        x=restored.numpy(),
-        known=known.numpy(),
-        inputs=names,
-        seed=args.seed,
-    )
-    where = f"{drawing.picture} and {drawing.arrays}"
+    settings = {
+        "inputs": str(args.inputs),
+        "mask": args.mask,
+        "count": args.count,
+        "seed": args.seed,
+        "num_steps": sampler.num_steps,
+        "initial_noise": usual_noise(sampler),
+    }
+    arrays = {"x": restored.numpy(), "known": known.numpy(), "inputs": names}
+    figure = _picture(trained, x, known, completed, names)
+    write_drawing(files, figure, trained, "inpaint", settings, **arrays)
+    where = f"{files[0]} and {files[1]}"
     if len(x) > SHOWN:
-        where = f"the first {SHOWN} in {drawing.picture}, all in {drawing.arrays}"
+        where = f"the first {SHOWN} in {files[0]}, all in {files[1]}"
     print(f"{len(x)} inputs completed: {where}")
     return 0
 
 
 def _read(args: InpaintFlags, run: Run) -> tuple[list[str], Tensor, Tensor]:
     """Names of the inputs, the raw inputs and those of the network, both (N, *shape)."""
-    import torch
-
     stream, scaling = run.inputs(
         args.inputs, batch_size=LARGEST_COUNT, skip_damaged=args.skip_damaged
     )
@@ -131,20 +122,12 @@ def _read(args: InpaintFlags, run: Run) -> tuple[list[str], Tensor, Tensor]:
             "one go: divide it"
         )
     x = scaling(raw)
-    if stream.from_images:  # bytes: `x` is written in the units of the training data
-        return list(names), run.raw_units(x), x
-    if scaling.layout == "table":  # columns such as time stamps do not fit 32 bits
-        return list(names), torch.from_numpy(raw.astype("float64")).view_as(x), x
-    unscaled = replace(scaling, shift=torch.tensor(0.0), scale=torch.tensor(1.0))
-    return list(names), unscaled(raw), x
+    # Bytes of pictures are written in the units of the training data.
+    return list(names), run.raw_units(x) if stream.from_images else scaling.arranged(raw), x
 
 
 def _picture(run: Run, x: Tensor, known: Tensor, completed: Tensor, names: list[str]) -> Figure:
     """The first inputs: as they came, what was kept, and their completions."""
-    import torch
-
-    from jem.plotting import inputs_figure
-
     bounds = run.model.bounds("cpu")
     if x.ndim != 4:
         return inputs_figure(completed[:SHOWN, 0], bounds, title="completed inputs")
@@ -174,8 +157,6 @@ def read_mask(text: str, count: int, shape: tuple[int, ...]) -> Tensor:
     Raises:
         InputError: If it is neither, does not fit, or marks nothing.
     """
-    import torch
-
     path = Path(text).expanduser()
     if path.is_file():
         mask = _from_file(path)
@@ -204,12 +185,6 @@ def read_mask(text: str, count: int, shape: tuple[int, ...]) -> Tensor:
 
 
 def _from_file(path: Path) -> Tensor:
-    import numpy as np
-    import torch
-
-    from jem.data.files import open_array
-    from jem.data.images import is_image, load_image
-
     if is_image(path):
         values = np.asarray(load_image(path, ground="black").convert("L")) >= 128
     else:

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from jem.commands.runs import load_data
 from jem.commands.settings import DataFlags
+from jem.data import NAMES
 from jem.training.recipe import DEFAULTS, GROUPS
 from jem.training.recipes import RECIPES
 
@@ -25,7 +26,6 @@ class DescribeFlags(DataFlags):
 def data(argv: list[str]) -> int:
     """List or describe data sets."""
     args: DescribeFlags = tyro.cli(DescribeFlags, args=argv, prog="jem data")
-    from jem.data import NAMES
 
     if args.name is not None:
         options = dict(vars(args))

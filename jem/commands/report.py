@@ -1,28 +1,37 @@
 """`jem report` and `jem compare`: pages that say what runs are worth, and the figures as JSON."""
 
-from __future__ import annotations
-
 import shlex
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import torch
 import tyro
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from torch import Tensor
 
 from jem.checks import check_number
 from jem.commands.runs import Run, check_out, open_run, run_config
+from jem.data import NAMES, load
+from jem.data.shifts import OOD_SETS, ROTATIONS, make_ood_set
+from jem.data.splits import DataSplits
 from jem.errors import InputError, RunFolderError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from jem.data.splits import DataSplits
-    from jem.report.measure import Subject, TrainingRun
-
+from jem.progress import ProgressBar
+from jem.randomness import named_generator
+from jem.report.measure import measure
+from jem.report.page import (
+    comparison_rows,
+    content_of,
+    read_report,
+    render_comparison,
+    write_pages,
+)
+from jem.report.subject import Subject, TrainingRun
+from jem.runs.checkpoint import Checkpoints
+from jem.runs.folder import RunFolder, write_atomically
+from jem.training.monitor import read_metrics
 
 NUM_MADE = 1000
 """Inputs of an OOD set that is made."""
@@ -61,18 +70,17 @@ class ReportFlags:
 def report(argv: list[str]) -> int:
     """Measure a run, write its report, and print the answers."""
     args = tyro.cli(ReportFlags, args=argv, prog="jem report")
-    figures = make_report(args)
-    print_answers(figures)
-    print_summary(figures["summary"], figures["ood"]["num_test"])
+    print_report(make_report(args))
     print(f"report: {args.run / 'report.html'} and {args.run / 'report.json'}")
     return 0
 
 
-def make_report(args: ReportFlags) -> dict[str, Any]:
+def make_report(args: ReportFlags, *, quick: bool = False) -> dict[str, Any]:
     """Measure a run and write both files.
 
     Args:
         args: The run, and how to measure it.
+        quick: Measure classification and OOD detection alone, and write nothing.
 
     Returns:
         The content of `report.json`.
@@ -80,52 +88,29 @@ def make_report(args: ReportFlags) -> dict[str, Any]:
     if args.label_column is not None and not any(n.lower().endswith(".csv") for n in args.ood):
         raise InputError(f"--label-column {args.label_column} is for .csv files given to --ood")
     check_number("--acceptance-rate", args.acceptance_rate, "(0, 1)")
-    from jem.progress import ProgressBar
-    from jem.report.page import write_report
-
     subject = subject_of(args)
-    with ProgressBar("measuring", quiet=args.quiet) as bar:
-        return write_report(
-            subject.model,
-            subject.splits,
-            args.run,
-            title=f"Report on the run {args.run.name} ({subject.splits.name})",
-            control=subject.control,
-            ood_sets=subject.ood_sets,
-            run=subject.run,
-            acceptance_rate=args.acceptance_rate,
-            seed=args.seed,
-            progress=lambda section: bar.stage(f"measuring {section}"),
-        )
-
-
-def quick_summary(args: ReportFlags) -> list[dict[str, Any]]:
-    """The summary of a run by classification and OOD detection alone; nothing is written."""
-    from jem.evaluation.statistics import plain
-    from jem.progress import ProgressBar
-    from jem.report.measure import measure
-    from jem.report.verdicts import summary
-
+    title = f"Report on the run {args.run.name} ({subject.splits.name})"
     with ProgressBar("measuring", quiet=args.quiet) as bar:
         report = measure(
-            subject_of(args),
-            quick=True,
-            num_bootstrap=0,
+            subject,
+            acceptance_rate=args.acceptance_rate,
             seed=args.seed,
+            num_bootstrap=0 if quick else 1000,
+            quick=quick,
             progress=lambda section: bar.stage(f"measuring {section}"),
         )
-    return [plain(row) for row in summary(report)]
+    if quick:
+        return content_of(report)
+    return write_pages(report, args.run, subject.model.bounds("cpu"), title=title)
 
 
 def subject_of(args: ReportFlags) -> Subject:
     """The model of a run, its data, and what is known of its training."""
-    from jem.report.measure import Subject
-
-    run = open_run(args.run, run_config(args.run), args.network)
+    run = open_run(args.run, args.network)
     splits = run.splits(args.data, args.data_root, quiet=args.quiet)
     folder = args.run / "control"
     try:
-        control = open_run(folder, run_config(folder), args.network)
+        control = open_run(folder, args.network)
     except RunFolderError:
         control = None
     return Subject(
@@ -139,11 +124,6 @@ def subject_of(args: ReportFlags) -> Subject:
 
 def _ood_set(name: str, args: ReportFlags, run: Run, own: DataSplits) -> tuple[str, Tensor]:
     """Name and inputs of an OOD set: made from the data, or read from a data set or a file."""
-    import torch
-
-    from jem.data import NAMES, load
-    from jem.data.shifts import OOD_SETS, ROTATIONS, make_ood_set
-
     made = (*OOD_SETS, ROTATIONS)
     if name in made:
         if own.kind != "image":
@@ -181,10 +161,6 @@ def read_ood_inputs(path: Path, run: Run, label_column: str | None, seed: int) -
     Returns:
         Inputs in the network's units, shape (N, *shape).
     """
-    import torch
-
-    from jem.randomness import named_generator
-
     path = path.expanduser()
     stream, scale = run.inputs(
         path,
@@ -204,11 +180,8 @@ def read_ood_inputs(path: Path, run: Run, label_column: str | None, seed: int) -
 
 def _training_run(run: Run, splits: DataSplits, control: Run | None) -> TrainingRun:
     """What was trained, on what, how, and how to do it again."""
-    from jem.report.measure import TrainingRun
-    from jem.runs.folder import RunFolder
-    from jem.training.monitor import read_metrics
-
-    config, progress = run.config.values, run.state["progress"]
+    config, state = run.config.values, _state_of(run)
+    progress, chains = state["progress"], state["chains"] or {}
     network = config.get("network")
     named = network.get("name") if isinstance(network, dict) else network
     parameters = sum(p.numel() for p in run.model.parameters())
@@ -228,13 +201,12 @@ def _training_run(run: Run, splits: DataSplits, control: Run | None) -> Training
             f"{progress['seconds']:.0f} seconds, seed {run.config.seed}."
         )
     again = ["jem", "train", "--config", str(run.path / "config.json"), "--out", "runs/again"]
-    chains = run.state["chains"] or {}
     return TrainingRun(
         sentence=sentence,
         as_given=as_given,
         iterations=progress["iteration"],
         seconds=progress["seconds"],
-        control_seconds=None if control is None else control.state["progress"]["seconds"],
+        control_seconds=None if control is None else _state_of(control)["progress"]["seconds"],
         command=shlex.join(again),
         control_command="" if as_given else shlex.join([*again, "--control"]),
         config=config,
@@ -243,42 +215,43 @@ def _training_run(run: Run, splits: DataSplits, control: Run | None) -> Training
     )
 
 
-def print_summary(rows: Sequence[dict[str, Any]], num_test: int) -> None:
-    """Print the table that is on the page too.
+def _state_of(run: Run) -> dict[str, Any]:
+    """The newest whole checkpoint."""
+    return Checkpoints(RunFolder(run.path).checkpoints).load_latest()[1]
+
+
+def print_report(figures: dict[str, Any], *, answers: bool = True) -> None:
+    """Print the tables that are on the page too.
 
     Args:
-        rows: `summary` of a `report.json`.
-        num_test: Test inputs.
+        figures: The content of a `report.json`.
+        answers: Whether to print the verdicts.
     """
-    compared = any("control" in row for row in rows)
-    table = Table(title=f"test part, n = {num_test}, 95 % intervals over test inputs")
-    table.add_column("figure")
-    for column in ("model", *(["plain classifier"] if compared else [])):
-        table.add_column(column, no_wrap=True)
-    for row in rows:
-        cells = [shown(row["model"]), *([shown(row.get("control"))] if compared else [])]
-        table.add_row(escape(row["name"]), *map(escape, cells))
+    if answers:
+        table = Table("question", "answer", "because", title="the run in one minute")
+        table.show_lines = True
+        for verdict in figures["verdicts"]:
+            table.add_row(*(escape(verdict[key]) for key in ("question", "answer", "because")))
+        Console().print(table)
+    compared = any("control" in row for row in figures["summary"])
+    columns = {"model": "model", **({"control": "plain classifier"} if compared else {})}
+    title = f"test part, n = {figures['ood']['num_test']}, 95 % intervals over test inputs"
+    table = Table(
+        "figure", *(Column(name, no_wrap=True) for name in columns.values()), title=title
+    )
+    for row in figures["summary"]:
+        table.add_row(escape(row["name"]), *(_shown(row.get(key)) for key in columns))
     table.caption = "lower is better for NLL, ECE, Frechet distance and time, higher for the rest"
     Console().print(table)
 
 
-def shown(estimate: dict[str, Any] | None) -> str:
-    """A figure with its interval, as text."""
+def _shown(estimate: dict[str, Any] | None) -> str:
+    """A figure with its interval, as text for a table."""
     if not estimate or estimate["value"] is None:
         return "-"
     low, high = estimate["low"], estimate["high"]
-    interval = "" if low is None else f" [{low:.3f}, {high:.3f}]"
+    interval = "" if low is None else escape(f" [{low:.3f}, {high:.3f}]")
     return f"{estimate['value']:.3f}{interval}"
-
-
-def print_answers(figures: dict[str, Any]) -> None:
-    """Print the verdicts of a report as a table."""
-    table = Table(title="the run in one minute", show_lines=True)
-    for column in ("question", "answer", "because"):
-        table.add_column(column)
-    for verdict in figures["verdicts"]:
-        table.add_row(*(escape(verdict[key]) for key in ("question", "answer", "because")))
-    Console().print(table)
 
 
 @dataclass
@@ -301,15 +274,12 @@ def compare(argv: list[str]) -> int:
     out = check_out(args.out)
     for path in args.runs:
         run_config(path)  # before any is measured
-    from jem.report.page import comparison_rows, render_comparison
-    from jem.runs.folder import write_atomically
-
     reports = {str(path): _figures(path, args.quiet) for path in args.runs}
     table = Table(
         "figure", *map(escape, reports), title="test part, 95 % intervals over test inputs"
     )
     for name, _, cells in comparison_rows(reports):
-        table.add_row(escape(name), *(escape(shown(cell)) for cell in cells))
+        table.add_row(escape(name), *map(_shown, cells))
     Console().print(table)
     page = render_comparison(reports, title="Runs side by side")
     write_atomically(out, page.encode(errors="backslashreplace"))
@@ -319,10 +289,6 @@ def compare(argv: list[str]) -> int:
 
 def _figures(path: Path, quiet: bool) -> dict[str, Any]:
     """The report of a run; made, and made anew where the run has gone on since."""
-    from jem.report.page import read_report
-    from jem.runs.checkpoint import Checkpoints
-    from jem.runs.folder import RunFolder
-
     file = path / "report.json"
     if not file.exists():
         return make_report(ReportFlags(path, quiet=quiet))

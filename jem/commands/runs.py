@@ -1,28 +1,31 @@
 """A trained run as commands use it: its settings, model and data, each read once."""
 
-from __future__ import annotations
-
 import hashlib
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from jem.commands.settings import RunConfig, settings_of
+from jem.data import load
+from jem.data.files import InputStream, check_options, stream_inputs
+from jem.data.scaling import Layout, Scaling
+from jem.data.splits import DataPart, DataSplits
 from jem.errors import InputError
+from jem.model import JEM
+from jem.networks import network_from_text
+from jem.progress import ProgressBar
+from jem.runs.checkpoint import Checkpoints
+from jem.runs.folder import RunFolder
+from jem.runs.model_file import build_model, read_model
+from jem.training.monitor import read_metrics
 
 Read = str | Path | None
 """A file or folder that a command reads, or None."""
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from jem.data.files import InputStream
-    from jem.data.scaling import Scaling
-    from jem.data.splits import DataSplits
-    from jem.model import JEM
 
 
 @dataclass
@@ -41,14 +44,6 @@ class Run:
     model: JEM
     content: dict[str, Any]
 
-    @cached_property
-    def state(self) -> dict[str, Any]:
-        """The newest whole checkpoint."""
-        from jem.runs.checkpoint import Checkpoints
-        from jem.runs.folder import RunFolder
-
-        return Checkpoints(RunFolder(self.path).checkpoints).load_latest()[1]
-
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one input."""
@@ -58,21 +53,6 @@ class Run:
         """Inputs in the units of the training data, on the CPU."""
         x = x.cpu()
         return x if self.model.scaling is None else self.model.scaling.invert(x)
-
-    def class_indices(self, names: Sequence[str]) -> Tensor:
-        """Indices of classes by name.
-
-        Raises:
-            InputError: If the model does not know one of them.
-        """
-        import torch
-
-        classes = self.model.classes or ()
-        if unknown := [name for name in names if name not in classes]:
-            raise InputError(
-                f"unknown class {', '.join(unknown)}: this model knows {', '.join(classes)}"
-            )
-        return torch.tensor([classes.index(name) for name in names])
 
     def inputs(
         self,
@@ -93,11 +73,6 @@ class Run:
         Raises:
             InputError: If an option belongs to another kind of file, or inputs do not fit.
         """
-        import torch
-
-        from jem.data.files import check_options, stream_inputs
-        from jem.data.scaling import Scaling
-
         if path.exists():
             check_options(path, label_column, None, skip_damaged)
         scaling = self.model.scaling
@@ -122,12 +97,8 @@ class Run:
             )
         if scaling is None:
             note(f"{self.path} keeps no scaling: inputs must be in the network's own units")
-            scaling = Scaling(
-                self.shape,
-                torch.tensor(0.0),
-                torch.tensor(1.0),
-                "table" if len(self.shape) == 1 else "channels_first",
-            )
+            layout: Layout = "table" if len(self.shape) == 1 else "channels_first"
+            scaling = Scaling.of_range(self.shape, layout, -1.0, 1.0)
         return stream, scaling
 
     def splits(
@@ -166,14 +137,11 @@ class Run:
 
 
 def run_config(path: Path) -> RunConfig:
-    """Read the settings of a run: before its model, since outputs are checked against them.
+    """Read the settings of a run folder or a model file.
 
     Raises:
         RunFolderError: If the folder holds no run, or the file is damaged.
     """
-    from jem.runs.folder import RunFolder
-    from jem.runs.model_file import read_model
-
     values = read_model(path)["metadata"] if path.is_file() else RunFolder(path).read_config()
     return settings_of(values, str(path), strict=False)
 
@@ -184,14 +152,11 @@ def shipped_values(config: RunConfig) -> dict[str, Any]:
     return {name: config.values[name] for name in names if config.values.get(name) is not None}
 
 
-def open_run(
-    path: Path, config: RunConfig, network: str | None = None, *, device: str = "cpu"
-) -> Run:
-    """Load the model of a run.
+def open_run(path: Path, network: str | None = None, *, device: str = "cpu") -> Run:
+    """Load the settings and the model of a run.
 
     Args:
         path: The run folder, or a model file.
-        config: Its settings, as `run_config` read them.
         network: `module:factory` of a network that the run does not name, looked for where the
             command runs.
         device: Where to put the model.
@@ -200,35 +165,27 @@ def open_run(
         RunFolderError: If the folder holds no run, or is damaged.
         InputError: If the network cannot be built, or does not fit the weights.
     """
-    from jem.networks import network_from_text
-    from jem.runs.model_file import build_model, read_model
-
-    built, content = None, read_model(path)
+    config, built, content = run_config(path), None, read_model(path)
     if network is not None:
         settings = content["weights"]["_extra_state"]
         shape, classes = settings["input_shape"], settings["classes"]
         if not shape or not classes:
             raise InputError(f"{path} does not say the input shape and classes of its network")
         built = network_from_text(network, shape, len(classes))
-    run = Run(path, config, build_model(content, path, built, device=device), content)
     if path.is_dir():
-        _note_if_unfinished(run)
-    return run
+        _note_if_unfinished(path, config.values.get("iterations", 0))
+    return Run(path, config, build_model(content, path, built, device=device), content)
 
 
-def _note_if_unfinished(run: Run) -> None:
-    from jem.runs.checkpoint import Checkpoints
-    from jem.runs.folder import RunFolder
-    from jem.training.monitor import read_metrics
+def _note_if_unfinished(path: Path, total: int) -> None:
 
-    folder = RunFolder(run.path)
+    folder = RunFolder(path)
     done = Checkpoints(folder.checkpoints).iterations()[-1]
-    total = run.config.values.get("iterations", 0)
     # A run may also end before its time because it was told to: it then logs an end.
     if done < total and not (folder.metrics.exists() and read_metrics(folder.metrics, "end")):
         note(
             f"training was not finished ({done:,} of {total:,} updates): "
-            f"jem train --out {run.path} --resume goes on"
+            f"jem train --out {path} --resume goes on"
         )
 
 
@@ -251,9 +208,6 @@ def load_data(name: str, *, quiet: bool = False, **options: Any) -> DataSplits: 
         quiet: Show nothing.
         options: Those of `jem.data.load`.
     """
-    from jem.data import load
-    from jem.progress import ProgressBar
-
     if not name:
         raise InputError("expected the name of a data set, a file or a folder, but got ''")
     is_folder = Path(name).expanduser().is_dir()
@@ -268,13 +222,9 @@ def checksum(splits: DataSplits) -> str:
     and deviations on another machine does not change; of images read when asked for, names and
     sizes.
     """
-    import numpy as np
-
-    from jem.data.splits import PART_NAMES, DataPart
-
     found = hashlib.sha256(repr(splits.classes).encode())
-    for name in PART_NAMES:
-        found.update(getattr(splits, name).y.numpy().tobytes())
+    for part in splits.parts.values():
+        found.update(part.y.numpy().tobytes())
     if isinstance(splits.train, DataPart):
         x = splits.train.x
         inputs = x if x.ndim > 2 else x.argsort(dim=0, stable=True)
@@ -300,8 +250,6 @@ def check_same_data(path: Path, config: RunConfig, splits: DataSplits) -> None:
 
 def _check_fit(model: JEM, splits: DataSplits) -> None:
     """Refuse data whose shape, classes or scaling are not those of the model."""
-    import torch
-
     ours, theirs = model.scaling, splits.scaling
     fits = (model.input_shape, model.classes) == (splits.input_shape, splits.classes)
     if fits and ours is not None:

@@ -1,24 +1,28 @@
 """`jem sample`: draw inputs of the classes that the user names; and the files of a drawing."""
 
-from __future__ import annotations
-
 import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
+import pandas as pd
+import torch
 import tyro
+from torch import Tensor
 
+from jem import __version__, generation
 from jem.checks import check_integer
-from jem.commands.runs import Read, Run, check_out, note_if_as_given, open_run, run_config
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from jem.data.scaling import Scaling
+from jem.commands.runs import Read, Run, check_out, note_if_as_given, open_run
+from jem.data.columns import decode
+from jem.data.scaling import Scaling
+from jem.errors import InputError
+from jem.generation.samples import sampler_of
+from jem.plotting import Figure, inputs_figure, save_figure
+from jem.progress import ProgressBar
+from jem.runs.folder import write_atomically
 
 
 @dataclass
@@ -57,20 +61,19 @@ class SampleFlags:
 def sample(argv: list[str]) -> int:
     """Draw samples and write picture and arrays."""
     args: SampleFlags = tyro.cli(SampleFlags, args=argv, prog="jem sample")
-    from jem import generation
-    from jem.generation.samples import sampler_of
-    from jem.plotting import inputs_figure
-    from jem.progress import ProgressBar
-
     check_integer("--count", args.count, 1)
-    config = run_config(args.run)
-    is_table = len(config.values.get("input_shape") or ()) == 1
-    drawing = Drawing.at(args.out, config.data, table=is_table, force=args.force)
-    trained = open_run(args.run, config, args.network)
-    usual = sampler_of(trained.model).num_steps
+    trained = open_run(args.run, args.network)
+    endings = (".png", ".npz", ".csv") if len(trained.shape) == 1 else (".png", ".npz")
+    files = drawing_files(args.out, endings, trained.config.data, force=args.force)
+    usual, classes = sampler_of(trained.model).num_steps, list(trained.model.classes or ())
     note_if_as_given(trained)
-    names = list(args.labels) or list(trained.model.classes or ())
-    labels = trained.class_indices(names).repeat_interleave(args.count)
+    names = list(args.labels) or classes
+    if unknown := [name for name in names if name not in classes]:
+        raise InputError(
+            f"unknown class {', '.join(unknown)}: this model knows {', '.join(classes)}"
+        )
+    of_rows = [name for name in names for _ in range(args.count)]
+    labels = torch.tensor([classes.index(name) for name in of_rows])
     asked: dict[str, Any] = {
         "seed": args.seed,
         "num_steps": usual if args.num_steps is None else args.num_steps,
@@ -79,115 +82,77 @@ def sample(argv: list[str]) -> int:
     }
     with ProgressBar("drawing", quiet=args.quiet) as bar:
         drawn = generation.sample(trained.model, labels, progress=bar.update, **asked)
-    raw, of_rows = trained.raw_units(drawn), [n for n in names for _ in range(args.count)]
-    bounds = trained.model.bounds("cpu")
-    drawing.write(
-        inputs_figure(drawn, bounds, columns=args.count, row_names=names),
-        "sample",
-        trained,
-        asked,
-        x=raw.numpy(),
-        labels=of_rows,
-        seed=args.seed,
-    )
-    written = [drawing.picture, drawing.arrays]
-    if raw.ndim == 2:
-        assert trained.model.scaling is not None, "rows of a table have one"
-        drawing.write_table(trained.model.scaling, raw, of_rows)
-        written.append(drawing.table)
-    print(f"{len(drawn)} samples: {', '.join(map(str, written))}")
+    raw, bounds = trained.raw_units(drawn), trained.model.bounds("cpu")
+    figure = inputs_figure(drawn, bounds, columns=args.count, row_names=names)
+    write_drawing(files, figure, trained, "sample", asked, x=raw.numpy(), labels=of_rows)
+    if len(files) == 3:
+        _write_table(files[2], trained.model.scaling, raw, of_rows)
+    print(f"{len(drawn)} samples: {', '.join(map(str, files))}")
     return 0
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """Files of one drawing.
+def drawing_files(
+    out: Path, endings: Sequence[str], *read: Read, force: bool = False
+) -> list[Path]:
+    """Name the files of a drawing after `--out`, given with or without an ending.
 
-    Attributes:
-        picture: The .png file.
-        arrays: The .npz file beside it, which says how it was made.
-        table: The .csv file beside it, written for rows of a table only.
+    Args:
+        out: What the user named.
+        endings: Those of the files: the picture, the arrays, and of rows the table.
+        read: Files and folders that the command reads.
+        force: Whether files that are there may be overwritten.
+
+    Raises:
+        InputError: If one cannot be written: see `check_out`.
     """
+    stem = out.with_suffix("") if out.suffix in (".png", ".npz", ".csv") else out
+    return [check_out(Path(f"{stem}{ending}"), *read, force=force) for ending in endings]
 
-    picture: Path
-    arrays: Path
-    table: Path
 
-    @classmethod
-    def at(cls, out: Path, *read: Read, table: bool = False, force: bool = False) -> Drawing:
-        """Name the files after `--out`, given with or without an ending.
+def write_drawing(
+    files: Sequence[Path],
+    figure: Figure,
+    run: Run,
+    command: str,
+    settings: dict[str, Any],
+    **arrays: Any,  # noqa: ANN401
+) -> None:
+    """Write picture and arrays, each whole or not at all.
 
-        Args:
-            out: What the user named.
-            read: Files and folders that the command reads.
-            table: Whether the .csv file is written too.
-            force: Whether files that are there may be overwritten.
+    Args:
+        files: The .png file, and the .npz file, which says how it was made.
+        figure: The picture.
+        run: The run that drew.
+        command: Name of the command.
+        settings: What the command was asked for: plain values, the seed among them. With the step
+            of the sampler and the versions they are kept as JSON under `metadata`.
+        arrays: What else the .npz file holds.
+    """
+    metadata = {
+        "command": f"jem {command}",
+        "run": str(run.path),
+        **settings,
+        "step_size": run.model.sampler.step.step_size,
+        "noise_std": run.model.sampler.step.noise_std,
+        "versions": {"jem": __version__, "torch": str(torch.__version__)},
+    }
+    picture, arrays_file, *_ = files
+    content, about = io.BytesIO(), json.dumps(metadata)
+    np.savez_compressed(content, metadata=about, **arrays, seed=settings["seed"])
+    write_atomically(arrays_file, content.getvalue())
+    save_figure(figure, picture)
 
-        Raises:
-            InputError: If one cannot be written: see `check_out`.
-        """
-        out = out.expanduser()
-        stem = out.with_suffix("") if out.suffix in (".png", ".npz", ".csv") else out
-        made = cls(*(stem.parent / f"{stem.name}{end}" for end in (".png", ".npz", ".csv")))
-        for path in (made.picture, made.arrays, *([made.table] if table else [])):
-            check_out(path, *read, force=force)
-        return made
 
-    def write(
-        self,
-        figure: Figure,
-        command: str,
-        run: Run,
-        settings: dict[str, Any],
-        **arrays: Any,  # noqa: ANN401
-    ) -> None:
-        """Write picture and arrays, each whole or not at all.
+def _write_table(file: Path, scaling: Scaling | None, x: Tensor, labels: Sequence[str]) -> None:
+    """Write rows (N, D) in the user's units as a .csv file that `jem train` and `jem score` read.
 
-        Args:
-            figure: The picture.
-            command: Name of the command.
-            run: The run that drew.
-            settings: What the command was asked for: plain values. With the step of the sampler
-                and the versions they are kept as JSON under `metadata`.
-            arrays: What else the .npz file holds.
-        """
-        import numpy as np
-        import torch
-
-        from jem import __version__
-        from jem.plotting import save_figure
-        from jem.runs.folder import write_atomically
-
-        metadata = {
-            "command": f"jem {command}",
-            "run": str(run.path),
-            **settings,
-            "step_size": run.model.sampler.step.step_size,
-            "noise_std": run.model.sampler.step.noise_std,
-            "versions": {"jem": __version__, "torch": str(torch.__version__)},
-        }
-        content = io.BytesIO()
-        np.savez_compressed(content, metadata=json.dumps(metadata), **arrays)
-        write_atomically(self.arrays, content.getvalue())
-        save_figure(figure, self.picture)
-
-    def write_table(self, scaling: Scaling, x: Tensor, labels: Sequence[str]) -> None:
-        """Write rows as a .csv file that `jem train` and `jem score` read.
-
-        Args:
-            scaling: Of the training data: their columns, which text and dates go back to.
-            x: Rows, shape (N, D), in the units of the training data.
-            labels: Class of each row, in a last column `label`.
-        """
-        import pandas as pd
-
-        from jem.data.columns import decode
-        from jem.runs.folder import write_atomically
-
-        if scaling.encoding is not None:
-            table = decode(scaling.encoding, x.double().numpy())
-        else:
-            names = scaling.columns or [f"x{i}" for i in range(x.shape[1])]
-            table = pd.DataFrame(x.double().numpy(), columns=list(names))
-        text = table.assign(label=labels).to_csv(index=False)
-        write_atomically(self.table, text.encode(errors="surrogateescape"))
+    Text and dates go back to what they were; the classes are the last column, `label`.
+    """
+    numbers = x.double().numpy()
+    if scaling is not None and scaling.encoding is not None:
+        table = decode(scaling.encoding, numbers)
+    else:
+        names = scaling and scaling.columns
+        table = pd.DataFrame(numbers, columns=names or [f"x{i}" for i in range(x.shape[1])])
+    text = table.assign(label=labels).to_csv(index=False)
+    write_atomically(file, text.encode(errors="surrogateescape"))

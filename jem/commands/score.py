@@ -1,23 +1,21 @@
 """`jem score`: class, calibrated probability, p-value and verdict for every input of a file."""
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import tyro
 
 from jem.checks import check_integer
-from jem.commands.runs import Run, check_out, note, open_run, run_config
+from jem.commands.runs import Run, check_out, note, open_run
+from jem.data.scaling import unit_warning
 from jem.errors import InputError
+from jem.progress import ProgressBar
 from jem.runs.folder import replacing
-
-if TYPE_CHECKING:
-    from jem.serving.scorer import Prediction, Scorer
+from jem.serving.scorer import Prediction, Scorer, fit_scorer, scorer_from_state
 
 
 @dataclass
@@ -65,13 +63,9 @@ class ScoreFlags:
 def score(argv: list[str]) -> int:
     """Score the inputs of a file and write a table."""
     args: ScoreFlags = tyro.cli(ScoreFlags, args=argv, prog="jem score")
-    from jem.data.scaling import unit_warning
-    from jem.progress import ProgressBar
-
     check_integer("--batch-size", args.batch_size, 1)
-    config = run_config(args.run)
-    out = check_out(args.out, args.inputs, args.data, config.data, force=args.force)
-    trained = open_run(args.run, config, args.network, device=args.device)
+    trained = open_run(args.run, args.network, device=args.device)
+    out = check_out(args.out, args.inputs, args.data, trained.config.data, force=args.force)
     model, size = trained.model, args.batch_size * math.prod(trained.shape)
     stream, scale = trained.inputs(
         args.inputs,
@@ -115,8 +109,6 @@ def score(argv: list[str]) -> int:
 
 def _scorer(args: ScoreFlags, run: Run) -> Scorer:
     """What the run has saved, where it is what was asked for; otherwise fitted anew."""
-    from jem.serving.scorer import fit_scorer, scorer_from_state
-
     reason = f"{run.path} holds no detector"
     if run.content["detector"] is not None:
         saved = scorer_from_state(run.content, run.model, run.path)

@@ -10,6 +10,7 @@ import tyro
 
 from jem.checks import check_integer, refuse
 from jem.errors import InputError
+from jem.networks import network_for
 from jem.training.recipe import GROUPS, Recipe, help_texts
 from jem.training.recipes import recipe_from
 
@@ -139,8 +140,6 @@ def _check(name: str, value: Any) -> None:  # noqa: ANN401
 
 def _network_name(spec: dict[str, Any], recipe: Recipe) -> str | None:
     """A network of ours by name and sizes; None for the one that the recipe gives such data."""
-    from jem.networks import network_for
-
     if spec.get("name") == "companion":
         name = spec["classifier_spec"]
         return name if isinstance(name, str) else None

@@ -1,21 +1,13 @@
 """`jem train`: from data to a run folder, and the comparison with a plain classifier."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jem.commands.report import (
-    ReportFlags,
-    make_report,
-    print_answers,
-    print_summary,
-    quick_summary,
-)
+from jem.commands.report import ReportFlags, make_report, print_report
 from jem.commands.runs import (
     check_same_data,
     checksum,
@@ -25,13 +17,20 @@ from jem.commands.runs import (
     shipped_values,
 )
 from jem.commands.settings import RunConfig, TrainFlags, parse_train
+from jem.data import NAMES
+from jem.data.splits import DataSplits
 from jem.errors import InputError
+from jem.model import JEM
+from jem.networks import NETWORKS, make_network
+from jem.runs.folder import RunFolder
+from jem.runs.model_file import save
+from jem.serving.scorer import fit_scorer
+from jem.training.probe import seconds_per_update
+from jem.training.process import join
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
-
-if TYPE_CHECKING:
-    from jem.data.splits import DataSplits
-    from jem.model import JEM
+from jem.training.safeguards import why_useless
+from jem.training.trainer import Trainer
 
 SHARED_WITH_CONTROL = (
     "epochs", "batch_size", "precision", "label_smoothing", "class_weight", "augment_shift",
@@ -47,8 +46,6 @@ READ_WITH = ("validation", "test", "label_column", "image_size", "skip_damaged")
 def train(argv: list[str]) -> int:
     """Train, measure on the test part and print the comparison."""
     flags, config, changed = parse_train(argv)
-    from jem.training.process import join
-
     ranks = join()
     stem = Path(config.data or "").resolve().stem
     out = ranks.agree((flags.out or default_folder(Path("runs"), stem, flags.resume)).expanduser())
@@ -76,12 +73,7 @@ def train(argv: list[str]) -> int:
         return 0  # of several processes, the first measures what all have trained
     _ship(fitted, splits, quiet=flags.quiet)
     report = ReportFlags(out, data_root=config.data_root, quiet=flags.quiet)
-    if flags.report:
-        figures = make_report(report)
-        print_answers(figures)
-        print_summary(figures["summary"], figures["ood"]["num_test"])
-    else:
-        print_summary(quick_summary(report), len(splits.test))
+    print_report(make_report(report, quick=not flags.report), answers=flags.report)
     print(f"run folder: {out}")
     for name in ("best.pt", "samples.png", "report.html"):
         if (out / name).exists() and (flags.report or name != "report.html"):
@@ -91,16 +83,11 @@ def train(argv: list[str]) -> int:
 
 def _is_own(config: RunConfig) -> bool:
     """Whether the network is the user's, whose outputs have an order of their own."""
-    from jem.networks import NETWORKS
-
     return config.network is not None and config.network.partition(":")[0] not in NETWORKS
 
 
 def _status(fitted: dict[Path, JEM], splits: DataSplits, out: Path, *, own: bool) -> int:
     """Exit status of a run that came to its end: 1, and a line, if its classifier is useless."""
-    from jem.runs.folder import RunFolder
-    from jem.training.safeguards import why_useless
-
     folder = RunFolder(out)
     given = folder.read_config().get("as_given")
     if given and not own:
@@ -124,8 +111,6 @@ def default_folder(parent: Path, stem: str, resume: bool) -> Path:
         stem: NAME.
         resume: Whether a run is to be resumed.
     """
-    from jem.runs.folder import RunFolder
-
     last = parent / stem
     for number in itertools.count(1):
         folder = parent / (stem if number == 1 else f"{stem}-{number}")
@@ -154,8 +139,6 @@ def _as_started(out: Path, asked: RunConfig, changed: dict[str, Any]) -> RunConf
 
 def _refuse_among_data(data: str, out: Path) -> None:
     """Refuse a run folder in a folder of images, whose folders are its classes."""
-    from jem.data import NAMES
-
     folder, place = Path(data).expanduser().resolve(), out.resolve()
     if data not in ("", *NAMES) and folder.is_dir() and folder in (place, *place.parents):
         raise InputError(
@@ -196,8 +179,6 @@ def _lines(file: Path | None) -> list[str] | None:
 
 
 def _make_model(config: RunConfig, splits: DataSplits) -> JEM:
-    from jem.model import JEM
-    from jem.networks import make_network
 
     shape, num_classes = splits.input_shape, len(splits.classes)
     return JEM(
@@ -213,9 +194,6 @@ def _fit(
     flags: TrainFlags, config: RunConfig, splits: DataSplits, folder: Path
 ) -> dict[Path, JEM]:
     """Train; return the models to keep, by their files."""
-    from jem.runs.folder import RunFolder
-    from jem.training.trainer import Trainer
-
     model = _make_model(config, splits)
     encoding = splits.scaling.encoding
     columns = {"columns": [column.plain() for column in encoding]} if encoding else {}
@@ -236,9 +214,6 @@ def _fit(
 
 def _ship(fitted: dict[Path, JEM], splits: DataSplits, *, quiet: bool) -> None:
     """Write each model into its file, with threshold and temperature."""
-    from jem.runs.model_file import save
-    from jem.serving.scorer import fit_scorer
-
     if not quiet:
         note("fitting threshold and temperature")
     for file, model in fitted.items():
@@ -265,8 +240,6 @@ def control_recipe(recipe: Recipe) -> Recipe:
 
 
 def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path) -> None:
-    from jem.training.probe import seconds_per_update
-    from jem.training.trainer import Trainer
 
     model = _make_model(config, splits)
     trainer = Trainer(model, config.recipe, seed=config.seed, device=flags.device)

@@ -1,6 +1,5 @@
 """Arrays and labels -> a data set in four parts. Their values are checked here, and only here."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from numbers import Real
@@ -8,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -84,11 +84,8 @@ def from_arrays(
         return values.astype(np.int64)
 
     indices = index("y", labels)
-    given = {
-        part: pair
-        for part, pair in (("validation", validation), ("test", test))
-        if pair is not None
-    }
+    whole = {"validation": validation, "test": test}
+    given = {part: pair for part, pair in whole.items() if pair is not None}
     for part in given:
         if counts is not None and counts[PART_NAMES.index(part)]:
             refuse("counts", f"be 0 for the {part} part, which is given", list(counts))
@@ -181,23 +178,14 @@ def check_numbers(
 
 def refuse_missing(labels: Array) -> None:
     """Refuse labels, shape (N,), if there is none for some example."""
-    values = labels.tolist() if labels.dtype.kind in "fOU" else []
-    missing = [row for row, label in enumerate(values) if _is_missing(label)]
-    if missing:
-        got = f"none in row {missing[0]} ({values[missing[0]]!r})"
+    values = pd.Series(labels.tolist(), dtype=object)
+    bare = values.map(lambda label: label.strip() if isinstance(label, str) else label)
+    # Arrays and files of text hold NaN as "nan".
+    missing = bare.isna() | bare.isin(["", "nan", "NaN", np.inf, -np.inf])
+    if missing.any():
+        row = int(missing.argmax())
+        got = f"none in row {row} ({values[row]!r})"
         refuse("y", "hold a label for every example", got, "leave such examples out")
-
-
-def _is_missing(label: object) -> bool:
-    """Whether a label is None, NaN or infinite, the missing value of a data frame, or no text.
-
-    Arrays and files of text hold NaN as "nan".
-    """
-    if isinstance(label, str):
-        return label.strip() in ("", "nan", "NaN")
-    if label is None or type(label).__name__ in ("NAType", "NaTType"):
-        return True
-    return label != label or label in (math.inf, -math.inf)
 
 
 def _to_numpy(values: Data) -> Array:

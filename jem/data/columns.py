@@ -1,18 +1,14 @@
 """What is done to each column of a table: text, dates and missing values become numbers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from jem.checks import refuse
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Array = npt.NDArray[Any]
 
@@ -71,8 +67,6 @@ class Column:
         Raises:
             InputError: If a few values among numbers are text.
         """
-        import pandas as pd
-
         name = str(values.name)
         if values.iloc[train].isna().all():
             return None
@@ -116,8 +110,6 @@ class Column:
         Raises:
             InputError: If one is no finite number, or none, where that cannot be.
         """
-        import pandas as pd
-
         if self.kind in ("one-hot", "ordinal"):
             text = _text(values).fillna(NO_VALUE)
             position = pd.Index(self.levels, dtype=object).get_indexer(text.astype(object))
@@ -145,8 +137,6 @@ class Column:
 
     def decode(self, numbers: Array) -> Any:  # noqa: ANN401
         """Turn numbers (N, width) back into values, N of them: the nearest that there are."""
-        import pandas as pd
-
         if self.levels:
             one_hot = self.kind == "one-hot"
             chosen = numbers[:, :-1].argmax(1) if one_hot else np.rint(numbers[:, 0])
@@ -225,14 +215,11 @@ def encode(columns: Sequence[Column], frame: pd.DataFrame) -> Array:
 
 def decode(columns: Sequence[Column], numbers: Array) -> pd.DataFrame:
     """Turn numbers (N, D) back into a table that `encode` takes."""
-    import pandas as pd
-
     parts = np.split(numbers, np.cumsum([column.width for column in columns])[:-1], axis=1)
     return pd.DataFrame({c.name: c.decode(p) for c, p in zip(columns, parts, strict=True)})
 
 
 def _times(values: pd.Series, form: str) -> pd.Series:
-    import pandas as pd
 
     return pd.to_datetime(values, format=form, errors="coerce", utc=True)
 

@@ -1,7 +1,5 @@
 """The user's files -> a data set in four parts, or inputs read a batch at a time."""
 
-from __future__ import annotations
-
 import os
 import zipfile
 import zlib
@@ -9,9 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from jem.checks import check_integer, refuse
 from jem.data.arrays import Array, check_numbers, from_arrays
@@ -19,12 +18,8 @@ from jem.data.columns import Column, encode
 from jem.data.images import image_batches, is_image
 from jem.data.scaling import batch_shape, raw_shapes
 from jem.data.splits import DataSplits
+from jem.data.tables import TableFile
 from jem.errors import InputError
-
-if TYPE_CHECKING:
-    import pandas as pd
-
-    from jem.data.tables import TableFile
 
 INPUT_KEYS = ("images", "x")
 LABEL_KEYS = ("labels", "y")
@@ -84,7 +79,10 @@ def _read_arrays(
 ) -> tuple[Array | pd.DataFrame, Array, tuple[str, ...]]:
     """Raw inputs, labels, and what was left out."""
     if path.suffix.lower() == ".npz":
-        return *_read_npz(path), ()
+        with _archive(path) as archive:
+            x = _find_key(path, archive.files, INPUT_KEYS, "inputs")
+            y = _find_key(path, archive.files, LABEL_KEYS, "labels")
+            return archive[x], archive[y], ()
     if path.suffix.lower() != ".csv":
         refuse(str(path), "be an .npz file, a .csv file or a folder of images", "another file")
     return _read_csv(path, label_column)
@@ -217,14 +215,6 @@ def _find_key(path: Path, keys: Sequence[str], wanted: Sequence[str], what: str)
     return found
 
 
-def _read_npz(path: Path) -> tuple[Array, Array]:
-    """Raw inputs (N, ...) and labels (N,)."""
-    with _archive(path) as archive:
-        x = _find_key(path, archive.files, INPUT_KEYS, "inputs")
-        y = _find_key(path, archive.files, LABEL_KEYS, "labels")
-        return archive[x], archive[y]
-
-
 def open_array(path: Path, keys: Sequence[str], what: str) -> Array:
     """Open an array of numbers: an `.npy` file mapped into memory, or a member of an `.npz` file.
 
@@ -260,7 +250,7 @@ def _array_batches(path: Path, x: Array, batch_size: int) -> Iterator[Named]:
 def _read_csv(path: Path, label_column: str | None) -> tuple[pd.DataFrame, Array, tuple[str, ...]]:
     """Columns of features; labels (N,); what was left out."""
     with reading(path):
-        table = _table_file(path)
+        table = TableFile.open(path)
         label = table.label(label_column)
         names = [name for name in table.names if name != label]
         if not names:
@@ -290,7 +280,7 @@ def _open_table(
     if len(shape) != 1:
         refuse(str(path), f"hold images of shape {shape} as in training", "a table")
     with reading(path):
-        table = _table_file(path)
+        table = TableFile.open(path)
     chosen = columns or [Column(name) for name in table.features(shape[0], label_column)]
     if columns and label_column in {column.name for column in columns}:
         remedy = "name another with --label-column, or none"
@@ -310,9 +300,3 @@ def _open_table(
                 yield [str(row) for row in rows.index], x
 
     return batches()
-
-
-def _table_file(path: Path) -> TableFile:
-    from jem.data.tables import TableFile  # pandas takes half a second
-
-    return TableFile.open(path)

@@ -6,7 +6,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -138,16 +138,9 @@ def read_format(file: Path, *, whole: bool = False) -> tuple[Size, bool]:
         return (size[1], size[0]) if lying else size, image.mode in GREY_MODES
 
 
-@dataclass(frozen=True)
-class ImageReader:
-    """Reads an image file to a network input; a class, so that it can be sent to processes."""
-
-    scaling: Scaling
-    resize: bool
-
-    def __call__(self, file: Path) -> Tensor:
-        """Return the image as float32, shape (C, H, W)."""
-        return self.scaling(read_image(file, self.scaling.input_shape, resize=self.resize))[0]
+def read_scaled(file: Path, scaling: Scaling, *, resize: bool) -> Tensor:
+    """Read an image to a network input, float32, shape (C, H, W); see `read_image`."""
+    return scaling(read_image(file, scaling.input_shape, resize=resize))[0]
 
 
 # -- folders --------------------------------------------------------------------------------------
@@ -312,7 +305,7 @@ def load_folder(
         for name, drawn in zip(PART_NAMES, divided, strict=True)
     ]
     scaling = Scaling.of_bytes((1 if grey else 3, height, width), "channels_last")
-    read = ImageReader(scaling, resize=image_size is not None)
+    read = partial(read_scaled, scaling=scaling, resize=image_size is not None)
     made: list[DataPart | LazyPart] = [
         LazyPart([files[i] for i in part], torch.from_numpy(y[part]), read) for part in rows
     ]

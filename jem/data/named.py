@@ -3,7 +3,6 @@
 import difflib
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ NAMES: dict[str, str] = {
     "two_moons": "2,000 points in the plane, two interleaved half circles; generated",
     "rings": "2,000 points in the plane, two concentric rings; generated",
 }
+DOWNLOADED = ("fashion_mnist", "mnist", "cifar10", "cifar100", "svhn")
 
 DATA_ROOT_VARIABLE = "JEM_DATA"
 
@@ -91,15 +91,15 @@ def load(
     check_options(str(name) if known else path, label_column, image_size, skip_damaged)
     if known and given:
         refuse("name", "be a file or folder of yours, if parts of it are given", f"'{name}'")
-    if known:
+    if isinstance(name, str) and known:
         if path.exists():
             warnings.warn(
                 f"{name} is taken for the data set of that name: give './{name}' for what lies "
                 "here under it",
                 stacklevel=2,
             )
-        small = _SMALL.get(str(name))
-        found = small(seed) if small else _load_downloaded(str(name), root, download, seed)
+        large = name in DOWNLOADED
+        found = _load_downloaded(name, root, download, seed) if large else _load_small(name, seed)
         return replace(found, notes=())
     if path.is_dir():
         return load_folder(
@@ -120,36 +120,20 @@ def load(
     return load_arrays(path, seed=seed, label_column=label_column, given=given)
 
 
-def _digits(seed: int) -> DataSplits:
-    digits = sklearn.datasets.load_digits()
-    counts = (1237, 100, 100, 360)
-    return from_arrays(digits.images, digits.target, name="digits", seed=seed, counts=counts)
-
-
-def _table(name: str, bunch: Any, seed: int) -> DataSplits:  # noqa: ANN401
-    classes = [str(label) for label in bunch.target_names]
-    return from_arrays(bunch.data, bunch.target, name=name, seed=seed, classes=classes)
-
-
-def _two_moons(seed: int) -> DataSplits:
-    # The points are always the same; `seed` only divides them, as for every other set.
-    x, y = sklearn.datasets.make_moons(2_000, noise=0.1, random_state=0)
-    return from_arrays(x, y, name="two_moons", seed=seed, classes=["upper", "lower"])
-
-
-def _rings(seed: int) -> DataSplits:
-    x, y = sklearn.datasets.make_circles(2_000, noise=0.05, factor=0.5, random_state=0)
-    return from_arrays(x, y, name="rings", seed=seed, classes=["outer", "inner"])
-
-
-_SMALL: dict[str, Callable[[int], DataSplits]] = {
-    "digits": _digits,
-    "breast_cancer": lambda s: _table("breast_cancer", sklearn.datasets.load_breast_cancer(), s),
-    "wine": lambda s: _table("wine", sklearn.datasets.load_wine(), s),
-    "iris": lambda s: _table("iris", sklearn.datasets.load_iris(), s),
-    "two_moons": _two_moons,
-    "rings": _rings,
-}
+def _load_small(name: str, seed: int) -> DataSplits:
+    """Load a set that comes with scikit-learn, or that it makes: always the same points."""
+    if name == "two_moons":
+        x, y = sklearn.datasets.make_moons(2_000, noise=0.1, random_state=0)
+        return from_arrays(x, y, name=name, seed=seed, classes=["upper", "lower"])
+    if name == "rings":
+        x, y = sklearn.datasets.make_circles(2_000, noise=0.05, factor=0.5, random_state=0)
+        return from_arrays(x, y, name=name, seed=seed, classes=["outer", "inner"])
+    found = getattr(sklearn.datasets, f"load_{name}")()
+    if name == "digits":
+        counts = (1237, 100, 100, 360)
+        return from_arrays(found.images, found.target, name=name, seed=seed, counts=counts)
+    classes = [str(label) for label in found.target_names]
+    return from_arrays(found.data, found.target, name=name, seed=seed, classes=classes)
 
 
 def _load_downloaded(

@@ -113,6 +113,16 @@ class Scaling:
         Raises:
             InputError: If the shape does not fit, or a value is no real number.
         """
+        x = self.arranged(raw)
+        return ((x - self.shift.to(x.device)) / self.scale.to(x.device)).float()
+
+    def arranged(self, raw: npt.ArrayLike | Tensor) -> Tensor:
+        """Raw inputs in the order of axes of the network, in their own units; see `__call__`.
+
+        Returns:
+            Shape (N, *input_shape), float32; of tables float64, for columns such as time stamps
+            lose their differences in float32.
+        """
         if self.encoding is not None and hasattr(raw, "columns"):
             raw = encode(self.encoding, raw)
         given = raw if isinstance(raw, Tensor) else as_numeric(raw)
@@ -122,10 +132,8 @@ class Scaling:
         x = x.reshape(batch_shape("inputs", x.shape, shapes))
         if shapes.index(tuple(x.shape[1:])) == 1 - channels_last:
             x = x.movedim(-1, 1)
-        # Columns such as time stamps lose their differences in float32: centre in float64.
         x = x.reshape(-1, *self.input_shape)
-        x = x.double() if self.layout == "table" else x.float()
-        return ((x - self.shift.to(x.device)) / self.scale.to(x.device)).float()
+        return x.double() if self.layout == "table" else x.float()
 
     def invert(self, x: Tensor) -> Tensor:
         """Turn network units back into raw units.

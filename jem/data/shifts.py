@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from jem.checks import check_choice, check_integer, refuse
-from jem.data.splits import PART_NAMES, DataPart, DataSplits, LazyPart
+from jem.data.splits import DataPart, DataSplits, LazyPart
 from jem.randomness import derive_seed, named_generator
 
 LETTERS = "AEFHKMNPVWmvw"
@@ -107,7 +106,7 @@ def hold_out(splits: DataSplits, names: Sequence[str]) -> tuple[DataSplits, Tens
             return LazyPart([part.sources[int(row)] for row in rows], y, part.read)
         return DataPart(part.x[rows], y)
 
-    parts = {name: known(getattr(splits, name)) for name in PART_NAMES}
+    parts = {name: known(part) for name, part in splits.parts.items()}
     classes = tuple(splits.classes[k] for k in kept)
     unseen = (index[splits.test.y] < 0).nonzero()[:, 0]
     return replace(splits, **parts, classes=classes), splits.test[unseen][0]  # type: ignore[arg-type]
@@ -185,14 +184,7 @@ OOD_SETS: dict[str, Callable[..., Tensor]] = {
     "letters": letters,
 }
 
-ROTATIONS, HELD_OUT = "rotations", "held_out_classes"
-
-DISTANCES: dict[str, Literal["near", "far"]] = {
-    **dict.fromkeys(OOD_SETS, "far"),
-    **dict.fromkeys(("letters", ROTATIONS, HELD_OUT), "near"),
-}
-"""How far OOD sets lie from data of images: near ones share their strokes, textures or scale.
-Letters are near to digits, and to other drawings of one sign; for photographs they are far."""
+ROTATIONS = "rotations"
 
 
 def rotations(x: Tensor, quarter_turns: int = 1) -> Tensor:

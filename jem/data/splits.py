@@ -117,6 +117,11 @@ class DataSplits:
         return self.describe()
 
     @property
+    def parts(self) -> dict[str, DataPart | LazyPart]:
+        """The four parts by name."""
+        return {name: getattr(self, name) for name in PART_NAMES}
+
+    @property
     def columns(self) -> tuple[str, ...] | None:
         """Names of the columns of a table that has any."""
         return self.scaling.columns
@@ -134,15 +139,14 @@ class DataSplits:
             names = ", ".join(sorted(self.classes))
             refuse("classes", f"be those of the data ({names})", ", ".join(classes))
         index = torch.tensor([list(classes).index(name) for name in self.classes])
-        parts = {name: getattr(self, name) for name in PART_NAMES}
-        moved = {name: replace(part, y=index[part.y]) for name, part in parts.items()}
-        return replace(self, classes=tuple(classes), **moved)
+        moved = {name: replace(part, y=index[part.y]) for name, part in self.parts.items()}
+        return replace(self, classes=tuple(classes), **moved)  # type: ignore[arg-type]
 
     def describe(self) -> str:
         """Return a few lines for people: shape, sizes, class counts and what was left out."""
         shape, num_classes = _by(self.input_shape), len(self.classes)
         what = f"images of {shape}" if self.kind == "image" else f"rows of {shape} numbers"
-        sizes = ", ".join(f"{name} {len(getattr(self, name)):,}" for name in PART_NAMES)
+        sizes = ", ".join(f"{name} {len(part):,}" for name, part in self.parts.items())
         lazy = " (read from disk when needed)" if isinstance(self.train, LazyPart) else ""
         counts = torch.bincount(self.train.y, minlength=num_classes).tolist()
         if num_classes > 20:

@@ -1,7 +1,5 @@
 """Text files of tables, as spreadsheets and statistics programs write them: pandas reads them."""
 
-from __future__ import annotations
-
 import codecs
 import re
 from collections.abc import Iterator, Sequence

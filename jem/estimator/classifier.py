@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from pandas import DataFrame
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.multiclass import check_classification_targets
@@ -43,9 +44,6 @@ from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
 from jem.training.state import FitResult
 from jem.training.trainer import Trainer
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Array = npt.NDArray[Any]
 

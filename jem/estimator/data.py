@@ -1,19 +1,19 @@
 """Arrays as scikit-learn hands them over: what is held out of them, and the way back to them."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import joblib
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
+from pandas import DataFrame, Series
 from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.utils.class_weight import compute_class_weight
@@ -27,9 +27,6 @@ from jem.errors import InputError
 from jem.evaluation.statistics import smallest_calibration
 from jem.sampling.outliers import column_groups
 from jem.training.recipe import Recipe
-
-if TYPE_CHECKING:
-    from pandas import DataFrame, Series
 
 Array = npt.NDArray[Any]
 
@@ -58,8 +55,6 @@ class TableFormat:
     @classmethod
     def of(cls, X: Any) -> Self:  # noqa: ANN401, N803
         """Read the format off a table (N, D), a data frame or an array."""
-        import pandas as pd
-
         framed = isinstance(X, pd.DataFrame)
         frame = X if framed else pd.DataFrame(np.asarray(X))
         placed = frame.set_axis(range(frame.shape[1]), axis=1).infer_objects()
@@ -76,8 +71,6 @@ class TableFormat:
         Returns:
             The same as a data frame, or as an array.
         """
-        import pandas as pd
-
         frame = pd.DataFrame(rows).set_axis(range(len(self.like.columns)), axis=1)
         frame = frame.loc[:, [name for name in frame if not frame[name].isna().all()]]
         for name in self.low.index.intersection(frame.columns):

@@ -1,14 +1,14 @@
 """A pipeline that ends in a `JEMClassifier`: verdicts on raw rows, samples that are raw rows."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from pandas import DataFrame
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.pipeline import make_pipeline as make_plain
@@ -16,9 +16,6 @@ from sklearn.preprocessing import OrdinalEncoder
 
 from jem.errors import InputError
 from jem.estimator.data import TableFormat
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Array = npt.NDArray[Any]
 
@@ -135,8 +132,6 @@ def undo(step: Any, rows: Any) -> Any:  # noqa: ANN401
 
 def _undo_columns(step: ColumnTransformer, rows: Array) -> DataFrame:
     """Undo each part of the columns; those that were dropped are None."""
-    import pandas as pd
-
     names = getattr(step, "feature_names_in_", range(step.n_features_in_))
     places = pd.Series(range(step.n_features_in_), index=names)
     found: dict[int, Any] = dict.fromkeys(places)

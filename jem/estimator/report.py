@@ -22,8 +22,9 @@ from jem.estimator.data import (
     rows_shared,
 )
 from jem.progress import ProgressBar
-from jem.report.measure import Subject, TrainingRun
-from jem.report.page import write_report
+from jem.report.measure import measure
+from jem.report.page import write_pages
+from jem.report.subject import Subject, TrainingRun
 
 if TYPE_CHECKING:
     from jem.estimator.classifier import JEMClassifier
@@ -41,16 +42,13 @@ def write(
     """Measure an estimator and write the report into a folder: see `JEMClassifier.report`."""
     subject = subject_of(classifier, tested, trained, control)
     with ProgressBar("measuring", quiet=not classifier.verbose) as bar:
-        return write_report(
-            subject.model,
-            subject.splits,
-            folder,
-            title="Report on the classifier",
-            control=subject.control,
-            run=subject.run,
+        report = measure(
+            subject,
             acceptance_rate=classifier.acceptance_rate,
             progress=lambda section: bar.stage(f"measuring {section}"),
         )
+    bounds = subject.model.bounds("cpu")
+    return write_pages(report, Path(folder), bounds, title="Report on the classifier")
 
 
 def subject_of(

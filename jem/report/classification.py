@@ -1,43 +1,21 @@
 """The section of a report on classes: probabilities, and which class is taken for which."""
 
-from __future__ import annotations
-
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from jem.errors import InputError
+from jem.evaluation.calibration.errors import share_answered
 from jem.evaluation.calibration.report import CalibrationReport, calibration_report
-from jem.evaluation.calibration.selective import share_answered
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.statistics import UNKNOWN, Estimate, difference_estimate, share_estimate
 from jem.model import batched_logits
+from jem.report.subject import SHOWN, Subject, names_of
 from jem.serving.scorer import fit_scorer
-
-if TYPE_CHECKING:
-    from jem.report.measure import Subject
 
 WANTED = (0.9, 0.95, 0.99)
 """Accuracies of the answers that are given, for which it is said how many are given."""
-
-SHOWN = 12
-"""Inputs shown of each kind of example, and pairs of classes."""
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """Inputs to show, with a line under each.
-
-    Attributes:
-        x: Inputs, shape (N, *shape).
-        captions: Their lines.
-    """
-
-    x: Tensor
-    captions: list[str]
 
 
 @dataclass(frozen=True)
@@ -180,13 +158,6 @@ def classification_section(
         ],
         mistaken=x[worst],
     )
-
-
-def names_of(classes: Sequence[str], num_classes: int) -> list[str]:
-    """Names of K classes, "" for the one of K = 1; their numbers where there are other names."""
-    if num_classes == 1:
-        return [""]
-    return list(classes) if len(classes) == num_classes else [str(k) for k in range(num_classes)]
 
 
 def _class_figures(k: int, name: str, y: Tensor, predicted: Tensor) -> ClassFigures:

@@ -5,7 +5,7 @@ that `measure` returns.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from jem.evaluation.chains import ChainHealth
 from jem.evaluation.fidelity.report import CompletionReport
 from jem.evaluation.robustness.corruption import CorruptionCurves, corruption_curves
 from jem.evaluation.statistics import largest_acceptance_rate, plain
-from jem.model import JEM, batched_logits
+from jem.model import batched_logits
 from jem.report.classification import Classification, classification_section
 from jem.report.ood import OODDetection, ood_section
 from jem.report.samples import (
@@ -27,6 +27,7 @@ from jem.report.samples import (
     reference_classifier_of,
     samples_section,
 )
+from jem.report.subject import Subject, TrainingRun
 from jem.serving.scorer import Scorer, fit_scorer
 
 SCHEMA_VERSION = 5
@@ -43,55 +44,6 @@ MOST_POINTS = 200
 
 Progress = Callable[[str], None]
 Section = TypeVar("Section")
-
-
-@dataclass(frozen=True)
-class TrainingRun:
-    """What is known of a model's training; everything may be left out.
-
-    Attributes:
-        sentence: What was trained, on what, and for how long, in one sentence.
-        as_given: Why nothing was trained, if nothing was: the model then has used no OOD set in
-            training, and neither samples nor chains are measured.
-        iterations: Updates made.
-        seconds: Time of training.
-        control_seconds: Time of training the control.
-        command: How to train again: a command line, or a call in Python.
-        control_command: How to train again with a control.
-        config: Plain values: the configuration, shown as it is.
-        chains: Persistent chains at the end of training, (M, *shape), if there are any.
-        records: Lines of `metrics.jsonl`, oldest first.
-    """
-
-    sentence: str = ""
-    as_given: str = ""
-    iterations: int | None = None
-    seconds: float | None = None
-    control_seconds: float | None = None
-    command: str = ""
-    control_command: str = ""
-    config: dict[str, Any] = field(default_factory=dict)
-    chains: Tensor | None = None
-    records: list[dict[str, Any]] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is measured.
-
-    Attributes:
-        model: The trained model.
-        splits: Its data.
-        control: A plain classifier trained on the same data, to compare with, or None.
-        ood_sets: More OOD sets, name -> inputs (N, *shape) in the network's units.
-        run: What is known of the training.
-    """
-
-    model: JEM
-    splits: DataSplits
-    control: JEM | None = None
-    ood_sets: dict[str, Tensor] = field(default_factory=dict)
-    run: TrainingRun = field(default_factory=TrainingRun)
 
 
 @dataclass(frozen=True)

@@ -1,29 +1,22 @@
 """The section of a report on out-of-distribution (OOD) inputs."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from jem.data.shifts import DISTANCES, make_ood_set, rotations
+from jem.data.shifts import make_ood_set, rotations
 from jem.data.splits import DataSplits
 from jem.evaluation.ood.metrics import ood_metrics
 from jem.evaluation.ood.scores import SCORES
 from jem.evaluation.statistics import Estimate, estimate_of, share_estimate
 from jem.model import JEM, batched_logits
 from jem.randomness import named_generator
-from jem.report.classification import SHOWN, Pictures, names_of
+from jem.report.subject import SHOWN, Pictures, Subject, names_of
 from jem.sampling.base_distributions import GaussianBase, UniformBase
 from jem.sampling.outliers import column_groups, shuffle_columns
 from jem.serving.scorer import Scorer, fit_detector
-
-if TYPE_CHECKING:
-    from jem.report.measure import Subject
-
 
 SET_SIZE = 1000
 """Inputs of an OOD set that is made up."""
@@ -32,10 +25,10 @@ NOISE, SHUFFLED = "uniform noise", "shuffled columns"
 BEYOND, ONE_BEYOND = "beyond the range", "one column beyond its range"
 ROTATED = "rotated by 90 degrees"
 
-NEAR = ("shuffled_columns", "rotated_by_90_degrees")
-FAR = ("beyond_the_range", "one_column_beyond_its_range")
-KINDS: Mapping[str, str] = DISTANCES | dict.fromkeys(NEAR, "near") | dict.fromkeys(FAR, "far")
-"""How far made-up sets lie from the data."""
+NEAR = (SHUFFLED, ROTATED, "rotations", "held out classes")
+FAR = (NOISE, "gaussian noise", "constant images", BEYOND, ONE_BEYOND)
+"""How far sets lie from the data: near ones share their strokes, textures or scale. Of letters and
+photo patches see `distance_of`."""
 
 LIKE_OUTLIERS = (NOISE, "gaussian noise", "constant images", "letters", SHUFFLED)
 """OOD sets of the kinds that made-up outliers are of: letters are strokes of one tone on an even
@@ -43,9 +36,6 @@ ground, as some outliers are."""
 
 SINGLE = ("log_density", "max_probability")
 """Scores that are measured alone too, where there are classes."""
-
-COLOUR: Mapping[str, str] = {"photo_patches": "near", "letters": "far"}
-"""The same where it differs for colour images: they are photographs more often than drawings."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +137,20 @@ def make_ood_sets(splits: DataSplits, seed: int = 0) -> dict[str, Tensor]:
     return sets | {BEYOND: beyond}
 
 
+def distance_of(name: str, *, colour: bool) -> Literal["near", "far", "given"]:
+    """How far an OOD set lies from the data; "given" if the user brought it.
+
+    Args:
+        name: Of the set.
+        colour: Whether the data are colour images: photographs, more often than drawings. Letters
+            are near to digits, and to other drawings of one sign.
+    """
+    name = name.replace("_", " ")
+    if name in NEAR or name == ("photo patches" if colour else "letters"):
+        return "near"
+    return "far" if name in (*FAR, "letters", "photo patches") else "given"
+
+
 def used_in_training(name: str, model: JEM) -> bool:
     """Whether training contrasted inputs of the kind of a made-up OOD set with the data.
 
@@ -182,7 +186,7 @@ def ood_section(
     if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
         sets[ROTATED] = rotations(x)
     detector, control = scorer.detector, subject.control
-    distances = {**KINDS, **(COLOUR if x.ndim == 4 and x.shape[1] == 3 else {})}
+    colour = x.ndim == 4 and x.shape[1] == 3
     names, y = names_of(subject.splits.classes, logits.shape[1]), subject.splits.test.y
 
     def shown(rows: Tensor) -> Pictures:
@@ -213,7 +217,7 @@ def ood_section(
         seen = other_logits[passed.to(other_logits.device)].argmax(dim=1).tolist()
         return OODSet(
             name=name,
-            kind=distances.get(name.replace(" ", "_"), "given"),
+            kind=distance_of(name, colour=colour),
             used_in_training=not subject.run.as_given and used_in_training(name, subject.model),
             num=len(x),
             auroc=estimate_of(metrics, "auroc"),

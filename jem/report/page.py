@@ -1,32 +1,28 @@
 """Write a report: one HTML page that needs nothing else, and the same figures as JSON."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jinja2 import Environment, PackageLoader, Template
+from numpy.typing import ArrayLike
 from torch import Tensor
 
-from jem import __version__
+from jem import __version__, plotting
 from jem.checks import as_batch
+from jem.data.splits import DataSplits
 from jem.errors import RunFolderError
 from jem.evaluation.statistics import estimate_of, plain
-from jem.report.measure import SCHEMA_VERSION, Progress, Report, Subject, TrainingRun, measure
+from jem.model import JEM
+from jem.report.measure import SCHEMA_VERSION, Progress, Report, measure
+from jem.report.subject import Subject, TrainingRun
 from jem.report.verdicts import summary, verdicts
 from jem.runs.folder import write_atomically
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from jem.data.splits import DataSplits
-    from jem.model import JEM
 
 
 def write_report(
@@ -69,16 +65,30 @@ def write_report(
     sets = {name: as_batch(x, splits.input_shape).float() for name, x in (ood_sets or {}).items()}
     subject = Subject(model, splits, control, sets, run or TrainingRun())
     report = measure(subject, acceptance_rate=acceptance_rate, seed=seed, progress=progress)
-    page = render(report, model.bounds("cpu"), title=title)
-    content = {
+    return write_pages(report, Path(folder), model.bounds("cpu"), title=title)
+
+
+def content_of(report: Report) -> dict[str, Any]:
+    """The content of `report.json`: everything that was measured, as plain values."""
+    return {
         "made": date.today().isoformat(),
         "version": __version__,
         **report.to_dict(),
         "summary": [plain(row) for row in summary(report)],
         "verdicts": [asdict(verdict) for verdict in verdicts(report)],
     }
+
+
+def write_pages(
+    report: Report, folder: Path, bounds: tuple[Tensor, Tensor] | None, *, title: str
+) -> dict[str, Any]:
+    """Write `report.html` and `report.json`: see `render` for the arguments.
+
+    Returns:
+        The content of `report.json`.
+    """
+    page, content = render(report, bounds, title=title), content_of(report)
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "report.json", text.encode())
     write_atomically(folder / "report.html", page.encode(errors="backslashreplace"))
@@ -115,7 +125,6 @@ def render(report: Report, bounds: tuple[Tensor, Tensor] | None, *, title: str) 
     Returns:
         HTML that loads nothing from anywhere.
     """
-    from jem import plotting
 
     def png(x: Tensor | None, columns: int = 12) -> dict[str, Any] | None:
         """An image grid as base64 with its width in rem; None for inputs that are not images."""

@@ -1,11 +1,8 @@
 """Sections of a report on what chains draw: samples, completions, and chains that run on."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,10 +24,7 @@ from jem.evaluation.fidelity.report import (
 )
 from jem.generation import sample
 from jem.model import JEM
-
-if TYPE_CHECKING:
-    from jem.report.measure import Subject
-
+from jem.report.subject import Subject
 
 AFFORDABLE = 20_000_000
 """Pixels times Langevin steps that samples may cost; completions as much; chains as much."""

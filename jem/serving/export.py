@@ -17,6 +17,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from jem import __version__
 from jem.checks import refuse
 from jem.errors import InputError
 from jem.evaluation.calibration.temperature import TemperatureScaling
@@ -220,7 +221,6 @@ def _check_detector(model: JEM, detector: OODDetector) -> None:
 
 
 def _metadata(model: JEM, example: Tensor, detector: OODDetector | None) -> dict[str, Any]:
-    from jem import __version__
 
     about: dict[str, Any] = {"jem_version": __version__, "input_shape": list(example.shape[1:])}
     about["layout"] = "network" if model.scaling is None else model.scaling.layout

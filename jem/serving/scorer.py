@@ -1,12 +1,12 @@
 """What a model needs in production: class, calibrated probability, and a verdict on each input."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from jem.checks import as_batch
@@ -20,11 +20,6 @@ from jem.evaluation.ood.scores import SCORES
 from jem.evaluation.statistics import largest_acceptance_rate
 from jem.model import JEM, batched_logits, check_model, log_density
 from jem.runs.model_file import build_model, read_model
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from numpy.typing import ArrayLike
 
 
 class Prediction(NamedTuple):

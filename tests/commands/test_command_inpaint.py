@@ -8,6 +8,8 @@ import torch
 from PIL import Image
 
 import jem
+from jem.commands.inpaint import read_mask
+from jem.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -115,3 +117,61 @@ def test_inputs_that_are_none_are_named(refused, digits_run, raw, tmp_path):
         source.write_bytes(b"no array") if content is None else np.save(source, content)
         out = ("--out", tmp_path / "done.png")
         assert named in refused("inpaint", digits_run, source, *out)
+
+
+# -- masks ----------------------------------------------------------------------------------------
+
+SHAPE = (3, 5, 4)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (3, 5, 4), (7, 3, 5, 4), (7, 5, 4)])
+def test_files_hold_a_mask_for_all_inputs_or_for_each(tmp_path, shape):
+    mask = np.random.default_rng(0).integers(0, 2, shape)
+    np.save(tmp_path / "m.npy", mask.astype(float) * 7)
+    full = mask[:, None] if shape == (7, 5, 4) else mask
+    expected = np.broadcast_to(full, (7, *SHAPE)).astype(bool)
+    assert np.array_equal(read_mask(str(tmp_path / "m.npy"), 7, SHAPE), expected)
+
+
+def test_transparent_parts_of_an_image_mark_nothing(tmp_path):
+    drawn = np.zeros((5, 4, 4), np.uint8)
+    drawn[2, :, :] = 255  # a white stroke on nothing
+    Image.fromarray(drawn, "RGBA").save(tmp_path / "m.png")
+    marked = read_mask(str(tmp_path / "m.png"), 1, (1, 5, 4))[0, 0].any(dim=1)
+    assert marked.tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("lower", np.s_[:, 2:]), ("upper", np.s_[:, :2]),
+        ("left", np.s_[:, :, :2]), ("right", np.s_[:, :, 2:]),
+    ],
+)  # fmt: skip
+def test_halves(text, place):
+    expected = torch.zeros(SHAPE, dtype=torch.bool)
+    expected[place] = True
+    assert torch.equal(read_mask(text, 2, SHAPE), expected.expand(2, *SHAPE))
+
+
+@pytest.mark.parametrize(
+    ("content", "named"),
+    [
+        (np.ones((4, 5)), r"\(2, 3, 5, 4\), got \(4, 5\)"), (np.zeros((5, 4)), "marks nothing"),
+        (np.full((5, 4), "x"), "hold numbers"), (np.full((5, 4), None), "m.npy"),
+        ({"other": np.ones((5, 4))}, "'mask'"), (b"no image", "damaged"), (None, "lower, upper"),
+    ],
+)  # fmt: skip
+def test_what_is_no_mask_is_refused(tmp_path, content, named):
+    ending = "npz" if isinstance(content, dict) else "png" if isinstance(content, bytes) else "npy"
+    path = tmp_path / f"m.{ending}"
+    if isinstance(content, dict):
+        np.savez(path, **content)
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        np.save(path, content, allow_pickle=True)
+    with pytest.raises(InputError, match=named):
+        read_mask(str(path), 2, SHAPE)
+    with pytest.raises(InputError, match="13"):
+        read_mask("lower", 2, (13,))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import jem
-from jem.commands.report import print_answers, read_ood_inputs
-from jem.commands.runs import open_run, run_config
+from jem.commands.report import print_report, read_ood_inputs
+from jem.commands.runs import open_run
 
 QUICK = [
     "--quiet", "--device", "cpu", "--no-report", "--epochs", "2", "--num-chains", "16",
@@ -64,7 +64,7 @@ def test_ood_inputs_need_no_labels_and_may_come_in_any_form(reported, tmp_path):
     (tmp_path / "plain.csv").write_text("\n".join([header, *rows]))
     labelled = [f"{header},kind", *(f"{row},red" for row in rows)]
     (tmp_path / "labelled.csv").write_text("\n".join(labelled))
-    trained = open_run(reported, run_config(reported))
+    trained = open_run(reported)
     for name in ("x.npy", "x.npz", "plain.csv", "labelled.csv"):
         label_column = "kind" if name == "labelled.csv" else None
         found = trained.raw_units(read_ood_inputs(tmp_path / name, trained, label_column, 0))
@@ -76,7 +76,7 @@ def test_ood_inputs_need_no_labels_and_may_come_in_any_form(reported, tmp_path):
 def test_of_many_ood_inputs_some_are_taken_from_all_over(reported, tmp_path, monkeypatch):
     monkeypatch.setattr("jem.commands.report.MOST_LOADED", 50)
     np.save(tmp_path / "x.npy", np.repeat(np.arange(1000.0)[:, None], 13, axis=1))
-    trained = open_run(reported, run_config(reported))
+    trained = open_run(reported)
     kept = read_ood_inputs(tmp_path / "x.npy", trained, None, 0)
     rows = trained.raw_units(kept)[:, 0].round().long()
     assert len(rows.unique()) == 50
@@ -99,7 +99,7 @@ def test_what_does_not_exist_or_fit_is_named(reported, refused, words, named):
 
 def test_verdicts_are_printed_as_they_are(capsys):
     verdict = {"question": "Does it?", "answer": "yes", "because": "images[new].npz [/b] are OOD"}
-    print_answers({"verdicts": [verdict]})
+    print_report({"verdicts": [verdict], "summary": [], "ood": {"num_test": 1}})
     shown = " ".join(capsys.readouterr().out.split())
     assert "images[new].npz" in shown
     assert "[/b]" in shown

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jem.commands.runs import check_same_data, checksum, open_run, run_config
+from jem.commands.runs import check_out, check_same_data, checksum, open_run
+from jem.commands.sample import drawing_files
 from jem.commands.settings import RunConfig
 from jem.data import load
 from jem.errors import InputError
@@ -54,7 +56,7 @@ def test_data_that_changed_are_not_those_of_the_run(own, run, refused):
 
 
 def test_data_of_another_shape_or_scaling_do_not_fit(digits_run, tmp_path):
-    trained = open_run(digits_run, run_config(digits_run))
+    trained = open_run(digits_run)
     images = np.random.default_rng(0).integers(0, 256, (200, 8, 8)).astype(np.uint8)
     np.savez(tmp_path / "other.npz", images=images, labels=np.arange(200) % 10)
     for data in ("wine", str(tmp_path / "other.npz")):
@@ -63,7 +65,7 @@ def test_data_of_another_shape_or_scaling_do_not_fit(digits_run, tmp_path):
 
 
 def test_what_a_run_says_of_its_source_is_not_asked_of_another(digits_run):
-    trained = open_run(digits_run, run_config(digits_run))
+    trained = open_run(digits_run)
     told = {"image_size": 16, "label_column": "species", "skip_damaged": True}
     trained.config = RunConfig(data="gone.csv", **told)
     assert trained.splits("digits").name == "digits"
@@ -84,22 +86,14 @@ def test_the_checksum_of_images_on_disk_is_of_names_and_sizes(pictures, tmp_path
 
 def test_a_run_that_was_killed_is_said_to_be_unfinished(own, capsys):
     change(own / "run", iterations=50)
-    open_run(own / "run", run_config(own / "run"))
+    open_run(own / "run")
     assert capsys.readouterr().err == ""  # it ended by itself
     metrics = own / "run" / "metrics.jsonl"
     metrics.write_text("".join(line for line in metrics.open() if '"end"' not in line))
-    open_run(own / "run", run_config(own / "run"))
+    open_run(own / "run")
     told = capsys.readouterr().err
     assert "of 50 updates" in told
     assert "--resume" in told
-
-
-def test_a_column_of_labels_is_none_of_the_runs_own(made, run, refused, tmp_path):
-    (tmp_path / "x.csv").write_text("u,v\n0,1\n1,0\n")
-    words = ("score", made / "run", tmp_path / "x.csv", "--acceptance-rate", 0.5, "--quiet")
-    words += ("--out", tmp_path / "s.csv", "--label-column")
-    assert "label_column" in refused(*words, "u")
-    assert run(*words, "kind") == 0
 
 
 def test_outputs_do_not_replace_the_data_of_the_run(own, refused):
@@ -107,3 +101,32 @@ def test_outputs_do_not_replace_the_data_of_the_run(own, refused):
     assert "own.csv is read" in refused(*words)
     words = ("sample", own / "run", "--count", 1, "--out", own / "own.png")
     assert "own.csv is read" in refused(*words)
+
+
+# -- outputs --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("out", "named"),
+    [("no/s.csv", "no folder"), (".", "folder"), ("/dev/null", "no ordinary file"), ("x", "read")],
+)
+def test_what_cannot_become_a_file_is_refused(tmp_path, monkeypatch, out, named):
+    monkeypatch.chdir(tmp_path)
+    Path("x").touch()
+    with pytest.raises(InputError, match=named):
+        check_out(Path(out), None, "gone", tmp_path / "x")
+
+
+def test_home_is_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert drawing_files(Path("~/s"), [".png"]) == [tmp_path / "s.png"]
+
+
+def test_files_that_are_there_are_overwritten_only_by_force(tmp_path):
+    files = [tmp_path / "d.png", tmp_path / "d.npz"]
+    files[1].write_text("mine")
+    with pytest.raises(InputError, match=r"is there already: name another, or overwrite it"):
+        drawing_files(files[0], [".png", ".npz"])
+    assert drawing_files(files[0], [".png", ".npz"], force=True) == files
+    with pytest.raises(InputError, match="is read"):
+        drawing_files(files[0], [".png", ".npz"], files[1], force=True)

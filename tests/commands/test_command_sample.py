@@ -96,16 +96,3 @@ def test_a_network_of_your_own_is_found_where_the_command_runs(
     assert run("sample", "named", *words) == 0
     assert "--network" in refused("sample", "unnamed", *words)
     assert run("sample", "unnamed", *words, "--network", "my_sample_net:make") == 0
-
-
-def test_rows_of_a_table_are_written_with_their_columns(table, run, draw, tmp_path):
-    data = table(tmp_path / "own.csv")
-    words = ("--epochs", 1, "--num-chains", 16, "--buffer-size", 32, "--no-report", "--quiet")
-    assert run("train", "--data", data, "--out", tmp_path / "run", *words) == 0
-    found = draw("--labels", "yes", "no", "--count", 3, folder=tmp_path / "run", name="drawn")
-    header, *rows = (line.split(",") for line in (tmp_path / "drawn.csv").read_text().splitlines())
-    assert header == ["u", "v", "label"]
-    assert [row[-1] for row in rows] == ["yes"] * 3 + ["no"] * 3
-    assert np.allclose(np.array([row[:2] for row in rows], float), found["x"])
-    again = ("score", tmp_path / "run", tmp_path / "drawn.csv", "--acceptance-rate", 0.5)
-    assert run(*again, "--quiet", "--out", tmp_path / "scores.csv") == 0

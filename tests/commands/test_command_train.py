@@ -98,13 +98,6 @@ def test_parts_that_the_user_has_divided_are_kept_by_run_report_and_resume(run, 
     assert sizes == {"train": 54, "validation": 30, "calibration": 6, "test": 40}
 
 
-def test_without_a_report_the_test_part_is_still_measured(run, tmp_path, capsys):
-    assert run("train", "--data", "iris", "--out", tmp_path / "run", *QUICK) == 0
-    shown = capsys.readouterr().out.lower()
-    for name in ("accuracy", "nll", "ece"):
-        assert name in shown
-
-
 def test_a_run_ends_in_a_report(run, tmp_path, capsys, quick_reference_classifier):
     words = [word for word in QUICK if word != "--no-report"]
     folder = tmp_path / "run"
@@ -178,18 +171,6 @@ def test_a_network_of_ours_is_sized_by_name_and_again_by_the_configuration(run, 
     assert config_of(tmp_path / "b")["network"] == spec
     control = config_of(tmp_path / "b" / "control")["network"]
     assert control == spec | {"head": "joint"}
-
-
-def test_one_file_ships_the_run(run, tmp_path, table):
-    data = table(tmp_path / "own.csv")
-    assert run("train", "--data", data, "--out", tmp_path / "run", *QUICK) == 0
-    for name, source in (("a", tmp_path / "run"), ("b", tmp_path / "run" / "model.pt")):
-        words = ("--acceptance-rate", 0.5, "--quiet", "--out", tmp_path / f"{name}.scores.csv")
-        assert run("score", source, data, *words) == 0
-    scores = [(tmp_path / f"{name}.scores.csv").read_text() for name in "ab"]
-    assert scores[0] == scores[1]
-    out = ("--count", 1, "--quiet", "--out", tmp_path / "s.png")
-    assert run("sample", tmp_path / "run" / "model.pt", *out) == 0
 
 
 def test_a_run_of_no_epochs_is_a_classifier_as_given(

@@ -7,9 +7,8 @@ import torch
 from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import OneHotEncoder
 
-from jem.data import Scaling, from_arrays, load
+from jem.data import Scaling, from_arrays
 from jem.data.columns import Column, decode, encode, fit_columns
-from jem.data.files import stream_inputs
 from jem.errors import InputError
 from jem.sampling.outliers import column_groups
 
@@ -96,17 +95,6 @@ def test_the_parts_of_a_column_are_one_column():
     data = from_arrays(TABLE, LABELS)
     groups = column_groups(data.train.x, data.columns)
     assert groups.tolist() == [0, 0, 1, 1, 1, 1, 1, 2, 3, 4, 4]
-
-
-def test_a_file_is_scored_as_it_was_trained(tmp_path):
-    TABLE.assign(label=LABELS).to_csv(tmp_path / "a.csv", index=False)
-    data = load(tmp_path / "a.csv")
-    TABLE[["shop", "member", "joined", "city", "age"]].to_csv(tmp_path / "b.csv", index=False)
-    stream = stream_inputs(
-        tmp_path / "b.csv", data.input_shape, batch_size=50, columns=data.scaling.encoding
-    )
-    raw = np.concatenate([x for _, x in stream.batches])
-    np.testing.assert_array_equal(raw, encode(data.scaling.encoding, TABLE))
 
 
 @pytest.mark.parametrize(

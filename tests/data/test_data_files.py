@@ -47,14 +47,6 @@ def refused(path, shape, **options):
 # -- arrays to train on ---------------------------------------------------------------------------
 
 
-def test_npz_of_images(tmp_path):
-    images = RNG.integers(0, 256, (40, 6, 5)).astype(np.uint8)
-    np.savez(tmp_path / "mine.npz", images=images, labels=LABELS)
-    splits = load(tmp_path / "mine.npz")
-    assert (splits.name, splits.input_shape, splits.classes) == ("mine", (1, 6, 5), ("cat", "dog"))
-    assert len(splits.train) + len(splits.test) == 32
-
-
 def test_npz_of_python_objects_runs_no_code(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.zeros((40, 2)), labels=LABELS.astype(object))
     with pytest.raises(InputError, match=r"Python objects: .*astype\(str\)"):

@@ -1,4 +1,3 @@
-import os
 import struct
 from pathlib import Path
 
@@ -122,13 +121,3 @@ def test_a_path_is_no_name_and_a_name_no_path(tmp_path, monkeypatch):
 def test_unknown_names_get_help(name, message):
     with pytest.raises(InputError, match=message):
         load(name)
-
-
-@pytest.mark.skipif("JEM_DATA" not in os.environ, reason="JEM_DATA names no folder of data sets")
-def test_real_fashion_mnist():
-    splits = load("fashion_mnist")
-    assert [len(getattr(splits, part)) for part in PARTS] == [50_000, 5_000, 5_000, 10_000]
-    assert splits.classes[9] == "Ankle boot"
-    assert splits.validation.y.bincount().tolist() == [500] * 10
-    assert splits.train.x.min() == -1
-    assert splits.train.x.max() == 1

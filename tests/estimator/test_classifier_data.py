@@ -69,17 +69,6 @@ def test_rows_that_both_hold_are_counted():
     assert rows_shared(np.concatenate([x[:4] + 0.5, x[3:5], x[3:4]]).astype(np.float32), x) == 3
 
 
-def test_statistics_are_those_of_the_training_part():
-    x = np.random.default_rng(0).normal(size=(200, 3))
-    y = np.arange(200) % 2
-    splits = divide(
-        x, y, [0, 1], validation=0.2, calibration=0.2, acceptance_rate=0.9, channels=None, seed=1
-    )
-    assert torch.allclose(splits.train.x.mean(0), torch.zeros(3), atol=1e-6)
-    assert torch.allclose(splits.train.x.std(0, correction=0), torch.ones(3), atol=1e-5)
-    assert splits.validation.x.mean(0).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.int64])
 @pytest.mark.parametrize(
     ("shape", "layout", "input_shape"),

@@ -83,12 +83,6 @@ def test_page_and_figures_are_written_and_the_control_is_compared(figures):
     assert "fresh" in found["samples"]
 
 
-def test_held_out_rows_are_those_of_fit(figures, fitted):
-    sizes = figures[1]["data"]["sizes"]
-    assert sizes["calibration"] == fitted.detector_.num_calibration
-    assert sum(sizes.values()) == 178
-
-
 def test_rows_that_trained_are_counted_in_a_warning(fitted, parts):
     x_train, x_test, y_train, y_test = parts
     mixed = pd.concat([x_test, x_train[:9]]), np.concatenate([y_test, y_train[:9]])

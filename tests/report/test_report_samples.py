@@ -11,22 +11,16 @@ pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
 
 
 @pytest.mark.parametrize(
-    ("shape", "steps", "expected"),
+    ("shape", "steps", "fewest", "expected"),
     [
-        ((1, 8, 8), 200, 500),
-        ((1, 28, 28), 200, AFFORDABLE // (200 * 28 * 28)),
-        ((3, 28, 28), 200, AFFORDABLE // (200 * 28 * 28)),
-        ((3, 96, 96), 200, 100),
-        ((13,), 200, 500),
-        ((1, 28, 28), 0, 500),
+        ((1, 8, 8), 200, 100, 500), ((13,), 200, 100, 500), ((1, 28, 28), 0, 100, 500),
+        ((1, 28, 28), 200, 100, AFFORDABLE // (200 * 28 * 28)),
+        ((3, 28, 28), 200, 100, AFFORDABLE // (200 * 28 * 28)),
+        ((3, 96, 96), 200, 100, 100), ((3, 96, 96), 200, 1000, 500),
     ],
-)
-def test_large_images_take_fewer_steps_but_never_too_few(shape, steps, expected):
-    assert affordable(shape, steps, 100, 500) == expected
-
-
-def test_what_is_wanted_at_the_least_gives_way_to_the_most():
-    assert affordable((3, 96, 96), 200, 1000, 500) == 500  # a hundred classes
+)  # fmt: skip
+def test_large_images_take_fewer_steps_but_never_too_few(shape, steps, fewest, expected):
+    assert affordable(shape, steps, fewest, 500) == expected
 
 
 def test_the_reference_classifier_learns_from_fewer_large_images(monkeypatch, make_subject):

@@ -309,17 +309,14 @@ def test_a_network_that_cannot_be_traced_is_refused_in_one_line(network, tmp_pat
     assert target.read_bytes() == b"an older file"
 
 
-def test_a_network_alone_is_refused(tmp_path):
-    with pytest.raises(InputError, match=r"be a jem\.JEM, got Linear: wrap it"):
-        export_onnx(nn.Linear(2, 3), tmp_path / "model.onnx")
-
-
-def test_the_input_shape_must_be_known(tmp_path):
-    with pytest.raises(InputError, match=r"`model\.input_shape` must"):
-        export_onnx(jem.JEM(nn.Linear(2, 3)), tmp_path / "model.onnx")
-
-
-def test_a_file_that_cannot_be_written_is_named(tmp_path):
-    model = jem.JEM(nn.Linear(2, 3), input_shape=(2,))
-    with pytest.raises(RunFolderError, match="nowhere"):
-        export_onnx(model, tmp_path / "nowhere" / "model.onnx")
+@pytest.mark.parametrize(
+    ("model", "path", "error", "named"),
+    [
+        (nn.Linear(2, 3), "m.onnx", InputError, r"be a jem\.JEM, got Linear: wrap it"),
+        (jem.JEM(nn.Linear(2, 3)), "m.onnx", InputError, r"`model\.input_shape` must"),
+        (jem.JEM(nn.Linear(2, 3), input_shape=(2,)), "no/m.onnx", RunFolderError, "no/m"),
+    ],
+)
+def test_what_cannot_be_exported_or_written_is_named(model, path, error, named, tmp_path):
+    with pytest.raises(error, match=named):
+        export_onnx(model, tmp_path / path)

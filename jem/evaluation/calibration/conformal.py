@@ -1,11 +1,10 @@
 """Sets of classes that hold the true one as often as promised (split conformal prediction)."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from jem.checks import (
@@ -17,9 +16,6 @@ from jem.checks import (
 )
 from jem.errors import InputError
 from jem.evaluation.statistics import BoolArray, FloatArray, smallest_calibration
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 
 class ConformalSets:

@@ -1,12 +1,11 @@
 """Whether a classifier's probabilities can be believed: every figure, with its uncertainty."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from jem.checks import (
@@ -19,13 +18,15 @@ from jem.checks import (
 from jem.evaluation.calibration.errors import (
     BinTotals,
     Confidences,
+    RiskCoverage,
+    aurc,
     bin_totals,
     binned_error,
     class_wise_error,
     equal_mass_edges,
     group_by_confidence,
+    risk_coverage_curve,
 )
-from jem.evaluation.calibration.selective import RiskCoverage, aurc, risk_coverage_curve
 from jem.evaluation.statistics import (
     FloatArray,
     IntArray,
@@ -38,10 +39,7 @@ from jem.evaluation.statistics import (
     share_interval,
     wilson_interval,
 )
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-    from numpy.typing import ArrayLike
+from jem.plotting import Figure, reliability_diagram
 
 SMALLEST_PROBABILITY = float(np.finfo(np.float64).tiny)  # what NLL takes 0 for: 708.4 nats
 
@@ -141,8 +139,6 @@ class CalibrationReport:
         Returns:
             A figure that no global state holds; `figure.savefig(path)` writes it.
         """
-        from jem.plotting import reliability_diagram
-
         note = (
             f"N = {self.num_samples}\naccuracy {self.accuracy:.3f}\n"
             f"ECE {self.ece:.4f} ({self.num_bins} bins)"

@@ -1,21 +1,17 @@
 """Recalibration by one number: logits divided by a temperature."""
 
-from __future__ import annotations
-
 import math
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 from torch.nn import functional
 
 from jem.checks import as_labels, as_tensor, check_finite, check_number, refuse
 from jem.errors import InputError
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 100.0
 PRIOR_STD = 0.5  # of log T: 95 % between 0.38 and 2.7, where networks are usually found

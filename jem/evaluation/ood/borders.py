@@ -1,7 +1,5 @@
 """What a detector refuses or doubts: calibration inputs in other units, too few or all alike."""
 
-from __future__ import annotations
-
 import warnings
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Which columns of a table make a row foreign."""
 
-from __future__ import annotations
-
 import os
 
 import torch

@@ -1,12 +1,11 @@
 """A detector of OOD inputs: a score with a threshold that accepts a stated share of the data."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from jem.checks import as_batch, as_tensor, check_choice, check_finite, refuse
@@ -21,9 +20,6 @@ from jem.evaluation.ood.borders import (
 from jem.evaluation.ood.features import Fit, features_of, plain_head
 from jem.evaluation.ood.scores import REASONS, SCORES
 from jem.model import JEM, batched_logits, check_model, check_network, inference
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 ROUNDING = 2e-6
 """Share of a score that one input's may differ by in batches of other sizes: 17 roundings of

@@ -1,7 +1,5 @@
 """Scores of the features before the head: distances to the training data, and clipped features."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ lie between classes. Each is blind to what the other sees. Both become p-values,
 add up.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,12 +1,11 @@
 """How well a score separates OOD inputs from in-distribution ones: figures with intervals."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import expit, logit
 from torch import Tensor
 
@@ -19,9 +18,6 @@ from jem.evaluation.statistics import (
     plain,
     share_interval,
 )
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 NUM_BOOTSTRAP = 1000
 

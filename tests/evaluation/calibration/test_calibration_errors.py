@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from jem.evaluation.calibration.errors import (
+    aurc,
     bin_index,
     bin_totals,
     binned_error,
@@ -10,7 +11,6 @@ from jem.evaluation.calibration.errors import (
     equal_mass_edges,
     group_by_confidence,
 )
-from jem.evaluation.calibration.selective import aurc
 
 
 def equal_width_edges(num_bins):

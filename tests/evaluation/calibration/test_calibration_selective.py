@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_calibration_errors import group, pairs
 
-from jem.evaluation.calibration.selective import aurc, risk_coverage_curve
+from jem.evaluation.calibration.errors import aurc, risk_coverage_curve
 
 
 def test_aurc_equals_the_mean_over_all_orders_of_tied_inputs():
