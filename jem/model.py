@@ -159,7 +159,6 @@ class JEM(nn.Module):
         input_shape: Shape of one input without the batch axis; set by training if left out.
         classes: Names of the K classes, in the order of the logits; set by training if left out.
         domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to
-        domain: Lower and upper bound of the inputs, numbers or tensors that broadcast to
             `input_shape`: sampling stays inside. Set by training if left out.
         scaling: What turns raw data into inputs; see `preprocess`.
 

@@ -1,47 +1,21 @@
 """Networks x -> logits: architectures, heads, and how the network of a run is built."""
 
-from jem.networks.architectures import (
-    NETWORKS,
-    Network,
-    WideBlock,
-    is_embedding,
-    mlp,
-    network_for,
-    small_cnn,
-    wide_resnet,
-)
-from jem.networks.build import (
-    NetworkFactory,
-    make_network,
-    network_from_reference,
-    network_from_spec,
-    network_from_text,
-    spec_of,
-)
-from jem.networks.companion import Classifier, Companion
-from jem.networks.heads import HEADS, Factored, FactoredHead, Head, JointHead, factored
-
-__all__ = [
-    "HEADS",
-    "NETWORKS",
-    "Classifier",
-    "Companion",
-    "Factored",
-    "FactoredHead",
-    "Head",
-    "JointHead",
-    "Network",
-    "NetworkFactory",
-    "WideBlock",
-    "factored",
-    "is_embedding",
-    "make_network",
-    "mlp",
-    "network_for",
-    "network_from_reference",
-    "network_from_spec",
-    "network_from_text",
-    "small_cnn",
-    "spec_of",
-    "wide_resnet",
-]
+from jem.networks.architectures import NETWORKS as NETWORKS
+from jem.networks.architectures import Network as Network
+from jem.networks.architectures import is_embedding as is_embedding
+from jem.networks.architectures import mlp as mlp
+from jem.networks.architectures import network_for as network_for
+from jem.networks.architectures import small_cnn as small_cnn
+from jem.networks.architectures import wide_resnet as wide_resnet
+from jem.networks.build import NetworkFactory as NetworkFactory
+from jem.networks.build import make_network as make_network
+from jem.networks.build import network_from_reference as network_from_reference
+from jem.networks.build import network_from_spec as network_from_spec
+from jem.networks.build import network_from_text as network_from_text
+from jem.networks.companion import Classifier as Classifier
+from jem.networks.companion import Companion as Companion
+from jem.networks.heads import HEADS as HEADS
+from jem.networks.heads import Factored as Factored
+from jem.networks.heads import FactoredHead as FactoredHead
+from jem.networks.heads import JointHead as JointHead
+from jem.networks.heads import factored as factored

@@ -115,53 +115,42 @@ def network_from_text(
     return NETWORKS[name](shape, num_classes, **arguments)
 
 
-def network_from_spec(spec: dict[str, Any], classifier: Classifier | None = None) -> nn.Module:
+def network_from_spec(
+    spec: dict[str, Any] | str,
+    shape: Sequence[int] = (),
+    num_classes: int = 0,
+    classifier: Classifier | None = None,
+) -> nn.Module:
     """Build a network again from what `spec_of` says of it.
 
     Args:
-        spec: `{"name": ..., **arguments}`, as a run folder keeps it.
+        spec: `{"name": ..., **arguments}`, or what `network_from_reference` takes.
+        shape: Shape of one input, for a network that is named by a reference.
+        num_classes: Its outputs.
         classifier: The classifier of a companion, where the spec does not say how it is built.
 
     Returns:
         A freshly initialised network of that kind.
 
     Raises:
-        InputError: If the name or an argument is unknown, or one is missing or out of range; or a
-            companion has no classifier.
+        InputError: If the name or an argument is unknown, or one is missing or out of range.
     """
+    if isinstance(spec, str):
+        return network_from_reference(spec, shape, num_classes)
     arguments = {key: value for key, value in spec.items() if key != "name"}
     if spec.get("name") == "companion":
-        return _companion_from_spec(classifier=classifier, **arguments)
+        held, energy_network = arguments.pop("classifier_spec"), arguments["energy_network"]
+        shape = arguments["input_shape"]
+        if classifier is None:
+            classifier = network_from_spec(held, shape, arguments["num_classes"])
+        if energy_network is not None:
+            arguments["energy_network"] = network_from_spec(energy_network, shape, 1)
+        return companion(classifier, **arguments)
     check_choice("network", spec.get("name"), NETWORKS)
     try:
         return NETWORKS[spec["name"]](**arguments)
     except TypeError as error:  # an argument is missing, unknown or of the wrong type
         raise InputError(f"cannot build the network {spec}: {error}") from error
-
-
-def _companion_from_spec(
-    *,
-    classifier: Classifier | None,
-    classifier_spec: dict[str, Any] | str | None,
-    energy_network: dict[str, Any] | str | None,
-    input_shape: Sequence[int],
-    num_classes: int,
-) -> Companion:
-    def built(spec: dict[str, Any] | str | None, outputs: int) -> nn.Module | None:
-        if isinstance(spec, str):
-            return network_from_reference(spec, input_shape, outputs)
-        return None if spec is None else network_from_spec(spec)
-
-    if classifier is None:
-        classifier = built(classifier_spec, num_classes)
-    if classifier is None:
-        raise InputError("a companion of a classifier of your own, which must be given again")
-    return companion(
-        classifier,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        energy_network=built(energy_network, 1),
-    )
 
 
 def network_from_reference(reference: str, shape: Sequence[int], num_classes: int) -> nn.Module:

@@ -29,7 +29,7 @@ class JointHead(nn.Module):
         return logits
 
 
-class FactoredHead(nn.Module):
+class FactoredHead(JointHead):
     r"""A classifier and a density that do not pull at each other: p(x, y) = p(x) p(y|x).
 
     .. math:: f(x)[y] = \log \mathrm{softmax}(h(x))[y] + g(x)
@@ -40,14 +40,11 @@ class FactoredHead(nn.Module):
     """
 
     def __init__(self, num_features: int, num_classes: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(num_features, num_classes + 1)
+        super().__init__(num_features, num_classes + 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """Map features (B, F) to logits (B, K), in the weights' precision under autocast too."""
-        with torch.autocast(features.device.type, enabled=False):
-            out: Tensor = self.linear(features.to(self.linear.weight.dtype))
-        return factored_logits(out)
+        return factored_logits(super().forward(features))
 
 
 def factored_logits(out: Tensor) -> Tensor:

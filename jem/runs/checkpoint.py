@@ -25,37 +25,36 @@ def serialise(state: dict[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def deserialise(
-    content: bytes, source: str = "checkpoint", kind: str = "checkpoint"
-) -> dict[str, Any]:
+def deserialise(content: bytes | Path, kind: str = "checkpoint") -> dict[str, Any]:
     """Turn the bytes of a checkpoint back into tensors (on the CPU) and plain values.
 
     Args:
-        content: What `serialise` returned.
-        source: How to name it in an error.
-        kind: What it should be, for the error.
+        content: What `serialise` returned, or the file that holds it.
+        kind: What it should be, for an error.
 
     Raises:
-        RunFolderError: If it is truncated or damaged (every part carries a checksum), holds
-            anything but tensors and plain values, or is of a format that this version does not
-            read.
+        RunFolderError: If it is missing, truncated or damaged (every part carries a checksum),
+            holds anything but tensors and plain values, or is of a format that this version does
+            not read.
     """
+    source = content if isinstance(content, Path) else "checkpoint"
     try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        stream = io.BytesIO(content.read_bytes() if isinstance(content, Path) else content)
+        with zipfile.ZipFile(stream) as archive:
             damaged = archive.testzip()
             # Outside the checksums: a part marked as a folder is one that torch does not read, and
             # its tensor would hold whatever was in memory.
             folders = [part.filename for part in archive.infolist() if part.external_attr & 0x10]
         if damaged is not None:
-            raise RunFolderError(f"{source} is damaged: the checksum of {damaged} does not match")
+            raise ValueError(f"the checksum of {damaged} does not match")
         if folders:
-            raise RunFolderError(f"{source} is damaged: {folders[0]} is marked as a folder")
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except RunFolderError:
-        raise
+            raise ValueError(f"{folders[0]} is marked as a folder")
+        stream.seek(0)
+        state = torch.load(stream, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive can fail in any way at all
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunFolderError(f"{source} cannot be read: {reason[:200]}") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        reason = reason.splitlines()[0][:200]
+        raise RunFolderError(f"cannot read {source}: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunFolderError(f"{source} is no {kind} of format {FORMAT}")
     return state
@@ -155,13 +154,7 @@ class Checkpoints:
         Raises:
             RunFolderError: If it is damaged.
         """
-        path = self.path(iteration)
-        if path is None:
-            return deserialise(self._memory[iteration])
-        try:
-            return deserialise(path.read_bytes(), str(path))
-        except OSError as error:
-            raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+        return deserialise(self.path(iteration) or self._memory[iteration])
 
     def load_latest(self) -> tuple[int, dict[str, Any]]:
         """Read the newest checkpoint that is whole; damaged newer ones are named in a warning.

@@ -118,10 +118,7 @@ def read_model(path: str | Path) -> dict[str, Any]:
             empty: dict[str, Any] = {"detector": None, "temperature": None, "metadata": {}}
             return {"network": state["network"], "weights": state["modules"]["average"]} | empty
         path = folder.model
-    try:
-        state = deserialise(path.read_bytes(), str(path), "model file")
-    except OSError as error:
-        raise RunFolderError(f"cannot read {path}: {error.strerror or error}") from error
+    state = deserialise(path, "model file")
     if "weights" not in state:
         raise RunFolderError(f"{path} is no model file: `jem.save` writes one")
     return state
@@ -175,7 +172,7 @@ def _build_network(
     classifier: Classifier | None = None,
 ) -> nn.Module:
     if isinstance(spec, dict) and (classifier or spec.get("classifier_spec", ...) is not None):
-        return network_from_spec(spec, classifier)
+        return network_from_spec(spec, classifier=classifier)
     if isinstance(spec, str) and settings["input_shape"] and settings["classes"]:
         return network_from_reference(spec, settings["input_shape"], len(settings["classes"]))
     raise InputError(

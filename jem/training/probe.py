@@ -167,9 +167,11 @@ def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:
         trainer.model.train(not trainer.recipe.freeze_norm_and_dropout)
         whole = next(trainer.batches.epoch(0, 0, generator=trainer.context.generator))
         share = min(1.0, max(2, TIMED // whole.x[0].numel()) / len(whole.x))
-        outliers = None if whole.outliers is None else _first(whole.outliers, share)
-        x, labels, x_data = (_first(part, share) for part in whole[:3])
-        batch = Batch(x, labels, x if whole.x_data is whole.x else x_data, outliers)
+        batch = Batch._make(
+            None if part is None else part[: max(1, round(share * len(part)))] for part in whole
+        )
+        if whole.x_data is whole.x:
+            batch = batch._replace(x_data=batch.x)
         if chains := trainer.context.chains:
             chains.count = max(1, round(share * chains.count))
         ends = [time.perf_counter()]
@@ -181,8 +183,3 @@ def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:
             ends.append(time.perf_counter())
     later = itertools.pairwise(ends[len(ends) // 2 :])
     return statistics.median(b - a for a, b in later) / share
-
-
-def _first(part: Tensor, share: float) -> Tensor:
-    """The first rows of a part of a batch."""
-    return part[: max(1, round(share * len(part)))]

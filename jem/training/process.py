@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
 
-from jem.errors import InputError, JemError, RunFolderError
+from jem.checks import refuse
+from jem.errors import JemError, RunFolderError
 from jem.randomness import derive_seed, global_generators_kept
 
 T = TypeVar("T")
@@ -57,10 +58,7 @@ class Processes:
             InputError: If it cannot be divided evenly.
         """
         if total % self.count:
-            raise InputError(
-                f"`{name}` must be a multiple of the number of processes ({self.count}), "
-                f"but it is {total}"
-            )
+            refuse(name, f"be a multiple of the number of processes ({self.count})", total)
         return total // self.count
 
     def part(self, rows: Tensor) -> Tensor:
@@ -96,9 +94,7 @@ class Processes:
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether a flag is set in some process."""
-        return (
-            flag if self.count == 1 else bool(self.total(torch.tensor(int(flag), device=device)))
-        )
+        return bool(self.total(torch.tensor(int(flag), device=device))) if self.count > 1 else flag
 
     def gather(self, value: T) -> list[T]:
         """The values of all processes, in their order."""

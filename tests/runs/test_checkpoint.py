@@ -74,8 +74,8 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path, make):
     make({"format": 1, "x": Bomb(went_off)}, file)
     pickle.loads(pickle.dumps(Bomb(went_off)))  # it is a live one
     went_off.unlink()
-    with pytest.raises(RunFolderError, match="mine cannot be read"):
-        deserialise(file.getvalue(), "mine")
+    with pytest.raises(RunFolderError, match="cannot read checkpoint"):
+        deserialise(file.getvalue())
     assert not went_off.exists()
 
 
@@ -83,8 +83,8 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path, make):
 def test_another_format_is_refused(content):
     file = io.BytesIO()
     torch.save(content, file)
-    with pytest.raises(RunFolderError, match="mine is no checkpoint of format 1"):
-        deserialise(file.getvalue(), "mine")
+    with pytest.raises(RunFolderError, match="checkpoint is no checkpoint of format 1"):
+        deserialise(file.getvalue())
 
 
 # -- the checkpoints of a run
@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(checkpoints, how):
     checkpoints.save(1, state(1.0))
     checkpoints.save(2, state(2.0))
     damage(checkpoints.path(2), how)
-    with pytest.warns(UserWarning, match=r"00000002.pt .*going on from iteration 1 instead"):
+    with pytest.warns(UserWarning, match=r"00000002.pt: .*going on from iteration 1 instead"):
         iteration, loaded = checkpoints.load_latest()
     assert iteration == 1
     assert same(loaded, {"format": 1, **state(1.0)})

@@ -49,7 +49,7 @@ def test_each_process_has_its_own_rows_and_seed():
 
 def test_what_cannot_be_divided_is_refused():
     assert Processes(0, 4).share(64, "batch_size") == 16
-    with pytest.raises(InputError, match=r"`num_chains` must be a multiple of .*\(4\).*is 63"):
+    with pytest.raises(InputError, match=r"`num_chains` must be a multiple of .*\(4\), got 63"):
         Processes(0, 4).share(63, "num_chains")
 
 
