@@ -5,10 +5,7 @@ scores must not touch. What is learned is tested of batch normalisation, in both
 """
 
 import copy
-import importlib
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -194,22 +191,6 @@ def test_a_network_with_batch_norm_learns_digits_and_that_noise_is_none():
     assert min(epoch["valid_accuracy"] for epoch in result.epochs[1:]) > 0.75
     noise = 2 * torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1
     higher = model.energy(noise)[:, None] > model.energy(data.validation.x)
-    assert higher.float().mean() > 0.95
-
-
-@pytest.mark.slow
-@pytest.mark.skipif("JEM_DATA" not in os.environ, reason="JEM_DATA names no folder of data sets")
-def test_a_residual_network_with_batch_norm_learns_larger_digits(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "scripts"))
-    resnet = importlib.import_module("own_networks").resnet
-    data = jem.data.load(Path(os.environ["JEM_DATA"]) / "mnist5000.npz")
-    model = jem.JEM(seeded(lambda: resnet(data.input_shape, 10)), domain=data.domain)
-    recipe = replace(jem.RECIPES["fast"], epochs=3)
-    jem.Trainer(model, recipe, device="cpu").fit(data.train[:2560], data.validation)
-    right = model.predict_proba(data.validation.x).argmax(dim=1) == data.validation.y
-    assert right.float().mean() > 0.8
-    noise = 2 * torch.rand(200, *data.input_shape) - 1
-    higher = model.log_density(noise)[:, None] < model.log_density(data.validation.x[:200])
     assert higher.float().mean() > 0.95
 
 

@@ -113,14 +113,6 @@ def test_the_home_folder_is_found(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_bytes() == b"content"
 
 
-def test_a_file_is_replaced_whole(tmp_path):
-    path = tmp_path / "file"
-    for content in (b"first", b"2", b""):
-        write_atomically(path, content)
-        assert path.read_bytes() == content
-    assert os.listdir(tmp_path) == ["file"]
-
-
 @pytest.mark.parametrize("at", ["write", "fsync", "replace"])
 def test_a_full_disk_leaves_the_old_file_as_it_was(tmp_path, monkeypatch, fill_disk, at):
     path = tmp_path / "file"

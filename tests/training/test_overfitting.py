@@ -4,11 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_trainer import SMALL, CrashError, assert_same_bits, model_of, weights
+from test_trainer import SMALL, model_of
 
 from jem.model import JEM
 from jem.networks import mlp
-from jem.runs.checkpoint import Checkpoints
 from jem.training.monitor import read_metrics
 from jem.training.safeguards import EpochGuard, validate
 from jem.training.trainer import Trainer
@@ -72,33 +71,6 @@ def test_training_ends_and_returns_the_epoch_of_the_lowest_validation_nll(tmp_pa
     assert found["valid_nll"] == pytest.approx(min(nll), rel=1e-5)
     assert f"kept: epoch {result.kept_epoch} of {len(nll)}" in capsys.readouterr().err
     assert read_metrics(run / "metrics.jsonl", "end")[0]["kept_epoch"] == result.kept_epoch
-
-
-def test_a_run_killed_while_it_overfits_resumes_to_the_same_bits(tmp_path):
-    recipe = replace(RECIPE, checkpoint_every=5)
-    whole, cut = network(), tmp_path / "cut"
-    expected = Trainer(whole, recipe, run_dir=tmp_path / "whole", device="cpu").fit(
-        noise(0), noise(1)
-    )
-
-    def crash(metrics):
-        if metrics["epoch"] == expected.kept_epoch + 6:
-            raise CrashError
-
-    killed = Trainer(network(), recipe, run_dir=cut, device="cpu")
-    with pytest.raises(CrashError):
-        killed.fit(noise(0), noise(1), on_epoch=crash)
-    resumed = network()
-    torch.nn.init.zeros_(next(resumed.parameters()))
-    result = Trainer(resumed, recipe, run_dir=cut, device="cpu").fit(
-        noise(0), noise(1), resume=True
-    )
-    assert result.kept_epoch == expected.kept_epoch
-    assert_same_bits(weights(whole), weights(resumed))
-    ends = [Checkpoints(path / "checkpoints").load_latest() for path in (cut, tmp_path / "whole")]
-    assert ends[0][0] == ends[1][0]
-    assert_same_bits(ends[0][1]["modules"]["model"], ends[1][1]["modules"]["model"])
-    assert ends[0][1]["guard"]["best"]["valid_nll"] == ends[1][1]["guard"]["best"]["valid_nll"]
 
 
 def test_the_last_epoch_is_returned_where_validation_does_not_get_worse():

@@ -31,7 +31,6 @@ from jem.model import JEM
 from jem.randomness import named_generator
 from jem.training.optimisation import sam_perturbation
 from jem.training.recipes import RECIPES
-from jem.training.steps import Batch, sam_backward, take_step
 from jem.training.trainer import Trainer
 
 # -- the transcriptions: plain torch --------------------------------------------------------------
@@ -229,17 +228,15 @@ def test_the_ascent_of_a_zero_or_poisoned_gradient_leaves_the_parameters():
         assert torch.equal(layer.weight.detach(), before)
 
 
-def norm_net(momentum=0.9):
+def norm_net():
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4, momentum=momentum), nn.SiLU(),
-        nn.Flatten(), nn.Linear(64, 3),
-    )  # fmt: skip
+        nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.SiLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
 
 
-@pytest.mark.parametrize("momentum", [0.9, None])
 @pytest.mark.parametrize("step", list(KINDS))
-def test_the_second_pass_leaves_running_statistics_and_their_count(step, momentum):
-    """Momentum 0 keeps the mean, but the official code still counts the batch."""
+def test_the_second_pass_leaves_running_statistics_and_their_count(step):
+    """The official code still counts the batch."""
     recipe = replace(
         RECIPES["sada_jem"], **KINDS[step], epochs=1, batch_size=16, num_chains=4, num_steps=1,
         density_batch_size=None,
@@ -247,52 +244,9 @@ def test_the_second_pass_leaves_running_statistics_and_their_count(step, momentu
     nets = {}
     for rho in (None, 2.0):
         torch.manual_seed(0)
-        nets[rho] = norm_net(momentum)
+        nets[rho] = norm_net()
         trainer = Trainer(JEM(nets[rho]), replace(recipe, adaptive_sam_rho=rho), device="cpu")
         assert trainer.fit(images(16)).iterations == 1  # of rate 0: the warm-up begins
     for mine, plain in zip(nets[2.0].buffers(), nets[None].buffers(), strict=True):
         assert torch.equal(mine, plain)
-    assert nets[2.0][1].momentum == momentum
     assert nets[2.0][1].num_batches_tracked > 0
-
-
-@pytest.mark.parametrize("step", list(KINDS))
-def test_the_second_pass_sees_the_same_data_and_chains_at_the_perturbed_weights(step):
-    """Its gradient is that of the written-out loss at w + e; chains keep the first pass's move."""
-    recipe = replace(
-        RECIPES["sada_jem"], **KINDS[step], num_chains=4, num_steps=2, batch_size=8,
-        noise_std=0.01, density_batch_size=None, learning_rate=0.1,
-    )  # fmt: skip
-    outcomes, nets = {}, {}
-    for passes in (1, 2):
-        torch.manual_seed(1)
-        nets[passes] = small_net()
-        model = JEM(nets[passes], domain=(-1.0, 1.0))
-        trainer = Trainer(model, recipe, device="cpu")
-        trainer.prepare(torch.utils.data.TensorDataset(*images(8)))
-        method = trainer.context
-        x, y = images(8)
-        batch = Batch(x, y, images(8, seed=9)[0])
-        outcome = take_step(model, batch, method, 1.0, 0)
-        if passes == 2:
-            with sam_perturbation(model, 2.0):
-                sam_backward(model, batch, method, 1.0, outcome)
-        outcomes[passes] = outcome
-    grads = [p.grad for p in nets[1].parameters()]
-    twin = copy.deepcopy(nets[1])
-    norm = torch.cat(
-        [(p.abs() * g).flatten() for p, g in zip(twin.parameters(), grads, strict=True)]
-    )
-    with torch.no_grad():
-        for p, g in zip(twin.parameters(), grads, strict=True):
-            p += p**2 * g * 2.0 / (norm.norm() + 1e-12)
-    loss = nn.functional.cross_entropy(twin(batch.x), batch.labels)
-    if step != "plain":
-        seen = outcomes[1].proposed.scored
-        assert torch.equal(outcomes[1].proposed.x, outcomes[2].proposed.x)
-        assert torch.equal(seen, outcomes[2].proposed.scored)
-        loss = loss - official_f(twin, batch.x_data).mean() + official_f(twin, seen).mean()
-    for mine, expected in zip(
-        nets[2].parameters(), torch.autograd.grad(loss, list(twin.parameters())), strict=True
-    ):
-        close(mine.grad, expected)

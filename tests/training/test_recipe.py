@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 
 import pytest
 
@@ -101,14 +101,6 @@ def test_a_buffer_left_open_holds_all_chains_of_an_update():
 def test_a_margin_for_what_the_density_costs_needs_one():
     with pytest.raises(InputError, match="`accuracy_margin`"):
         Recipe(objective="none", accuracy_margin=0.01)
-
-
-def test_a_recipe_is_taken_by_name_or_as_it_is():
-    own = Recipe(epochs=2)
-    assert recipe_from("jem") == RECIPES["jem"]
-    assert recipe_from(own) == own
-    assert recipe_from("fast", {"epochs": 2}) == replace(RECIPES["fast"], epochs=2)
-    assert recipe_from(own, asdict(RECIPES["jem"])) == RECIPES["jem"]
 
 
 @pytest.mark.parametrize(

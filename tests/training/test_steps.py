@@ -319,14 +319,6 @@ def test_steps_weigh_classes_and_smooth_labels(step):
     check_step(recipe, NETWORKS["plain"](), make_batch(count=7), class_weight=weights)
 
 
-def test_the_last_layer_alone_may_be_trained():
-    network = NETWORKS["plain"]()
-    for p in network.body.parameters():
-        p.requires_grad = False
-    check_step(make_recipe(), network, make_batch())
-    assert all(p.grad is None for p in network.body.parameters())
-
-
 @BOTH
 @pytest.mark.parametrize("frozen", [True, False])
 def test_the_mode_of_every_submodule_comes_back(step, frozen):
@@ -394,27 +386,6 @@ def test_any_recipe_equals_the_reference(flags, kind, streams, num_classes, weig
 # -- cotangents: zero, negative, mixed ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["plain", "batch norm"])
-@pytest.mark.parametrize("num_steps", [1, 2])
-def test_a_loss_that_does_not_see_the_chains_moves_them_by_noise_alone(kind, num_steps):
-    """Weight 0 and no penalty: the free gradient is 0, not NaN. The K - 1 other moves are real."""
-    check_step(make_recipe(num_steps=num_steps), NETWORKS[kind](), make_batch(), weight=0.0)
-
-
-def test_cotangents_of_both_signs_give_the_same_gradients():
-    """A large energy penalty turns the sign of dL/de for some chains, not their moves."""
-    network = NETWORKS["plain"]()
-    recipe = make_recipe(energy_l2=1.0, reinit_prob=0.0, num_steps=1)
-    network.head.linear.weight.data.mul_(20)
-    energies = JEM(network).energy(make_negatives(recipe).buffer.chains).detach()
-    network.head.linear.bias.data += energies.mean() - 1.0  # centre them where the sign turns
-    outcome = check_step(recipe, network, make_batch())
-    cotangents = (outcome.energies.chains.detach() - 1.0) / 7
-    assert cotangents.min() < -0.01
-    assert cotangents.max() > 0.01
-    close(outcome.energies.chains.grad, cotangents)
-
-
 def test_input_gradient_divides_by_the_cotangent_or_by_a_floor():
     """Whatever its sign and size; a row that the loss does not see gets 0, never NaN."""
     grad = torch.randn(8, 3)
@@ -428,16 +399,6 @@ def test_input_gradient_divides_by_the_cotangent_or_by_a_floor():
 
 
 # -- one forward or two ---------------------------------------------------------------------------
-
-
-@ANY_NETWORK
-@pytest.mark.parametrize("streams", ["shared", "separate"])
-@pytest.mark.parametrize("training", [True, False])
-def test_data_and_chains_go_through_in_one_forward_and_one_mode(kind, streams, training):
-    network, seen = NETWORKS[kind]().train(training), []
-    network.register_forward_hook(lambda m, args, _: seen.append((m.training, len(args[0]))))
-    joint_forward(JEM(network), make_batch(streams), inputs(7, 1))
-    assert seen == [(training, (6 if streams == "shared" else 11) + 7)]
 
 
 class NormAndActivation(nn.BatchNorm2d):
@@ -482,20 +443,6 @@ def test_chains_are_normalised_with_the_statistics_of_the_data(make):
     assert all(p.grad is not None for p in network.parameters())
 
 
-@pytest.mark.parametrize("kind", ["plain", "batch norm"])
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_spectral_norm_by_hook_is_harmless(kind):
-    """`nn.utils.spectral_norm` keeps the layer's type and iterates in a hook, in training only.
-
-    It iterates before the forward, though, for data and chains alike.
-    """
-    network = NETWORKS[kind]()
-    nn.utils.spectral_norm(network.body[0])
-    before = network.body[0].weight_u.clone()
-    check_step(make_recipe(), network, make_batch())
-    assert not torch.equal(before, network.body[0].weight_u)
-
-
 # -- plain and classic, by hand -------------------------------------------------------------------
 
 
@@ -515,30 +462,6 @@ def test_plain_step_is_a_usual_training_step(kind):
         close(ours, theirs)
 
 
-@pytest.mark.parametrize(("step", "scored"), [("classic", 3), ("fused", 2)])
-def test_generative_steps_by_hand_on_a_linear_energy(step, scored):
-    """E(x) = -w.x: every move adds step_size * w; the loss is w.(chains - data) * weight."""
-    w = torch.tensor([2.0, -1.0])
-    model = JEM(nn.Linear(2, 1, bias=False))
-    model.network.weight.data = w[None]
-    data, chains = torch.tensor([[1.0, 1.0], [3.0, 5.0]]), torch.tensor([[0.0, 0.0], [4.0, 2.0]])
-    negatives = PersistentChains(
-        ReplayBuffer(chains.clone()), UniformBase(-1.0, 1.0, (2,)), 2, 0.0, False,
-        LangevinStep(0.5, 0.0), None, torch.Generator().manual_seed(1),
-    )  # fmt: skip
-    method = context_of(make_recipe(step, num_steps=3), negatives)
-    outcome = take_step(model, Batch(data, torch.tensor([0, 0]), data), method, 0.25, 0)
-    start = chains[outcome.proposed.draw.indices]
-    close(outcome.proposed.x, start + 3 * 0.5 * w)
-    at = start + scored * 0.5 * w
-    close(outcome.energies.chains.detach(), -(at @ w))
-    close(outcome.energies.data.detach(), -(data @ w))
-    difference = at.mean(0) - data.mean(0)
-    close(outcome.terms.loss.detach(), 0.25 * (w @ difference))
-    close(model.network.weight.grad, 0.25 * difference[None])
-    assert outcome.terms.named["gap"].item() == pytest.approx(-(w @ difference).item())
-
-
 @BOTH
 def test_steps_work_with_chains_in_single_precision(step):
     """The dtype of the usual run: the free gradient is as good as one computed by itself."""
@@ -553,22 +476,6 @@ def test_steps_work_with_chains_in_single_precision(step):
 
 
 # -- factored heads, and from one iteration to the next ------------------------------------------
-
-
-@BOTH
-def test_cross_entropy_has_no_gradient_through_a_factored_density(step):
-    """Of log softmax h + g, cross-entropy trains h alone and the contrast g alone."""
-    network = NETWORKS["factored"]()
-    recipe = make_recipe(step)
-    batch = make_batch()
-    take_step(JEM(network), batch, context_of(recipe, make_negatives(recipe)), 1.0, 0)
-    together = network.head.linear.weight.grad.clone()
-    network.zero_grad()
-    take_step(JEM(network), batch, context_of(make_recipe("plain")), 0.0, 0)
-    alone = network.head.linear.weight.grad
-    close(alone[-1], torch.zeros_like(alone[-1]))
-    close(together[:-1], alone[:-1])
-    assert together[-1].abs().max() > 1e-3
 
 
 @BOTH

@@ -87,19 +87,6 @@ def test_every_recipe_learns_two_blobs(name, train):
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_density_is_higher_on_data_than_on_background(train):
-    model = model_of()
-    recipe = replace(
-        SMALL, epochs=60, learning_rate=5e-3, step_size=0.1, noise_std=0.1, energy_l2=1e-3
-    )
-    Trainer(model, recipe, device="cpu").fit(train)
-    generator = torch.Generator().manual_seed(0)
-    background = torch.rand(500, 2, generator=generator) * 2 - 1
-    far = background[(background[:, 0] * background[:, 1] < -0.2)]  # the two empty corners
-    ranked = model.log_density(train[0])[:, None] > model.log_density(far)[None, :]
-    assert ranked.float().mean() > 0.9  # AUROC; the scale of a log-density is nominal
-
-
 def test_same_seed_same_bits_and_other_seed_other_bits(train):
     first, second, third = model_of(), model_of(), model_of()
     Trainer(first, SMALL, device="cpu", seed=3).fit(train)
@@ -127,7 +114,6 @@ class CrashError(Exception):
     """Raised from a callback, as a crash would be."""
 
 
-@pytest.mark.parametrize("epochs_done", [1, 3])
 @pytest.mark.parametrize(
     "change",
     [
@@ -136,17 +122,16 @@ class CrashError(Exception):
         {"fused": False, "replacement": True, "optimizer": "sgd", "init": "mixed"},
         {"objective": "none"},
         {"adaptive_sam_rho": 0.5, "separate_density_batches": True, "density_batch_size": 11},
-        {"outlier_count": 7},
         {"outlier_count": 7, "separate_density_batches": True, "adaptive_sam_rho": 0.5},
     ],
 )
-def test_resumed_run_ends_in_the_same_bits(tmp_path, train, epochs_done, change):
+def test_resumed_run_ends_in_the_same_bits(tmp_path, train, change):
     recipe = replace(SMALL, **change)
     whole = model_of(dropout=0.1)
     Trainer(whole, recipe, run_dir=tmp_path / "whole", device="cpu").fit(train, train)
 
     def crash(metrics):
-        if metrics["epoch"] == epochs_done:
+        if metrics["epoch"] == 2:
             raise CrashError
 
     with pytest.raises(CrashError):
@@ -166,15 +151,6 @@ def test_resumed_run_ends_in_the_same_bits(tmp_path, train, epochs_done, change)
     assert steps[0] == steps[1]
 
 
-def test_resume_of_a_finished_run_changes_nothing(tmp_path, train):
-    first = model_of()
-    Trainer(first, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train)
-    again = model_of(seed=5)
-    result = Trainer(again, SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, resume=True)
-    assert_same_bits(weights(first), weights(again))
-    assert result.epochs == []
-
-
 def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, train):
     whole = model_of()
     run = tmp_path / "run"
@@ -192,12 +168,6 @@ def test_damaged_checkpoint_is_named_and_the_one_before_used(tmp_path, train):
 def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
-    settled = {
-        "augment_noise": 0.0, "init": "mixed", "step_size": 0.05, "noise_std": 0.1,
-        "gradient_blur": 0.0, "outlier_count": 0, "sample_steps": 20, "reinit_prob": 0.1,
-        "num_steps": 2, "augment_shift": 0, "augment_flip": False,
-    }  # fmt: skip
-    assert Recipe(**config["recipe"]) == replace(SMALL, **settled)
     assert config["network"]["name"] == "mlp"
     step = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")[0]
     for key in ("loss", "gap", "gradient_norm", "share_at_bounds", "chain_age", "energy_data"):
@@ -217,65 +187,66 @@ UNSTABLE = replace(
 """A real divergence: no regulariser, one move an iteration, and a learning rate far too large."""
 
 
-def test_divergence_recovers_and_finishes(tmp_path, train):
-    model = model_of()
-    trainer = Trainer(model, UNSTABLE, run_dir=tmp_path / "run", device="cpu")
-    result = trainer.fit(train, train)
-    assert result.recoveries >= 1
+class Recorded(Trainer):
+    """Keeps recoveries, Langevin steps, learning rate and seed of the chains of each update."""
+
+    def train_step(self, batch):
+        outcome = super().train_step(batch)
+        rate = self.state.optimizer.param_groups[0]["lr"]
+        seed = self.state.chains.generator.initial_seed()
+        done = self.state.progress.recoveries, outcome.proposed.num_steps, rate, seed
+        self.steps = [*getattr(self, "steps", ()), done]
+        return outcome
+
+
+@pytest.fixture(scope="module")
+def diverged(tmp_path_factory):
+    """A run that diverges and recovers: trainer, what it did, folder."""
+    run = tmp_path_factory.mktemp("diverged") / "run"
+    trainer = Recorded(model_of(), UNSTABLE, seed=3, run_dir=run, device="cpu")
+    return trainer, trainer.fit(blobs(), blobs()), run
+
+
+def test_divergence_recovers_and_finishes(diverged):
+    trainer, result, run = diverged
+    assert result.recoveries >= 2
     assert result.iterations == 25 * 6
-    assert all(p.isfinite().all() for p in model.parameters())
-    recoveries = read_metrics(tmp_path / "run" / "metrics.jsonl", "recovery")
+    assert all(p.isfinite().all() for p in trainer.model.parameters())
+    recoveries = read_metrics(run / "metrics.jsonl", "recovery")
     assert len(recoveries) == result.recoveries
     for record in recoveries:
         assert record["back_to"] <= record["iteration"]
         assert record["back_to"] % UNSTABLE.checkpoint_every == 0
 
 
-def test_a_recovery_brings_another_move_half_the_rate_and_other_noise(train):
-    steps = []
-
-    class Recorded(Trainer):
-        def train_step(self, batch):
-            outcome = super().train_step(batch)
-            rate = self.state.optimizer.param_groups[0]["lr"]
-            seed = self.state.chains.generator.initial_seed()
-            steps.append((self.state.progress.recoveries, outcome.proposed.num_steps, rate, seed))
-            return outcome
-
-    result = Recorded(model_of(), UNSTABLE, seed=3, device="cpu").fit(train)
-    assert result.recoveries >= 2
+def test_a_recovery_brings_another_move_half_the_rate_and_other_noise(diverged):
+    trainer, result, _ = diverged
     for recoveries in range(result.recoveries + 1):
         seed = derive_seed(3, "chains", recoveries)
-        assert {step[1:] for step in steps if step[0] == recoveries} <= {
+        assert {step[1:] for step in trainer.steps if step[0] == recoveries} <= {
             (1 + recoveries, 0.2 * 0.5**recoveries, seed)
         }
-    assert len({step[0] for step in steps}) >= 2
+    assert len({step[0] for step in trainer.steps}) >= 2
 
 
-def test_divergence_recovers_without_a_run_folder_and_to_the_same_bits(tmp_path, train):
-    first, second = model_of(), model_of()
-    Trainer(first, UNSTABLE, run_dir=tmp_path / "run", device="cpu").fit(train)
-    Trainer(second, UNSTABLE, device="cpu").fit(train)
-    assert_same_bits(weights(first), weights(second))
-
-
-def test_diverged_run_that_was_cut_resumes_to_the_same_bits(tmp_path, train):
-    whole = model_of()
-    Trainer(whole, UNSTABLE, run_dir=tmp_path / "whole", device="cpu").fit(train)
-    calls = []
+def test_divergence_recovers_to_the_same_bits_without_a_folder_and_when_it_is_cut(
+    tmp_path, train, diverged
+):
+    expected = weights(diverged[0].model)
+    in_memory, resumed, calls = model_of(), model_of(seed=8), []
+    Trainer(in_memory, UNSTABLE, seed=3, device="cpu").fit(train, train)
+    assert_same_bits(expected, weights(in_memory))
 
     def crash(metrics):
         calls.append(metrics)
         if metrics["recoveries"] and len(calls) > 3:
             raise CrashError
 
+    words = {"run_dir": tmp_path / "cut", "seed": 3, "device": "cpu"}
     with pytest.raises(CrashError):
-        Trainer(model_of(), UNSTABLE, run_dir=tmp_path / "cut", device="cpu").fit(
-            train, on_epoch=crash
-        )
-    resumed = model_of(seed=8)
-    Trainer(resumed, UNSTABLE, run_dir=tmp_path / "cut", device="cpu").fit(train, resume=True)
-    assert_same_bits(weights(whole), weights(resumed))
+        Trainer(model_of(), UNSTABLE, **words).fit(train, train, on_epoch=crash)
+    Trainer(resumed, UNSTABLE, **words).fit(train, train, resume=True)
+    assert_same_bits(expected, weights(resumed))
 
 
 # -- signals, kills and other people --------------------------------------------------------------
@@ -463,11 +434,9 @@ def test_inputs_outside_the_domain_are_refused():
         Trainer(model, SMALL, device="cpu").fit((x, torch.arange(8) % 2))
 
 
-def test_unknown_device_recipe_and_field():
+def test_an_unknown_device_is_named():
     with pytest.raises(InputError, match="device 'tpu' cannot be used: expected cpu, cuda"):
         Trainer(model_of(), SMALL, device="tpu")
-    with pytest.raises(InputError, match="'fats'"):
-        Trainer(model_of(), "fats", device="cpu")
 
 
 # -- other shapes of problem ----------------------------------------------------------------------
@@ -488,19 +457,6 @@ def test_single_output_trains_without_labels_and_samples(train):
         model.predict_proba(train[0])
 
 
-def test_batch_norm_statistics_see_data_alone():
-    """Chains sit at -1..1 while the data sit near 0.9: a chain in a statistic would show."""
-    generator = torch.Generator().manual_seed(0)
-    x = 0.9 + 0.01 * torch.randn(64, 1, 4, 4, generator=generator)
-    y = torch.arange(64) % 2
-    network = torch.nn.Sequential(
-        torch.nn.BatchNorm2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 2)
-    )
-    model = JEM(network, domain=(-1.0, 1.0))
-    Trainer(model, replace(SMALL, epochs=40), device="cpu").fit((x, y))
-    assert abs(float(network[0].running_mean) - 0.9) < 0.02
-
-
 def test_lazy_dataset_gives_the_bits_of_the_tensors(train):
     class Lazy(torch.utils.data.Dataset):
         def __len__(self):
@@ -513,19 +469,6 @@ def test_lazy_dataset_gives_the_bits_of_the_tensors(train):
     Trainer(held, SMALL, device="cpu").fit(train)
     Trainer(lazy, SMALL, device="cpu").fit(Lazy())
     assert_same_bits(weights(held), weights(lazy))
-
-
-def test_class_weights_shift_the_decision(train):
-    x, y = train
-    few = torch.cat([x[y == 0], x[y == 1][:4]]), torch.cat([y[y == 0], y[y == 1][:4]])
-    middle = torch.zeros(1, 2)
-    probability = {}
-    for kind in ("none", "balanced"):
-        model = model_of()
-        recipe = replace(SMALL, objective="none", epochs=60, learning_rate=5e-3, class_weight=kind)
-        Trainer(model, recipe, device="cpu").fit(few)
-        probability[kind] = float(model.predict_proba(middle)[0, 1])
-    assert probability["balanced"] > probability["none"] + 0.1
 
 
 def test_average_is_what_validation_and_the_model_end_with(train):

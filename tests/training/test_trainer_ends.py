@@ -147,27 +147,6 @@ def test_a_run_that_was_ended_stays_ended_when_resumed(tmp_path):
 # -- the end of an epoch is not lost --------------------------------------------------------------
 
 
-def test_a_signal_in_the_last_iteration_leaves_the_end_to_resume(tmp_path):
-    recipe, run = replace(SMALL, epochs=1), tmp_path / "run"
-    whole = model_of()
-    Trainer(whole, recipe, device="cpu").fit(blobs(), blobs(seed=1))
-
-    class Signalled(Trainer):
-        def train_step(self, batch):
-            outcome = super().train_step(batch)
-            if self.state.progress.iteration == 6:
-                os.kill(os.getpid(), signal.SIGINT)
-            return outcome
-
-    with pytest.raises(TrainingInterrupted, match="iteration 6 of 6"):
-        Signalled(model_of(), recipe, run_dir=run, device="cpu").fit(blobs(), blobs(seed=1))
-    resumed = model_of(seed=3)
-    trainer = Trainer(resumed, recipe, run_dir=run, device="cpu")
-    result = trainer.fit(blobs(), blobs(seed=1), resume=True)
-    assert [m["epoch"] for m in result.epochs] == [1]
-    assert_same_bits(weights(whole), weights(resumed))
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_last_validation_is_heard(number, tmp_path):
     class Held(torch.utils.data.Dataset):
