@@ -41,10 +41,10 @@ def data(argv: list[str]) -> int:
 _YOUR_OWN = """
 Your own:
   mine.npz   `images` (N, H, W), (N, H, W, C) or (N, C, H, W), or `x` (N, D), and `labels` (N,)
-  mine.csv   a line of names, columns of numbers, categories and dates, and one of labels: label,
-             class, target or y, or the one that --label-column names
-  pictures/  a folder for each class, of images of one size, or any with --image-size 32
-`jem data NAME` describes any of them."""
+  mine.csv   first line: names of the columns; then numbers, categories, dates; the class in a
+             column label, class, target or y, or in the one that --label-column names
+  images/    a folder for each class, of images of one size, or of any size with --image-size 32
+`jem data PATH` describes any of them."""
 
 
 @dataclass
@@ -67,7 +67,9 @@ def recipes(argv: list[str]) -> int:
     console = Console(width=None if sys.stdout.isatty() else 120)
     console.print(table, kinds)
     console.print(
-        "vectors: rows of tables, points; large: from 16 pixels a side; colour: several channels"
+        "vector: rows of tables, points; embedding: vectors of 100 numbers or more; large: 16 "
+        "pixels a side or more; colour: several channels; photograph: three channels, classes "
+        "with names"
     )
     return 0
 

@@ -45,7 +45,7 @@ def inpaint(
     component, and looks like no input.
 
     Args:
-        model: A model trained with a generative recipe, or with `sampler` and `domain` set.
+        model: A model trained with chains, or with `sampler` and `domain` set.
         x: Inputs, shape (B, *shape), floats in the network's units. What stands in unknown places
             is never looked at; it may be NaN.
         known: Booleans that broadcast to `x`: True is kept, False is drawn. One of shape (B, H, W)

@@ -55,7 +55,7 @@ def sample(
     that is not of its class is drawn again, up to 7 times.
 
     Args:
-        model: A model trained with a generative recipe, or with `sampler` and `domain` set.
+        model: A model trained with chains, or with `sampler` and `domain` set.
         labels: Class indices, shape (B,); None draws the classes too, at their frequencies in the
             training data.
         count: Number of samples where `labels` is None; 16 by default. With labels, B counts.
@@ -125,7 +125,7 @@ def sampler_of(model: JEM) -> SamplerSettings:
     if not isinstance(model.sampler, SamplerSettings):
         raise InputError(
             "this model keeps no sampler settings: "
-            "train it with a generative recipe such as 'fast'"
+            "train it with a recipe that has chains, such as 'fast'"
         )
     return model.sampler
 

@@ -139,8 +139,8 @@ def companion(
     r"""Give a trained classifier a density that leaves its predictions as they are, to the bit.
 
     The logits are log_softmax(h(x)) + g(x) with h the classifier and g a small network of one
-    output: E(x) = -g(x), and p(y|x) = softmax h(x). Only g is trained, by any generative recipe;
-    an update costs what g costs, however large h is.
+    output: E(x) = -g(x), and p(y|x) = softmax h(x). Only g is trained, by any recipe that has
+    chains; an update costs what g costs, however large h is.
 
     The classifier is copied, and the copy is never changed: evaluation mode, no gradients for its
     parameters. Your own object is not touched. It may also be any function that returns logits,

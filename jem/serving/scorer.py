@@ -116,8 +116,9 @@ def fit_scorer(
 
     Args:
         model: A trained model.
-        splits: Its data, divided as for training. The training part is looked at only for the
-            scores `"knn"` and `"mahalanobis"`.
+        splits: Its data, divided as for training. The training part is used only by scores that
+            compare with training inputs, such as `"knn"` and `"vim"`, and by `"combined"` if
+            there is no validation part.
         score: A key of `jem.evaluation.ood.SCORES`.
         acceptance_rate: Share of in-distribution inputs to accept. None takes 0.95, or the largest
             share that a calibration part of fewer than 19 inputs can promise, n / (n + 1); a share

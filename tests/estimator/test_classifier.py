@@ -154,7 +154,7 @@ def test_a_row_is_scored_alike_in_any_company(fitted, iris):
 
 
 def test_a_recipe_without_a_density_draws_nothing(iris):
-    with pytest.raises(InputError, match="generative recipe"):
+    with pytest.raises(InputError, match="recipe that has chains"):
         quick(recipe="plain").fit(*iris).sample([0])
 
 

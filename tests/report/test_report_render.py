@@ -89,7 +89,7 @@ def test_a_temperature_that_helped_has_a_column_and_one_left_at_1_has_none(measu
     for words in ("T = 1.500", "model, temperature", "plain classifier, temperature"):
         assert words in scaled
         assert words not in left
-    assert left.count("scaling did not help on the validation part") == 2
+    assert left.count("because scaling did not help") == 2
 
 
 def test_page_names_classes_and_mistakes(measured, page, monkeypatch):
