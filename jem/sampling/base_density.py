@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -15,6 +16,10 @@ SOFT = 0.01
 """Share of the domain's width, outside it, at which the tail turns from a parabola to a line."""
 FLOOR = 0.01
 """Least variance of a component within classes, as a share of its variance in all data."""
+SHARP = 1e-4
+"""The same share for `misfit`, which no chain has to follow: it sees what nearly holds exactly."""
+USUAL = 0.99
+"""Share of the training rows that have no misfit."""
 FARTHEST = 1e6
 """Where the tail ends, in such shares of each column: a softmax beside it keeps its digits."""
 
@@ -31,12 +36,19 @@ class BaseDensity(nn.Module):
     T is the temperature of the chains: chains that move on -b alone sample q. h is Huber's
     function, a^2/2 up to a = 1 and |a| - 1/2 from there.
 
+    q is no sharper than what chains resolve, and so it misses what holds almost exactly between
+    columns, such as total = price x count. A second covariance has that; verdicts use it
+    (`misfit`), energies do not.
+
     Args:
         low: Lower bound l of the domain, broadcastable to one row.
         high: Upper bound u, likewise.
         means: Means of the classes, shape (K, D).
         whitening: Maps a difference of rows to one whose length is the Mahalanobis distance,
             shape (D, D).
+        sharp: The same with the second covariance.
+        limit: Mahalanobis distance from the nearest mean, by that covariance, up to which rows
+            are like the data.
         log_weights: Logarithms of the shares of the classes, shape (K,).
         level: Mean of log q over the training data.
         temperature: T.
@@ -47,26 +59,30 @@ class BaseDensity(nn.Module):
     """
 
     arguments = (
-        "low", "high", "means", "whitening", "log_weights", "level", "temperature", "groups",
+        "low", "high", "means", "whitening", "sharp", "limit", "log_weights", "level",
+        "temperature", "groups",
     )  # fmt: skip
     low: Tensor
     high: Tensor
     means: Tensor
     whitening: Tensor
+    sharp: Tensor
+    limit: Tensor
     log_weights: Tensor
     level: Tensor
     temperature: Tensor
     groups: Tensor
     centre: Tensor
     white_means: Tensor
+    sharp_means: Tensor
 
     def __init__(self, **arguments: Tensor) -> None:
         super().__init__()
         for name in self.arguments:
             self.register_buffer(name, arguments[name], persistent=False)
         self.register_buffer("centre", self.means.mean(dim=0), persistent=False)
-        white = (self.means - self.centre) @ self.whitening
-        self.register_buffer("white_means", white, persistent=False)
+        for name, whitening in (("white_means", self.whitening), ("sharp_means", self.sharp)):
+            self.register_buffer(name, (self.means - self.centre) @ whitening, persistent=False)
 
     @classmethod
     def fit(
@@ -98,22 +114,32 @@ class BaseDensity(nn.Module):
         means, covariance = tied_moments(x, parts)
         sphere = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
         covariance = (1 - shrinkage) * covariance + shrinkage * sphere
-        floor = FLOOR * x.double().var(dim=0, correction=0)
-        covariance.diagonal().add_(floor.clamp_min(max(step.noise_std, 1e-6) ** 2).cpu())
-        root = torch.linalg.cholesky(covariance)
-        unit = torch.eye(len(root), dtype=root.dtype)
+        rows, members = x.double().cpu(), torch.unique(parts.cpu(), return_inverse=True)[1]
+        variances, least = rows.var(dim=0, correction=0), max(step.noise_std, 1e-6) ** 2
+        covariance.diagonal().add_((FLOOR * variances).clamp_min(least))
+        within = rows - means[members]
+        unshrunk = within.T @ within / len(rows)
+        unshrunk.diagonal().add_((SHARP * variances).clamp_min(1e-6))
         counts = torch.unique(parts.cpu(), return_counts=True)[1]
         base = cls(
             low=domain[0],
             high=domain[1],
             means=means,
-            whitening=torch.linalg.solve_triangular(root, unit, upper=False).T.contiguous(),
+            whitening=_whitening(covariance),
+            sharp=_whitening(unshrunk),
+            limit=means.new_tensor(math.inf),
             log_weights=(counts / counts.sum()).double().log(),
             level=means.new_zeros(()),
             temperature=means.new_tensor(step.temperature),
             groups=column_groups(x, columns),
         )
-        base.level = torch.cat([base._log_q(r.double()) for r in x.cpu().split(4096)]).mean()
+        base.level = torch.cat([base._log_q(part) for part in rows.split(4096)]).mean()
+        count, size = rows.shape
+        # Few rows say nothing of new ones, and in an embedding no column belongs to another.
+        if count > 2 * size and not shrinkage:
+            far = torch.cat([base._misfit_distance(part) for part in rows.split(4096)])
+            usual = far.kthvalue(math.ceil(USUAL * count)).values
+            base.limit = usual * (count + size) / (count - size)
         return base
 
     def state(self) -> dict[str, Tensor]:
@@ -148,9 +174,24 @@ class BaseDensity(nn.Module):
 
     def tail(self, x: Tensor, inside: Tensor) -> Tensor:
         """Minus what leaving the domain costs, shape (B,), nats: 0 for rows inside."""
-        ratio = ((x - inside) / (SOFT * (self.high - self.low))).abs().clamp_max(FARTHEST)
-        small = ratio.clamp_max(1.0)
-        return -(small * (ratio - small / 2)).sum(dim=1)
+        return -_huber(((x - inside) / (SOFT * (self.high - self.low))).abs()).sum(dim=1)
+
+    def misfit(self, x: Tensor) -> Tensor:
+        """What rows lose in a verdict that break what nearly holds exactly between columns.
+
+        Args:
+            x: Rows, shape (B, D), inside the domain or not.
+
+        Returns:
+            Shape (B,), nats: 0 up to `limit`, which 99 of 100 training rows keep, and about 1 for
+            each hundredth of it beyond.
+        """
+        x = x if x.device.type == "mps" else x.double()
+        return _huber(((self._misfit_distance(x) / self.limit.to(x) - 1) / SOFT).clamp_min(0.0))
+
+    def _misfit_distance(self, x: Tensor) -> Tensor:
+        squares: Tensor = self._distances(x, self.sharp, self.sharp_means).amin(dim=1)
+        return squares.clamp_min(0.0).sqrt()
 
     def typical(self, x: Tensor) -> Tensor:
         """The mean of the class whose Gaussian is nearest to each row, shape (B, D).
@@ -158,7 +199,8 @@ class BaseDensity(nn.Module):
         Args:
             x: Rows, shape (B, D).
         """
-        nearest = self._distances(x.clamp(self.low, self.high).to(self.means)).argmin(dim=1)
+        inside = x.clamp(self.low, self.high).to(self.means)
+        nearest = self._distances(inside, self.whitening, self.white_means).argmin(dim=1)
         return self.means[nearest].to(x)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -168,11 +210,26 @@ class BaseDensity(nn.Module):
 
     def _log_q(self, x: Tensor) -> Tensor:
         """Log q of rows (B, D) less its level, shape (B,)."""
-        log_q = torch.logsumexp(self.log_weights.to(x) - self._distances(x) / 2, dim=1)
+        distances = self._distances(x, self.whitening, self.white_means)
+        log_q = torch.logsumexp(self.log_weights.to(x) - distances / 2, dim=1)
         return log_q - self.level.to(x)
 
-    def _distances(self, x: Tensor) -> Tensor:
+    def _distances(self, x: Tensor, whitening: Tensor, means: Tensor) -> Tensor:
         """Squared Mahalanobis distances of rows (B, D) to the class means, shape (B, K)."""
-        white, means = (x - self.centre.to(x)) @ self.whitening.to(x), self.white_means.to(x)
+        white, means = (x - self.centre.to(x)) @ whitening.to(x), means.to(x)
         squares = white.square().sum(dim=1, keepdim=True) + means.square().sum(dim=1)
         return squares - 2 * white @ means.T
+
+
+def _whitening(covariance: Tensor) -> Tensor:
+    root = torch.linalg.cholesky(covariance)
+    unit = torch.eye(len(root), dtype=root.dtype)
+    inverse: Tensor = torch.linalg.solve_triangular(root, unit, upper=False)
+    return inverse.T.contiguous()
+
+
+def _huber(ratio: Tensor) -> Tensor:
+    """Huber's function of ratios >= 0, which end at `FARTHEST`."""
+    ratio = ratio.clamp_max(FARTHEST)
+    small: Tensor = ratio.clamp_max(1.0)
+    return small * (ratio - small / 2)

@@ -141,3 +141,15 @@ def test_any_change_of_a_constant_column_is_foreign(wines, change):
     changed[:, 3] += change
     assert classifier.is_ood(changed).all()
     assert classifier.is_ood(x).mean() < 0.2
+
+
+def test_rows_that_break_what_nearly_holds_exactly_have_a_misfit(generator):
+    x, labels = data(generator, 1000)
+    x[:, 2] = x[:, 0] + 0.02 * x[:, 2]  # the noise of the chains is 0.1
+    base = base_of(x, labels)
+    assert (base.misfit(x) > 0).double().mean() <= 0.01
+    swapped = x.clone()
+    swapped[:, 2] = x[torch.randperm(len(x), generator=generator), 2]
+    assert (base.misfit(swapped) > 10).double().mean() > 0.9
+    few = base_of(x[:8], labels[:8])
+    assert not few.misfit(swapped).any()  # 8 rows of 4 columns say nothing about others

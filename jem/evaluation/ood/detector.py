@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -19,7 +20,7 @@ from jem.evaluation.ood.borders import (
 )
 from jem.evaluation.ood.features import Fit, features_of, plain_head
 from jem.evaluation.ood.scores import REASONS, SCORES
-from jem.model import JEM, batched_logits, check_model, check_network, inference
+from jem.model import JEM, batched_logits, check_model, check_network, inference, on_model
 
 ROUNDING = 2e-6
 """Share of a score that one input's may differ by in batches of other sizes: 17 roundings of
@@ -127,8 +128,8 @@ class OODDetector:
         if score.fit is None:
             return self
         with inference(self.model):
-            of = batched_logits if score.needs == "logits" else features_of
-            pairs = [(of(self.model, x), y) for x, y in batches if len(x)]
+            of = self._logits if score.needs == "logits" else partial(features_of, self.model)
+            pairs = [(of(x), y) for x, y in batches if len(x)]
             if not pairs:
                 refuse("reference", "hold inputs", "none")
             values, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
@@ -248,10 +249,10 @@ class OODDetector:
             refuse("logits", f"hold a row for each of the {len(x)} inputs", f"{len(logits)} rows")
         if not len(x):
             return x.new_empty(0)
+        batches = x.split(self.batch_size)
         with inference(self.model):
             if score.needs == "logits":
-                if logits is None:
-                    logits = batched_logits(self.model, x, self.batch_size)
+                logits = self._logits(x, logits)
                 if logits.shape[1] == 1 and not score.of_density:
                     raise InputError(
                         f"the score {self.score_name!r} needs classes, but the model has one "
@@ -259,17 +260,24 @@ class OODDetector:
                     )
                 parts = [self.score_logits(each) for each in logits.split(self.batch_size)]
             elif score.needs == "features":
-                features = (features_of(self.model, rows) for rows in x.split(self.batch_size))
-                parts = [self._call(score.function, each) for each in features]
+                parts = [self._call(score.function, features_of(self.model, r)) for r in batches]
             else:
-                rows = x.split(self.batch_size)
-                parts = [score.function(self.model, each, **self.options) for each in rows]
+                parts = [score.function(self.model, rows, **self.options) for rows in batches]
             scores = torch.cat(parts)
         check_scores(scores)
         return scores.to(x.device)
 
+    def _logits(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
+        logits = batched_logits(self.model, x, self.batch_size) if logits is None else logits
+        return self.lowered(on_model(self.model, x), logits)
+
+    def lowered(self, x: Tensor, logits: Tensor) -> Tensor:
+        """Logits (B, K) of `x`, less the misfit of rows of a table (`BaseDensity.misfit`)."""
+        base = self.model.base
+        return logits if base is None else logits - base.misfit(x)[:, None].to(logits.device)
+
     def score_logits(self, logits: Tensor) -> Tensor:
-        """Scores (B,) from logits (B, K), in one piece and without checks: for export."""
+        """Scores (B,) from `lowered` logits (B, K), in one piece, without checks: for export."""
         return self._call(SCORES[self.score_name].function, logits)
 
     def _call(self, function: Callable[..., Tensor], values: Tensor) -> Tensor:
@@ -345,7 +353,8 @@ class OODDetector:
         rows, codes = is_ood.nonzero().flatten(), is_ood.long() * score.reason
         if logits is not None and len(rows):
             with inference(self.model):
-                codes[rows] = self.reason_logits(logits[rows], is_ood[rows]).to(codes)
+                seen = self._logits(x[rows.to(x.device)], logits[rows.to(logits.device)])
+                codes[rows] = self.reason_logits(seen, is_ood[rows]).to(codes)
         return [REASONS[code] for code in codes.tolist()]
 
     def reason_logits(self, logits: Tensor, is_ood: Tensor) -> Tensor:
