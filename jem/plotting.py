@@ -226,7 +226,7 @@ def roc_figure(test: Tensor, others: Mapping[str, Tensor]) -> Figure:
         axes.plot(shares.numpy(), flagged.numpy(), style, color=color, label=_label(name))
     axes.plot([0, 1], [0, 1], color="grey", lw=0.8)
     axes.set(xlim=(-0.01, 1), ylim=(0, 1.01))
-    axes.set(xlabel="share of test inputs flagged", ylabel="share of the OOD set flagged")
+    axes.set(xlabel="share of test inputs rejected", ylabel="share of the OOD set rejected")
     axes.legend(loc="lower right", frameon=False, fontsize=SMALL)
     return figure
 

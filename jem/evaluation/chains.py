@@ -24,13 +24,15 @@ CLOSED_GAP = 0.5
 GapVerdict = Literal["level", "lag", "landscape", "overshoot"]
 
 MEANINGS: dict[GapVerdict, str] = {
-    "level": "the chains have the energy of the data, and keep it when they run on",
+    "level": "the chains have the energy of the data, and keep it when they continue under the "
+    "finished model",
     "lag": "the chains do not have the energy of the data yet, but reach it, or at least half of "
-    "the way, when they run on: they lag behind the model",
-    "landscape": "the chains end above the data in energy when they run on: the energy landscape "
-    "holds them there, and more steps will not help",
-    "overshoot": "the chains end below the data in energy when they run on: they seek minima, as "
-    "chains far below temperature 1 do, and samples depend on the number of steps",
+    "the way, when they continue under the finished model: training is too fast for them",
+    "landscape": "the chains end above the data in energy when they continue under the "
+    "finished model: the energy landscape holds them there, and more steps will not help",
+    "overshoot": "the chains end below the data in energy when they continue under the "
+    "finished model: they find minima, as chains far below temperature 1 do, so samples depend on "
+    "the number of steps",
 }
 """What each verdict says, in words."""
 

@@ -61,7 +61,7 @@ class Samples:
 
 
 def reference_classifier_of(subject: Subject, seed: int) -> ReferenceClassifier:
-    """Train the independent classifier that looks at samples and completions.
+    """Train the reference classifier that looks at samples and completions.
 
     Raises:
         InputError: If the model draws no samples, or has no classes.

@@ -37,19 +37,19 @@ FAR_FRECHET = 0.1
 like; as a share of the number of features, which is about what one picture repeated has."""
 
 WEAK_JUDGE = 0.8
-"""Accuracy of the independent classifier on real inputs below which its judgement is weak."""
+"""Accuracy of the reference classifier on real inputs below which it is called weak."""
 
 QUESTIONS = (
     (
         "Is it as accurate as a plain classifier?",
-        "No if the 95 % interval of the difference in accuracy, measured on the same test inputs, "
-        f"lies below 0, or if naming the most frequent class is as accurate. Yes if it lies above "
-        f"-{100 * TOLERATED_LOSS:g} points",
+        "No if the whole 95 % interval of the difference in accuracy to the plain classifier, on "
+        "the same test inputs, is below 0, or if always naming the most frequent class is as "
+        f"accurate. Yes if the whole interval is above -{100 * TOLERATED_LOSS:g} points",
     ),
     (
         "Are its probabilities calibrated?",
         "Yes if the expected calibration error (ECE) is below what 95 % of perfectly calibrated "
-        "classifiers show on as many inputs. Partly if it is after temperature scaling",
+        "classifiers show on as many inputs. Partly if this holds only after temperature scaling",
     ),
     (
         "Does it recognise out-of-distribution inputs?",
@@ -59,41 +59,41 @@ QUESTIONS = (
     ),
     (
         "Does it draw good samples of the class asked for?",
-        f"Yes if at least {GOOD_AGREEMENT:.0%} of fresh samples are of the class asked for, by an "
-        f"independent classifier, and they vary at least {GOOD_DIVERSITY:g} times as much within "
-        "a class as real inputs; each by its whole 95 % interval. Partly if one of both holds, or "
-        f"if the Frechet distance is above {FAR_FRECHET:g} times the number of features. That "
-        f"classifier is weak if it is right for less than {WEAK_JUDGE:.0%} of real inputs",
+        f"Yes if the reference classifier gives at least {GOOD_AGREEMENT:.0%} of fresh samples "
+        f"the class asked for, and they vary at least {GOOD_DIVERSITY:g} times as much within a "
+        "class as real inputs, both with their whole 95 % intervals. Partly if only one of the "
+        f"two holds, or if the Frechet distance is above {FAR_FRECHET:g} times the number of "
+        "features. The reference classifier is called weak if its accuracy on real inputs is "
+        f"below {WEAK_JUDGE:.0%}",
     ),
     (
         "Was training stable?",
         "Yes if training never had to recover from divergence, and its chains had the energy of "
-        "the data when it ended and do not end above it when they run on. Partly if one of both "
-        "holds. Without chains, recoveries alone decide",
+        "the data when it ended and do not end above it when they continue under the finished "
+        "model. Partly if only one of the two holds. Without chains only the recoveries count",
     ),
     (
         "Was it kept from overfitting?",
         "An epoch overfits if its validation NLL is above the lowest of any epoch by more than "
-        "the standard error of that one, and its training NLL below what it was then. Yes if the "
-        "last epoch does not. Partly if it does and an earlier one was kept. No if the one kept "
-        "does",
+        "the standard error of the lowest, and its training NLL is below that of the epoch with "
+        "the lowest validation NLL. Yes if the last epoch does not overfit. Partly if it does and "
+        "an earlier epoch was kept. No if the kept epoch overfits",
     ),
     (
         "Does it complete missing halves?",
-        "An independent classifier names the class of each completed image. Yes if it is right "
+        "The reference classifier names the class of each completed image. Yes if it is right "
         "more often for completions by the model than for the mean image filled in, and not less "
-        "often than for the nearest training image filled in; no if it is less often right than "
-        "for one of both; by 95 % intervals of the differences",
+        "often than for the nearest training image filled in. No if it is right less often than "
+        "for one of the two. The 95 % intervals of the differences decide",
     ),
 )
 """Each question with the rule that decides its answer."""
 
 ADVICE = {
-    "level": "nothing",
-    "lag": "more steps an update (--num-steps) or slower learning (--learning-rate)",
+    "lag": "more steps in each update (--num-steps) or a smaller --learning-rate",
     "landscape": "a smaller --generative-weight or a larger --energy-l2",
     "overshoot": "a larger --noise-std or a smaller --step-size",
-    "settled": "nothing, as long as samples are drawn with the run's own number of steps",
+    "settled": "draw samples with the run's own number of steps",
 }
 """What to do about chains, by what was found of them."""
 
@@ -148,7 +148,8 @@ def _accurate(found: Classification | None) -> tuple[Answer, str]:
 
 def _calibrated(found: Classification | None) -> tuple[Answer, str]:
     if found is None or not found.model.before.if_calibrated:
-        return "cannot tell", "there are no probabilities, or no bootstrap replicates"
+        why = "there are no classes" if found is None else "no bootstrap replicates were drawn"
+        return "cannot tell", why
     both = found.model.before, found.model.after
     before, after = (
         f"{of.ece:.4f} (a calibrated classifier: below {of.if_calibrated['ece']:.4f})"
@@ -175,11 +176,11 @@ def _detects(found: OODDetection) -> tuple[Answer, str]:
     if missed:
         because += f"; not recognised: {', '.join(missed)}"
     if inverted:
-        because += f"; scored above the data, AUROC below 0.5: {', '.join(inverted)}"
+        because += f"; higher scores than the test inputs (AUROC below 0.5): {', '.join(inverted)}"
     if unclear:
         because += (
-            f"; {found.num_test} test inputs are too few to tell for {', '.join(unclear)}, where "
-            f"the interval of the AUROC holds {GOOD_AUROC}"
+            f"; for {', '.join(unclear)} the {found.num_test} test inputs are too few: the "
+            f"interval of the AUROC contains {GOOD_AUROC}"
         )
     if recognised and missed:
         return "partly", because
@@ -196,16 +197,16 @@ def _draws(found: Samples | None, why: str) -> tuple[Answer, str]:
     )
     if row.recall.value < LOW_RECALL * real.recall.value:
         because += (
-            f"; but they miss a part of the data: recall {row.recall.value:.2f}, of real inputs "
+            f"; they cover only a part of the data: recall {row.recall.value:.2f}, real inputs "
             f"{real.recall.value:.2f}"
         )
     if real.agreement.value < WEAK_JUDGE:
-        because += f"; the classifier that judges is weak: accuracy {real.agreement.value:.2f}"
+        because += f"; the reference classifier is weak: accuracy {real.agreement.value:.2f}"
     far = row.frechet.value > FAR_FRECHET * found.fresh.num_features
     if far:
         because += (
-            f"; as a whole they are unlike the data: Frechet distance "
-            f"{row.frechet.value:.1f}, of real inputs {real.frechet.value:.1f}"
+            f"; as a set they differ from the data: Frechet distance "
+            f"{row.frechet.value:.1f}, real inputs {real.frechet.value:.1f}"
         )
     good = [_above(row.agreement, GOOD_AGREEMENT), _above(row.diversity, GOOD_DIVERSITY)]
     if None in good:
@@ -220,7 +221,7 @@ def _stable(report: Report) -> tuple[Answer, str]:
     if not training.recorded and chains is None:
         return "cannot tell", "the run kept no records"
     recoveries = training.num_recoveries
-    because = f"{recoveries} recoveries from divergence"
+    because = f"recoveries from divergence: {recoveries or 'none'}"
     if recoveries:
         because += " (if accuracy suffered: a smaller --learning-rate)"
     if chains is None:
@@ -228,7 +229,9 @@ def _stable(report: Report) -> tuple[Answer, str]:
     found: str = chains.verdict
     if found == "overshoot" and abs(chains.gap_start.value) <= chains.tolerance:
         found = "settled"  # level when training ended: far below temperature 1 steps go downhill
-    because += f"; {MEANINGS[chains.verdict]}. What to do: {ADVICE[found]}"
+    because += f"; {MEANINGS[chains.verdict]}"
+    if found in ADVICE:
+        because += f". What to do: {ADVICE[found]}"
     return PARTS[(recoveries == 0) + (found in ("level", "settled"))], because
 
 

@@ -76,7 +76,7 @@ def test_page_and_figures_are_written_and_the_control_is_compared(figures):
     assert found["run"]["config"]["epochs"] == 20
     assert "--ood" not in page
     behaved = found["verdicts"][4]
-    assert (behaved["answer"], behaved["because"]) == ("yes", "0 recoveries from divergence")
+    assert (behaved["answer"], behaved["because"]) == ("yes", "recoveries from divergence: none")
     assert found["verdicts"][5]["answer"] in ("yes", "partly")  # it was looked at
     assert "jem train" not in page  # no command made it
     assert "accuracy_difference" in found["classification"]
