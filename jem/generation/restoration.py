@@ -32,17 +32,17 @@ def inpaint(
     labels: Tensor | Sequence[int] | None = None,
     seed: int = 0,
     num_steps: int | None = None,
-    guidance: float = 1.0,
-    initial_noise: float | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     r"""Complete inputs: keep what is known to the bit, and draw the rest given it.
 
     Chains begin at `x` with the model's base distribution in the unknown places (class Gaussians
-    are drawn given the known places). They move on E(x), or on E_s(x, y) of the class you name,
+    are drawn given the known places). They move on E(x), or on E(x, y) of the class you name,
     and are put back to `x` in the known places after each step. The result is one likely
     completion, drawn far below temperature 1; the mean over several seeds errs less in each
-    component, and looks like no input.
+    component, and looks like no input. The noise of the steps begins at 0.5 and falls to that of
+    training, or is that of training throughout where chains begin at class Gaussians, which is
+    near enough.
 
     Args:
         model: A model trained with chains, or with `sampler` and `domain` set.
@@ -53,9 +53,6 @@ def inpaint(
         labels: Class of each input, shape (B,), if known.
         seed: Completion i depends on the seed, i and input i alone, not on how many there are.
         num_steps: Langevin steps; None takes the model's.
-        guidance: See `sample`; without labels of no effect.
-        initial_noise: See `sample`; None takes 0.5, or the noise of training throughout where
-            chains begin at class Gaussians, which is near enough.
         progress: Called after each step with steps done and steps in all.
 
     Returns:
@@ -81,7 +78,6 @@ def inpaint(
     check_finite("known values of x", x.masked_fill(~known, 0.0))
     if labels is not None:
         labels = class_indices("labels", labels, len(sampler.class_frequencies), len(x))
-    noise = usual_noise(sampler) if initial_noise is None else initial_noise
     num_steps = sampler.num_steps if num_steps is None else num_steps
 
     def begin(rows: slice, generator: torch.Generator) -> Beginning:
@@ -89,16 +85,16 @@ def inpaint(
         y = None if labels is None else padded(labels, rows, model.device)
         given = given.float()
         start = sampler.init.complete(given, kept, y, generator=generator)
-        energy = guided_energy(model, y, guidance)
+        energy = guided_energy(model, y, 1.0)
         return Beginning(start, energy, lambda moved: torch.where(kept, given, moved))
 
-    steps = annealed(sampler.step, num_steps, noise)
+    steps = annealed(sampler.step, num_steps, usual_noise(sampler))
     drawn = run_blocks(model, len(x), begin, steps, seed=seed, name="inpaint", progress=progress)
     return torch.where(known, x, drawn.to(x))
 
 
 def usual_noise(sampler: SamplerSettings) -> float:
-    """Noise of the first step of a completion, where none is asked for; in data units."""
+    """Noise of the first step of a completion, in data units."""
     return sampler.step.noise_std if isinstance(sampler.init, GaussianBase) else INITIAL_NOISE
 
 

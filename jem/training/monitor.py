@@ -23,7 +23,7 @@ from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.langevin import Bounds
 from jem.training.safeguards import MAX_RECOVERIES
 from jem.training.state import Progress, RunState
-from jem.training.steps import StepContext, StepResult
+from jem.training.steps import StepResult
 
 SAMPLES_A_CLASS = 8
 """Fresh samples a class in the picture at the end of a run."""
@@ -138,7 +138,6 @@ class RunMonitor:
     def update(
         self,
         state: RunState,
-        context: StepContext,
         batch: Batch,
         result: StepResult,
         **settings: float | Tensor,
@@ -147,21 +146,20 @@ class RunMonitor:
 
         Args:
             state: The run after the update.
-            context: Recipe and chains.
             batch: What the update saw.
             result: What it computed.
             settings: Other figures of it.
         """
         self._examples += len(batch.x)
         progress = state.progress
-        if progress.iteration % context.recipe.log_every:
+        if progress.iteration % state.recipe.log_every:
             return
         if self.log.path is None and not self.bar.live:  # nobody looks: no wait for the device
             self._examples, self._since = 0, time.perf_counter()
             return
         tensors = step_figures(result, batch, state.model.bounds()) | settings
-        if context.chains is not None:
-            tensors["chain_age"] = context.chains.buffer.ages.float().mean()
+        if state.chains is not None:
+            tensors["chain_age"] = state.chains.buffer.ages.float().mean()
         figures = _read(tensors)
         state.tick()
         now = time.perf_counter()

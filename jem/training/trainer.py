@@ -247,7 +247,7 @@ class Trainer:
 
         self.state.add_losses(result.terms.loss, result.terms.named["cross_entropy"])
         self.monitor.update(
-            self.state, context, batch, result,
+            self.state, batch, result,
             learning_rate=rate, generative_weight=weight, gradient_norm=grad_norm,
         )  # fmt: skip
         progress.iteration += 1

@@ -65,8 +65,6 @@ def test_a_class_that_is_known_decides():
     done = jem.inpaint(model, points(21), FIRST, labels=labels)
     wanted = model.network.centres.detach()[labels]
     torch.testing.assert_close(done[:, 1], wanted, rtol=0, atol=0.1)
-    pulled = jem.inpaint(model, points(21), FIRST, labels=labels, guidance=3.0)
-    assert (pulled[labels == 2, 1] > done[labels == 2, 1] + 0.1).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
@@ -129,7 +127,6 @@ def test_all_known_and_nothing_known(model):
         (points(3) / 0, FIRST, {}, "known values of x"),
         (points(3), FIRST, {"labels": [0, 1, 3]}, "labels"),
         (points(3), FIRST, {"num_steps": -1}, "num_steps"),
-        (points(3), FIRST, {"initial_noise": -1.0}, "initial_noise"),
     ],
 )
 def test_arguments_of_a_completion_are_checked(model, x, known, words, name):
@@ -146,7 +143,7 @@ def test_completion_works_in_any_gradient_mode_and_leaves_the_model_as_it_was(mo
     model.train()
     with context():
         assert torch.equal(jem.inpaint(model, x, FIRST.clone()), done)
-        jem.inpaint(model, x, FIRST, labels=torch.tensor([0, 1, 2]), guidance=2.0)
+        jem.inpaint(model, x, FIRST, labels=torch.tensor([0, 1, 2]))
     assert all(m.training for m in model.modules())
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert torch.equal(x.detach(), before)

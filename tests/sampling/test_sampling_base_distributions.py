@@ -46,14 +46,6 @@ def bases():
     return {"uniform": uniform, "contrast": contrast, "gaussian": gaussian(), "nested": nested}
 
 
-@pytest.mark.parametrize("name", bases())
-def test_samples_have_their_shape_and_follow_the_generator(name):
-    base = bases()[name]
-    x = base.sample(50, generator=fresh())
-    assert x.shape == (50, 3)
-    assert not torch.equal(x, base.sample(50, generator=fresh(1)))
-
-
 # -- boxes
 
 

@@ -16,7 +16,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from jem import networks
-from jem.errors import InputError
 from jem.model import JEM
 from jem.sampling import ReplayBuffer, UniformBase
 from jem.sampling.buffer import PersistentChains
@@ -331,22 +330,6 @@ def test_the_mode_of_every_submodule_comes_back(step, frozen):
     assert norm.num_batches_tracked == (0 if frozen else 1)
 
 
-@BOTH
-def test_the_mode_comes_back_after_an_error(step):
-    class Breaks(nn.Module):
-        def forward(self, x):
-            if len(x) > 7:
-                raise RuntimeError("out of memory")
-            return x
-
-    network = NETWORKS["both"]()
-    network.body.append(Breaks())
-    recipe = make_recipe(step)
-    with pytest.raises(InputError, match="RuntimeError: out of memory"):
-        take_step(JEM(network), make_batch(), context_of(recipe, make_negatives(recipe)), 1.0, 0)
-    assert all(m.training for m in network.modules())
-
-
 FLAGS = st.fixed_dictionaries(
     {
         "step": st.sampled_from(["fused", "classic"]),
@@ -460,19 +443,6 @@ def test_plain_step_is_a_usual_training_step(kind):
         close(ours.grad, theirs.grad)
     for ours, theirs in zip(network.buffers(), twin.buffers(), strict=True):
         close(ours, theirs)
-
-
-@BOTH
-def test_steps_work_with_chains_in_single_precision(step):
-    """The dtype of the usual run: the free gradient is as good as one computed by itself."""
-    torch.set_default_dtype(torch.float32)
-    recipe = make_recipe(step, energy_l2=0.03, noise_std=0.0, num_steps=1)
-    network = NETWORKS["plain"]()
-    batch = make_batch()
-    outcome = take_step(JEM(network), batch, context_of(recipe, make_negatives(recipe)), 0.3, 0)
-    assert outcome.proposed.x.dtype == torch.float32
-    _, grad = energy_gradient(network, outcome.proposed.draw.x)
-    close(outcome.proposed.x, outcome.proposed.draw.x - 2.0 * grad, rtol=1e-5, atol=1e-6)
 
 
 # -- factored heads, and from one iteration to the next ------------------------------------------
