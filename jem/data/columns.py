@@ -19,6 +19,8 @@ RAREST = 3
 """Training rows that a level has at least; rarer ones teach a network nothing, and are unknown."""
 TYPING_ERRORS = 0.1
 """Share of text below which a column is one of numbers with errors in it, which are refused."""
+FAR = 10.0
+"""Ranges above the greatest number at which a missing one stands, where training missed none."""
 NO_VALUE = "missing"
 """The level of rows without a value."""
 DATES = ("ISO8601", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y")
@@ -38,6 +40,9 @@ class Column:
             whether one was. None where the table has none missing.
         levels: Texts that it may hold, the most frequent first.
         form: How dates are written, one of `DATES`.
+        low: Least number of the training part; None where it was not looked at.
+        high: Greatest one.
+        whole: Whether all of them are whole numbers.
 
     Example:
         >>> import pandas as pd
@@ -51,6 +56,9 @@ class Column:
     fill: float | None = None
     levels: tuple[str, ...] = ()
     form: str = ""
+    low: float | None = None
+    high: float | None = None
+    whole: bool = False
 
     @classmethod
     def fit(cls, values: pd.Series, train: Array) -> Self | None:
@@ -85,11 +93,18 @@ class Column:
                 form = next((form for form in DATES if _times(text, form).notna().all()), "")
             kind = "date" if form else "number" if not wrong.any() else None
         if kind is not None:
-            made = cls(name, kind, form=form, fill=0.0 if values.isna().any() else None)
-            if made.fill is None:
-                return made
-            numbers = made.encode(values.iloc[train])
-            return cls(name, kind, float(np.median(numbers[numbers[:, 1] == 0, 0])), form=form)
+            filled = values.isna().any()
+            numbers = cls(name, kind, 0.0, form=form).encode(values.iloc[train])
+            known = numbers[numbers[:, 1] == 0, 0]
+            return cls(
+                name,
+                kind,
+                float(np.median(known)) if filled else None,
+                form=form,
+                low=float(known.min()),
+                high=float(known.max()),
+                whole=bool((known == known.round()).all()),
+            )
         counts = _text(values.iloc[train]).fillna(NO_VALUE).value_counts()
         counts = counts[counts >= RAREST]
         levels = tuple(sorted(counts.index, key=lambda level: (-counts[level], level)))
@@ -107,8 +122,11 @@ class Column:
     def encode(self, values: pd.Series) -> Array:
         """Turn values into numbers, float64, shape (N, width).
 
+        A number that is missing, where training missed none, becomes one far above all others, so
+        that its row is foreign.
+
         Raises:
-            InputError: If one is no finite number, or none, where that cannot be.
+            InputError: If one is no finite number, or missing where the range is not known.
         """
         if self.kind in ("one-hot", "ordinal"):
             text = _text(values).fillna(NO_VALUE)
@@ -124,26 +142,29 @@ class Column:
             since = _times(values, self.form) - pd.Timestamp(0, tz="UTC")
             numbers = since / pd.Timedelta(days=1)
         x: Array = numbers.to_numpy(np.float64, na_value=np.nan)
-        missing = values.isna().to_numpy() if self.fill is not None else np.zeros(len(x), bool)
+        fill = self.fill
+        if fill is None and self.low is not None and self.high is not None:
+            fill = self.high + FAR * max(self.high - self.low, 1.0)
+        missing = values.isna().to_numpy() & (fill is not None)
         wrong = ~missing & ~(np.abs(x) <= LARGEST)
         if wrong.any():
             row = int(wrong.argmax())
-            expected = f"hold finite {self.kind}s{', none missing' if self.fill is None else ''}"
+            expected = f"hold finite {self.kind}s{', none missing' if fill is None else ''}"
             got = f"{values.iloc[row]} in row {values.index[row]}"
             refuse(f"column '{self.name}'", expected, got, "mend that row or leave it out")
-        if self.fill is None:
-            return x[:, None]
-        return np.column_stack([np.where(missing, self.fill, x), missing])
+        x = np.where(missing, fill, x)
+        return x[:, None] if self.fill is None else np.column_stack([x, missing])
 
     def decode(self, numbers: Array) -> Any:  # noqa: ANN401
-        """Turn numbers (N, width) back into values, N of them: the nearest that there are."""
+        """Turn numbers (N, width) back into values, N of them: the nearest that training had."""
         if self.levels:
             one_hot = self.kind == "one-hot"
             chosen = numbers[:, :-1].argmax(1) if one_hot else np.rint(numbers[:, 0])
             position = chosen.clip(0, len(self.levels) - 1).astype(int)
             level = np.array(self.levels, object)[position]
             return np.where(level == NO_VALUE, None, level)
-        values = pd.Series(numbers[:, 0])
+        values = pd.Series(numbers[:, 0]).clip(self.low, self.high)
+        values = values.round() if self.whole else values
         if self.kind == "date":
             values = pd.to_datetime(values.round(), unit="D").dt.strftime(
                 self.form.replace("ISO8601", "%Y-%m-%d")
@@ -152,7 +173,10 @@ class Column:
 
     def plain(self) -> dict[str, Any]:
         """Return plain values, from which `of` makes an equal column."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, "", ())}
+        said = asdict(self).items()
+        return {
+            n: value for n, value in said if value not in (None, "", ()) and value is not False
+        }
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
