@@ -152,7 +152,7 @@ class Column:
             expected = f"hold finite {self.kind}s{', none missing' if fill is None else ''}"
             got = f"{values.iloc[row]} in row {values.index[row]}"
             refuse(f"column '{self.name}'", expected, got, "mend that row or leave it out")
-        x = np.where(missing, fill, x)
+        x = np.where(missing, np.nan if fill is None else fill, x)
         return x[:, None] if self.fill is None else np.column_stack([x, missing])
 
     def decode(self, numbers: Array) -> Any:  # noqa: ANN401

@@ -266,7 +266,7 @@ def draw_chains(buffer: ReplayBuffer, bounds: Any, path: Path) -> None:  # noqa:
     save_figure(inputs_figure(chains, bounds, title="persistent chains"), path)
 
 
-def draw_samples(model: JEM, seed: int, path: Path) -> None:
+def draw_samples(model: JEM, seed: int, path: Path, bar: ProgressBar) -> None:
     """Picture of fresh samples, one row a class (the first ten classes)."""
     from jem.plotting import inputs_figure, save_figure
 
@@ -274,7 +274,7 @@ def draw_samples(model: JEM, seed: int, path: Path) -> None:
     if model.sampler is not None:
         names = names[: len(model.sampler.class_frequencies)]  # one output has no class to ask for
     labels = torch.arange(len(names)).repeat_interleave(SAMPLES_A_CLASS)
-    drawn = sample(model, labels, seed=seed)
+    drawn = sample(model, labels, seed=seed, progress=bar.update)
     figure = inputs_figure(
         drawn,
         model.bounds("cpu"),

@@ -18,6 +18,7 @@ from jem.model import JEM
 from jem.objectives import Batch, Objective
 from jem.randomness import derive_seed
 from jem.runs.folder import RunFolder
+from jem.runs.model_file import save
 from jem.training.monitor import RunMonitor, draw_samples, spared
 from jem.training.optimisation import (
     clip_gradients,
@@ -380,10 +381,15 @@ class Trainer:
         if why := self.state.why_as_given:
             self.folder.write_config(self.folder.read_config() | {"as_given": why})
             self.folder.samples.unlink(missing_ok=True)
-        elif self.model.sampler is not None and self.recipe.generative:
+        save(self.model, self.folder.model)  # first, for samples may take minutes
+        if (
+            not self.state.why_as_given
+            and self.model.sampler is not None
+            and self.recipe.generative
+        ):
             self.monitor.bar.stage("drawing samples")
             with spared(self.folder.samples):
-                draw_samples(self.model, self.seed, self.folder.samples)
+                draw_samples(self.model, self.seed, self.folder.samples, self.monitor.bar)
 
     def _heed_stop(self) -> None:
         if not self.ranks.any(self._stop.is_set(), self.device):
