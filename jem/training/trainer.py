@@ -378,15 +378,11 @@ class Trainer:
         self.model.eval()
         if self.folder is None or not self.ranks.first:
             return
+        save(self.model, self.folder.model)  # first, for samples may take minutes
         if why := self.state.why_as_given:
             self.folder.write_config(self.folder.read_config() | {"as_given": why})
             self.folder.samples.unlink(missing_ok=True)
-        save(self.model, self.folder.model)  # first, for samples may take minutes
-        if (
-            not self.state.why_as_given
-            and self.model.sampler is not None
-            and self.recipe.generative
-        ):
+        elif self.model.sampler is not None and self.recipe.generative:
             self.monitor.bar.stage("drawing samples")
             with spared(self.folder.samples):
                 draw_samples(self.model, self.seed, self.folder.samples, self.monitor.bar)
