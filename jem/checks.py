@@ -105,24 +105,30 @@ def check_choice(name: str, value: object, choices: Collection[str]) -> None:
         refuse(name, f"be one of {', '.join(map(repr, choices))}", repr(value))
 
 
-def check_inputs(name: str, x: Tensor, shape: tuple[int, ...] | None = None) -> None:
+def check_inputs(
+    name: str, x: Tensor, shape: tuple[int, ...] | None = None, *, least: int = 1
+) -> None:
     """Check that a value is a batch of a network's inputs; its numbers are not looked at.
 
     Args:
         name: What the user calls them.
-        x: Inputs, a tensor of floats (B, *shape) with B >= 1.
+        x: Inputs, a tensor of floats (B, *shape).
         shape: Shape of one input; None takes any.
+        least: Smallest B that passes.
 
     Raises:
         InputError: If it is anything else.
     """
-    sizes = "..." if shape is None else ", ".join(map(str, shape))
-    expected = f"be a tensor of floats of shape (B, {sizes}), B >= 1, in the network's units"
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        refuse(name, expected, got, "`model.preprocess` makes it of raw data")
-    if x.ndim < 2 or not x.numel() or (shape is not None and tuple(x.shape[1:]) != shape):
-        refuse(name, expected, tuple(x.shape))
+        remedy = "`model.preprocess` makes one from raw data"
+        refuse(name, "be a tensor of floats in the network's units", got, remedy)
+    few = (
+        least > 0 and len(x) < least
+    )  # a length that is free while a graph is traced is not asked
+    if x.ndim < 2 or few or (shape is not None and tuple(x.shape[1:]) != shape):
+        sizes = "..." if shape is None else ", ".join(map(str, shape))
+        refuse(name, f"have shape (B, {sizes}), B >= {least}", tuple(x.shape))
 
 
 def check_finite(name: str, x: Tensor) -> None:
@@ -183,29 +189,34 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
 
     Args:
         name: What the user calls them.
-        values: Tensor, array or list; an array may lie in a file larger than memory.
+        values: Tensor, array or list; an array may lie in a file larger than memory. Objects and
+            texts that hold numbers become float64.
 
     Raises:
-        InputError: If they are anything else, or no numbers.
+        InputError: If they are anything else, or no real numbers.
     """
     if isinstance(values, Tensor):
         return values.detach()
     try:
-        if isinstance(values, Dataset):  # which numpy would read pair by pair
+        if values is None or isinstance(values, Dataset):  # which numpy would read pair by pair
             raise TypeError
         array = np.asarray(values)
+        kind, size = array.dtype.kind, array.dtype.itemsize
+        if kind in "OUS" or array.dtype == np.longdouble:
+            array = array.astype(np.float64)
+        elif kind == "u" and size > 1:  # torch does little with these
+            array = array.astype(np.int64)
+        elif kind not in "biuf":
+            raise TypeError
         if not array.dtype.isnative or min(array.strides, default=0) < 0:  # torch cannot share it
             array = np.ascontiguousarray(array, array.dtype.newbyteorder("="))
         with warnings.catch_warnings():  # nothing here writes to it
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return torch.from_numpy(array)
     except (TypeError, ValueError, RuntimeError):
-        refuse(
-            name,
-            "be a tensor, or an array or list of numbers",
-            type(values).__name__,
-            "pass numbers alone, such as data.calibration.x",
-        )
+        got = type(values).__name__
+        remedy = "pass numbers alone, such as data.calibration.x"
+        refuse(name, "be a tensor, or an array or list of numbers", got, remedy)
 
 
 def as_labels(
@@ -231,16 +242,7 @@ def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tens
         InputError: If these are no floating point numbers, or the shape does not fit.
     """
     x = as_tensor("x", x)
-    if not x.is_floating_point():
-        refuse(
-            "x",
-            "hold floats in the network's units",
-            x.dtype,
-            "`model.preprocess` makes them from raw data",
-        )
     if x.ndim == 1 if input_shape is None else tuple(x.shape) == input_shape:
         x = x[None]
-    if x.ndim < 2 or (input_shape is not None and tuple(x.shape[1:]) != input_shape):
-        sizes = "..." if input_shape is None else ", ".join(map(str, input_shape))
-        refuse("x", f"have shape (B, {sizes})", tuple(x.shape))
+    check_inputs("x", x, input_shape, least=0)
     return x

@@ -4,6 +4,9 @@ The command line turns every `JemError` into a message and exit status 2 (1 wher
 diverged, 130 where it was stopped); anything else is a bug and keeps its traceback.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class JemError(Exception):
     """Root of the errors that a user can cause and mend."""
@@ -11,6 +14,19 @@ class JemError(Exception):
 
 class InputError(JemError, ValueError):
     """An argument, a file or a data set is not what was expected."""
+
+
+@contextmanager
+def naming(where: str) -> Iterator[None]:
+    """Put before the message of an `InputError` what it is about, such as a file.
+
+    Args:
+        where: What it is about.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 class RunFolderError(JemError):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from jem.checks import refuse
+from jem.checks import check_inputs, refuse
 from jem.data.scaling import Scaling
 from jem.errors import InputError
 from jem.networks.foreign import logits_of, why_no_density
@@ -108,7 +108,7 @@ def check_network(model: JEM, x: Tensor, *, density: bool = True) -> Tensor:
         InputError: If it does not take such inputs, is random, lets rows of a batch interact, or
             leaves no density.
     """
-    model._check(x)
+    check_inputs("x", x, model.input_shape)
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         x = on_model(model, x).requires_grad_()
         logits = model._network_logits(x.clone())  # some networks change what they are given
@@ -264,7 +264,7 @@ class JEM(nn.Module):
             InputError: If the inputs are no float tensor of the model's input shape, or the
                 network returns anything but a two-dimensional tensor.
         """
-        self._check(x)
+        check_inputs("x", x, self.input_shape, least=0)
         if self.base is None:
             return self._network_logits(x)
         return self.base.added(x, self._network_logits)
@@ -282,16 +282,6 @@ class JEM(nn.Module):
         marginal.input_shape, marginal.sampler = self.input_shape, self.sampler
         marginal.base = self.base
         return marginal
-
-    def _check(self, x: Tensor) -> None:
-        """Check dtype and shape; values are not looked at."""
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            remedy = "" if self.scaling is None else "`model.preprocess` makes one from raw data"
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            refuse("x", "be a float tensor in the network's units", got, remedy)
-        if self.input_shape is not None and tuple(x.shape[1:]) != self.input_shape:
-            wanted = ", ".join(map(str, ("B", *self.input_shape)))
-            refuse("x", f"have shape ({wanted})", tuple(x.shape))
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Energy E(x) = -logsumexp f(x), or E(x, y) = -f(x)[y].
@@ -330,7 +320,7 @@ class JEM(nn.Module):
         Raises:
             InputError: If the model has a single output (K = 1), and so no classes.
         """
-        self._check(x)
+        check_inputs("x", x, self.input_shape)
         logits = batched_logits(self, x, alone=True)
         if logits.shape[1] == 1:
             raise InputError("a model with one output (K = 1) has no classes; use `log_density`")

@@ -37,7 +37,7 @@ def tile_images(x: Tensor, columns: int, gap: int = 1) -> Tensor:
         gap: White pixels between images.
 
     Returns:
-        One image, shape (H', W', C).
+        One image, shape (H', W', C), or (H', W') for C = 1.
     """
     count, channels, height, width = x.shape
     rows = -(-count // columns)
@@ -47,7 +47,8 @@ def tile_images(x: Tensor, columns: int, gap: int = 1) -> Tensor:
     grid = grid.permute(0, 3, 1, 4, 2).reshape(
         rows * (height + gap), columns * (width + gap), channels
     )
-    return grid[: -gap or None, : -gap or None]
+    grid = grid[: -gap or None, : -gap or None]
+    return grid.squeeze(-1) if channels == 1 else grid
 
 
 def inputs_figure(
@@ -95,10 +96,7 @@ def _image_figure(x: Tensor, columns: int, row_names: Sequence[str], title: str)
     margin = max(1.2, 0.5 + 0.105 * longest)  # inches, for the names
     figure = Figure(figsize=(scale * columns + margin, scale * rows + 0.4), layout="constrained")
     axes = figure.add_subplot(title=title)
-    pixels = grid.numpy()
-    axes.imshow(
-        pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1
-    )
+    axes.imshow(grid.numpy(), cmap="gray", vmin=0, vmax=1)
     axes.set_xticks([])
     axes.set_yticks([])
     if row_names:
@@ -145,7 +143,7 @@ def image_bytes(x: Tensor, bounds: tuple[Tensor, Tensor], columns: int) -> bytes
     grid = tile_images(((x.cpu().float() - low) / (high - low)).clamp(0, 1), columns)
     pixels = (255 * grid).round().to(torch.uint8).numpy()
     file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(file, "PNG")
+    Image.fromarray(pixels).save(file, "PNG")
     return file.getvalue()
 
 

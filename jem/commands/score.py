@@ -12,7 +12,7 @@ import tyro
 from jem.checks import check_integer
 from jem.commands.runs import Run, check_out, note, open_run
 from jem.data.scaling import unit_warning
-from jem.errors import InputError
+from jem.errors import naming
 from jem.progress import ProgressBar
 from jem.runs.folder import replacing
 from jem.serving.scorer import Prediction, Scorer, fit_scorer, scorer_from_state
@@ -80,12 +80,9 @@ def score(argv: list[str]) -> int:
     with written as file, ProgressBar("scoring", stream.total, quiet=args.quiet) as bar:
         writer = csv.writer(file, lineterminator="\n")
         for names, raw in stream.batches:
-            try:
+            with naming(f"{args.inputs}, inputs {names[0]} to {names[-1]}"):
                 x = scale(raw)
                 found = scorer.predict(x)
-            except InputError as error:
-                where = f"{args.inputs}, inputs {names[0]} to {names[-1]}"
-                raise InputError(f"{where}: {error}") from error
             columns = _columns(scorer, names, found)
             if model.base is not None:
                 columns["foreign_columns"] = [";".join(row) for row in scorer.foreign_columns(x)]

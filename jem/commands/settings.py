@@ -9,7 +9,7 @@ from typing import Annotated, Any, get_type_hints
 import tyro
 
 from jem.checks import check_integer, refuse
-from jem.errors import InputError
+from jem.errors import InputError, naming
 from jem.networks import network_for
 from jem.training.recipe import GROUPS, Recipe, help_texts
 from jem.training.recipes import recipe_from
@@ -108,7 +108,7 @@ def settings_of(
     unknown = values.keys() - own - RECIPE_FIELDS - FACTS - {"recipe"}
     if strict and unknown:
         raise InputError(f"{source} holds unknown settings: {', '.join(sorted(unknown))}")
-    try:
+    with naming(source):
         changes = values.get("recipe", {})
         if isinstance(changes, str):
             changes = asdict(recipe_from(changes))
@@ -121,8 +121,6 @@ def settings_of(
             found["network"] = _network_name(found["network"], recipe)
         for name, value in found.items():
             _check(name, value)
-    except InputError as error:
-        raise InputError(f"{source}: {error}") from error
     return replace(base, **found, recipe=recipe, values=values)
 
 

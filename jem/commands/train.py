@@ -27,7 +27,6 @@ from jem.runs.model_file import save
 from jem.serving.scorer import fit_scorer
 from jem.training.probe import seconds_per_update
 from jem.training.process import join
-from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
 from jem.training.safeguards import why_useless
 from jem.training.trainer import Trainer
@@ -65,7 +64,8 @@ def train(argv: list[str]) -> int:
 
     recipes = {out: config.recipe}
     if flags.control or (flags.resume and (out / "control").exists()):
-        recipes[out / "control"] = control_recipe(config.recipe)
+        shared = {name: getattr(config.recipe, name) for name in SHARED_WITH_CONTROL}
+        recipes[out / "control"] = replace(RECIPES["plain"], **shared)
     fitted: dict[Path, JEM] = {}
     for folder, recipe in recipes.items():
         fitted |= _fit(flags, replace(config, recipe=recipe), splits, folder)
@@ -225,18 +225,6 @@ def _ship(fitted: dict[Path, JEM], splits: DataSplits, *, quiet: bool) -> None:
             temperature=scorer.temperature,
             metadata=shipped_values(run_config(file.parent)),
         )
-
-
-def control_recipe(recipe: Recipe) -> Recipe:
-    """The plain recipe that sees the same data as another, equally often and equally changed.
-
-    Args:
-        recipe: The recipe of the run to compare with.
-
-    Returns:
-        `RECIPES["plain"]` with the fields of `SHARED_WITH_CONTROL` taken over.
-    """
-    return replace(RECIPES["plain"], **{n: getattr(recipe, n) for n in SHARED_WITH_CONTROL})
 
 
 def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path) -> None:

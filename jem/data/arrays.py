@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from jem.checks import check_choice, check_labels, refuse
+from jem.checks import as_tensor, check_choice, check_labels, refuse
 from jem.data.columns import LARGEST, Column, encode, fit_columns
-from jem.data.scaling import Layout, Scaling, as_numeric, range_of
+from jem.data.scaling import Layout, Scaling, range_of
 from jem.data.splits import PART_NAMES, DataPart, DataSplits, Indices, LazyPart, split_indices
 from jem.errors import InputError
 
@@ -148,10 +148,9 @@ def known_indices(labels: Sequence[str], classes: Sequence[str]) -> Indices:
     Raises:
         InputError: If a name is unknown.
     """
-    position = {name: index for index, name in enumerate(classes)}
-    if unknown := sorted({*labels} - {*position}):
+    if unknown := sorted({*labels} - {*classes}):
         refuse("labels", f"be among the training classes {', '.join(classes)}", repr(unknown[0]))
-    return np.array([position[label] for label in labels], dtype=np.int64)
+    return np.asarray(pd.Index(classes).get_indexer(labels), dtype=np.int64)
 
 
 def check_numbers(
@@ -197,7 +196,7 @@ def _to_numpy(values: Data) -> Array:
 
 def _inputs(name: str, values: Data, columns: Sequence[str] | None) -> Array:
     """Check that inputs are a non-empty array of finite numbers."""
-    x = as_numeric(_to_numpy(values) if isinstance(values, Tensor) else values)
+    x = _to_numpy(as_tensor(name, values))
     if x.ndim not in (2, 3, 4) or x.size == 0:
         expected = "have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W) with N > 0"
         refuse(name, expected, x.shape)

@@ -17,8 +17,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from jem.checks import check_finite, check_integer, check_labels, refuse
-from jem.data.scaling import as_numeric
+from jem.checks import as_tensor, check_finite, check_integer, check_labels, refuse
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError
 from jem.randomness import named_generator
@@ -178,7 +177,7 @@ class Pairs(Dataset[tuple[Tensor, int]]):
             refuse("data", f"give pairs (x, y), or {keys}", f"{_kind(item)} in item {index}")
         x, y = item if self.collate is None else (value[0] for value in item)
         if isinstance(x, list | np.ndarray):
-            x = torch.from_numpy(as_numeric(x))
+            x = as_tensor("x", x)
         if not isinstance(x, Tensor):
             remedy = "give the data set a transform that makes tensors in [-1, 1]"
             refuse("x", "be a float tensor", f"{type(x).__name__} in item {index}", remedy)
@@ -220,12 +219,8 @@ def as_part(data: Any) -> Examples:  # noqa: ANN401
     if pair is not None:
         return _checked_part(*pair)
     if isinstance(data, tuple | list) and len(data) == 2:
-        return _checked_part(*(_tensor(value) for value in data))
+        return _checked_part(as_tensor("x", data[0]), as_tensor("y", data[1]))
     return data if isinstance(data, LazyPart | Pairs) else Pairs(data)
-
-
-def _tensor(value: Any) -> Tensor:  # noqa: ANN401
-    return value if isinstance(value, Tensor) else torch.from_numpy(as_numeric(value))
 
 
 def _checked_part(x: Tensor, y: Tensor) -> DataPart:

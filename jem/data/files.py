@@ -19,7 +19,7 @@ from jem.data.images import image_batches, is_image
 from jem.data.scaling import batch_shape, raw_shapes
 from jem.data.splits import DataSplits
 from jem.data.tables import TableFile
-from jem.errors import InputError
+from jem.errors import InputError, naming
 
 INPUT_KEYS = ("images", "x")
 LABEL_KEYS = ("labels", "y")
@@ -66,12 +66,9 @@ def load_arrays(
     for part, file in (given or {}).items():
         *pair, more = _read_arrays(file, label_column)
         parts[part], notes = pair, notes + more
-    try:
+    with naming(", ".join(map(str, (path, *(given or {}).values())))):
         made = from_arrays(x, labels, name=path.stem, seed=seed, **parts)
-        return replace(made, notes=notes + made.notes)
-    except InputError as error:
-        files = ", ".join(map(str, (path, *(given or {}).values())))
-        raise InputError(f"{files}: {error}") from error
+    return replace(made, notes=notes + made.notes)
 
 
 def _read_arrays(
@@ -293,10 +290,8 @@ def _open_table(
     def batches() -> Iterator[Named]:
         with reading(path):
             for rows in table.rows(text, batch_size):
-                try:
+                with naming(str(path)):
                     x = encode(chosen, rows)
-                except InputError as error:
-                    raise InputError(f"{path}: {error}") from error
                 yield [str(row) for row in rows.index], x
 
     return batches()

@@ -3,7 +3,6 @@
 import math
 import os
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -238,21 +237,19 @@ def image_batches(
         refuse(str(path), f"hold inputs of shape {tuple(shape)} as in training", "images")
     folder = path if path.is_dir() else path.parent
 
-    def find() -> Iterator[Path]:
-        return filter(is_image, walk(path)) if path.is_dir() else iter([path])
-
-    found = Counter(map(is_image, walk(path) if path.is_dir() else [path]))
-    if not found[True]:
+    everything = list(walk(path)) if path.is_dir() else [path]
+    files = [file for file in everything if is_image(file)]
+    if not files:
         refuse(str(path), f"hold images ({', '.join(IMAGE_SUFFIXES)})", "none")
 
     def batches() -> Iterator[tuple[list[str], Array]]:
         read = partial(read_image, shape=shape, resize=resize)
-        images = usable(find(), read, skip_damaged=skip_damaged)
+        images = usable(files, read, skip_damaged=skip_damaged)
         while chunk := list(islice(images, batch_size)):
             names = [file.relative_to(folder).as_posix() for file, _ in chunk]
             yield names, np.stack([image for _, image in chunk])
 
-    return batches(), found[True], found[False]
+    return batches(), len(files), len(everything) - len(files)
 
 
 def load_folder(

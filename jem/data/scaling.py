@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from jem.checks import refuse
+from jem.checks import as_tensor, refuse
 from jem.data.columns import Column, encode
 
 Layout = Literal["channels_first", "channels_last", "table"]
@@ -125,8 +125,7 @@ class Scaling:
         """
         if self.encoding is not None and hasattr(raw, "columns"):
             raw = encode(self.encoding, raw)
-        given = raw if isinstance(raw, Tensor) else as_numeric(raw)
-        x = given.detach() if isinstance(given, Tensor) else torch.from_numpy(given)
+        x = as_tensor("inputs", raw)
         channels_last = self.layout == "channels_last"
         shapes = raw_shapes(self.input_shape, channels_last=channels_last)
         x = x.reshape(batch_shape("inputs", x.shape, shapes))
@@ -221,30 +220,6 @@ def batch_shape(
         wanted = " or ".join(str(("N", *s)).replace("'", "") for s in dict.fromkeys(shapes))
         refuse(name, f"have shape {wanted} with N > 0", tuple(shape))
     return batch
-
-
-def as_numeric(values: npt.ArrayLike) -> npt.NDArray[Any]:
-    """Return an array of numbers that torch can take, refusing text and objects.
-
-    Args:
-        values: Array or list of any shape and type; objects that hold numbers are converted.
-
-    Raises:
-        InputError: If they form no array, or an element is no real number.
-    """
-    try:
-        array = np.asarray(values)
-        if array.dtype.kind in "OUS":
-            array = array.astype(np.float64)
-    except (ValueError, TypeError) as error:
-        refuse("inputs", "form one array of numbers", f"others ({error})")
-    if array.dtype.kind not in "biuf":
-        refuse("inputs", "be real numbers", array.dtype)
-    if array.dtype.kind == "u" and array.dtype.itemsize > 1:  # torch does little with these
-        return array.astype(np.int64)
-    native = array.dtype.newbyteorder("=")
-    dtype = np.float64 if native == np.longdouble else native
-    return np.require(array, dtype, requirements=["C", "W"])
 
 
 FACTOR = 4

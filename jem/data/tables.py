@@ -85,14 +85,10 @@ class TableFile:
             InputError: If there are none.
             ValueError: Or `OSError`, as pandas raises them for what it cannot read.
         """
-        options = self.options | {
-            "dtype": dict.fromkeys(text, str),
-            "low_memory": at_once is not None,
-        }
-        empty = True
         # Without low_memory a column is all numbers or all text.
-        options |= {"chunksize": at_once or 2**62, "low_memory": at_once is not None}
-        with pd.read_csv(self.path, **options) as reader:
+        how = {"chunksize": at_once or 2**62, "low_memory": at_once is not None}
+        kinds, empty = dict.fromkeys(text, str), True
+        with pd.read_csv(self.path, dtype=kinds, **self.options, **how) as reader:
             for rows in reader:
                 rows = rows.dropna(how="all")
                 if len(rows):

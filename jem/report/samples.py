@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from jem.evaluation.fidelity.reference_classifier import (
     train_reference_classifier,
 )
 from jem.evaluation.fidelity.report import (
-    KEPT,
     CompletionReport,
     FidelityReport,
     completion_accuracy,
@@ -138,10 +137,10 @@ def _by_class(model: JEM, drawn: Tensor, labels: Tensor, seed: int) -> Tensor:
 def completions_section(
     subject: Subject, reference: ReferenceClassifier, seed: int
 ) -> CompletionReport:
-    """Measure completions of the lower half of test images; what was removed is shown grey."""
+    """Measure completions of the lower half of test images."""
     model, splits = subject.model, subject.splits
     steps = model.sampler.num_steps
-    found = completion_accuracy(
+    return completion_accuracy(
         model,
         train=splits.train,
         test=splits.test,
@@ -149,10 +148,6 @@ def completions_section(
         reference=reference,
         count=affordable(splits.input_shape, steps, FEWEST_COMPLETED, MOST_COMPLETED),
     )
-    low, high = model.bounds("cpu") or (-1.0, 1.0)
-    kept = found.pictures[KEPT]
-    grey = torch.where(kept.isnan(), (low + high) / 2, kept)
-    return replace(found, pictures=found.pictures | {KEPT: grey})
 
 
 def chains_section(subject: Subject, x: Tensor, seed: int) -> ChainHealth:

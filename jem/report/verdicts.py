@@ -1,6 +1,6 @@
 """What a reader looks at first: the figures that decide, and answers by stated rules."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 from jem.evaluation.chains import MEANINGS
@@ -297,10 +297,8 @@ def summary(report: Report) -> list[Row]:
             ("ECE", "lower", "ece", "before"),
             ("ECE after temperature scaling", "lower", "ece", "after"),
         ):
-            row = Row(name, better, estimate_of(getattr(found.model, part), key))
-            if found.control is not None:
-                row = replace(row, control=estimate_of(getattr(found.control, part), key))
-            rows.append(row)
+            measured = [getattr(of, part) for of in (found.model, found.control) if of is not None]
+            rows.append(Row(name, better, *(estimate_of(each, key) for each in measured)))
     for each in report.ood.sets:
         note = " (used in training)" if each.used_in_training else ""
         rows.append(Row(f"AUROC, {each.name}{note}", "higher", each.auroc, each.control_auroc))

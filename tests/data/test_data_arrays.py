@@ -160,7 +160,7 @@ def with_value(x, place, value=np.nan):
         (ROWS, ["a", " "] * 30, {}, "`y` .*none in row 1"),
         (with_value(ROWS, (4, 2), 1e39), LABELS, {"columns": "abc"}, "1e.39 in row 4, column 'c'"),
         (with_value(RNG.random((60, 5, 5)), (3, 1, 2)), LABELS, {}, r"row 3, position \(1, 2\)"),
-        ([["a", "b"]] * 60, LABELS, {}, "`inputs` must form one array"),
+        ([["a", "b"]] * 60, LABELS, {}, "`x` must be a tensor, or an array"),
         (RNG.random((60, 3, 5, 3)), LABELS, {}, "`channels` must be 'first' or 'last'"),
         (np.ones((60, 5, 5)), LABELS, {}, "`x` .*got 1 in every pixel"),
         (ROWS, LABELS, {"test": (ROWS[:2], [0, 9])}, "among the training classes .*'9'"),

@@ -219,7 +219,7 @@ class CompletionReport:
         num_inputs: N, test inputs completed.
         fillings: Name -> figures; that of the original is what a perfect filling would reach.
         pictures: Name -> the first inputs, (10, *shape): `original`, `kept` (missing
-            places are NaN), and each filling.
+            places are grey), and each filling.
     """
 
     reference: str
@@ -290,7 +290,8 @@ def completion_accuracy(
         gains = (difference_estimate(correct[name], other) for other in others)
         return Filling(share_estimate(correct[name]), float(error), *gains)
 
-    pictures = {ORIGINAL: x, KEPT: x.masked_fill(~known, torch.nan)} | fillings
+    low, high = model.bounds("cpu") or (-1.0, 1.0)
+    pictures = {ORIGINAL: x, KEPT: torch.where(known, x, (low + high) / 2)} | fillings
     return CompletionReport(
         reference=reference.name,
         num_inputs=len(x),

@@ -86,16 +86,6 @@ def test_transform_keeps_kind_and_dtype_and_predicted_class():
     np.testing.assert_allclose(scaling.transform(array), array / scaling.temperature, rtol=1e-6)
 
 
-def test_state_round_trips_as_plain_values():
-    logits, labels = labelled_logits(1000, 3.0)
-    scaling, copy = TemperatureScaling().fit(logits, labels), TemperatureScaling()
-    state = scaling.state_dict()
-    assert {type(value) for value in state.values()} <= {float, bool}
-    copy.load_state_dict(state)
-    assert copy.state_dict() == state
-    np.testing.assert_array_equal(copy.transform(logits), scaling.transform(logits))
-
-
 def test_misuse_is_refused():
     with pytest.raises(InputError, match="`prior_std`"):
         TemperatureScaling(0.0)

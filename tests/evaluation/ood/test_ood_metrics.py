@@ -124,19 +124,3 @@ def test_to_dict_is_json_and_tensors_of_half_precision_are_taken():
     assert figures["auroc"] == 1.0
     assert (figures["num_in"], figures["num_out"]) == (3, 4)
     assert figures["intervals"]["auroc"] == list(metrics.intervals["auroc"])
-
-
-@pytest.mark.parametrize("sizes", [(200, 90), (37, 400), (19, 20)])
-def test_bootstrap_of_fpr95_is_that_of_resampled_sets(sizes):
-    """Drawn by its law, not by resampling: quantiles of both agree."""
-    rng = np.random.default_rng(0)
-    inside, outside = (np.round(a, 1) for a in draw("continuous", rng, *sizes))
-    drawn = [
-        fpr_at_95(*joined(rng.choice(inside, sizes[0]), rng.choice(outside, sizes[1])))
-        for _ in range(1000)
-    ]
-    wilson = wilson_interval(fpr_at_95(*joined(inside, outside)) * sizes[1], sizes[1], 0.5)
-    low, high = np.quantile(drawn, [0.25, 0.75])
-    found = ood_metrics(inside, outside, confidence=0.5).intervals["fpr95_in_positive"]
-    expected = (min(low, float(wilson[0])), max(high, float(wilson[1])))
-    assert found == pytest.approx(expected, abs=0.03)
