@@ -37,11 +37,6 @@ def checkpoints(tmp_path):
 # -- bytes
 
 
-def test_state_comes_back_as_it_went():
-    content = serialise({"format": 1, **state()})
-    assert same(deserialise(content), {"format": 1, **state()})
-
-
 @pytest.mark.parametrize("flip", [0x01, 0x10, 0xFF])
 def test_flipped_bits_anywhere_are_refused_or_harmless(flip):
     content = serialise({"format": 1, "x": torch.arange(5.0), "y": (1, "two", None)})
