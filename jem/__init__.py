@@ -1,4 +1,4 @@
-"""Joint energy models: classifiers that know what they know, and can draw it."""
+"""Joint energy models: classifiers that also reject inputs unlike their data and draw new ones."""
 
 import importlib
 from typing import TYPE_CHECKING, Any

@@ -17,11 +17,11 @@ from jem.errors import JemError, TrainingDivergedError, TrainingInterrupted
 
 COMMANDS = {
     "train": "train on a named data set or on your own data",
-    "score": "classify inputs and flag those unlike the training data, in a .csv file",
+    "score": "classify inputs and reject those unlike the training data; writes a .csv file",
     "report": "measure a run: accuracy, calibration, OOD detection, samples, on one page",
-    "compare": "put runs side by side",
+    "compare": "compare runs on one page",
     "sample": "draw new inputs of the classes you name",
-    "inpaint": "complete inputs of which a part is missing",
+    "inpaint": "fill in the missing part of inputs",
     "recipes": "show the named recipes side by side",
     "data": "list the named data sets, or describe one",
 }
@@ -98,7 +98,8 @@ def _overview() -> str:
     commands = "\n".join(f"  {name:9} {does}" for name, does in COMMANDS.items())
     return (
         "usage: jem COMMAND ...\n\n"
-        "Classifiers that are calibrated, detect inputs unlike their data, and draw new ones.\n\n"
+        "Train classifiers that also reject inputs unlike their training data, give calibrated\n"
+        "probabilities, and draw new inputs.\n\n"
         f"{commands}\n\n"
         "jem COMMAND --help shows what each takes."
     )

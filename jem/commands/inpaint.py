@@ -1,4 +1,4 @@
-"""`jem inpaint`: complete inputs of which a part is missing."""
+"""`jem inpaint`: fill in the missing part of inputs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,12 +32,12 @@ SHOWN = 20
 
 @dataclass
 class InpaintFlags:
-    """Complete inputs of which a part is missing: the rest of each is kept exactly.
+    """Fill in the missing part of inputs; the rest stays exactly as it is.
 
     The .npz file holds `x` in the units of the training data, (N, count, ...), `known`, `inputs`
-    (names), `seed`, and `metadata`, which says how they were made. The picture shows the first
-    inputs: as they came, what was kept, and their completions. `jem.inpaint` in Python also takes
-    the class of each input, and the steps and the noise of the chains.
+    (names), `seed`, and `metadata`, which says how they were made. The image shows, for the first
+    inputs, the original, the part that was kept, and the completions. `jem.inpaint` in Python also
+    takes the class of each input, and the steps and the noise of the chains.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -46,18 +46,18 @@ class InpaintFlags:
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
     folder of images."""
     mask: str = "lower"
-    """What to draw anew. Of images: lower, upper, left or right (a half). Or a file: an image that
-    is white there, or an .npy or .npz file (key `mask`) that is not zero there, for all inputs or
-    for each."""
+    """The part to fill in. For images: lower, upper, left or right half. Or a file: an image that
+    is white in this part, or an array (.npy, or .npz with the key `mask`) that is not zero there,
+    one for all inputs or one for each."""
     count: int = 1
-    """Completions an input."""
+    """Completions of each input."""
     out: Path = Path("completed.png")
-    """Picture; the arrays go beside it with the ending .npz."""
+    """The image; the arrays go beside it (.npz)."""
     force: bool = False
     """Overwrite files that are there."""
     seed: int = 0
-    """The first completion of an input depends on the seed, the input and its place alone, the
-    others on the number of inputs too."""
+    """The first completion of an input depends only on the seed, the input and its place; the
+    others also on the number of inputs."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     skip_damaged: bool = False
@@ -144,7 +144,7 @@ def _picture(run: Run, x: Tensor, known: Tensor, completed: Tensor, names: list[
 
 
 def read_mask(text: str, count: int, shape: tuple[int, ...]) -> Tensor:
-    """Places to draw anew.
+    """Places to fill in.
 
     Args:
         text: A half of images (see `HALVES`), or a file.

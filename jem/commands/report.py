@@ -48,21 +48,20 @@ class ReportFlags:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     ood: tuple[str, ...] = ()
-    """More OOD sets: gaussian_noise, constant_images or rotations, which are made; names of
-    data sets; or files and folders as `jem score` takes them, in the units of the training data,
-    labels or not."""
+    """Further OOD sets: gaussian_noise, constant_images or rotations (made by jem), named data
+    sets, or files and folders as `jem score` takes them. Labels are not needed."""
     label_column: str | None = None
-    """Column of a .csv file of OOD inputs to leave out; that of the run if left out."""
+    """Column of a .csv file of OOD inputs that is not an input. Default: that of the run."""
     acceptance_rate: float = 0.95
-    """Share of in-distribution inputs that the threshold is to accept."""
+    """Share of inputs like the training data that the threshold is set to accept."""
     data: str | None = None
-    """Where the data of the run are now; where training found them if left out."""
+    """Where the training data are now. Default: where training found them."""
     data_root: str | None = None
-    """Folder of downloaded data sets; that of the run, or JEM_DATA, if left out."""
+    """Folder of downloaded data sets. Default: that of the run, or the variable JEM_DATA."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     seed: int = 0
-    """Decides OOD sets, samples and bootstrap replicates."""
+    """Seed of OOD sets, samples and bootstrap replicates."""
     quiet: bool = False
     """Show no progress."""
 
@@ -256,7 +255,7 @@ def _shown(estimate: dict[str, Any] | None) -> str:
 
 @dataclass
 class CompareFlags:
-    """Put the reports of runs side by side; a run without one gets one."""
+    """Compare runs on one page. A run without a report is measured first."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
     """Run folders."""
@@ -288,7 +287,7 @@ def compare(argv: list[str]) -> int:
 
 
 def _figures(path: Path, quiet: bool) -> dict[str, Any]:
-    """The report of a run; made, and made anew where the run has gone on since."""
+    """The report of a run; made if there is none, or if training has continued since."""
     file = path / "report.json"
     if not file.exists():
         return make_report(ReportFlags(path, quiet=quiet))

@@ -27,7 +27,7 @@ from jem.runs.folder import write_atomically
 
 @dataclass
 class SampleFlags:
-    """Draw inputs of the classes you name, as a picture and as an .npz file beside it.
+    """Draw new inputs of the classes you name; writes an image, and an .npz file with the arrays.
 
     The .npz file holds `x` in the units of the training data, `labels`, `seed`, and `metadata`,
     which says how they were made. Rows of a table are also written as a .csv file.
@@ -36,22 +36,23 @@ class SampleFlags:
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder."""
     labels: tuple[str, ...] = ()
-    """Class names; all classes if left out."""
+    """Names of classes. Default: all."""
     count: int = 10
-    """Samples a class."""
+    """Samples of each class."""
     out: Path = Path("samples.png")
-    """Picture; the arrays go beside it with the ending .npz, rows of a table with .csv too."""
+    """The image; the arrays go beside it (.npz), and so do rows of a table (.csv)."""
     force: bool = False
     """Overwrite files that are there."""
     seed: int = 0
-    """Sample i of a class depends on the seed and on i alone."""
+    """Sample i of a class depends only on the seed and on i."""
     num_steps: int | None = None
-    """Langevin steps; those of the recipe if left out."""
+    """Langevin steps. Default: those of the recipe."""
     guidance: float = 1.0
-    """Strength s of the class in E(x) - s log p(y|x): below 1 more varied, above more typical."""
+    """Strength s of the class, in E(x) - s log p(y|x). Below 1: more varied samples; above 1: more
+    typical ones."""
     initial_noise: float | None = None
-    """Noise of the first step, falling to that of the recipe; 0.5 with 100 steps gives more varied
-    images. That of the recipe throughout if left out."""
+    """Noise of the first step, which falls to that of the recipe. 0.5 with 100 steps gives more
+    varied images. Default: that of the recipe throughout."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     quiet: bool = False

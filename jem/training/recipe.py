@@ -63,27 +63,26 @@ class Recipe:
 
     objective: str = "contrastive"
     """What is minimised beside the cross-entropy, a key of `jem.objectives.OBJECTIVES`: `none`, or
-    `contrastive`, the energy of data against that of chains."""
+    `contrastive`: lower the energy of data and raise that of chains (see docs/method.md)."""
     fused: bool = True
     """Train the network and move the chains with one backward pass, which makes the last Langevin
     step of each update free. Only for objectives that need chains and nothing else."""
     epochs: Annotated[int | None, 0] = None
     """Passes over the training data. Left open: about 1,500 updates, in 8 to 100 epochs. With 0
-    the network stays as given, and is kept with what scores and reports need."""
+    nothing is trained: the network is stored with a threshold and a temperature."""
     batch_size: Annotated[int, 1] = 64
-    """Training examples an update."""
+    """Training examples in each update."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """What the network computes in during training. bfloat16 can halve the time on processors and
-    GPUs with units for it, and is slow on others; weights, energies and chains stay float32. The
-    heads of `jem.networks` do too; the last layer of your own network should (turn autocast off
-    there), or its logits are coarse."""
+    """Number format of the network in training. bfloat16 can halve the time on hardware made for
+    it, and is slow elsewhere. Weights, energies, chains and the heads of `jem.networks` stay
+    float32. Turn autocast off in the last layer of your own network, or its logits are coarse."""
     head: Literal["joint", "factored", "companion"] = "factored"
-    """Head of the network that is built for you; your own network keeps its own. `companion` makes
-    your network the classifier of a `jem.companion`, which stays as it is."""
+    """Head of the network that is built for you; your own network keeps its own. `companion`:
+    your network becomes the unchanged classifier of a `jem.companion`."""
     label_smoothing: Annotated[float, "[0, 1)"] = 0.003
     """Share of the target that is spread over all classes."""
     class_weight: Literal["none", "balanced"] = "none"
-    """Weigh the cross-entropy by example (none), or so that every class counts the same."""
+    """In the cross-entropy every example counts the same (none), or every class (balanced)."""
     log_every: Annotated[int, 1] = 20
     """Updates between lines of `metrics.jsonl`."""
 
@@ -99,11 +98,11 @@ class Recipe:
     decay_at: Annotated[tuple[float, ...], "[0, 1]"] = (0.8, 0.9)
     """Shares of the run at which the schedule of steps lowers the learning rate."""
     decay_factor: Annotated[float, "(0, 1]"] = 0.3
-    """What the schedule of steps multiplies the learning rate by there."""
+    """Factor of the learning rate at each of these points."""
     warmup: Annotated[float, "[0, 1]"] = 0.02
     """Share of the run in which the learning rate rises linearly from zero."""
     max_grad_norm: Annotated[float | None, "(0, inf)"] = None
-    """Largest norm of the parameters' gradient; left open, gradients are not clipped."""
+    """Largest norm of the parameters' gradient. Left open: gradients are not clipped."""
     adaptive_sam_rho: Annotated[float | None, "(0, inf)"] = None
     """Radius rho of adaptive sharpness-aware minimisation: an update takes the gradient where the
     loss is worst nearby, in two passes. Left open: the gradient at the parameters themselves."""
@@ -112,41 +111,41 @@ class Recipe:
     the last weights."""
     freeze_norm_and_dropout: bool = False
     """Train in evaluation mode, with fixed statistics of batch normalisation and without dropout:
-    for a trained network, which then learns as it predicts."""
+    for networks that are trained already."""
 
     # -- density
     generative_weight: Annotated[float | None, "[0, inf)"] = None
-    """Weight w of the objective beside the cross-entropy."""
+    """Weight of the contrastive loss (or of another `objective`) beside the cross-entropy."""
     energy_l2: Annotated[float, "[0, inf)"] = 0.03
     """Penalty c/2 on the square of each energy."""
     mean_energy_l2: Annotated[float, "[0, inf)"] = 0.0
     """Penalty on the square of the mean energy of data and chains."""
     gap_limit: Annotated[float | None, "(0, inf)"] = None
-    """Gap between the energies of chains and data, in nats, at which the contrast is nearly turned
-    off, so that chains catch up. Left open: it never is."""
+    """Energy gap between chains and data, in nats, at which the contrastive loss is reduced to 2 %
+    of its weight, so that chains catch up. Left open: it never is."""
     outlier_count: Annotated[int | None, 0] = None
-    """Made-up outliers an update (noise of several kinds, broken images), which are pushed
-    `outlier_margin` above the data in energy."""
+    """Made-up outliers in each update (noise, shapes, shuffled images or columns). Their energy is
+    raised until it is `outlier_margin` above that of the data."""
     outlier_weight: Annotated[float, "[0, inf)"] = 6.0
-    """Weight of that push, as a multiple of `generative_weight`."""
+    """Weight of the outlier loss, as a multiple of `generative_weight`."""
     outlier_margin: Annotated[float, "[0, inf)"] = 10.0
-    """How far above the data in energy outliers no longer count, in nats."""
+    """Energy above that of the data, in nats, from which an outlier no longer counts."""
 
     # -- sampler
     num_chains: Annotated[int, 1] = 64
-    """Chains that make steps in an update, M."""
+    """Chains that take part in each update, M."""
     num_steps: Annotated[int | None, 1] = None
     """Langevin steps of each of these chains in an update, K; a fused update makes the last one
     for free."""
     step_size: Annotated[float | None, "(0, inf)"] = None
-    """eta, which multiplies the gradient of the energy in a Langevin step."""
+    """Step size eta of a Langevin step: the factor of the energy gradient."""
     noise_std: Annotated[float | None, "[0, inf)"] = None
-    """sigma, the noise of a Langevin step, in data units."""
+    """Standard deviation sigma of the noise of a Langevin step, in data units."""
     langevin_grad_clamp: Annotated[float | None, "(0, inf)"] = None
     """Largest size of each component of a chain's gradient (JEM++ takes 1). Left open: no
     clamp."""
     gradient_blur: Annotated[float | None, "[0, 1)"] = None
-    """Share of the blurred gradient in a step: chains then change regions of an image rather than
+    """For images: share of the blurred gradient in a step. Chains then change regions rather than
     single pixels."""
     clip_to_domain: bool = True
     """Keep chains inside the domain of the data."""
@@ -154,15 +153,15 @@ class Recipe:
     """Where chains of training begin: uniform noise, class Gaussians, or a third each of these and
     of noise of random contrast (mixed)."""
     buffer_size: Annotated[int | None, 1] = None
-    """Number of persistent chains; left open, never fewer than `num_chains`."""
+    """Number of persistent chains, at least `num_chains`."""
     reinit_prob: Annotated[float | None, "[0, 1]"] = None
-    """Probability that a drawn chain begins afresh."""
+    """Probability that a chain drawn from the buffer begins again, as `init` says."""
     replacement: bool = False
     """Draw chains with replacement, as the official JEM code does."""
     sample_init: Init = "gaussian"
-    """Where chains begin when the trained model is sampled, as `init`."""
+    """Where samples begin; the same choices as `init`."""
     sample_steps: Annotated[int | None, 0] = None
-    """Langevin steps of such a chain."""
+    """Langevin steps of a sample."""
 
     # -- augmentation
     augment_shift: Annotated[int | None, 0] = None
@@ -170,25 +169,24 @@ class Recipe:
     augment_flip: bool | None = None
     """Mirror images at random, left to right."""
     augment_noise: Annotated[float | None, "[0, inf)"] = None
-    """Standard deviation of Gaussian noise added to inputs, in data units: a texture that chains
-    cannot make, by which a large network tells them from data."""
+    """Standard deviation of Gaussian noise added to inputs, in data units. Not for larger images:
+    their networks learn to see it, and tell chains from data by it."""
     separate_density_batches: bool = False
-    """Draw other batches for the density; otherwise it sees those of the classifier."""
+    """Train the density on batches of its own; otherwise it sees those of the classifier."""
     density_batch_size: Annotated[int | None, 1] = None
-    """Examples an update in these; left open, `batch_size`."""
+    """Size of these batches. Left open: `batch_size`."""
     augment_density: bool = True
-    """Change these at random too; otherwise they stay as they are."""
+    """Augment these batches too."""
 
     # -- safety
     accuracy_margin: Annotated[float | None, "[0, inf)"] = None
-    """For a trained classifier: how much validation accuracy the density may cost, compared with
-    the accuracy before training. An epoch that ends below that halves `generative_weight` from
-    there on; the result is the average of the last epoch within the margin, or the model as given.
-    Left open: accuracy is not looked at."""
+    """For a trained classifier: the largest loss of validation accuracy that you accept, such as
+    0.01. The result is the last epoch within this margin, or the unchanged network. After an epoch
+    outside it, `generative_weight` is halved. Left open: any loss."""
     max_energy_gap: Annotated[float, "(0, inf)"] = 1000.0
     """Gap between the energies of chains and data, in nats, beyond which a run has diverged."""
     checkpoint_every: Annotated[int, 1] = 250
-    """Updates between checkpoints, which are also what a diverged run goes back to."""
+    """Updates between checkpoints. A diverged run goes back to one."""
 
     def __post_init__(self) -> None:
         """Check every field, then what fields ask of each other."""

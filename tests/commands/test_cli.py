@@ -47,7 +47,7 @@ def test_help_of_training_shows_first_what_people_use_first(run, capsys):
     assert flags[:6] == ["data", "recipe", "out", "epochs", "network", "control"]
     assert {f.name.replace("_", "-") for f in fields(Recipe)} <= set(flags)
     assert len(flags) == len(set(flags))
-    assert "Training examples an update" in shown  # the docstring of the field
+    assert "Training examples in each update" in shown  # the docstring of the field
     assert shown.index("--dry-run") < shown.index("optimiser") < shown.index("--learning-rate")
 
 
