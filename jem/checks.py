@@ -140,7 +140,7 @@ def check_finite(name: str, x: Tensor) -> None:
     if not bool(torch.isfinite(x).all()):
         bad = ~torch.isfinite(x.reshape(len(x), -1)).all(dim=1)
         row = int(bad.nonzero()[0])
-        refuse(name, "be finite", f"NaN or infinity in row {row}", "mend that row or leave it out")
+        refuse(name, "be finite", f"NaN or infinity in row {row}", "correct that row or remove it")
 
 
 def check_labels(name: str, labels: Tensor, num_rows: int, num_classes: int | None = None) -> None:
@@ -180,8 +180,8 @@ def check_probabilities(name: str, probabilities: Tensor) -> None:
     check_finite(name, probabilities)
     low, off = float(probabilities.min()), float((probabilities.sum(dim=1) - 1).abs().max())
     if low < 0 or off > 1e-3:
-        got = f"a row that misses 1 by {off:.3g}" if low >= 0 else f"the number {low:.3g}"
-        refuse(name, "hold probabilities, rows that sum to 1", got, "apply a softmax to logits")
+        got = f"a row that is {off:.3g} away from 1" if low >= 0 else f"the number {low:.3g}"
+        refuse(name, "have rows of probabilities that sum to 1", got, "apply a softmax to logits")
 
 
 def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:

@@ -98,8 +98,7 @@ def _overview() -> str:
     commands = "\n".join(f"  {name:9} {does}" for name, does in COMMANDS.items())
     return (
         "usage: jem COMMAND ...\n\n"
-        "Train classifiers that also reject inputs unlike their training data, give calibrated\n"
-        "probabilities, and draw new inputs.\n\n"
+        "Train classifiers that also reject inputs unlike their data, and draw new inputs.\n\n"
         f"{commands}\n\n"
         "jem COMMAND --help shows what each takes."
     )

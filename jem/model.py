@@ -115,8 +115,8 @@ def check_network(model: JEM, x: Tensor, *, density: bool = True) -> Tensor:
         of: list[Tensor] = [p for p in model.network.parameters() if p.requires_grad] or [x]
         if density and (why := why_no_density(logits, of)):
             raise InputError(
-                f"the network must return logits, but {why}, which leaves no density: give it "
-                "without that last layer"
+                f"the network must return logits, but {why}: remove the layer that makes "
+                "probabilities"
             )
     with inference(model):
         together = logits.detach()
@@ -125,13 +125,13 @@ def check_network(model: JEM, x: Tensor, *, density: bool = True) -> Tensor:
     allowed = 0.01 * (1 + together.abs().max())
     if (together - again).abs().max() > allowed / 100:
         raise InputError(
-            "the network is random in evaluation mode: asked twice, it gives other logits; let "
+            "in evaluation mode the network gave different logits for the same input twice: let "
             "its dropout follow the mode, `training=self.training`"
         )
     if (together - alone).abs().max() > allowed:
         raise InputError(
-            "logits of one row depend on the other rows of its batch, in evaluation mode: chains "
-            "would too; batch normalisation must keep running statistics"
+            "in evaluation mode the logits of one input depend on the other inputs of the batch: "
+            "batch normalisation must keep running statistics"
         )
     return together
 

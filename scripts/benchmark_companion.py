@@ -202,7 +202,7 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
         add(f"AUROC of log-density, {ood_set}", values, 4)
     figures = (
         ("own", "samples of the class asked for, by the model", 3),
-        ("agreement", "the same, by an independent classifier", 3),
+        ("agreement", "the same, by the reference classifier", 3),
         ("agreement_function", "the same, classifier without gradients", 3),
         ("iterations", "updates", 0), ("ms", "processor milliseconds an update", 1),
         ("cpu_seconds", "processor seconds", 0),

@@ -1,4 +1,4 @@
-"""Complete test images whose lower half is missing, and ask an independent classifier.
+"""Complete test images whose lower half is missing, and ask a reference classifier.
 
     python scripts/benchmark_completion.py --seeds 0 1 2
 

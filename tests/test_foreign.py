@@ -76,7 +76,7 @@ def test_a_network_gives_a_row_an_input():
     stacked = JEM(Net(logits=lambda f: torch.cat([f, f])))
     for model, x in ((other_size, torch.rand(5, 1, 10, 10)), (stacked, torch.rand(20, 2))):
         for use in (model.predict_proba, OODDetector(model, "log_density").fit):
-            with pytest.raises(InputError, match="must return a row of logits an input"):
+            with pytest.raises(InputError, match="must return one row of logits for each input"):
                 use(x)
 
 
@@ -136,11 +136,11 @@ def test_inputs_get_the_precision_of_the_weights():
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (Net(lambda h: F.dropout(h, 0.5, training=True)), "random in evaluation mode"),
+        (Net(lambda h: F.dropout(h, 0.5, training=True)), "different logits for the same input"),
         (Net(logits=lambda f: torch.log(f.softmax(1) + 1e-9)), "its density is constant"),
         (Net(logits=lambda f: f.softmax(1).clamp_min(1e-9).log()), "its density is constant"),
         (Net(logits=lambda f: f.log_softmax(1)), "its density is constant"),
-        (Net(logits=lambda f: f.softmax(1)), "ends in a softmax, which leaves"),
+        (Net(logits=lambda f: f.softmax(1)), "ends in a softmax: remove"),
     ],
 )
 def test_a_network_that_is_random_or_has_no_density_is_refused(network, message, use):

@@ -208,7 +208,7 @@ def test_a_factory_of_the_working_folder_is_called_with_shape_and_classes(own_mo
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("own_nets_for_test", "named 'module:factory'"),
+        ("own_nets_for_test", "named module:factory"),
         ("own_nets_for_test:none", "cannot find the network factory"),
         ("no_such_module:make", r"cannot find .*no_such_module\.py, or put it "),
         ("own_nets_for_test.py:make", "a module is named without .py"),
@@ -256,7 +256,7 @@ def test_the_layer_of_the_logits_may_be_named():
     x = normal(7, 4, dtype=torch.float32)
     changed = with_factored_head(network, "fc")
     torch.testing.assert_close(changed(x).softmax(dim=1), network(x).softmax(dim=1))
-    with pytest.raises(InputError, match="'body' gives, once and unchanged: name the layer"):
+    with pytest.raises(InputError, match="its layer 'body', called once: name the layer"):
         with_factored_head(network)(x)
 
 
@@ -271,8 +271,8 @@ def shared():
     [
         (nn.Sequential(nn.Conv2d(1, 3, 8), nn.Flatten()), None, "the network has none"),
         (Twice(), "head", r"name a linear layer \(fc, body\), got 'head'"),
-        (shared(), None, "used elsewhere too"),
-        (nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)), None, "unchanged: name the layer"),
+        (shared(), None, "shares its weights"),
+        (nn.Sequential(nn.Linear(3, 2), nn.Softmax(dim=1)), None, "name the layer that gives"),
     ],
 )
 def test_a_network_that_cannot_be_changed_says_why(network, layer, message):

@@ -92,11 +92,11 @@ class Run:
             return stream, scaling.for_bytes()
         if stream.from_images:
             raise InputError(
-                f"{self.path} keeps no scaling, so it takes no images: give an .npy file in the "
-                "network's own units"
+                f"{self.path} has no input scaling, so jem cannot convert image files: give an "
+                ".npy file in the network's own units"
             )
         if scaling is None:
-            note(f"{self.path} keeps no scaling: inputs must be in the network's own units")
+            note(f"{self.path} has no input scaling: inputs must be in the network's own units")
             layout: Layout = "table" if len(self.shape) == 1 else "channels_first"
             scaling = Scaling.of_range(self.shape, layout, -1.0, 1.0)
         return stream, scaling
@@ -185,14 +185,14 @@ def _note_if_unfinished(path: Path, total: int) -> None:
     if done < total and not (folder.metrics.exists() and read_metrics(folder.metrics, "end")):
         note(
             f"training was not finished ({done:,} of {total:,} updates): "
-            f"jem train --out {path} --resume goes on"
+            f"jem train --out {path} --resume continues"
         )
 
 
 def note_if_as_given(run: Run) -> None:
     """Say so if the run trained nothing: its samples are only as good as the network it got."""
     if why := run.config.values.get("as_given"):
-        note(f"{run.path} trained no density ({why}): its network is the one that it was given")
+        note(f"{run.path} did not train the density ({why}): its network is unchanged")
 
 
 def note(text: str) -> None:
@@ -243,8 +243,8 @@ def check_same_data(path: Path, config: RunConfig, splits: DataSplits) -> None:
     """
     if config.values.get("data_checksum") not in (None, checksum(splits)):
         raise InputError(
-            f"the data {splits.name} do not fit the run: they are not those that {path} was "
-            "trained on, and would be divided in another way; give the old ones, or train anew"
+            f"the data {splits.name} are not those that {path} was trained on, so the parts would "
+            "differ: give the original data, or train again"
         )
 
 
@@ -280,11 +280,11 @@ def check_out(out: Path, *read: Read, force: bool = True) -> Path:
     if not out.parent.is_dir():
         raise InputError(f"--out: there is no folder {out.parent}")
     if out.exists() and not out.is_file():  # replacing a device would leave a file in its place
-        kind = "a folder" if out.is_dir() else "no ordinary file"
+        kind = "a folder" if out.is_dir() else "not an ordinary file"
         raise InputError(f"--out must name a file to write, got {out}, which is {kind}")
     for source in (Path(name).expanduser() for name in read if name is not None):
         if out.exists() and source.exists() and out.samefile(source):
-            raise InputError(f"--out: {out} is read, and would be lost: choose another name")
+            raise InputError(f"--out: {out} is an input and would be overwritten: choose another")
     if out.exists() and not force:
         raise InputError(f"--out: {out} is there already: name another, or overwrite it (--force)")
     return out

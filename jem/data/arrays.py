@@ -139,7 +139,7 @@ def check_classes(names: Sequence[str]) -> None:
         InputError: If not.
     """
     if len(set(names)) < max(2, len(names)):
-        refuse("classes", "be at least two, each of its own name", ", ".join(names))
+        refuse("classes", "hold at least two different names, each once", ", ".join(names))
 
 
 def known_indices(labels: Sequence[str], classes: Sequence[str]) -> Indices:
@@ -222,7 +222,7 @@ def _labels(name: str, values: Data, length: int) -> Array:
     if y.dtype.kind == "f":
         if not np.array_equal(y, np.round(y)):
             got = f"numbers such as {y[y != np.round(y)][0]}"
-            refuse(name, "hold classes, strings or integers", got, "quantities are another task")
+            refuse(name, "hold classes, strings or integers", got, "jem predicts no quantities")
         y = y.astype(np.int64)
     if y.dtype.kind not in "iubU":
         refuse(name, "hold strings or integers", y.dtype)
@@ -259,7 +259,7 @@ def _fit_scaling(
         return Scaling.of_table(train, columns)
     low, high = float(train.min()), float(train.max())
     if low == high:
-        refuse("x", "hold images", f"{low:g} in every pixel of the training part")
+        refuse("x", "hold images that differ", f"{low:g} in every pixel of the training part")
     units = low, high
     for black, white, least in UNITS:
         slack = (white - black) / 4  # by which interpolation overshoots

@@ -152,8 +152,8 @@ class Pairs(Dataset[tuple[Tensor, int]]):
         sampler = getattr(data, "sampler", None)
         if not isinstance(sampler, RandomSampler | SequentialSampler | None):
             warnings.warn(
-                f"the sampler of the DataLoader, {type(sampler).__name__}, is left out: "
-                "every epoch sees each example once; `class_weight` gives classes weights",
+                f"the sampler of the DataLoader, {type(sampler).__name__}, is ignored: every "
+                "epoch uses each example once; set `class_weight` to weight classes",
                 stacklevel=4,
             )
         self.shape: tuple[int, ...] | None = None

@@ -151,7 +151,7 @@ class Column:
             row = int(wrong.argmax())
             expected = f"hold finite {self.kind}s{', none missing' if fill is None else ''}"
             got = f"{values.iloc[row]} in row {values.index[row]}"
-            refuse(f"column '{self.name}'", expected, got, "mend that row or leave it out")
+            refuse(f"column '{self.name}'", expected, got, "correct that row or remove it")
         x = np.where(missing, np.nan if fill is None else fill, x)
         return x[:, None] if self.fill is None else np.column_stack([x, missing])
 

@@ -81,7 +81,7 @@ def _read_arrays(
             y = _find_key(path, archive.files, LABEL_KEYS, "labels")
             return archive[x], archive[y], ()
     if path.suffix.lower() != ".csv":
-        refuse(str(path), "be an .npz file, a .csv file or a folder of images", "another file")
+        refuse(str(path), "be an .npz file, a .csv file or a folder of images", repr(path.suffix))
     return _read_csv(path, label_column)
 
 
@@ -102,10 +102,10 @@ def check_options(
     is_folder = isinstance(source, Path) and source.is_dir()
     is_table = isinstance(source, Path) and source.suffix.lower() == ".csv" and not is_folder
     if label_column is not None and not is_table:
-        refuse("label_column", "be left out but for a .csv file", f"'{label_column}' for {source}")
+        refuse("label_column", "be given only for a .csv file", f"'{label_column}' for {source}")
     for name, value in (("image_size", image_size), ("skip_damaged", skip_damaged)):
         if value and not is_folder:
-            refuse(name, "be left out but for a folder of images", f"{value} for {source}")
+            refuse(name, "be given only for a folder of images", f"{value} for {source}")
 
 
 def stream_inputs(
@@ -155,14 +155,14 @@ def stream_inputs(
     check_integer("batch_size", batch_size, 1)
     suffix = path.suffix.lower()
     if not path.exists():
-        refuse(str(path), "be a file or a folder", "nothing")
+        refuse(str(path), "be a file or a folder", "no such path")
     if path.is_dir() or is_image(path):
         batches, total, others = image_batches(
             path, shape, batch_size, resize=resize, skip_damaged=skip_damaged
         )
         return InputStream(batches, total, from_images=True, left_out=others)
     if suffix not in (".npy", ".npz", ".csv"):
-        refuse(str(path), "be an .npy, .npz or .csv file, an image or a folder", "another file")
+        refuse(str(path), "be an .npy, .npz or .csv file, an image or a folder", repr(suffix))
     if suffix == ".csv":
         return InputStream(_open_table(path, shape, batch_size, label_column, columns), None)
     x = open_array(path, INPUT_KEYS, "inputs")

@@ -115,7 +115,7 @@ def read_image(file: Path, shape: Sequence[int], *, resize: bool = False) -> Arr
     if channels == 3:
         return colours
     if (colours != colours[:, :, :1]).any():
-        refuse(str(file), "be grey as in training", "colours")
+        refuse(str(file), "be grey as in training", "a colour image")
     return colours[:, :, :1]
 
 
@@ -288,7 +288,7 @@ def load_folder(
     files, formats = zip(*usable(class_of, look, skip_damaged=skip_damaged), strict=True)
     lost = {*class_of.values()} - {class_of[file] for file in files}
     if lost:
-        refuse(f"{folder}/.../{min(lost)[1]}", "hold images", "damaged ones alone")
+        refuse(f"{folder}/.../{min(lost)[1]}", "hold images that can be read", "only damaged ones")
     (width, height), grey = _common_format(files, formats, image_size)
 
     classes = sorted({name for part, name in class_of.values() if part == "train"})

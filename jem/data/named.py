@@ -90,12 +90,12 @@ def load(
     known = isinstance(name, str) and name in NAMES
     check_options(str(name) if known else path, label_column, image_size, skip_damaged)
     if known and given:
-        refuse("name", "be a file or folder of yours, if parts of it are given", f"'{name}'")
+        refuse("name", "be a file or folder, since you gave parts of it", f"'{name}'")
     if isinstance(name, str) and known:
         if path.exists():
             warnings.warn(
-                f"{name} is taken for the data set of that name: give './{name}' for what lies "
-                "here under it",
+                f"{name} means the named data set: write './{name}' for the file or folder that "
+                "has this name",
                 stacklevel=2,
             )
         large = name in DOWNLOADED
@@ -112,7 +112,7 @@ def load(
         )
     if not path.exists():
         if not isinstance(name, str) or path.suffix or len(path.parts) > 1:
-            refuse(str(path), "be an .npz file, a .csv file or a folder of images", "nothing")
+            refuse(str(path), "be an .npz file, a .csv file or a folder of images", "no such path")
         close = difflib.get_close_matches(name.lower().replace("-", "_"), NAMES, 1, 0.5)
         remedy = f"did you mean {close[0]}?" if close else ""
         expected = f"be a file, a folder or one of {', '.join(NAMES)}"
@@ -170,7 +170,7 @@ def _read_official(name: str, folder: Path, download: bool, *, train: bool) -> A
             raise InputError(f"could not download {name} into {folder}: {error}") from error
         remedy = "give --download (download=True in Python) or another --data-root"
         refuse(
-            str(folder), f"hold the data set {name}", f"it missing or damaged ({error})", remedy
+            str(folder), f"hold the data set {name}", f"none or a damaged one ({error})", remedy
         )
 
 

@@ -207,7 +207,7 @@ def split_indices(
     each, needed = np.bincount(y), 1 + sum(size > 0 for size in counts[1:])
     if each.min() < needed:
         rarest = present[each.argmin()]
-        expected = f"hold at least {needed} examples of every class, one for each part"
+        expected = f"have at least {needed} examples of every class, one for each part"
         got = f"{each.min()} of class '{rarest if classes is None else classes[rarest]}'"
         refuse("y", expected, got, "add examples or leave the class out")
     for name, size in zip(PART_NAMES, counts, strict=True):

@@ -52,7 +52,7 @@ class TableFile:
         stated = re.fullmatch(r'\ufeff?"?sep=(.)"?\s*', lines[0] if lines else "")
         lines = lines[1:] if stated else lines
         if not lines:
-            refuse(str(path), "have a header and rows", "blank lines alone")
+            refuse(str(path), "have a header and rows", "only blank lines")
         separator = stated[1] if stated else _separator(lines)
         options = {
             "sep": separator,

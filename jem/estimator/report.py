@@ -91,8 +91,8 @@ def subject_of(
             classifier._data_hash, classifier._division
         ):  # fmt: skip
             raise InputError(
-                "`control` must be fitted on the same data, with the same `random_state` and the "
-                f"same shares held out, {classifier._division}, got {control._division}"
+                "`control` must be fitted on the same data, divided in the same way: "
+                f"{classifier._division}, got {control._division}"
             )
     splits = classifier._divide(train, indices)
     if not len(splits.calibration):

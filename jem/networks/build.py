@@ -51,8 +51,8 @@ def make_network(
     """
     if head == "companion":
         if given is None or (isinstance(given, str) and given.partition(":")[0] in NETWORKS):
-            wanted = "be a classifier that you have trained, for a companion"
-            refuse("network", wanted, repr(given), "name a function of yours, module:factory")
+            wanted = "be a classifier that you have trained, since the head is a companion"
+            refuse("network", wanted, repr(given), "name your function, module:factory")
         if isinstance(given, Companion):
             return copied(given)
         classifier = make_network(given, shape, num_classes, "joint", seed)
@@ -171,7 +171,7 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
     """
     module_name, _, factory_name = reference.partition(":")
     if not module_name or not factory_name:
-        raise InputError(f"a network of your own is named 'module:factory', but got {reference!r}")
+        refuse("network", "be named module:factory, if it is your own", repr(reference))
     folder = str(Path.cwd())
     sys.path.append(folder)  # last, and for the moment: its files may have any name
     try:

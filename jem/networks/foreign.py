@@ -110,8 +110,8 @@ def logits_of(network: nn.Module, x: Tensor) -> Tensor:
         )
     if logits.shape[0] != x.shape[0]:  # `len` would fix the batch of an exported graph
         raise InputError(
-            f"the network must return a row of logits an input, but returned {len(logits)} rows "
-            f"of {len(x)} inputs{mode}: a `view` or `cat` in it moves numbers between rows"
+            f"the network must return one row of logits for each input, got {len(logits)} rows "
+            f"for {len(x)} inputs{mode}: a `view` or `cat` in it moves numbers between rows"
         )
     # Half precision near 32 is spaced a quarter of a nat: too coarse for an energy.
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits

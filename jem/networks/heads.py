@@ -87,8 +87,8 @@ class Factored(nn.Module):
             hook.remove()
         if len(given) != 1 or not isinstance(out, Tensor) or not given[0].equal(out):
             raise InputError(
-                f"the network does not return what its layer {self.layer!r} gives, once and "
-                "unchanged: name the layer that gives the logits, factored(network, layer=...)"
+                f"the output of the network is not that of its layer {self.layer!r}, called once: "
+                "name the layer that gives the logits, factored(network, layer=...)"
             )
         self._checked = True
 
@@ -123,7 +123,7 @@ def factored(network: nn.Module, layer: str | None = None) -> Factored:
     old = linear[layer]
     owners = [p is old.weight for _, p in network.named_parameters(remove_duplicate=False)]
     if sum(owners) != 1:
-        raise InputError(f"the weights of {layer!r} are used elsewhere too, and cannot grow")
+        raise InputError(f"{layer!r} shares its weights with another layer: use jem.companion")
     new = nn.Linear(old.in_features, old.out_features + 1).to(old.weight)
     with torch.no_grad():
         new.weight[:-1] = old.weight

@@ -61,10 +61,9 @@ QUESTIONS = (
         "Does it draw good samples of the class asked for?",
         f"Yes if the reference classifier gives at least {GOOD_AGREEMENT:.0%} of fresh samples "
         f"the class asked for, and they vary at least {GOOD_DIVERSITY:g} times as much within a "
-        "class as real inputs, both with their whole 95 % intervals. Partly if only one of the "
-        f"two holds, or if the Frechet distance is above {FAR_FRECHET:g} times the number of "
-        "features. The reference classifier is called weak if its accuracy on real inputs is "
-        f"below {WEAK_JUDGE:.0%}",
+        "class as real inputs, both with their whole 95 % intervals. Partly if one of the two "
+        f"fails, or if the Frechet distance is over {FAR_FRECHET:g} times the number of features. "
+        f"That classifier is called weak if its accuracy on real inputs is below {WEAK_JUDGE:.0%}",
     ),
     (
         "Was training stable?",
@@ -90,10 +89,10 @@ QUESTIONS = (
 """Each question with the rule that decides its answer."""
 
 ADVICE = {
-    "lag": "more steps in each update (--num-steps) or a smaller --learning-rate",
-    "landscape": "a smaller --generative-weight or a larger --energy-l2",
-    "overshoot": "a larger --noise-std or a smaller --step-size",
-    "settled": "draw samples with the run's own number of steps",
+    "lag": ". What to do: more steps in each update (--num-steps) or a smaller --learning-rate",
+    "landscape": ". What to do: a smaller --generative-weight or a larger --energy-l2",
+    "overshoot": ". What to do: a larger --noise-std or a smaller --step-size",
+    "settled": ". What to do: draw samples with the run's own number of steps",
 }
 """What to do about chains, by what was found of them."""
 
@@ -229,9 +228,7 @@ def _stable(report: Report) -> tuple[Answer, str]:
     found: str = chains.verdict
     if found == "overshoot" and abs(chains.gap_start.value) <= chains.tolerance:
         found = "settled"  # level when training ended: far below temperature 1 steps go downhill
-    because += f"; {MEANINGS[chains.verdict]}"
-    if found in ADVICE:
-        because += f". What to do: {ADVICE[found]}"
+    because += f"; {MEANINGS[chains.verdict]}{ADVICE.get(found, '')}"
     return PARTS[(recoveries == 0) + (found in ("level", "settled"))], because
 
 

@@ -56,7 +56,7 @@ def deserialise(content: bytes | Path, kind: str = "checkpoint") -> dict[str, An
         reason = reason.splitlines()[0][:200]
         raise RunFolderError(f"cannot read {source}: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise RunFolderError(f"{source} is no {kind} of format {FORMAT}")
+        raise RunFolderError(f"{source} is not a {kind} of format {FORMAT}")
     return state
 
 
@@ -174,7 +174,7 @@ class Checkpoints:
                 continue
             if problems:
                 warnings.warn(
-                    f"{'; '.join(problems)}; going on from iteration {iteration} instead",
+                    f"{'; '.join(problems)}; continuing from update {iteration} instead",
                     stacklevel=2,
                 )
             return iteration, state

@@ -50,7 +50,7 @@ class RunFolder:
         Where the file system has no locks, a warning says that nothing holds it.
 
         Args:
-            resume: Whether a run in it is to be gone on with, or must not be there.
+            resume: Whether a run in it is to be continued, or must not be there.
 
         Raises:
             RunFolderError: If it holds a run although it must not, holds none although it should,
@@ -59,7 +59,7 @@ class RunFolder:
         """
         if self.holds_run() and not resume:
             raise RunFolderError(
-                f"{self.path} already holds a run; choose another folder, or go on with it: "
+                f"{self.path} already holds a run; choose another folder, or continue it: "
                 "--resume, or fit(..., resume=True)"
             )
         if resume and not self.holds_run():
@@ -67,8 +67,8 @@ class RunFolder:
         others = [name for name in WRITTEN if (self.path / name).exists()]
         if others and not resume:
             raise RunFolderError(
-                f"{self.path} holds {', '.join(others)}, which no run there wrote and this one "
-                "would write over: choose another folder"
+                f"{self.path} holds files that are not from a run and would be overwritten "
+                f"({', '.join(others)}): choose another folder"
             )
         lock = filelock.FileLock(self.path / ".lock")
         try:
@@ -84,7 +84,7 @@ class RunFolder:
                     f"cannot write to the run folder {self.path}: {error.strerror or error}"
                 ) from error
             warnings.warn(
-                f"the file system of {self.path} has no locks: let no other process train there",
+                f"the file system of {self.path} has no locks: let only one process train there",
                 stacklevel=3,
             )
         try:

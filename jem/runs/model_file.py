@@ -120,7 +120,7 @@ def read_model(path: str | Path) -> dict[str, Any]:
         path = folder.model
     state = deserialise(path, "model file")
     if "weights" not in state:
-        raise RunFolderError(f"{path} is no model file: `jem.save` writes one")
+        raise RunFolderError(f"{path} is not a model file: `jem.save` writes one")
     return state
 
 

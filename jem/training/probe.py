@@ -137,8 +137,8 @@ def _check_beside_chains(model: JEM, x: Tensor) -> None:
         data.append(joint_forward(model, batch, chains)[0])
     if (data[0] - data[1]).abs().max() > 0.01 * (1 + data[0].abs().max()):
         raise InputError(
-            "logits of data depend on the chains beside them, in training mode: use torch's own "
-            "batch normalisation, or set `freeze_norm_and_dropout`"
+            "in training mode the logits of the data depend on the chains in the same batch: use "
+            "torch's own batch normalisation, or set `freeze_norm_and_dropout`"
         )
 
 

@@ -187,7 +187,7 @@ def one_for_all(ranks: Processes) -> Iterator[None]:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise RunFolderError(
-            f"another process of this job of {ranks.count} ended, so this one cannot go on; "
+            f"another process of this job of {ranks.count} ended, so this one stopped; "
             "start the job again with --resume, or let torchrun do it (--max-restarts)"
         ) from error
 

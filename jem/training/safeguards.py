@@ -124,10 +124,10 @@ def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch
     lost = right <= chance + error and right_trained - right > (1 - chance) / 2 + error
     if lost or (recipe.generative and not apart <= allowed):
         raise TrainingDivergedError(
-            f"in evaluation mode the network has not learned what it has in training mode: on the "
-            f"same training examples accuracy {right:.3f} against {right_trained:.3f}, energies "
-            f"{apart:.1f} nats apart; mend what looks at the mode (`self.training`, slow running "
-            "statistics), use group normalisation, or train longer"
+            "the network works only in training mode: on the same training examples accuracy "
+            f"{right:.3f} in evaluation mode against {right_trained:.3f} in training mode, mean "
+            f"energies {apart:.1f} nats apart; check code that depends on the mode "
+            "(`self.training`, slow running statistics), use group normalisation, or train longer"
         )
 
 

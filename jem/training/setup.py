@@ -122,7 +122,7 @@ def build(
     """
     if recipe.head == "companion" and model.marginal is model:
         raise InputError(
-            "the recipe trains the density beside a classifier that stays as it is: give it "
+            "the head 'companion' of the recipe needs a companion: give it "
             "jem.JEM(jem.companion(network, input_shape=..., num_classes=...))"
         )
     x, labels = examples_of(train)

@@ -175,8 +175,7 @@ class Trainer:
         progress, why = self.state.progress, self.state.why_as_given
         if progress.iteration and why and self.ranks.first:
             warnings.warn(
-                f"{why}: the model is as it was given; train longer or with a smaller "
-                "--generative-weight",
+                f"{why}, so the model is unchanged; train longer, or lower --generative-weight",
                 stacklevel=2,
             )
         done = progress.seconds, progress.iteration, progress.recoveries

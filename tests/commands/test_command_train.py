@@ -187,7 +187,7 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(
     assert not any(row["used_in_training"] for row in figures["ood"]["sets"])
     assert "--control" not in (folder / "report.html").read_text()
     assert run("sample", folder, "--count", 1, "--out", tmp_path / "s.png", "--quiet") == 0
-    assert "trained no density" in capsys.readouterr().err
+    assert "did not train the density" in capsys.readouterr().err
 
 
 def test_a_network_whose_classes_are_in_another_order_is_doubted(
@@ -229,7 +229,7 @@ def test_a_network_that_no_epoch_kept_accurate_is_as_given(run, tmp_path, monkey
         )
     words = [*QUICK, "--data", "iris", "--accuracy-margin", "0.1"]
     folder = tmp_path / "run"
-    with pytest.warns(UserWarning, match="the model is as it was given"):
+    with pytest.warns(UserWarning, match="the model is unchanged"):
         assert run("train", "--out", folder, *words) == 0
     assert "samples.png" not in capsys.readouterr().out
     assert "accuracy margin of 0.1" in config_of(folder)["as_given"]

@@ -150,10 +150,10 @@ def with_value(x, place, value=np.nan):
     ("x", "y", "options", "message"),
     [
         (ROWS, LABELS[:50], {}, r"`y` .*\(60,\), got \(50,\)"),
-        (ROWS, LABELS * 0, {}, "`classes` must be at least two"),
+        (ROWS, LABELS * 0, {}, "`classes` must hold at least two"),
         (ROWS, np.eye(3)[LABELS], {}, r"`y` .*y.argmax\(1\)"),
         (ROWS, ["a", "b", math.nan] * 20, {}, "`y` .*none in row 2"),
-        (ROWS, LABELS + 0.5, {}, "another task"),
+        (ROWS, LABELS + 0.5, {}, "no quantities"),
         (ROWS, np.array([math.inf, *"ab" * 29, "a"], object), {}, "none in row 0"),
         (ROWS, np.array([b"\xff", b"a"] * 30), {}, "`y` .*UTF-8"),
         (ROWS, pd.array(["a", pd.NA] * 30), {}, "`y` .*none in row 1"),
@@ -165,7 +165,7 @@ def with_value(x, place, value=np.nan):
         (np.ones((60, 5, 5)), LABELS, {}, "`x` .*got 1 in every pixel"),
         (ROWS, LABELS, {"test": (ROWS[:2], [0, 9])}, "among the training classes .*'9'"),
         (ROWS, LABELS, {"classes": ["a", "b"]}, r"`y` must lie in 0\.\.1, got 0\.\.2"),
-        (ROWS, LABELS, {"classes": ["crane", "crane", "dog"]}, "own name, got crane, crane"),
+        (ROWS, LABELS, {"classes": ["crane", "crane", "dog"]}, "once, got crane, crane"),
         (
             ROWS,
             LABELS,

@@ -183,7 +183,7 @@ def test_a_loader_keeps_its_collate_function_and_drops_its_sampler():
     loader = DataLoader(DataPart(X, Y), collate_fn=collate)
     assert torch.equal(as_part(loader)[3][0], X[3] / 2)
     sampler = WeightedRandomSampler(torch.ones(23), 23)
-    with pytest.warns(UserWarning, match="WeightedRandomSampler, is left out: .* `class_weight`"):
+    with pytest.warns(UserWarning, match="WeightedRandomSampler, is ignored: .* `class_weight`"):
         as_part(DataLoader(OnDisk(), sampler=sampler))
 
 

@@ -80,7 +80,7 @@ def test_an_option_of_another_kind_of_source_is_refused(tmp_path):
         (tmp_path / "a.npz", "label_column", "kind"), ("digits", "image_size", 16),
         (table, "skip_damaged", True),
     ):  # fmt: skip
-        with pytest.raises(InputError, match=f"`{name}` must be left out"):
+        with pytest.raises(InputError, match=f"`{name}` must be given only"):
             load(source, **{name: value})
 
 
@@ -271,7 +271,7 @@ def test_damaged_arrays_are_named_and_closed(tmp_path):
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):
-    assert "gone.npy` must be a file or a folder, got nothing" in refused(
+    assert "gone.npy` must be a file or a folder, got no such path" in refused(
         tmp_path / "gone.npy", (3,)
     )
     (tmp_path / "a.txt").write_text("1 2")

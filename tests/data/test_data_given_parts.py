@@ -51,7 +51,7 @@ def test_parts_of_another_kind_are_refused(here):
     ):
         with pytest.raises(InputError, match=message):
             load(here / "train.csv", **changes)
-    with pytest.raises(InputError, match="`name` must be a file or folder of yours"):
+    with pytest.raises(InputError, match="`name` must be a file or folder"):
         load("digits", test=here / "t.npz")
 
 

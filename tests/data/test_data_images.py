@@ -262,7 +262,7 @@ def test_damaged_images_are_left_out_when_asked_for(tmp_path, memory_limit):
 def test_what_leaving_damaged_images_out_cannot_mend(tmp_path):
     folder = write_folder(tmp_path / "pets")
     damage(*(folder / "dog").iterdir())
-    with pytest.raises(InputError, match=r"dog` must hold images, got damaged ones alone"):
+    with pytest.raises(InputError, match=r"dog` must hold images that can be read"):
         load(folder, skip_damaged=True)
     damage(*(folder / "cat").iterdir())
     for use in (load, read):

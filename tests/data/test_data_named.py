@@ -106,7 +106,7 @@ def test_a_path_is_no_name_and_a_name_no_path(tmp_path, monkeypatch):
     for folder in (Path("digits"), "./digits"):
         with pytest.raises(InputError, match="`digits` must hold a subfolder of images"):
             load(folder)
-    with pytest.warns(UserWarning, match=r"^digits is taken for .* give '\./digits'") as seen:
+    with pytest.warns(UserWarning, match=r"^digits means .* write '\./digits'") as seen:
         assert load("digits").input_shape == (1, 8, 8)
     assert seen[0].filename == __file__
 
@@ -115,7 +115,7 @@ def test_a_path_is_no_name_and_a_name_no_path(tmp_path, monkeypatch):
     ("name", "message"),
     [
         ("digit", r"digits, fashion_mnist.*got 'digit': did you mean digits\?"),
-        ("nowhere/at.npz", r"`nowhere/at\.npz` must .*, got nothing"),
+        ("nowhere/at.npz", r"`nowhere/at\.npz` must .*, got no such path"),
     ],
 )
 def test_unknown_names_get_help(name, message):

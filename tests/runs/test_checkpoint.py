@@ -78,7 +78,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not_run(tmp_path, make):
 def test_another_format_is_refused(content):
     file = io.BytesIO()
     torch.save(content, file)
-    with pytest.raises(RunFolderError, match="checkpoint is no checkpoint of format 1"):
+    with pytest.raises(RunFolderError, match="is not a checkpoint of format 1"):
         deserialise(file.getvalue())
 
 
@@ -129,7 +129,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(checkpoints, how):
     checkpoints.save(1, state(1.0))
     checkpoints.save(2, state(2.0))
     damage(checkpoints.path(2), how)
-    with pytest.warns(UserWarning, match=r"00000002.pt: .*going on from iteration 1 instead"):
+    with pytest.warns(UserWarning, match=r"00000002.pt: .*continuing from update 1 instead"):
         iteration, loaded = checkpoints.load_latest()
     assert iteration == 1
     assert same(loaded, {"format": 1, **state(1.0)})

@@ -37,7 +37,7 @@ def test_files_of_others_are_not_written_over(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("of another tool")
     (tmp_path / "notes.txt").write_text("in nobody's way")
     folder = RunFolder(tmp_path)
-    with pytest.raises(RunFolderError, match=r"holds metrics\.jsonl, which no run there wrote"):
+    with pytest.raises(RunFolderError, match=r"would be overwritten \(metrics\.jsonl\)"):
         folder.claimed(resume=False).__enter__()
     assert (tmp_path / "metrics.jsonl").read_text() == "of another tool"
     (tmp_path / "metrics.jsonl").unlink()

@@ -184,7 +184,7 @@ def test_a_run_gives_its_averaged_weights_of_the_newest_whole_checkpoint(model, 
     checkpoint(model, tmp_path, iteration=2)
     assert_same_model(jem.load(tmp_path), model)
     (tmp_path / "checkpoints" / "00000002.pt").write_bytes(b"junk")
-    with pytest.warns(UserWarning, match="going on from iteration 1"):
+    with pytest.warns(UserWarning, match="continuing from update 1"):
         jem.load(tmp_path)
 
 

@@ -127,7 +127,7 @@ def test_the_model_as_given_is_returned_if_no_epoch_was_within_the_margin(tmp_pa
         "no epoch stayed within the accuracy margin of 0.02 (before 0.9, best 0.3 in epoch 2, "
         "which a margin of 0.6 would have kept)"
     )
-    with pytest.warns(UserWarning, match=re.escape(f"{why}: the model is as it was given; train")):
+    with pytest.warns(UserWarning, match=re.escape(f"{why}, so the model is unchanged; train")):
         result = trainer.fit(blobs(), blobs(seed=1))
     assert result.as_given == why
     assert_same_bits(weights(result.refused), trainer.averages[1])
@@ -136,7 +136,7 @@ def test_the_model_as_given_is_returned_if_no_epoch_was_within_the_margin(tmp_pa
     assert_same_bits(given, weights(model))
     assert_same_bits(given, weights(jem.load(run)))
     again = Trainer(model_of(), MARGIN, run_dir=run, device="cpu")
-    with pytest.warns(UserWarning, match="as it was given"):
+    with pytest.warns(UserWarning, match="the model is unchanged"):
         result = again.fit(blobs(), blobs(seed=1), resume=True)
     assert result.as_given == why
 

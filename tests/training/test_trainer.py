@@ -391,7 +391,7 @@ def test_rows_that_interact_are_refused(channels, train):
     if channels is not None:
         x = x[:, :, None].expand(-1, -1, channels).contiguous() + torch.arange(channels) / 10
         network = torch.nn.Sequential(norm, torch.nn.Flatten(), torch.nn.Linear(2 * channels, 2))
-        message = "depend on the other rows"
+        message = "depend on the other inputs"
     with pytest.raises(InputError, match=message):
         Trainer(JEM(network), SMALL, device="cpu").fit((x, y))
 

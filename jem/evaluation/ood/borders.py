@@ -51,8 +51,8 @@ def doubt_ties(scores: Tensor, slack: Tensor) -> None:
     tied = int(((scores - scores.median()).abs() <= slack).sum())
     if tied > max(1, len(scores) / 2):
         warnings.warn(
-            f"{tied} of {len(scores)} calibration scores are the same: the score does not tell "
-            "these inputs apart, and may flag all others or none",
+            f"{tied} of {len(scores)} calibration scores are equal, so the score cannot rank "
+            "these inputs; it may reject all other inputs or none",
             stacklevel=4,
         )
 

@@ -286,8 +286,8 @@ class OODDetector:
             return function(values, **self.options)
         if self._fit is None:
             raise InputError(
-                f"the score {self.score_name!r} compares with other data: pass reference=(x, y), "
-                f"of the {SCORES[self.score_name].fitted_on} part"
+                f"the score {self.score_name!r} needs reference data: pass reference=(x, y), the "
+                f"{SCORES[self.score_name].fitted_on} part"
             )
         return function(values, self._fit, **self.options)
 

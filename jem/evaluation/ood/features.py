@@ -80,7 +80,7 @@ def _before_last_linear(model: JEM, x: Tensor) -> Tensor:
     finally:
         hook.remove()
     if not seen or len(seen[0]) != len(x):
-        refuse("network", "put a row for each input through its last linear layer", "another way")
+        refuse("network", "pass one row for each input to its last linear layer", "other rows")
     return seen[0]
 
 

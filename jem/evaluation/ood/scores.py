@@ -193,7 +193,7 @@ def odin(model: JEM, x: Tensor, *, temperature: float = 1000.0, noise: float = 0
         x = on_model(model, x).requires_grad_()
         at_x = log_p(x)
         if not at_x.requires_grad:
-            refuse("score", "be another than 'odin' for a network without gradients", "'odin'")
+            refuse("network", "give gradients of its inputs for the score 'odin'", "none")
         (gradient,) = torch.autograd.grad(at_x.sum(), x)
     return temperature * log_p(x.detach() + noise * gradient.sign())
 

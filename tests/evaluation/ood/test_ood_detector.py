@@ -87,7 +87,7 @@ def test_infinite_scores_are_ordered_like_numbers():
 
 
 def test_scores_that_are_mostly_the_same_are_doubted():
-    with pytest.warns(UserWarning, match="17 of 30 calibration scores are the same"):
+    with pytest.warns(UserWarning, match="17 of 30 calibration scores are equal"):
         detector_on([1.0] * 17 + list(range(2, 15)))
     detector_on([1.0] * 13 + list(range(2, 19)))
 
@@ -187,7 +187,7 @@ def test_misuse_is_refused():
 
 def test_the_combined_score_says_what_it_lacks():
     model, x = JEM(FirstColumn()), torch.randn(38, 1)
-    with pytest.raises(InputError, match=r"pass reference=\(x, y\), of the validation part"):
+    with pytest.raises(InputError, match=r"pass reference=\(x, y\), the validation part"):
         OODDetector(model).score(x)
     with pytest.raises(InputError, match=r"at least 38 inputs .* half as many will do"):
         OODDetector(model).fit(x[:37])
