@@ -20,40 +20,40 @@ from jem.serving.scorer import Prediction, Scorer, fit_scorer, scorer_from_state
 
 @dataclass
 class ScoreFlags:
-    """Classify and score inputs, however many: a row of a .csv file for each.
+    """Classify inputs and reject those unlike the training data; writes a .csv file.
 
-    Columns: input (its number from 0, or its file), class, probability of that class, the same
-    calibrated, log_density (unnormalised, nats), score (that decides), p_value (small = foreign),
-    ood (the verdict) and reason (unlike the data, between classes, or both); for rows of a table
-    also foreign_columns: what makes a rejected row foreign, the worst first.
+    It has a row for each input, with the columns input (number from 0, or file), class,
+    probability, calibrated_probability, log_density (unnormalised, nats), score (the one that
+    decides, unless that is log_density), p_value (small: unlike the data), ood (the verdict) and
+    reason (unlike the data, between classes, or both). Tables also get foreign_columns: the
+    columns that make a rejected row unlike the data, the worst first.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a model file such as RUN/model.pt."""
     inputs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUTS")]
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
-    folder of images, whose bytes 0 to 255 stand for the range of the training data."""
+    folder of images, whose values 0 to 255 are converted to the units of training."""
     out: Path = Path("scores.csv")
-    """The .csv file to write, whole or not at all."""
+    """The .csv file to write. A command that fails writes none."""
     force: bool = False
     """Overwrite that file if it is there."""
     score: str | None = None
-    """The score that decides, such as combined, log_density or knn; that of the run if left out.
-    The column `score` is added for any but log_density."""
+    """The score that decides, such as combined, log_density or knn. Default: that of the run."""
     acceptance_rate: float | None = None
-    """Share of in-distribution inputs to accept; that of the run (0.95) if left out."""
+    """Share of inputs like the training data to accept. Default: that of the run (0.95)."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     data: str | None = None
-    """Where the data of the run are now, if a detector has to be fitted and they were moved."""
+    """Where the training data are now; only if the score has to be fitted and they were moved."""
     data_root: str | None = None
-    """Folder of downloaded data sets, for the same."""
+    """Folder of downloaded data sets."""
     label_column: str | None = None
     """Column of a .csv file to leave out."""
     skip_damaged: bool = False
     """Leave out images of a folder that cannot be read, and say how many."""
     batch_size: int = 256
-    """Inputs at a time."""
+    """Inputs in each batch."""
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     quiet: bool = False
@@ -105,7 +105,7 @@ def score(argv: list[str]) -> int:
 
 
 def _scorer(args: ScoreFlags, run: Run) -> Scorer:
-    """What the run has saved, where it is what was asked for; otherwise fitted anew."""
+    """What the run has saved, where it is what was asked for; otherwise fitted again."""
     reason = f"{run.path} holds no detector"
     if run.content["detector"] is not None:
         saved = scorer_from_state(run.content, run.model, run.path)

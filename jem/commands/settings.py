@@ -28,12 +28,12 @@ class RunConfig:
     """What a run trains, on what and how.
 
     Attributes:
-        data: A named data set, a file or a folder; None where a run was begun in Python.
+        data: A named data set, a file or a folder; None where a run was started in Python.
         data_root: Folder of downloaded data sets.
         validation: File or folder of the validation part, where it is apart.
         test: The same of the test part.
         label_column: Column of labels of a .csv file.
-        image_size: Pixels a side that a folder's images are brought to.
+        image_size: Pixels a side that a folder's images are scaled to.
         skip_damaged: Leave out images that cannot be read.
         seed: The one seed of everything random.
         network: A network by name or `module:factory`; None for the one that suits the data.
@@ -160,28 +160,27 @@ class DataFlags:
     """How data are found and read."""
 
     data_root: str | None = None
-    """Folder of downloaded data sets; the environment variable JEM_DATA if left out."""
+    """Folder of downloaded data sets. Default: the environment variable JEM_DATA."""
     download: bool = False
     """Download a named data set that is missing."""
     label_column: str | None = None
-    """Column of a .csv file that holds the labels; if left out: label, class, target or y."""
+    """Column of a .csv file that holds the labels. Default: label, class, target or y."""
     image_size: int | None = None
-    """Pixels a side that a folder's images are brought to: scaled, and the middle cut out; needed
-    where they are of several sizes."""
+    """Scale images to this many pixels a side and keep the middle. Needed if they have several
+    sizes."""
     skip_damaged: bool = False
     """Leave out images of a folder that cannot be read, and say how many."""
     validation: str | None = None
-    """File or folder of the validation part, where you have divided the data yourself."""
+    """File or folder of the validation part, if you have divided the data yourself."""
     test: str | None = None
     """The same for the test part."""
 
 
 @dataclass
 class TrainFlags:
-    """Train a classifier that also scores, rejects and draws inputs.
+    """Train a classifier that also rejects and draws inputs.
 
-    The recipe gives every setting; a configuration file changes some of them; flags change any of
-    them.
+    Settings come from the recipe, then from --config, then from flags; the later one wins.
     """
 
     data: str = "digits"
@@ -189,13 +188,13 @@ class TrainFlags:
     recipe: str = "fast"
     """A named recipe (see `jem recipes`)."""
     out: Path | None = None
-    """Run folder; the first free of runs/NAME, runs/NAME-2, ... if left out."""
+    """Run folder. Default: the first free of runs/NAME, runs/NAME-2, ..."""
     epochs: int | None = None
     network: str | None = None
-    """A network by name and sizes, such as wide_resnet:depth=16,width=4; or one of your own,
-    module:factory, found in the current folder or where Python looks, and called with
-    (shape, num_classes). It takes images (B, C, H, W) in [-1, 1], and rows of tables (B, D)
-    standardised. The one that suits the data if left out."""
+    """Default: one that suits the data. A network by name and sizes, such as
+    wide_resnet:depth=16,width=4; or your own, module:factory, found in the current folder or where
+    Python looks, and called with (shape, num_classes). It gets images (B, C, H, W) in [-1, 1], or
+    standardised rows of tables (B, D)."""
     control: bool = False
     """Also train a plain classifier on the same data, into OUT/control, to compare with."""
     seed: int = 0
@@ -203,16 +202,16 @@ class TrainFlags:
     device: str = "auto"
     """cpu, cuda, mps, or auto."""
     resume: bool = False
-    """Go on with the run in the folder, with the settings that it was started with."""
+    """Continue the run in --out, with the settings that it was started with."""
     config: Path | None = None
     """JSON file of settings, such as the config.json of another run."""
     classes_from: Path | None = None
-    """Text file with the names of the classes, one a line, in the order of the outputs of your own
-    network; as text sorts them if left out, as torchvision's ImageFolder does."""
+    """Text file with the names of the classes, one a line, in the order of your network's
+    outputs. Default: sorted as text, as in torchvision's ImageFolder."""
     dry_run: bool = False
     """Show the resolved configuration, the network, the device and a cost estimate, and stop."""
     report: bool = True
-    """Measure the run when it has ended: report.html and report.json."""
+    """Write report.html and report.json when training has ended."""
     quiet: bool = False
     """Show no progress."""
     files: DataFlags = field(default_factory=DataFlags)

@@ -125,14 +125,14 @@ def _as_started(out: Path, asked: RunConfig, changed: dict[str, Any]) -> RunConf
     started = run_config(out)
     if started.data is None:
         raise InputError(
-            f"{out} does not say what data it was trained on: it was begun in Python, and goes on "
-            f"there, with Trainer(..., run_dir={str(out)!r}).fit(..., resume=True)"
+            f"{out} does not say what data it was trained on: it was started in Python; continue "
+            f"it there, with Trainer(..., run_dir={str(out)!r}).fit(..., resume=True)"
         )
     kept = started.settings()
     if other := [name for name, value in changed.items() if kept[name] != value]:
         raise InputError(
-            f"--resume goes on with the settings that {out} was begun with; these differ: "
-            f"{', '.join(other)}; leave them out, or begin another run with --out"
+            f"--resume continues with the settings that {out} was started with; these differ: "
+            f"{', '.join(other)}; leave them out, or start another run with --out"
         )
     return replace(started, data_root=asked.data_root or started.data_root)
 
@@ -142,8 +142,8 @@ def _refuse_among_data(data: str, out: Path) -> None:
     folder, place = Path(data).expanduser().resolve(), out.resolve()
     if data not in ("", *NAMES) and folder.is_dir() and folder in (place, *place.parents):
         raise InputError(
-            f"the run folder {out} would lie in the folder of the data {data}, and be one of "
-            "their classes: choose another with --out"
+            f"the run folder {out} is inside the data folder {data}, and would be read as a "
+            "class: choose another with --out"
         )
 
 
@@ -232,7 +232,7 @@ def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path
     model = _make_model(config, splits)
     trainer = Trainer(model, config.recipe, seed=config.seed, device=flags.device)
     if not flags.quiet:
-        note("fitting where chains begin, and timing a few updates")
+        note("preparing the run, and timing a few updates")
     seconds = seconds_per_update(trainer, splits.train)
     resolved = config.metadata() | {"seed": config.seed, "recipe": asdict(config.recipe)}
     print(json.dumps(resolved, indent=2))
@@ -242,6 +242,6 @@ def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path
     total = trainer.total_iterations
     print(f"parameters: {count:,}\ndevice:     {trainer.device}\nrun folder: {out} (not made)")
     print(
-        f"cost:       {trainer.num_epochs} epochs, {total:,} iterations, "
-        f"{1000 * seconds:.1f} ms each here: about {total * seconds:.0f} s"
+        f"cost:       {trainer.num_epochs} epochs, {total:,} updates, "
+        f"{1000 * seconds:.1f} ms each on this machine: about {total * seconds:.0f} s"
     )

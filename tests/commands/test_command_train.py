@@ -117,7 +117,7 @@ def test_the_configuration_of_a_run_makes_the_same_run_again(run, quick_run, tmp
 def test_a_dry_run_shows_the_cost_and_writes_nothing(run, tmp_path, capsys):
     assert run("train", "--dry-run", "--out", tmp_path / "x", "--epochs", 2) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"cost: +2 epochs, 38 iterations, [\d.]+ ms each here: about \d+ s", shown)
+    assert re.search(r"cost: +2 epochs, 38 updates, [\d.]+ ms each .*: about \d+ s", shown)
     assert not (tmp_path / "x").exists()
 
 
@@ -317,7 +317,7 @@ def test_a_run_folder_must_be_free_writable_and_no_class_of_its_data(
     assert "holds no run" in refused("train", "--out", tmp_path / "none", "--resume")
     monkeypatch.chdir(pictures(tmp_path / "pets"))
     for words in (["--data", "."], ["--data", tmp_path / "pets", "--out", "."]):
-        assert "folder of the data" in refused("train", *words, *QUICK)
+        assert "inside the data folder" in refused("train", *words, *QUICK)
     assert sorted(path.name for path in Path().iterdir()) == ["a", "b"]
 
 
