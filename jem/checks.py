@@ -159,7 +159,7 @@ def check_labels(name: str, labels: Tensor, num_rows: int, num_classes: int | No
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         refuse(name, "be a tensor of class indices", kind)
     if labels.shape != (num_rows,):
-        refuse(name, f"have shape ({num_rows},)", tuple(labels.shape))
+        refuse(name, f"have one label for each input, shape ({num_rows},)", tuple(labels.shape))
     if num_rows:
         limits = labels.long().aminmax()  # torch finds no minimum among uint16
         low, high = int(limits.min), int(limits.max)

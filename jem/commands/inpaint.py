@@ -167,7 +167,7 @@ def read_mask(text: str, count: int, shape: tuple[int, ...]) -> Tensor:
         (first if text in ("upper", "left") else second).fill_(True)
     else:
         raise InputError(
-            f"--mask {text}: expected {', '.join(HALVES)} (of images alone, not of inputs of "
+            f"--mask {text}: expected {', '.join(HALVES)} (for images, not for inputs of "
             f"shape {shape}), or a file, but there is no file of that name"
         )
     if len(shape) == 3 and mask.shape == (count, *shape[1:]):  # one for each input

@@ -284,7 +284,7 @@ def check_out(out: Path, *read: Read, force: bool = True) -> Path:
         raise InputError(f"--out must name a file to write, got {out}, which is {kind}")
     for source in (Path(name).expanduser() for name in read if name is not None):
         if out.exists() and source.exists() and out.samefile(source):
-            raise InputError(f"--out: {out} is an input and would be overwritten: choose another")
+            raise InputError(f"--out: {out} is read, and would be overwritten: choose another")
     if out.exists() and not force:
         raise InputError(f"--out: {out} is there already: name another, or overwrite it (--force)")
     return out

@@ -87,7 +87,7 @@ class Column:
             wrong = pd.to_numeric(text, errors="coerce").isna()
             if 0 < wrong.mean() < TYPING_ERRORS:
                 row = wrong.index[wrong.argmax()]
-                remedy = "mend it, leave it empty or remove the column"
+                remedy = "correct it, leave it empty or remove the column"
                 refuse(f"column '{name}'", "hold numbers", f"{text[row]} in row {row}", remedy)
             if wrong.all():
                 form = next((form for form in DATES if _times(text, form).notna().all()), "")

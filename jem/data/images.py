@@ -311,7 +311,7 @@ def load_folder(
         made = [DataPart(torch.stack([x[i] for i in r]), torch.from_numpy(y[r])) for r in rows]
     splits = assemble(folder.name, made, classes, scaling)
     others = sum(1 for file in walk(folder) if file not in class_of)
-    note = f"{len(files):,} pictures read, of subfolders too; left out: {others:,} other files"
+    note = f"{len(files):,} images read, of subfolders too; left out: {others:,} other files"
     if len(files) < len(class_of):
         note += f" and {len(class_of) - len(files):,} damaged ones"
     return replace(splits, notes=(note,))

@@ -78,7 +78,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         class_weight: Weight of each class in the cross-entropy: None for equal weights,
             `"balanced"` for N / (K * count), or a dict label -> weight above 0, 1 for labels it
             leaves out. The density is that of the data as they are.
-        acceptance_rate: Share of in-distribution inputs that `is_ood` accepts; may be set anew
+        acceptance_rate: Share of in-distribution inputs that `is_ood` accepts; may be changed
             after `fit`.
         calibration_fraction: Share of the data held out from training for the threshold of
             `is_ood`; 0 holds out none. It grows, up to a quarter, to what `acceptance_rate`

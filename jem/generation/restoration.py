@@ -106,7 +106,7 @@ def _mask(known: Tensor, x: Tensor) -> Tensor:
     shape = tuple(known.shape)
     if known.ndim == x.ndim - 1 > 1 and len(known) == len(x) == x.shape[1] > 1:
         remedy = "pass known[:, None] for a mask for each input, known[None] for each channel"
-        refuse("known", "say what its first axis counts, inputs or channels", shape, remedy)
+        refuse("known", "have all axes, since its first may be inputs or channels", shape, remedy)
     try:
         return known.to(x.device).expand_as(x)
     except RuntimeError:

@@ -49,7 +49,7 @@ class Samples:
     """Quality of samples.
 
     Attributes:
-        fresh: Figures of samples drawn anew.
+        fresh: Figures of new samples.
         fresh_by_class: Fresh samples to show, ten of each class.
         persistent: Persistent chains to show.
     """

@@ -113,7 +113,7 @@ def _read(path: Path) -> Any:  # noqa: ANN401
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # a damaged or hostile file can fail in any way at all
         raise InputError(
-            f"{path} must hold tensors and plain values alone, got something else, which could "
+            f"{path} must hold only tensors and plain values, got something else, which could "
             f"run code, or a damaged file ({type(error).__name__})"
         ) from error
 

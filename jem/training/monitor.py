@@ -68,7 +68,7 @@ class MetricsLog:
         except OSError as error:
             raise RunFolderError(
                 f"cannot write {self.path}: {error.strerror or error}; "
-                "make room, then go on from the last checkpoint with --resume"
+                "make room, then continue from the last checkpoint with --resume"
             ) from error
 
 
@@ -180,7 +180,7 @@ class RunMonitor:
         done, back_to = progress.recoveries, progress.rolled_back_to
         self.log.write("recovery", iteration=diverged, back_to=back_to, recoveries=done)
         self.bar.message(
-            f"diverged at iteration {diverged}: back to {back_to}, learning rate times "
+            f"diverged at update {diverged}: back to {back_to}, learning rate times "
             f"{0.5**done:g} (recovery {done} of at most {MAX_RECOVERIES})"
         )
 
@@ -254,7 +254,7 @@ def spared(picture: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = getattr(error, "strerror", None) or in_one_line(error)
-        warnings.warn(f"cannot write {picture}: {reason}; the run goes on", stacklevel=3)
+        warnings.warn(f"cannot write {picture}: {reason}; the run continues", stacklevel=3)
 
 
 def draw_chains(buffer: ReplayBuffer, bounds: Any, path: Path) -> None:  # noqa: ANN401

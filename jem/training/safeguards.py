@@ -83,7 +83,7 @@ def give_up(recipe: ResolvedRecipe, iteration: int) -> TrainingDivergedError:
             f"--energy-l2 {max(recipe.energy_l2 * 3, 0.03):.2g}",
         ]
     return TrainingDivergedError(
-        f"training diverged at iteration {iteration} after {MAX_RECOVERIES} recoveries; "
+        f"training diverged at update {iteration} after {MAX_RECOVERIES} recoveries; "
         f"try one of: {', '.join(settings)}"
     )
 

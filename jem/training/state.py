@@ -134,7 +134,7 @@ class RunState:
         self.sums += values.detach().to(self.sums)
 
     def take_losses(self) -> dict[str, float]:
-        """Mean `loss` and `cross_entropy` of an epoch over all processes, in nats; begin anew."""
+        """Mean `loss` and `cross_entropy` of an epoch over all processes, in nats; begin again."""
         loss, cross_entropy, count = self.ranks.total(self.sums).tolist()
         self.sums.zero_()
         return {"loss": loss / count, "cross_entropy": cross_entropy / count}

@@ -394,6 +394,6 @@ class Trainer:
         if self.folder is not None:
             saved = f"the state is in {self.folder.path}, for --resume or fit(..., resume=True)"
         raise TrainingInterrupted(
-            f"stopped at iteration {self.state.progress.iteration} of {self.total_iterations}; "
+            f"stopped at update {self.state.progress.iteration} of {self.total_iterations}; "
             f"{saved}"
         )

@@ -108,7 +108,7 @@ def test_outputs_do_not_replace_the_data_of_the_run(own, refused):
 
 @pytest.mark.parametrize(
     ("out", "named"),
-    [("no/s.csv", "no folder"), (".", "folder"), ("/dev/null", "ordinary"), ("x", "overwritten")],
+    [("no/s.csv", "no folder"), (".", "folder"), ("/dev/null", "ordinary"), ("x", "is read")],
 )
 def test_what_cannot_become_a_file_is_refused(tmp_path, monkeypatch, out, named):
     monkeypatch.chdir(tmp_path)

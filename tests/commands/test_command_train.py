@@ -333,7 +333,7 @@ def test_a_stop_signal_saves_and_resume_finishes(run, tmp_path, number):
     child.send_signal(number)
     _, message = child.communicate(timeout=60)
     assert child.returncode == 130
-    assert re.search(r"stopped at iteration \d+ of 570; the state is in .*--resume", message)
+    assert re.search(r"stopped at update \d+ of 570; the state is in .*--resume", message)
     assert run(*words, "--resume") == 0
     last = torch.load(tmp_path / "run" / "checkpoints" / "00000570.pt", weights_only=True)
     assert last["progress"]["iteration"] == 570

@@ -150,7 +150,7 @@ def test_images_of_several_sizes_are_brought_to_one(tmp_path, memory_limit):
 
 def test_other_files_of_a_folder_are_counted(tmp_path):
     folder = write_folder(tmp_path / "pets")
-    count = f"{len(everything(load(folder))[1])} pictures read, of subfolders too; left out:"
+    count = f"{len(everything(load(folder))[1])} images read, of subfolders too; left out:"
     assert load(folder).describe().endswith(f"\n  {count} 0 other files")
     (folder / "dog" / "more").mkdir()
     (folder / "dog" / "more" / "notes.txt").write_text("not an image")

@@ -79,7 +79,7 @@ def test_giving_up_names_where_how_often_and_what_to_try():
         "--generative-weight 0.1",
         "--energy-l2 0.09",
     )
-    for part in ("iteration 120 after 5 recoveries", *advice):
+    for part in ("update 120 after 5 recoveries", *advice):
         assert part in str(error)
     plain = str(give_up(Recipe(objective="none").resolved((2,), 1), 1))
     assert "--learning-rate" in plain

@@ -262,10 +262,10 @@ def test_sigint_saves_and_resume_ends_in_the_same_bits(tmp_path, train):
 
     before = signal.getsignal(signal.SIGINT)
     trainer = Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu")
-    with pytest.raises(TrainingInterrupted, match="stopped at iteration 6 of 24"):
+    with pytest.raises(TrainingInterrupted, match="stopped at update 6 of 24"):
         trainer.fit(train, on_epoch=interrupt)
     assert signal.getsignal(signal.SIGINT) is before
-    with pytest.raises(TrainingInterrupted, match="stopped at iteration 12 of 24"):
+    with pytest.raises(TrainingInterrupted, match="stopped at update 12 of 24"):
         Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(
             train, resume=True, on_epoch=interrupt
         )

@@ -163,7 +163,7 @@ def test_a_signal_in_the_last_validation_is_heard(number, tmp_path):
             return self.x[index], self.y[index]
 
     recipe, held = replace(SMALL, epochs=1), Held()
-    with pytest.raises(TrainingInterrupted, match="iteration 6 of 6; the state is in"):
+    with pytest.raises(TrainingInterrupted, match="update 6 of 6; the state is in"):
         Trainer(model_of(), recipe, run_dir=tmp_path, device="cpu").fit(blobs(), held)
     resumed = Trainer(model_of(), recipe, run_dir=tmp_path, device="cpu")
     assert resumed.fit(blobs(), held, resume=True).kept_epoch == 1
