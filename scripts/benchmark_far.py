@@ -96,6 +96,8 @@ def changes(x_train: Array, x: Array) -> Iterator[tuple[str, Array]]:
     for j in np.flatnonzero(constant):
         yield "a constant column + 1", with_column(x, j, x[:, j] + 1)
     yield "all columns x 1000", x * 1000
+    rng = np.random.default_rng(0)
+    yield "each column shuffled", np.column_stack([rng.permutation(column) for column in x.T])
 
 
 def mahalanobis(x: Array, y: Array) -> Callable[[Array], Array]:
