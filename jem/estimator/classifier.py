@@ -29,6 +29,7 @@ from jem.estimator.data import (
     class_indices,
     class_weights,
     content_hash,
+    dense,
     divide,
     flat,
     images_or_none,
@@ -150,9 +151,9 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.verbose = verbose
 
     def __sklearn_tags__(self) -> Tags:
-        """Tell scikit-learn that images are accepted too."""
+        """Tell scikit-learn that images and sparse matrices are accepted too."""
         tags: Tags = super().__sklearn_tags__()
-        tags.input_tags.three_d_array = True
+        tags.input_tags.three_d_array = tags.input_tags.sparse = True
         return tags
 
     # -- training ---------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train on inputs and labels.
 
         Args:
-            X: Table (N, D), or images (N, H, W), (N, H, W, C) or (N, C, H, W).
+            X: Table (N, D), sparse too, or images (N, H, W), (N, H, W, C) or (N, C, H, W).
             y: Labels, shape (N,), strings or integers, of at least two classes.
 
         Raises:
@@ -202,6 +203,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803
         """Inputs and class indices; sets `classes_`, and what scikit-learn keeps of inputs."""
+        X = dense(X)  # noqa: N806
         raw = images_or_none(X)
         rows, labels = validate_data(self, X if raw is None else flat(raw), y)
         refuse_missing(labels)
@@ -372,7 +374,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         if len(self._format.shape) > 1:
             X = flat(self._format.check(X))  # noqa: N806
-        rows = validate_data(self, X, reset=False)
+        rows = validate_data(self, dense(X), reset=False)
         raw = rows.reshape(-1, *self._format.shape)
         x = self.model_.preprocess(raw)
         assert self.model_.scaling is not None, "set in fit"

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 import torch
 from pandas import DataFrame, Series
+from scipy.sparse import issparse
 from sklearn import config_context
 from sklearn.base import BaseEstimator
 from sklearn.utils.class_weight import compute_class_weight
@@ -270,6 +271,11 @@ def content_hash(raw: Array, labels: Array) -> str:
     """The same for the same values, however they lie in memory."""
     found: str = joblib.hash((np.ascontiguousarray(raw), np.ascontiguousarray(labels)))
     return found
+
+
+def dense(X: Any) -> Any:  # noqa: ANN401, N803
+    """A sparse matrix, such as `OneHotEncoder` gives, as an array; all else as it is."""
+    return X.toarray() if issparse(X) else X
 
 
 def flat(images: Array) -> Array:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from scipy.sparse import csr_matrix
 
+from jem import JEMClassifier
 from jem.data import Scaling
 from jem.estimator.data import RawFormat, divide, rows_needed, rows_shared
 
@@ -111,3 +113,11 @@ def test_rows_are_valid_again_with_one_part_of_a_category_and_whole_numbers():
     assert restored[:, 2].tolist() == [10, 7]
     assert restored[0, 3] == 2.5
     np.testing.assert_allclose(restored[1, 3], table[:, 3].mean() + 0.1 * table[:, 3].std())
+
+
+def test_sparse_rows_are_those_that_they_stand_for():
+    x = np.random.default_rng(0).integers(0, 3, (60, 4)).astype(float)
+    labels = (x.sum(axis=1) > 4).astype(int)
+    classifier = JEMClassifier(epochs=2, calibration_fraction=0, random_state=0)
+    probabilities = classifier.fit(csr_matrix(x), labels).predict_proba(csr_matrix(x))
+    np.testing.assert_array_equal(classifier.fit(x, labels).predict_proba(x), probabilities)
