@@ -215,7 +215,7 @@ def as_tensor(name: str, values: Tensor | ArrayLike) -> Tensor:
             return torch.from_numpy(array)
     except (TypeError, ValueError, RuntimeError):
         got = type(values).__name__
-        remedy = "pass numbers alone, such as data.calibration.x"
+        remedy = "pass only numbers, such as data.calibration.x"
         refuse(name, "be a tensor, or an array or list of numbers", got, remedy)
 
 

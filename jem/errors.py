@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class JemError(Exception):
-    """Root of the errors that a user can cause and mend."""
+    """Root of the errors that a user can cause and correct."""
 
 
 class InputError(JemError, ValueError):

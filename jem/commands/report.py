@@ -79,7 +79,7 @@ def make_report(args: ReportFlags, *, quick: bool = False) -> dict[str, Any]:
 
     Args:
         args: The run, and how to measure it.
-        quick: Measure classification and OOD detection alone, and write nothing.
+        quick: Measure only classification and OOD detection, and write nothing.
 
     Returns:
         The content of `report.json`.

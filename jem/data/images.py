@@ -345,6 +345,6 @@ def _common_format(
     for file, (size, _) in zip(files, formats, strict=True):
         if size != first:
             got = f"{first[0]} x {first[1]} in {files[0]} and {size[0]} x {size[1]} in {file}"
-            remedy = "--image-size (image_size= in Python) brings them to one"
+            remedy = "--image-size (image_size= in Python) scales them to one"
             refuse("images", "be of one size", got, remedy)
     return first, grey

@@ -257,7 +257,7 @@ def _check_classes(model: JEM, splits: DataSplits) -> None:
     pairs = zip_longest(model.classes or (), classes)
     k, (own, wanted) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])
     raise InputError(
-        f"class {k} must be {wanted!r}, as in `{splits.name}`, but is {own!r} in the model: bring "
+        f"class {k} must be {wanted!r}, as in `{splits.name}`, but is {own!r} in the model: put "
         "its outputs into the order of the data's `classes`"
     )
 

@@ -82,8 +82,8 @@ def _check_classes(model: JEM, labels: Tensor, num_classes: int) -> None:
     if num_classes == 1 and (named > 1 or int(labels.min()) < highest):
         wanted = max(named, highest + 1)  # K = 1 is a density, of one class
         raise InputError(
-            f"the network must have {wanted} outputs, one a class, got one; for a density alone "
-            "give all examples one label, and no names of classes"
+            f"the network must have {wanted} outputs, one for each class, got one; for only "
+            "a density give all examples one label, and no names of classes"
         )
     if model.classes is not None and named != num_classes:
         refuse("classes", f"name each of {num_classes} outputs of the network", model.classes)

@@ -188,7 +188,7 @@ def head_advice(model: JEM, recipe: ResolvedRecipe) -> str:
         return ""
     return (
         "the network has the plain head: jem.networks.factored(network) gives it the factored "
-        "one, whose log-density tells foreign inputs better"
+        "one, whose log-density is better at rejecting inputs unlike the data"
     )
 
 

@@ -73,5 +73,5 @@ def check_units(x: Tensor, model: JEM) -> None:
             "x_calibration",
             f"lie within [{float(low.min()):.4g}, {float(high.max()):.4g}]",
             f"[{float(x.min()):.4g}, {float(x.max()):.4g}]",
-            "`model.preprocess` brings raw data to the network's units",
+            "`model.preprocess` converts raw data to the network's units",
         )
