@@ -51,13 +51,13 @@ class ReportFlags:
     """Further OOD sets: gaussian_noise, constant_images or rotations (made by jem), named data
     sets, or files and folders as `jem score` takes them. Labels are not needed."""
     label_column: str | None = None
-    """Column of a .csv file of OOD inputs that is not an input. Default: that of the run."""
+    """Column of a .csv file of OOD inputs that is not an input. If None: that of the run."""
     acceptance_rate: float = 0.95
     """Share of inputs like the training data that the threshold is set to accept."""
     data: str | None = None
-    """Where the training data are now. Default: where training found them."""
+    """Where the training data are now. If None: where training found them."""
     data_root: str | None = None
-    """Folder of downloaded data sets. Default: that of the run, or the variable JEM_DATA."""
+    """Folder of downloaded data sets. If None: that of the run, or the variable JEM_DATA."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     seed: int = 0

@@ -46,13 +46,13 @@ class SampleFlags:
     seed: int = 0
     """Sample i of a class depends only on the seed and on i."""
     num_steps: int | None = None
-    """Langevin steps. Default: those of the recipe."""
+    """Langevin steps. If None: those of the recipe."""
     guidance: float = 1.0
     """Strength s of the class, in E(x) - s log p(y|x). Below 1: more varied samples; above 1: more
     typical ones."""
     initial_noise: float | None = None
     """Noise of the first step, which falls to that of the recipe. 0.5 with 100 steps gives more
-    varied images. Default: that of the recipe throughout."""
+    varied images. If None: that of the recipe throughout."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     quiet: bool = False

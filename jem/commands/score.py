@@ -39,9 +39,9 @@ class ScoreFlags:
     force: bool = False
     """Overwrite that file if it is there."""
     score: str | None = None
-    """The score that decides, such as combined, log_density or knn. Default: that of the run."""
+    """The score that decides, such as combined, log_density or knn. If None: that of the run."""
     acceptance_rate: float | None = None
-    """Share of inputs like the training data to accept. Default: that of the run (0.95)."""
+    """Share of inputs like the training data to accept. If None: that of the run (0.95)."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     data: str | None = None

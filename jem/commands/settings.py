@@ -160,11 +160,11 @@ class DataFlags:
     """How data are found and read."""
 
     data_root: str | None = None
-    """Folder of downloaded data sets. Default: the environment variable JEM_DATA."""
+    """Folder of downloaded data sets. If None: the environment variable JEM_DATA."""
     download: bool = False
     """Download a named data set that is missing."""
     label_column: str | None = None
-    """Column of a .csv file that holds the labels. Default: label, class, target or y."""
+    """Column of a .csv file that holds the labels. If None: label, class, target or y."""
     image_size: int | None = None
     """Scale images to this many pixels a side and keep the middle. Needed if they have several
     sizes."""
@@ -188,10 +188,10 @@ class TrainFlags:
     recipe: str = "fast"
     """A named recipe (see `jem recipes`)."""
     out: Path | None = None
-    """Run folder. Default: the first free of runs/NAME, runs/NAME-2, ..."""
+    """Run folder. If None: the first free of runs/NAME, runs/NAME-2, ..."""
     epochs: int | None = None
     network: str | None = None
-    """Default: one that suits the data. A network by name and sizes, such as
+    """If None: one that suits the data. A network by name and sizes, such as
     wide_resnet:depth=16,width=4; or your own, module:factory, found in the current folder or where
     Python looks, and called with (shape, num_classes). It gets images (B, C, H, W) in [-1, 1], or
     standardised rows of tables (B, D)."""
@@ -207,7 +207,7 @@ class TrainFlags:
     """JSON file of settings, such as the config.json of another run."""
     classes_from: Path | None = None
     """Text file with the names of the classes, one a line, in the order of your network's
-    outputs. Default: sorted as text, as in torchvision's ImageFolder."""
+    outputs. If None: sorted as text, as in torchvision's ImageFolder."""
     dry_run: bool = False
     """Show the resolved configuration, the network, the device and a cost estimate, and stop."""
     report: bool = True

@@ -68,7 +68,7 @@ class Recipe:
     """Train the network and move the chains with one backward pass, which makes the last Langevin
     step of each update free. Only for objectives that need chains and nothing else."""
     epochs: Annotated[int | None, 0] = None
-    """Passes over the training data. Left open: about 1,500 updates, in 8 to 100 epochs. With 0
+    """Passes over the training data. If None: about 1,500 updates, in 8 to 100 epochs. With 0
     nothing is trained: the network is stored with a threshold and a temperature."""
     batch_size: Annotated[int, 1] = 64
     """Training examples in each update."""
@@ -102,10 +102,10 @@ class Recipe:
     warmup: Annotated[float, "[0, 1]"] = 0.02
     """Share of the run in which the learning rate rises linearly from zero."""
     max_grad_norm: Annotated[float | None, "(0, inf)"] = None
-    """Largest norm of the parameters' gradient. Left open: gradients are not clipped."""
+    """Largest norm of the parameters' gradient. If None: gradients are not clipped."""
     adaptive_sam_rho: Annotated[float | None, "(0, inf)"] = None
     """Radius rho of adaptive sharpness-aware minimisation: an update takes the gradient where the
-    loss is worst nearby, in two passes. Left open: the gradient at the parameters themselves."""
+    loss is worst nearby, in two passes. If None: the gradient at the parameters themselves."""
     ema_decay: Annotated[float, "[0, 1)"] = 0.99
     """Decay of the exponential moving average of the weights, which training returns; 0 returns
     the last weights."""
@@ -122,7 +122,7 @@ class Recipe:
     """Penalty on the square of the mean energy of data and chains."""
     gap_limit: Annotated[float | None, "(0, inf)"] = None
     """Energy gap between chains and data, in nats, at which the contrastive loss is reduced to 2 %
-    of its weight, so that chains catch up. Left open: it never is."""
+    of its weight, so that chains catch up. If None: it never is."""
     outlier_count: Annotated[int | None, 0] = None
     """Made-up outliers in each update (noise, shapes, shuffled images or columns). Their energy is
     raised until it is `outlier_margin` above that of the data."""
@@ -142,7 +142,7 @@ class Recipe:
     noise_std: Annotated[float | None, "[0, inf)"] = None
     """Standard deviation sigma of the noise of a Langevin step, in data units."""
     langevin_grad_clamp: Annotated[float | None, "(0, inf)"] = None
-    """Largest size of each component of a chain's gradient (JEM++ takes 1). Left open: no
+    """Largest size of each component of a chain's gradient (JEM++ takes 1). If None: no
     clamp."""
     gradient_blur: Annotated[float | None, "[0, 1)"] = None
     """For images: share of the blurred gradient in a step. Chains then change regions rather than
@@ -174,7 +174,7 @@ class Recipe:
     separate_density_batches: bool = False
     """Train the density on batches of its own; otherwise it sees those of the classifier."""
     density_batch_size: Annotated[int | None, 1] = None
-    """Size of these batches. Left open: `batch_size`."""
+    """Size of these batches. If None: `batch_size`."""
     augment_density: bool = True
     """Augment these batches too."""
 
@@ -182,7 +182,7 @@ class Recipe:
     accuracy_margin: Annotated[float | None, "[0, inf)"] = None
     """For a trained classifier: the largest loss of validation accuracy that you accept, such as
     0.01. The result is the last epoch within this margin, or the unchanged network. After an epoch
-    outside it, `generative_weight` is halved. Left open: any loss."""
+    outside it, `generative_weight` is halved. If None: any loss."""
     max_energy_gap: Annotated[float, "(0, inf)"] = 1000.0
     """Gap between the energies of chains and data, in nats, beyond which a run has diverged."""
     checkpoint_every: Annotated[int, 1] = 250
@@ -303,7 +303,7 @@ def help_texts() -> dict[str, str]:
         for kind, values in DEFAULTS.items():
             kinds.setdefault(values[name], []).append(kind)
         shown = (f"{value} ({', '.join(names)})" for value, names in kinds.items())
-        texts[name] += f" Left open, by kind of input: {', '.join(shown)}."
+        texts[name] += f" If None, by kind of input: {', '.join(shown)}."
     return texts
 
 
