@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from jem.checks import check_inputs, refuse
@@ -17,9 +18,6 @@ from jem.networks.heads import joint_energy as joint_energy
 from jem.networks.heads import log_density as log_density
 from jem.sampling.base_density import BaseDensity
 from jem.sampling.base_distributions import SamplerSettings
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
 
 
 @contextmanager
