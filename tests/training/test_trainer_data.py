@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from jem.data import LazyPart
 from jem.errors import InputError
 from jem.model import JEM
-from jem.training import setup as problem
+from jem.training import fitting
 from jem.training.probe import seconds_per_update
 from jem.training.process import isolated_randomness
 from jem.training.trainer import Trainer
@@ -32,7 +32,7 @@ class Rows(Dataset):
 
 
 def test_a_sorted_data_set_is_known_by_all_of_it(monkeypatch):
-    monkeypatch.setattr(problem, "MOST_EXAMPLES", 60)
+    monkeypatch.setattr(fitting, "MOST_EXAMPLES", 60)
     x, y = blobs(240)
     order = y.argsort(stable=True)
     data = Rows(x[order], y[order])
@@ -52,7 +52,7 @@ def lazily(x, y):
 
 @pytest.mark.parametrize("data_set", [Rows, lazily])
 def test_a_class_that_is_rare_in_a_data_set_is_counted_through_all_of_it(monkeypatch, data_set):
-    monkeypatch.setattr(problem, "MOST_EXAMPLES", 8)
+    monkeypatch.setattr(fitting, "MOST_EXAMPLES", 8)
     x, _ = blobs(96)
     y = (torch.arange(96) == 95).long()  # those first looked at do not show it
     trainer = Trainer(model_of(), replace(SMALL, epochs=1, class_weight="balanced"), device="cpu")
