@@ -21,7 +21,7 @@ from jem.evaluation.statistics import estimate_of, plain
 from jem.model import JEM
 from jem.report.measure import SCHEMA_VERSION, Progress, Report, measure
 from jem.report.subject import Subject, TrainingRun
-from jem.report.verdicts import summary, verdicts
+from jem.report.verdicts import USED_IN_TRAINING, summary, verdicts
 from jem.runs.folder import write_atomically
 
 
@@ -176,13 +176,20 @@ def comparison_rows(
 
     Returns:
         For each figure its name, which way is better, and an estimate of each run, None where a
-        run has none.
+        run has none. An OOD set is marked as used in training if one of the runs has used it.
     """
-    tables = [{row["name"]: row for row in report["summary"]} for report in reports.values()]
-    rows = {name: row for table in tables for name, row in table.items()}
+    tables = [
+        {row["name"].removesuffix(USED_IN_TRAINING): row for row in report["summary"]}
+        for report in reports.values()
+    ]
+    names: dict[str, str] = {}
+    for table in tables:
+        for figure, row in table.items():
+            names[figure] = max(names.get(figure, ""), row["name"], key=len)
+    found = {figure: [table.get(figure, {}) for table in tables] for figure in names}
     return [
-        (name, row["better"], [table.get(name, {}).get("model") for table in tables])
-        for name, row in rows.items()
+        (names[figure], next(row["better"] for row in rows if row), [r.get("model") for r in rows])
+        for figure, rows in found.items()
     ]
 
 

@@ -39,6 +39,8 @@ like; as a share of the number of features, which is about what one picture repe
 WEAK_JUDGE = 0.8
 """Accuracy of the reference classifier on real inputs below which it is called weak."""
 
+USED_IN_TRAINING = " (used in training)"
+"""Follows the name of an OOD set whose like training has seen."""
 QUESTIONS = (
     (
         "Is it as accurate as a plain classifier?",
@@ -297,7 +299,7 @@ def summary(report: Report) -> list[Row]:
             measured = [getattr(of, part) for of in (found.model, found.control) if of is not None]
             rows.append(Row(name, better, *(estimate_of(each, key) for each in measured)))
     for each in report.ood.sets:
-        note = " (used in training)" if each.used_in_training else ""
+        note = USED_IN_TRAINING if each.used_in_training else ""
         rows.append(Row(f"AUROC, {each.name}{note}", "higher", each.auroc, each.control_auroc))
     if report.samples:
         drawn = report.samples.fresh.samples

@@ -145,6 +145,8 @@ def test_a_comparison_puts_the_summaries_of_runs_side_by_side(measured, tmp_path
     rows = {name: cells for name, _, cells in comparison_rows(reports)}
     assert rows["accuracy"] == [report["summary"][0]["model"] for report in reports.values()]
     assert rows["variety of samples, real inputs = 1"][1] is None
+    assert all(rows["AUROC, uniform noise (used in training)"])  # by the first run alone
+    assert "AUROC, uniform noise" not in rows
     page = render_comparison(reports, title="two")
     assert "&lt;b&gt;" in page
     assert len(Page(page).of("section")) == 2
