@@ -53,6 +53,7 @@ def test_examples_of_the_readme(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["docs/reference.md", "docs/your_network.md"])
 def test_examples_of_the_longer_documents(name, tmp_path, monkeypatch):
+    """What can fail is an example that raises."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SCORES, "margin", None)  # which an example adds; taken out again
     run_examples(name)

@@ -31,14 +31,13 @@ class BaseDensity(nn.Module):
               c = \mathrm{clip}(x, l, u), \quad s = 0.01\,(u - l)
 
     q is a mixture of Gaussians, one at the mean of each class, or of each part of a class, all
-    with one covariance. log q is
-    shifted so that its mean over the training data is 0.
-    T is the temperature of the chains: chains that move on -b alone sample q. h is Huber's
-    function, a^2/2 up to a = 1 and |a| - 1/2 from there.
+    with one covariance. log q is shifted so that its mean over the training data is 0. T is the
+    temperature of the chains: chains that move on -b alone sample q. h is Huber's function, a^2/2
+    up to a = 1 and |a| - 1/2 from there.
 
-    q is no sharper than what chains resolve, and so it misses what holds almost exactly between
-    columns, such as total = price x count. A second covariance has that; verdicts use it
-    (`misfit`), energies do not.
+    q is no sharper than what chains resolve, and so it misses linear relations that hold almost
+    exactly between columns, such as a total that is a sum. A second covariance has them; verdicts
+    use it (`misfit`), energies do not.
 
     Args:
         low: Lower bound l of the domain, broadcastable to one row.
@@ -48,7 +47,7 @@ class BaseDensity(nn.Module):
             shape (D, D).
         sharp: The same with the second covariance.
         limit: Mahalanobis distance from the nearest mean, by that covariance, up to which rows
-            are like the data.
+            are like the data; infinite where relations between columns are not judged.
         log_weights: Logarithms of the shares of the classes, shape (K,).
         level: Mean of log q over the training data.
         temperature: T.
@@ -83,6 +82,7 @@ class BaseDensity(nn.Module):
         self.register_buffer("centre", self.means.mean(dim=0), persistent=False)
         for name, whitening in (("white_means", self.whitening), ("sharp_means", self.sharp)):
             self.register_buffer(name, (self.means - self.centre) @ whitening, persistent=False)
+        self.judges_relations = bool(self.limit.isfinite())  # no tensor: a graph must not branch
 
     @classmethod
     def fit(
@@ -101,6 +101,9 @@ class BaseDensity(nn.Module):
         chains' noise, and a hundredth of the variance of each component. Such Gaussians are no
         narrower than what chains resolve, so that a Langevin step on them is stable: its size
         times their curvature is at most 1/2.
+
+        The second covariance is not shrunk, and its floor is a ten thousandth of each variance.
+        It is used with more than two rows for each component, and not where `shrinkage` is set.
 
         Args:
             x: Training rows, shape (N, D).
@@ -136,9 +139,11 @@ class BaseDensity(nn.Module):
         base.level = torch.cat([base._log_q(part) for part in rows.split(4096)]).mean()
         count, size = rows.shape
         # Few rows say nothing of new ones, and in an embedding no column belongs to another.
-        if count > 2 * size and not shrinkage:
+        base.judges_relations = count > 2 * size and not shrinkage
+        if base.judges_relations:
             far = torch.cat([base._misfit_distance(part) for part in rows.split(4096)])
-            usual = far.kthvalue(math.ceil(USUAL * count)).values
+            # At least 1: rows that are all the same would leave no distance at all.
+            usual = far.kthvalue(math.ceil(USUAL * count)).values.clamp_min(1.0)
             base.limit = usual * (count + size) / (count - size)
         return base
 
@@ -186,6 +191,8 @@ class BaseDensity(nn.Module):
             Shape (B,), nats: 0 up to `limit`, which 99 of 100 training rows keep, and about 1 for
             each hundredth of it beyond.
         """
+        if not self.judges_relations:
+            return x.new_zeros(len(x))
         x = x if x.device.type == "mps" else x.double()
         return _huber(((self._misfit_distance(x) / self.limit.to(x) - 1) / SOFT).clamp_min(0.0))
 

@@ -187,7 +187,7 @@ class _Graph(nn.Module):
         }
         if self.detector is not None:
             assert self.detector.threshold is not None, "checked before"
-            logits = self.detector.lowered(x, logits)
+            logits = self.detector.with_misfit(x, logits)
             scores = self.detector.score_logits(logits)
             flagged = ~(scores >= self.detector.threshold)  # so NaN is flagged
             not_above = (self.calibration <= scores.double()[:, None]).sum(dim=1)

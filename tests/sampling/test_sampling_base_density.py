@@ -153,3 +153,9 @@ def test_rows_that_break_what_nearly_holds_exactly_have_a_misfit(generator):
     assert (base.misfit(swapped) > 10).double().mean() > 0.9
     few = base_of(x[:8], labels[:8])
     assert not few.misfit(swapped).any()  # 8 rows of 4 columns say nothing about others
+
+
+def test_equal_rows_have_no_misfit():
+    x = torch.ones(40, 3)
+    base = base_of(x, torch.zeros(40, dtype=torch.long))
+    assert base.misfit(x).tolist() == [0.0] * 40

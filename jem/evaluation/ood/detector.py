@@ -20,7 +20,7 @@ from jem.evaluation.ood.borders import (
 )
 from jem.evaluation.ood.features import Fit, features_of, plain_head
 from jem.evaluation.ood.scores import REASONS, SCORES
-from jem.model import JEM, batched_logits, check_model, check_network, inference, on_model
+from jem.model import JEM, batched_logits, check_model, check_network, inference
 
 ROUNDING = 2e-6
 """Share of a score that one input's may differ by in batches of other sizes: 17 roundings of
@@ -269,15 +269,15 @@ class OODDetector:
 
     def _logits(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
         logits = batched_logits(self.model, x, self.batch_size) if logits is None else logits
-        return self.lowered(on_model(self.model, x), logits)
+        return self.with_misfit(x.to(self.model.device), logits)
 
-    def lowered(self, x: Tensor, logits: Tensor) -> Tensor:
+    def with_misfit(self, x: Tensor, logits: Tensor) -> Tensor:
         """Logits (B, K) of `x`, less the misfit of rows of a table (`BaseDensity.misfit`)."""
         base = self.model.base
         return logits if base is None else logits - base.misfit(x)[:, None].to(logits.device)
 
     def score_logits(self, logits: Tensor) -> Tensor:
-        """Scores (B,) from `lowered` logits (B, K), in one piece, without checks: for export."""
+        """Scores (B,) from logits (B, K) `with_misfit`, in one piece, unchecked: for export."""
         return self._call(SCORES[self.score_name].function, logits)
 
     def _call(self, function: Callable[..., Tensor], values: Tensor) -> Tensor:
