@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import jem
 from jem.data.splits import DataPart
-from jem.objectives import Batch, Classification
+from jem.objectives import Batch, CrossEntropy
 from jem.sampling.langevin import LangevinStep, sgld_chain
 from jem.training.process import lowered
 from jem.training.recipe import Recipe, ResolvedRecipe
@@ -41,9 +41,7 @@ def one_pass(
     part = noise_part(48)
     x, chains, outliers = (p.to(device, dtype) for p in (part.x[:24] / 2, part.x[24:40], -part.x))
     chains.requires_grad_()
-    context = StepContext(
-        recipe, make_objective(recipe), Classification(), torch.Generator(device)
-    )
+    context = StepContext(recipe, make_objective(recipe), CrossEntropy(), torch.Generator(device))
     with lowered(recipe.precision, device):
         batch = Batch(x, part.y[:24].to(device), x, outliers[:8])
         result = evaluate(model, batch, context, 1.0, chains)

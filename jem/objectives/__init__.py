@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from jem.objectives.base import NEEDS as NEEDS
 from jem.objectives.base import Batch as Batch
-from jem.objectives.base import Classification as Classification
+from jem.objectives.base import CrossEntropy as CrossEntropy
 from jem.objectives.base import Energies as Energies
 from jem.objectives.base import NoObjective as NoObjective
 from jem.objectives.base import Objective as Objective

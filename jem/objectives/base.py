@@ -104,7 +104,7 @@ class NoObjective:
 
 
 @dataclass(frozen=True)
-class Classification:
+class CrossEntropy:
     """Mean cross-entropy, -log p(y|x), with the weights and the smoothing of a run.
 
     With one class (K = 1) it is exactly zero, and so is its gradient: the model is trained on the

@@ -18,7 +18,7 @@ from jem.networks import Companion, Factored, FactoredHead
 from jem.objectives import (
     OBJECTIVES,
     Batch,
-    Classification,
+    CrossEntropy,
     NoObjective,
     Objective,
     balanced_class_weights,
@@ -169,7 +169,7 @@ def build(
     context = StepContext(
         resolved,
         objective,
-        Classification(recipe.label_smoothing, weight),
+        CrossEntropy(recipe.label_smoothing, weight),
         named_generator(ranks.seed(seed), "augmentation", device=model.device),
         chains,
         ranks,

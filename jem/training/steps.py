@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jem.model import JEM, evaluation_mode, joint_energy
-from jem.objectives import Batch, Classification, Energies, Objective, Terms
+from jem.objectives import Batch, CrossEntropy, Energies, Objective, Terms
 from jem.sampling.buffer import Draw, PersistentChains
 from jem.sampling.langevin import per_row
 from jem.training.process import Processes
@@ -31,7 +31,7 @@ class StepContext:
     Attributes:
         recipe: The recipe.
         objective: What trains the density.
-        classification: What trains the classifier.
+        cross_entropy: What trains the classifier.
         generator: Source of the randomness of objective and augmentation.
         chains: The chains; None for an objective that needs none.
         ranks: The processes of the run.
@@ -39,7 +39,7 @@ class StepContext:
 
     recipe: ResolvedRecipe
     objective: Objective
-    classification: Classification
+    cross_entropy: CrossEntropy
     generator: torch.Generator
     chains: PersistentChains | None = None
     ranks: Processes = field(default_factory=Processes)
@@ -145,12 +145,12 @@ def evaluate(
     """
     mean = context.ranks.mean
     logits, energies = joint_forward(model, batch, x_chains)
-    classification = context.classification(logits, batch.labels, mean=mean)
+    cross_entropy = context.cross_entropy(logits, batch.labels, mean=mean)
     terms = context.objective(
         model, batch, energies, weight=weight, generator=context.generator, mean=mean
     )
-    named = {"cross_entropy": classification, **terms.named}
-    return StepResult(Terms(classification + terms.loss, named), logits, energies)
+    named = {"cross_entropy": cross_entropy, **terms.named}
+    return StepResult(Terms(cross_entropy + terms.loss, named), logits, energies)
 
 
 def sam_backward(

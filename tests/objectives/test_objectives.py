@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from jem.objectives import (
-    Classification,
     Contrastive,
+    CrossEntropy,
     Energies,
     balanced_class_weights,
     generative_loss,
@@ -32,23 +32,23 @@ def normal(*shape, seed=1):
 def test_cross_entropy_by_hand():
     logits, labels = normal(6, 3), torch.tensor([0, 1, 2, 2, 0, 1])
     by_hand = -torch.stack([logits[i].softmax(0)[y].log() for i, y in enumerate(labels)])
-    torch.testing.assert_close(Classification()(logits, labels), by_hand.mean())
+    torch.testing.assert_close(CrossEntropy()(logits, labels), by_hand.mean())
     weight = torch.tensor([1.0, 2.0, 5.0], dtype=torch.float64)
     weighted = (weight[labels] * by_hand).sum() / weight[labels].sum()
-    torch.testing.assert_close(Classification(class_weight=weight)(logits, labels), weighted)
+    torch.testing.assert_close(CrossEntropy(class_weight=weight)(logits, labels), weighted)
     target = 0.7 * F.one_hot(labels, 3) + 0.3 / 3
     expected = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    torch.testing.assert_close(Classification(0.3)(logits, labels), expected)
+    torch.testing.assert_close(CrossEntropy(0.3)(logits, labels), expected)
 
 
 def test_cross_entropy_of_one_class_is_zero_with_zero_gradient():
     logits = normal(4, 1).requires_grad_()
-    loss = Classification()(logits, torch.zeros(4, dtype=torch.int64))
+    loss = CrossEntropy()(logits, torch.zeros(4, dtype=torch.int64))
     assert loss.item() == 0
     loss.backward()
     assert torch.equal(logits.grad, torch.zeros_like(logits))
     hidden = torch.tensor([[math.nan], [1.0]])
-    assert Classification()(hidden, torch.zeros(2, dtype=torch.int64)).isnan()
+    assert CrossEntropy()(hidden, torch.zeros(2, dtype=torch.int64)).isnan()
 
 
 def test_balanced_weights_have_mean_one_over_examples_and_equal_sums_over_classes():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from jem.objectives import Classification
+from jem.objectives import CrossEntropy
 from jem.training.setup import make_objective
 from jem.training.steps import StepContext
 
@@ -19,5 +19,5 @@ def _float64():
 
 
 def context_of(recipe, chains=None, class_weight=None):
-    classification = Classification(recipe.label_smoothing, class_weight)
-    return StepContext(recipe, make_objective(recipe), classification, torch.Generator(), chains)
+    cross_entropy = CrossEntropy(recipe.label_smoothing, class_weight)
+    return StepContext(recipe, make_objective(recipe), cross_entropy, torch.Generator(), chains)

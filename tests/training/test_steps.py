@@ -161,7 +161,7 @@ def logits_by_hand(network, x, count):
     return logits
 
 
-def classification_by_hand(logits, labels, method):
+def cross_entropy_by_hand(logits, labels, method):
     if logits.shape[1] == 1:
         return torch.tensor(0.0)
     log_p = logits.log_softmax(1)
@@ -169,8 +169,8 @@ def classification_by_hand(logits, labels, method):
     target = F.one_hot(labels, classes) * (1 - gradient_blur) + gradient_blur / classes
     weights = (
         torch.ones(classes)
-        if method.classification.class_weight is None
-        else method.classification.class_weight
+        if method.cross_entropy.class_weight is None
+        else method.cross_entropy.class_weight
     )
     return -(target * weights * log_p).sum() / weights[labels].sum()
 
@@ -217,14 +217,14 @@ def reference_step(model, batch, method, weight, extra_steps, *, fused):
             grad = torch.zeros_like(grad)
         end = move_by_hand(scored, grad, negatives, negatives.generator)
     energy_data = energy_by_hand(logits_data)
-    classification = classification_by_hand(logits, batch.labels, method)
-    loss = classification + contrast_by_hand(
+    cross_entropy = cross_entropy_by_hand(logits, batch.labels, method)
+    loss = cross_entropy + contrast_by_hand(
         energy_data, energy_negative, recipe, weight, energy_outlier
     )
     trained = [p for p in network.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, trained, allow_unused=True)
     return SimpleNamespace(
-        loss=loss, classification=classification, logits=logits, energy_data=energy_data,
+        loss=loss, cross_entropy=cross_entropy, logits=logits, energy_data=energy_data,
         energy_negative=energy_negative, x=end, draw=draw, grads=grads,
         buffers=dict(network.named_buffers()),
     )  # fmt: skip
@@ -259,7 +259,7 @@ def check_step(
 
     assert torch.equal(torch.get_rng_state(), consumed)  # dropout drew the same masks, once
     close(ours.terms.loss.detach(), theirs.loss.detach())
-    close(ours.terms.named["cross_entropy"].detach(), theirs.classification.detach())
+    close(ours.terms.named["cross_entropy"].detach(), theirs.cross_entropy.detach())
     close(ours.logits.detach(), theirs.logits.detach())
     close(ours.energies.data.detach(), theirs.energy_data.detach())
     close(ours.energies.chains.detach(), theirs.energy_negative.detach())

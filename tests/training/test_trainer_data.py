@@ -40,7 +40,7 @@ def test_a_sorted_data_set_is_known_by_all_of_it(monkeypatch):
     recipe = replace(SMALL, epochs=2, class_weight="balanced")
     trainer = Trainer(model, recipe, device="cpu")
     trainer.fit(data)
-    assert trainer.context.classification.class_weight.min() > 0.5
+    assert trainer.context.cross_entropy.class_weight.min() > 0.5
     assert model.sampler.class_frequencies.min() > 0.3
     low, high = model.domain  # that of the examples, not of the attribute `x`
     assert -2 < low.min() < high.max() < 2
@@ -57,7 +57,7 @@ def test_a_class_that_is_rare_in_a_data_set_is_counted_through_all_of_it(monkeyp
     y = (torch.arange(96) == 95).long()  # those first looked at do not show it
     trainer = Trainer(model_of(), replace(SMALL, epochs=1, class_weight="balanced"), device="cpu")
     trainer.fit(data_set(x, y))
-    assert trainer.context.classification.class_weight.tolist() == pytest.approx([96 / 190, 48.0])
+    assert trainer.context.cross_entropy.class_weight.tolist() == pytest.approx([96 / 190, 48.0])
 
 
 @pytest.mark.parametrize(
