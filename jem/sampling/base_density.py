@@ -192,7 +192,7 @@ class BaseDensity(nn.Module):
             each hundredth of it beyond.
         """
         if not self.judges_relations:
-            return x.new_zeros(len(x))
+            return x.new_zeros(x.shape[0])  # not len(x), which a graph could not leave open
         x = x if x.device.type == "mps" else x.double()
         return _huber(((self._misfit_distance(x) / self.limit.to(x) - 1) / SOFT).clamp_min(0.0))
 

@@ -177,8 +177,9 @@ def test_a_table_keeps_the_differences_of_large_columns(tmp_path):
     assert got["logits"].std(dim=0).min() > 1e-3
 
 
-def test_rows_far_away_are_scored_as_the_model_scores_them(tmp_path):
-    raw = np.random.default_rng(0).normal(size=(80, 3))
+@pytest.mark.parametrize("columns", [3, 40])  # 40 are too many to judge relations between them
+def test_rows_far_away_are_scored_as_the_model_scores_them(tmp_path, columns):
+    raw = np.random.default_rng(0).normal(size=(80, columns))
     classifier = jem.JEMClassifier(epochs=3, random_state=0).fit(raw, raw[:, 0] > 0)
     model, detector = classifier.model_, classifier.detector_
     export_onnx(model, tmp_path / "table.onnx", detector=detector)
