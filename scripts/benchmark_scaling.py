@@ -60,8 +60,8 @@ def job(args: Benchmark) -> None:
     seconds = []
 
     class Timed(jem.Trainer):
-        def train_step(self, batch: object) -> object:
-            outcome = super().train_step(batch)
+        def update(self, batch: object) -> object:
+            outcome = super().update(batch)
             seconds.append(time.perf_counter())
             return outcome
 

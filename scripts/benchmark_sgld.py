@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 import jem
 from jem import networks
-from jem.sampling.langevin import LangevinStep, sgld_chain
+from jem.sampling.langevin import LangevinStep, run_chains
 from jem.training.probe import seconds_per_update
 from jem.training.recipes import RECIPES
 
@@ -87,7 +87,7 @@ def samplers(network: nn.Module, x: Tensor) -> dict[str, Contender]:
     generator = torch.Generator().manual_seed(0)
     moves: dict[str, Contender] = {
         "bare loop": lambda: bare_loop(network, x),
-        "jem": lambda: sgld_chain(
+        "jem": lambda: run_chains(
             x, model.energy, [LangevinStep(STEP_SIZE, NOISE_STD)] * MOVES, generator=generator
         ),
         "official loop": lambda: official_loop(network, x),

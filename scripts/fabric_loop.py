@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 import jem
 from jem.model import joint_energy
 from jem.objectives import generative_loss
-from jem.sampling import ReplayBuffer, sgld_chain
-from jem.training.steps import input_gradient
+from jem.sampling import ReplayBuffer, run_chains
+from jem.training.update import input_gradient
 
 
 def density_loss(energy: Tensor, energy_negative: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
     for _ in range(epochs):
         for x, labels in loader:
             draw = buffer.draw(64, init=model.sampler.init, reinit_prob=0.02, generator=generator)
-            x_negative = sgld_chain(draw.x, model.energy, [step], **source).requires_grad_()
+            x_negative = run_chains(draw.x, model.energy, [step], **source).requires_grad_()
 
             x = x + torch.empty_like(x).normal_(std=0.1, generator=generator)
             logits, logits_negative = module(torch.cat([x, x_negative])).split([len(x), 64])
@@ -63,7 +63,7 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
             average.update_parameters(model)
 
             gradient = input_gradient(x_negative, energy_negative)
-            buffer.commit(draw, step.update(x_negative, gradient, **source), steps=2)
+            buffer.commit(draw, step(x_negative, gradient, **source), steps=2)
 
     return measure(average.module, data)
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 import jem
 from jem.data.splits import DataPart
 from jem.objectives import Batch, CrossEntropy
-from jem.sampling.langevin import LangevinStep, sgld_chain
+from jem.sampling.langevin import LangevinStep, run_chains
 from jem.training.process import lowered
 from jem.training.recipe import Recipe, ResolvedRecipe
 from jem.training.setup import make_objective
-from jem.training.steps import StepContext, StepResult, evaluate, input_gradient
 from jem.training.trainer import Trainer
+from jem.training.update import UpdateContext, UpdateResult, evaluate, input_gradient
 
 TOLERANCES = {"float32": 1e-3, "bfloat16": 1e-1}
 """Largest relative error, in the Euclidean norm, against float64 on the CPU."""
@@ -41,7 +41,9 @@ def one_pass(
     part = noise_part(48)
     x, chains, outliers = (p.to(device, dtype) for p in (part.x[:24] / 2, part.x[24:40], -part.x))
     chains.requires_grad_()
-    context = StepContext(recipe, make_objective(recipe), CrossEntropy(), torch.Generator(device))
+    context = UpdateContext(
+        recipe, make_objective(recipe), CrossEntropy(), torch.Generator(device)
+    )
     with lowered(recipe.precision, device):
         batch = Batch(x, part.y[:24].to(device), x, outliers[:8])
         result = evaluate(model, batch, context, 1.0, chains)
@@ -80,7 +82,7 @@ def chains_agree(session: Session) -> Figures:
         model, x = jem.JEM(copy.deepcopy(network)).to(device).eval(), noise_part(16).x.double()
         steps = [LangevinStep(step_size=1.0, noise_std=0.0, gradient_blur=0.8)] * 20
         generator = torch.Generator(device)
-        return sgld_chain(
+        return run_chains(
             x.to(device), model.energy, steps, generator=generator, bounds=(-1.0, 1.0)
         )
 
@@ -95,11 +97,11 @@ class _Killed(Exception):  # noqa: N818
 class Poisoned(Trainer):
     """A trainer whose eighth update sees NaN, once."""
 
-    def train_step(self, batch: Batch) -> StepResult:
+    def update(self, batch: Batch) -> UpdateResult:
         """Make an update, of NaN if it is the one."""
         if self.state.progress.iteration == 7 and not self.state.progress.recoveries:
             batch = batch._replace(x=batch.x * math.nan, x_data=batch.x_data * math.nan)
-        result = super().train_step(batch)
+        result = super().update(batch)
         finite = self.state.chains.buffer.chains.isfinite().all()
         self.all_finite = getattr(self, "all_finite", True) & finite
         return result

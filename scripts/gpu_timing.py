@@ -43,7 +43,7 @@ def graphed(trainer: Trainer, batches: Iterator[Batch]) -> Callable[[], Any]:
 
     def step() -> None:
         trainer.state.progress.iteration = 1  # so that the flag is not read
-        trainer.train_step(static)
+        trainer.update(static)
 
     replay: Callable[[], Any] = step
     if cuda:
@@ -90,7 +90,7 @@ def time_update(session: Session, name: str, recipe: Recipe, mode: str) -> Figur
         trainer.model.network.compile(backend=backend, dynamic=False)
 
     def eager() -> None:
-        trainer.train_step(next(batches))
+        trainer.update(next(batches))
 
     update = graphed(trainer, batches) if mode == "graph" else eager
     counts = (1, 1) if session.tiny else (6, 20)
@@ -133,13 +133,13 @@ def waits(session: Session, name: str) -> Figures:
     trainer, batches = prepared(session, "medium", recipe_for(name, 8 if session.tiny else 128))
     cuda, count = session.device.type == "cuda", 2 if session.tiny else 2 * FLAG_EVERY
     for _ in range(2):
-        trainer.train_step(next(batches))
+        trainer.update(next(batches))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if cuda:
             torch.cuda.set_sync_debug_mode("warn")
         for _ in range(count):
-            trainer.train_step(next(batches))
+            trainer.update(next(batches))
         if cuda:
             torch.cuda.set_sync_debug_mode("default")
     seen = [w for w in caught if "synchroniz" in str(w.message)]

@@ -23,8 +23,8 @@ from jem.data import DataSplits
 from jem.data.shifts import letters
 from jem.model import joint_energy
 from jem.objectives import generative_loss
-from jem.sampling import LangevinStep, ReplayBuffer, SamplerSettings, UniformBase, sgld_chain
-from jem.training.steps import input_gradient
+from jem.sampling import LangevinStep, ReplayBuffer, SamplerSettings, UniformBase, run_chains
+from jem.training.update import input_gradient
 
 
 class Result(NamedTuple):
@@ -82,7 +82,7 @@ def main(epochs: int = 20, seed: int = 0) -> Result:
         for x, labels in loader:
             # All steps of the chains but the last.
             draw = buffer.draw(64, init=model.sampler.init, reinit_prob=0.02, generator=generator)
-            x_negative = sgld_chain(draw.x, model.energy, [step], **source).requires_grad_()
+            x_negative = run_chains(draw.x, model.energy, [step], **source).requires_grad_()
 
             # Data and chains in one forward: right for networks without batch norm and dropout.
             x = x + torch.empty_like(x).normal_(std=0.1, generator=generator)
@@ -97,7 +97,7 @@ def main(epochs: int = 20, seed: int = 0) -> Result:
 
             # The last step is free: the backward pass holds its gradient already.
             gradient = input_gradient(x_negative, energy_negative)
-            buffer.commit(draw, step.update(x_negative, gradient, **source), steps=2)
+            buffer.commit(draw, step(x_negative, gradient, **source), steps=2)
 
     return measure(average.module, data)
 

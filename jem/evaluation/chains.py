@@ -16,7 +16,7 @@ from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate
 from jem.generation.samples import sampler_of
 from jem.model import JEM, batched_logits, inference, joint_energy, on_model
 from jem.randomness import named_generator
-from jem.sampling.langevin import sgld_chain
+from jem.sampling.langevin import run_chains
 
 CLOSED_GAP = 0.5
 """A gap below this many standard deviations of the data's energy counts as closed."""
@@ -116,7 +116,7 @@ def chain_health(
             return found
 
         steps = [settings.step] * num_steps
-        energy(sgld_chain(x, energy, steps, generator=generator, bounds=model.bounds()))
+        energy(run_chains(x, energy, steps, generator=generator, bounds=model.bounds()))
     energies = torch.stack(traces).cpu().double()  # (num_steps + 1, M)
     finite = energies.isfinite().all(dim=1)
     if not bool(finite.all()):

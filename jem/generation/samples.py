@@ -18,7 +18,7 @@ from jem.sampling.langevin import (
     EnergyFunction,
     LangevinStep,
     energy_and_gradient,
-    sgld_chain,
+    run_chains,
 )
 
 BLOCK = 16
@@ -176,7 +176,7 @@ def stable_step(
     """
     _, slope = energy_and_gradient(x, energy)
     bare = replace(step, step_size=step.step_size / 100, noise_std=0.0)
-    nearby = bare.update(x, slope, generator=torch.Generator(), bounds=bounds)
+    nearby = bare(x, slope, generator=torch.Generator(), bounds=bounds)
     _, after = energy_and_gradient(nearby, energy)
     slope, after = ((g * (nearby - x)).flatten(1).sum(dim=1) for g in (slope, after))
     ratio = 100 * float((1 - after / slope).nanmedian())  # step_size * c of most chains
@@ -273,7 +273,7 @@ def run_blocks(
         for number, rows in enumerate(blocks_of(count)):
             generator = named_generator(seed, name, number, device=model.device)
             x, energy, constrain = begin(rows, generator)
-            x = sgld_chain(
+            x = run_chains(
                 x, energy, steps, generator=generator, bounds=bounds, after_step=on_step
             )
             blocks.append(x[: rows.stop - rows.start])

@@ -1,7 +1,7 @@
 """Maximum likelihood by contrast: the energy of data against that of chains.
 
 A chain enters only through its energy, so the backward pass of this loss also holds the gradient
-that moves the chain: see `jem.training.steps.take_step`.
+that moves the chain: see `jem.training.update.compute_update`.
 """
 
 from dataclasses import dataclass

@@ -215,9 +215,9 @@ def _corruption(subject: Subject, x: Tensor, y: Tensor, scorer: Scorer) -> Corru
 
 
 def _training(records: list[dict[str, Any]]) -> Training:
-    kinds = ("step", "epoch", "recovery")
-    steps, epochs, recoveries = ([r for r in records if r["kind"] == kind] for kind in kinds)
-    thinned = steps[:: max(1, -(-len(steps) // MOST_POINTS))]
+    kinds = ("update", "epoch", "recovery")
+    updates, epochs, recoveries = ([r for r in records if r["kind"] == kind] for kind in kinds)
+    thinned = updates[:: max(1, -(-len(updates) // MOST_POINTS))]
     return Training(
         recorded=bool(records),
         gap=[(r["iteration"], r["gap"]) for r in thinned if r.get("gap") is not None],

@@ -12,6 +12,6 @@ from jem.sampling.buffer import PersistentChains as PersistentChains
 from jem.sampling.buffer import ReplayBuffer as ReplayBuffer
 from jem.sampling.langevin import LangevinStep as LangevinStep
 from jem.sampling.langevin import energy_and_gradient as energy_and_gradient
-from jem.sampling.langevin import sgld_chain as sgld_chain
+from jem.sampling.langevin import run_chains as run_chains
 from jem.sampling.outliers import Outliers as Outliers
 from jem.sampling.outliers import SmoothNoiseBase as SmoothNoiseBase

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jem.checks import check_integer, refuse
 from jem.sampling.base_distributions import BaseDistribution
-from jem.sampling.langevin import Bounds, EnergyFunction, LangevinStep, per_row, sgld_chain
+from jem.sampling.langevin import Bounds, EnergyFunction, LangevinStep, per_row, run_chains
 
 
 class Draw(NamedTuple):
@@ -169,11 +169,11 @@ class PersistentChains:
                 replacement=self.replacement,
             )
 
-    def run(self, x: Tensor, energy_fn: EnergyFunction, num_steps: int) -> Tensor:
+    def make_steps(self, x: Tensor, energy_fn: EnergyFunction, num_steps: int) -> Tensor:
         """Move chains (M, *shape) by Langevin steps on an energy (M, *shape) -> (M,)."""
         steps = [self.step] * num_steps
-        return sgld_chain(x, energy_fn, steps, generator=self.generator, bounds=self.bounds)
+        return run_chains(x, energy_fn, steps, generator=self.generator, bounds=self.bounds)
 
-    def update(self, x: Tensor, grad: Tensor) -> Tensor:
+    def make_step(self, x: Tensor, grad: Tensor) -> Tensor:
         """Move chains once with a known gradient of their energies; both (M, *shape)."""
-        return self.step.update(x, grad, generator=self.generator, bounds=self.bounds)
+        return self.step(x, grad, generator=self.generator, bounds=self.bounds)

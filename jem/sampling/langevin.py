@@ -92,7 +92,7 @@ class LangevinStep:
         """
         return self.noise_std**2 / (2 * self.step_size)
 
-    def update(
+    def __call__(
         self,
         x: Tensor,
         grad: Tensor,
@@ -156,7 +156,7 @@ def energy_and_gradient(x: Tensor, energy_fn: EnergyFunction) -> tuple[Tensor, T
     return energy.detach(), grad
 
 
-def sgld_chain(
+def run_chains(
     x: Tensor,
     energy_fn: EnergyFunction,
     steps: Iterable[LangevinStep],
@@ -176,7 +176,7 @@ def sgld_chain(
         steps: The steps in order: `[step] * 20` for twenty equal ones, or ones that anneal. None
             at all return `x`.
         generator: Source of the noise, on the device of `x`.
-        bounds: See `LangevinStep.update`.
+        bounds: See `LangevinStep`.
         after_step: Called with the positions after each step, clipped already; the chains go on
             from the positions that it returns.
 
@@ -185,7 +185,7 @@ def sgld_chain(
 
     Example:
         >>> step = LangevinStep(step_size=0.1, noise_std=0.0)
-        >>> sgld_chain(
+        >>> run_chains(
         ...     torch.ones(1, 2),
         ...     lambda x: x.square().sum(1) / 2,
         ...     [step] * 2,
@@ -195,7 +195,7 @@ def sgld_chain(
     """
     for step in steps:
         _, grad = energy_and_gradient(x, energy_fn)
-        x = step.update(x, grad, generator=generator, bounds=bounds)
+        x = step(x, grad, generator=generator, bounds=bounds)
         if after_step is not None:
             x = after_step(x)
     return x

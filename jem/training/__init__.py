@@ -1,1 +1,1 @@
-"""Training: recipes, steps, the loop, divergence and checkpoints."""
+"""Training: recipes, updates, the loop, divergence and checkpoints."""

@@ -23,7 +23,7 @@ from jem.sampling.buffer import ReplayBuffer
 from jem.sampling.langevin import Bounds
 from jem.training.safeguards import MAX_RECOVERIES
 from jem.training.state import Progress, RunState
-from jem.training.steps import StepResult
+from jem.training.update import UpdateResult
 
 SAMPLES_A_CLASS = 8
 """Fresh samples a class in the picture at the end of a run."""
@@ -88,7 +88,7 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
 
     Args:
         path: `metrics.jsonl` of a run.
-        kind: Keep only records of this kind: `"step"`, `"epoch"`, `"recovery"`
+        kind: Keep only records of this kind: `"update"`, `"epoch"`, `"recovery"`
             or `"end"`.
 
     Returns:
@@ -139,7 +139,7 @@ class RunMonitor:
         self,
         state: RunState,
         batch: Batch,
-        result: StepResult,
+        result: UpdateResult,
         **settings: float | Tensor,
     ) -> None:
         """Record an update, if its turn has come.
@@ -157,7 +157,7 @@ class RunMonitor:
         if self.log.path is None and not self.bar.live:  # nobody looks: no wait for the device
             self._examples, self._since = 0, time.perf_counter()
             return
-        tensors = step_figures(result, batch, state.model.bounds()) | settings
+        tensors = update_figures(result, batch, state.model.bounds()) | settings
         if state.chains is not None:
             tensors["chain_age"] = state.chains.buffer.ages.float().mean()
         figures = _read(tensors)
@@ -165,7 +165,7 @@ class RunMonitor:
         now = time.perf_counter()
         figures["images_per_second"] = self._examples / max(now - self._since, 1e-9)
         self._examples, self._since = 0, now
-        self.log.write("step", iteration=progress.iteration, seconds=progress.seconds, **figures)
+        self.log.write("update", iteration=progress.iteration, seconds=progress.seconds, **figures)
         shown = {"accuracy", "gap", "images_per_second"} & figures.keys()
         detail = "  ".join(f"{name} {figures[name]:.4g}" for name in sorted(shown))
         self.bar.update(progress.iteration, self._total, detail=detail)
@@ -213,8 +213,8 @@ def _read(figures: Mapping[str, Tensor | float]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def step_figures(
-    result: StepResult, batch: Batch, bounds: Bounds | None
+def update_figures(
+    result: UpdateResult, batch: Batch, bounds: Bounds | None
 ) -> dict[str, Tensor | float]:
     """Figures of one update, scalars on its device.
 

@@ -24,7 +24,7 @@ from jem.sampling.langevin import energy_and_gradient
 from jem.training.process import determinism_or_warning, isolated_randomness, lowered
 from jem.training.recipe import ResolvedRecipe
 from jem.training.safeguards import Diverged
-from jem.training.steps import joint_forward
+from jem.training.update import joint_forward
 
 if TYPE_CHECKING:
     from jem.training.trainer import Trainer
@@ -177,7 +177,7 @@ def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:
         ends = [time.perf_counter()]
         while len(ends) <= 2 * updates and (len(ends) < 3 or ends[-1] - ends[0] < ENOUGH):
             with contextlib.suppress(Diverged):  # an update that is refused costs as much
-                trainer.train_step(batch)
+                trainer.update(batch)
             if trainer.device.type != "cpu":
                 torch.accelerator.synchronize(trainer.device)  # else only launches are timed
             ends.append(time.perf_counter())

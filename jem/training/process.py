@@ -231,7 +231,7 @@ def determinism_or_warning() -> Iterator[None]:
 def lowered(precision: str, device: torch.device) -> torch.autocast:
     """Compute matrix products and convolutions in a precision (`Recipe.precision`).
 
-    Casts of weights are not kept between the passes of a step: chains move without gradients of
+    Casts of weights are not kept between the passes of an update: chains move without gradients of
     the weights, and what was cast there would have none later.
     """
     lower = precision == "bfloat16"

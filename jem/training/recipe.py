@@ -210,27 +210,27 @@ class Recipe:
         """Whether the recipe trains the density at all."""
         return self.objective != "none"
 
-    def num_epochs(self, steps_per_epoch: int) -> int:
+    def num_epochs(self, updates_per_epoch: int) -> int:
         """Epochs of a run whose epochs have so many updates."""
         if self.epochs is not None:
             return self.epochs
-        return min(100, max(8, round(1500 / steps_per_epoch)))
+        return min(100, max(8, round(1500 / updates_per_epoch)))
 
     def resolved(
-        self, input_shape: Sequence[int], steps_per_epoch: int, classes: Sequence[str] = ()
+        self, input_shape: Sequence[int], updates_per_epoch: int, classes: Sequence[str] = ()
     ) -> ResolvedRecipe:
         """Fill in what is left open: the number of epochs, and what depends on the kind of input.
 
         Args:
             input_shape: Shape of one input.
-            steps_per_epoch: Updates of an epoch.
+            updates_per_epoch: Updates of an epoch.
             classes: Names of the classes, where they have any.
 
         Returns:
             The recipe with a value in each of these fields: what `config.json` keeps.
         """
         kind = kind_of(input_shape, classes)
-        values = DEFAULTS[kind] | {"epochs": self.num_epochs(steps_per_epoch)}
+        values = DEFAULTS[kind] | {"epochs": self.num_epochs(updates_per_epoch)}
         values["buffer_size"] = max(self.num_chains, values["buffer_size"])
         values |= {name: value for name, value in vars(self).items() if value is not None}
         return ResolvedRecipe(**values)

@@ -19,7 +19,7 @@ from jem.randomness import global_generators_kept
 from jem.training.optimisation import kept_statistics
 from jem.training.process import ONE_PROCESS, Processes
 from jem.training.recipe import ResolvedRecipe
-from jem.training.steps import StepResult
+from jem.training.update import UpdateResult
 
 MAX_RECOVERIES = 5
 """Recoveries from divergence before a run gives up."""
@@ -36,11 +36,11 @@ class Diverged(Exception):  # noqa: N818
     """An update that must not be applied; the loop goes back to a checkpoint."""
 
 
-def is_healthy(result: StepResult, grad_norm: Tensor, max_energy_gap: float) -> Tensor:
+def is_healthy(result: UpdateResult, grad_norm: Tensor, max_energy_gap: float) -> Tensor:
     """Whether an update may be applied: everything finite, data and chains not torn apart.
 
     Args:
-        result: What the step computed.
+        result: What was computed.
         grad_norm: Norm of the parameters' gradient, a scalar; infinite or NaN if any component is.
         max_energy_gap: Largest difference allowed between the mean energies of chains and data, in
             nats.

@@ -30,7 +30,7 @@ from jem.training.fitting import domain_of, examples_of, fit_sampler, labels_of
 from jem.training.probe import probe
 from jem.training.process import Processes
 from jem.training.recipe import Recipe, ResolvedRecipe
-from jem.training.steps import StepContext
+from jem.training.update import UpdateContext
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def build(
     ranks: Processes,
     objective: Objective | None = None,
     class_weight: Tensor | None = None,
-) -> tuple[StepContext, Batches]:
+) -> tuple[UpdateContext, Batches]:
     """Make what training needs of a recipe, now that the data are known.
 
     Args:
@@ -166,7 +166,7 @@ def build(
                 generator=generator,
             )
     ranks.copy(model.parameters())
-    context = StepContext(
+    context = UpdateContext(
         resolved,
         objective,
         CrossEntropy(recipe.label_smoothing, weight),

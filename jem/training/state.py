@@ -20,7 +20,7 @@ from jem.runs.folder import RunFolder
 from jem.sampling.buffer import ReplayBuffer
 from jem.training.optimisation import make_optimizer, update_average
 from jem.training.safeguards import MAX_RECOVERIES, EpochGuard, give_up
-from jem.training.steps import StepContext
+from jem.training.update import UpdateContext
 
 
 @dataclass
@@ -85,7 +85,7 @@ class RunState:
     """
 
     def __init__(
-        self, model: JEM, context: StepContext, seed: int, folder: RunFolder | None
+        self, model: JEM, context: UpdateContext, seed: int, folder: RunFolder | None
     ) -> None:
         from jem import __version__
 

@@ -1,4 +1,4 @@
-"""The loop: fit -> fit_epoch -> train_step -> _apply, with recovery and exact resumption."""
+"""The loop: fit -> fit_epoch -> update -> _apply, with recovery and exact resumption."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from jem.training.safeguards import (
 )
 from jem.training.setup import build, head_advice
 from jem.training.state import FitResult, RunState
-from jem.training.steps import StepResult, sam_backward, take_step
+from jem.training.update import UpdateResult, compute_update, sam_backward
 
 FLAG_EVERY = 50
 """Updates between reads of the health flag on an accelerator, where a read waits for it."""
@@ -210,19 +210,19 @@ class Trainer:
         """
         self.model.train(not self.recipe.freeze_norm_and_dropout)
         for batch in self.batches.epoch(epoch, start, generator=self.context.generator):
-            self.train_step(batch)
+            self.update(batch)
             if self.state.progress.iteration % self.recipe.checkpoint_every == 0:
                 self._save()
             self._heed_stop()
 
-    def train_step(self, batch: Batch) -> StepResult:
+    def update(self, batch: Batch) -> UpdateResult:
         """Update the parameters and move the chains, or refuse both.
 
         Args:
             batch: The data.
 
         Returns:
-            What the step computed.
+            What was computed.
         """
         recipe, progress, context = self.context.recipe, self.state.progress, self.context
         rate = learning_rate(recipe, progress.iteration, self.total_iterations)
@@ -236,7 +236,7 @@ class Trainer:
         self.ranks.copy(self.model.buffers())
         self.state.optimizer.zero_grad(set_to_none=True)
         with lowered(recipe.precision, self.device):
-            result = take_step(self.trained, batch, context, weight, progress.recoveries)
+            result = compute_update(self.trained, batch, context, weight, progress.recoveries)
             self.ranks.average_gradients(self.trained)
             if recipe.adaptive_sam_rho is not None:
                 with sam_perturbation(self.trained, recipe.adaptive_sam_rho):
@@ -253,8 +253,8 @@ class Trainer:
         progress.iteration += 1
         return result
 
-    def _apply(self, result: StepResult, healthy: Tensor) -> None:
-        """Update parameters, average and chains, unless the step was not healthy.
+    def _apply(self, result: UpdateResult, healthy: Tensor) -> None:
+        """Update parameters, average and chains, unless something is not healthy.
 
         On the CPU the flag is read at once. An accelerator is not made to wait for it: the update
         is masked there, and the flag read now and then.

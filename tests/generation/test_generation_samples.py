@@ -14,7 +14,7 @@ from jem.generation.samples import annealed, guided_energy, stable_step
 from jem.networks import mlp
 from jem.randomness import named_generator
 from jem.sampling import GaussianBase, LangevinStep, MixtureBase, SamplerSettings, UniformBase
-from jem.sampling.langevin import sgld_chain
+from jem.sampling.langevin import run_chains
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -170,7 +170,7 @@ def test_default_samples_are_plain_chains_on_the_joint_energy(model):
     frequencies = model.sampler.class_frequencies
     torch.multinomial(frequencies, BLOCK, replacement=True, generator=generator)
     x = model.sampler.init.sample(BLOCK, labels, generator=generator)
-    x = sgld_chain(
+    x = run_chains(
         x, lambda x: model.energy(x, labels), [LangevinStep(0.1, 0.05)] * 5, generator=generator,
         bounds=(-1.0, 1.0),
     )  # fmt: skip

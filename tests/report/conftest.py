@@ -15,8 +15,8 @@ from jem.report.measure import Subject, TrainingRun, measure
 from jem.training.recipes import recipe_from
 
 RECORDS = [
-    {"kind": "step", "iteration": 0, "gap": 0.1},
-    {"kind": "step", "iteration": 20, "gap": None},
+    {"kind": "update", "iteration": 0, "gap": 0.1},
+    {"kind": "update", "iteration": 20, "gap": None},
     {"kind": "epoch", "iteration": 20, "valid_nll": 0.5},
     {"kind": "recovery", "iteration": 15, "back_to": 10},
 ]

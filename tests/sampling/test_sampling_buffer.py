@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jem.errors import InputError
-from jem.sampling import LangevinStep, PersistentChains, ReplayBuffer, UniformBase, sgld_chain
+from jem.sampling import LangevinStep, PersistentChains, ReplayBuffer, UniformBase, run_chains
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -144,9 +144,9 @@ def test_persistent_chains_draw_and_step_with_their_own_generator_and_settings(q
     draw, source = negatives.draw(), fresh(3)
     assert draw.x.shape == (4, 2)
     source.set_state(negatives.generator.get_state())
-    moved = negatives.run(draw.x, quadratic, 2)
-    expected = sgld_chain(draw.x, quadratic, [step] * 2, generator=source, bounds=bounds)
+    moved = negatives.make_steps(draw.x, quadratic, 2)
+    expected = run_chains(draw.x, quadratic, [step] * 2, generator=source, bounds=bounds)
     assert torch.equal(moved, expected)
     assert moved.abs().max() <= 0.9
-    one = sgld_chain(moved, quadratic, [step], generator=source, bounds=bounds)
-    assert torch.equal(negatives.update(moved, moved), one)  # the gradient of |x|^2 / 2 is x
+    one = run_chains(moved, quadratic, [step], generator=source, bounds=bounds)
+    assert torch.equal(negatives.make_step(moved, moved), one)  # the gradient of |x|^2 / 2 is x

@@ -9,7 +9,7 @@ from jem.errors import InputError
 from jem.sampling import (
     LangevinStep,
     energy_and_gradient,
-    sgld_chain,
+    run_chains,
 )
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -25,7 +25,7 @@ def normal(*shape, seed=1):
 
 def update(x, grad, step_size=1.0, noise_std=0.0, generator=None, bounds=None, **words):
     step = LangevinStep(step_size, noise_std, **words)
-    return step.update(x, grad, generator=generator or fresh(), bounds=bounds)
+    return step(x, grad, generator=generator or fresh(), bounds=bounds)
 
 
 # -- one update
@@ -86,7 +86,7 @@ def test_a_blurred_step_is_preconditioned():
 
 def test_blurring_does_not_change_what_a_chain_converges_to():
     precision = torch.tensor([1.0, 4.0, 1.0, 2.0], dtype=torch.float64)
-    x = sgld_chain(
+    x = run_chains(
         torch.zeros(20_000, 1, 2, 2, dtype=torch.float64),
         lambda x: (precision * x.flatten(1).square()).sum(dim=1) / 2,
         [LangevinStep(0.02, math.sqrt(0.04), gradient_blur=0.8)] * 400, generator=fresh(),
@@ -119,10 +119,10 @@ def test_chains_run_in_any_gradient_mode_and_touch_no_parameter(point_model, con
     first.grad = torch.full_like(first, 7.0)
     first.requires_grad_(False)
     steps = [LangevinStep(0.1, 0.1)] * 3
-    expected = sgld_chain(torch.zeros(4, 2), point_model.energy, steps, generator=fresh())
+    expected = run_chains(torch.zeros(4, 2), point_model.energy, steps, generator=fresh())
     with context():
         x = torch.zeros(4, 2)  # an inference tensor in inference mode
-        moved = sgld_chain(x, point_model.energy, steps, generator=fresh())
+        moved = run_chains(x, point_model.energy, steps, generator=fresh())
     assert torch.equal(moved, expected)
     assert torch.equal(first.grad, torch.full_like(first, 7.0))
     assert all(p.grad is None for p in others)
@@ -135,7 +135,7 @@ def test_chains_run_in_any_gradient_mode_and_touch_no_parameter(point_model, con
 def test_a_step_leaves_x_as_it_was(quadratic, generator):
     x = normal(3, 2, 2).requires_grad_()
     before = x.detach().clone()
-    moved = sgld_chain(x, quadratic, [LangevinStep(0.5, 0.0)], generator=generator)
+    moved = run_chains(x, quadratic, [LangevinStep(0.5, 0.0)], generator=generator)
     torch.testing.assert_close(moved, before / 2)
     assert torch.equal(x.detach(), before)
     assert x.grad is None
@@ -152,18 +152,18 @@ def test_a_chain_is_its_steps_one_after_the_other(skewed):
         return moved
 
     steps = [LangevinStep(**values)] * 4
-    sgld_chain(x, skewed, steps, generator=fresh(), bounds=bounds, after_step=record)
+    run_chains(x, skewed, steps, generator=fresh(), bounds=bounds, after_step=record)
     assert len(seen) == 4
     for position in seen:
         _, grad = energy_and_gradient(x, skewed)
-        x = steps[0].update(x, grad, generator=source, bounds=bounds)
+        x = steps[0](x, grad, generator=source, bounds=bounds)
         assert torch.equal(position, x)
-    assert torch.equal(sgld_chain(x, skewed, [], generator=source), x)
+    assert torch.equal(run_chains(x, skewed, [], generator=source), x)
 
 
 def run(energy, step, num_steps, count):
     x = torch.zeros(count, 1, dtype=torch.float64)
-    return sgld_chain(x, energy, [step] * num_steps, generator=fresh())
+    return run_chains(x, energy, [step] * num_steps, generator=fresh())
 
 
 @pytest.mark.parametrize(("eta", "sigma", "steps"), [(0.5, 1.0, 40), (0.1, 0.05, 100)])

@@ -77,7 +77,7 @@ def test_every_piece_runs_and_agrees_on_the_cpu_and_a_second_call_computes_nothi
     }
     assert {path.name for path in folder.iterdir()} == {"gpu_check.json", *pictures}
 
-    monkeypatch.setattr(Trainer, "train_step", None)
+    monkeypatch.setattr(Trainer, "update", None)
     assert run("out", "500")[1] == pieces
 
 

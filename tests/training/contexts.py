@@ -1,11 +1,11 @@
-"""Contexts of a step without a trainer, and a fixture for tests in double precision."""
+"""Contexts of an update without a trainer, and a fixture for tests in double precision."""
 
 import pytest
 import torch
 
 from jem.objectives import CrossEntropy
 from jem.training.setup import make_objective
-from jem.training.steps import StepContext
+from jem.training.update import UpdateContext
 
 KINDS = {"plain": {"objective": "none"}, "classic": {"fused": False}, "fused": {}}
 
@@ -20,4 +20,4 @@ def _float64():
 
 def context_of(recipe, chains=None, class_weight=None):
     cross_entropy = CrossEntropy(recipe.label_smoothing, class_weight)
-    return StepContext(recipe, make_objective(recipe), cross_entropy, torch.Generator(), chains)
+    return UpdateContext(recipe, make_objective(recipe), cross_entropy, torch.Generator(), chains)

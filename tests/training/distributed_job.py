@@ -97,11 +97,11 @@ def batch_norm(folder, resume, stop_at=None, die_at=None):
     recipe = replace(SMALL, epochs=4, buffer_size=32, augment_noise=0.1)
 
     class Cut(Trainer):
-        def train_step(self, batch):
+        def update(self, batch):
             first_life = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0"
             if self.state.progress.iteration == die_at and self.ranks.rank == 1 and first_life:
                 os._exit(3)
-            return super().train_step(batch)
+            return super().update(batch)
 
     def stop(metrics):
         if metrics["epoch"] == stop_at:

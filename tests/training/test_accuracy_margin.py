@@ -50,8 +50,8 @@ class Recording(Trainer):
         self.averages, self.weights = [], []
         return super().fit(*args, **kwargs)
 
-    def train_step(self, batch):
-        outcome = super().train_step(batch)
+    def update(self, batch):
+        outcome = super().update(batch)
         terms, named = outcome.terms, outcome.terms.named
         density = terms.loss - named["cross_entropy"] - named["regulariser"]
         self.weights.append((density / named["contrast"]).item())

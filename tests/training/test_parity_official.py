@@ -24,7 +24,7 @@ from jem.randomness import named_generator
 from jem.training.optimisation import clip_gradients
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
-from jem.training.steps import Batch
+from jem.training.update import Batch
 
 SHAPE, NUM_CLASSES = (1, 4, 4), 3
 
@@ -128,10 +128,10 @@ class RecordingTrainer(jem.Trainer):
         self.steps = []
         return super().fit(*args, **kwargs)
 
-    def train_step(self, batch):
+    def update(self, batch):
         if batch.x_data is not batch.x:
             batch = Batch(*(t.clone() for t in batch if t is not None))
-        outcome = super().train_step(batch)
+        outcome = super().update(batch)
         parameters = [p.detach().clone() for p in self.model.parameters()]
         self.steps.append((batch, outcome, parameters))
         return outcome

@@ -67,11 +67,11 @@ def test_every_field_says_what_it_is_and_what_it_is_for_each_kind_of_input():
 
 
 @pytest.mark.parametrize(
-    ("steps_per_epoch", "expected"), [(1, 100), (15, 100), (50, 30), (100, 15), (1000, 8)]
+    ("updates_per_epoch", "expected"), [(1, 100), (15, 100), (50, 30), (100, 15), (1000, 8)]
 )
-def test_epochs_left_open_give_about_1500_updates(steps_per_epoch, expected):
-    assert Recipe().num_epochs(steps_per_epoch) == expected
-    assert Recipe(epochs=3).num_epochs(steps_per_epoch) == 3
+def test_epochs_left_open_give_about_1500_updates(updates_per_epoch, expected):
+    assert Recipe().num_epochs(updates_per_epoch) == expected
+    assert Recipe(epochs=3).num_epochs(updates_per_epoch) == 3
 
 
 @pytest.mark.parametrize(

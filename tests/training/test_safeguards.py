@@ -13,8 +13,8 @@ from jem.sampling.buffer import Draw
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
 from jem.training.safeguards import check_modes, give_up, is_healthy, mask_gradients, why_useless
-from jem.training.steps import ProposedChains, StepResult
 from jem.training.trainer import Trainer
+from jem.training.update import ProposedChains, UpdateResult
 
 BAD = [math.nan, math.inf, -math.inf]
 
@@ -25,12 +25,12 @@ def step_result(loss=1.0, energy_data=0.0, energy_negative=1.0, chain=0.5):
     draw = Draw(torch.arange(2), torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
     terms = Terms(torch.tensor(loss), {"gap": negative.mean() - data.mean()})
     proposed = ProposedChains(draw, x, 1, x)
-    return StepResult(terms, torch.zeros(2, 3), Energies(data, negative), proposed)
+    return UpdateResult(terms, torch.zeros(2, 3), Energies(data, negative), proposed)
 
 
 def plain(loss=1.0):
     terms = Terms(torch.as_tensor(loss))
-    return StepResult(terms, torch.zeros(2, 3), Energies(torch.zeros(2)))
+    return UpdateResult(terms, torch.zeros(2, 3), Energies(torch.zeros(2)))
 
 
 def healthy(max_energy_gap=100.0, grad_norm=1.0, **changes):

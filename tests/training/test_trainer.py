@@ -144,7 +144,7 @@ def test_resumed_run_ends_in_the_same_bits(tmp_path, train, change):
     steps = [
         [
             (r["iteration"], r["loss"])
-            for r in read_metrics(tmp_path / name / "metrics.jsonl", "step")
+            for r in read_metrics(tmp_path / name / "metrics.jsonl", "update")
         ]
         for name in ("whole", "cut")
     ]
@@ -170,7 +170,7 @@ def test_run_folder_explains_itself(tmp_path, train):
     Trainer(model_of(), SMALL, run_dir=tmp_path / "run", device="cpu").fit(train, train)
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["network"]["name"] == "mlp"
-    step = read_metrics(tmp_path / "run" / "metrics.jsonl", "step")[0]
+    step = read_metrics(tmp_path / "run" / "metrics.jsonl", "update")[0]
     for key in ("loss", "gap", "gradient_norm", "share_at_bounds", "chain_age", "energy_data"):
         assert isinstance(step[key], float), key
     epochs = read_metrics(tmp_path / "run" / "metrics.jsonl", "epoch")
@@ -191,8 +191,8 @@ UNSTABLE = replace(
 class Recorded(Trainer):
     """Keeps recoveries, Langevin steps, learning rate and seed of the chains of each update."""
 
-    def train_step(self, batch):
-        outcome = super().train_step(batch)
+    def update(self, batch):
+        outcome = super().update(batch)
         rate = self.state.optimizer.param_groups[0]["lr"]
         seed = self.state.chains.generator.initial_seed()
         done = self.state.progress.recoveries, outcome.proposed.num_steps, rate, seed
@@ -476,14 +476,14 @@ def test_average_is_what_validation_and_the_model_end_with(train):
     recipe = replace(SMALL, ema_decay=0.9)
     trainer = Trainer(model_of(), recipe, device="cpu")
     raw = []
-    step = trainer.train_step
+    step = trainer.update
 
     def spy(batch):
         outcome = step(batch)
         raw.append(weights(trainer.model))
         return outcome
 
-    trainer.train_step = spy
+    trainer.update = spy
     trainer.fit(train)
     expected = None
     for n, state in enumerate(raw):

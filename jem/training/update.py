@@ -1,7 +1,7 @@
 """The method: one update, from a batch to the gradients of the parameters and the next chains.
 
-A step fills the parameters' gradients and proposes where the chains go. The trainer checks both
-before anything changes.
+`compute_update` fills the parameters' gradients and proposes where the chains go. The trainer
+checks both before anything changes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jem.training.recipe import ResolvedRecipe
 
 
 @dataclass(frozen=True)
-class StepContext:
+class UpdateContext:
     """What stays the same from update to update.
 
     Attributes:
@@ -51,7 +51,7 @@ class StepContext:
 
 
 class ProposedChains(NamedTuple):
-    """Chains after a step: proposals, until the trainer commits them."""
+    """Chains after their Langevin steps: proposals, until the trainer commits them."""
 
     draw: Draw
     x: Tensor  # (M, *shape) new positions
@@ -59,8 +59,8 @@ class ProposedChains(NamedTuple):
     scored: Tensor  # (M, *shape) positions that the loss saw
 
 
-class StepResult(NamedTuple):
-    """What a step computed. The parameters' gradients are in their `.grad`."""
+class UpdateResult(NamedTuple):
+    """What was computed for an update. The parameters' gradients are in their `.grad`."""
 
     terms: Terms  # all scalars of the update; its loss was differentiated
     logits: Tensor  # (B, K) of the classifier's batch
@@ -68,9 +68,9 @@ class StepResult(NamedTuple):
     proposed: ProposedChains | None = None
 
 
-def take_step(
-    model: JEM, batch: Batch, context: StepContext, weight: float, extra_steps: int = 0
-) -> StepResult:
+def compute_update(
+    model: JEM, batch: Batch, context: UpdateContext, weight: float, extra_steps: int = 0
+) -> UpdateResult:
     r"""Move the chains, score data and chains, and differentiate the loss.
 
     In separate passes (algorithm 1 of JEM), chains make K Langevin steps, and the loss is computed
@@ -108,7 +108,7 @@ def take_step(
     num_steps = context.recipe.num_steps + extra_steps
     with evaluation_mode(model):
         before = num_steps - 1 if fused else num_steps
-        x_chains = chains.run(draw.x, model.energy, before)
+        x_chains = chains.make_steps(draw.x, model.energy, before)
     if fused:  # a leaf, so that the backward pass leaves its gradient
         x_chains = x_chains.detach().requires_grad_()
 
@@ -120,17 +120,17 @@ def take_step(
     result.terms.loss.backward()
 
     scored = x_chains.detach()
-    x = chains.update(scored, input_gradient(x_chains, energy_chains)) if fused else scored
+    x = chains.make_step(scored, input_gradient(x_chains, energy_chains)) if fused else scored
     return result._replace(proposed=ProposedChains(draw, x, num_steps, scored))
 
 
 def evaluate(
     model: JEM,
     batch: Batch,
-    context: StepContext,
+    context: UpdateContext,
     weight: float,
     x_chains: Tensor | None = None,
-) -> StepResult:
+) -> UpdateResult:
     """Compute what is minimised: cross-entropy, and the objective of the density.
 
     Args:
@@ -150,23 +150,23 @@ def evaluate(
         model, batch, energies, weight=weight, generator=context.generator, mean=mean
     )
     named = {"cross_entropy": cross_entropy, **terms.named}
-    return StepResult(Terms(cross_entropy + terms.loss, named), logits, energies)
+    return UpdateResult(Terms(cross_entropy + terms.loss, named), logits, energies)
 
 
 def sam_backward(
-    model: JEM, batch: Batch, context: StepContext, weight: float, result: StepResult
+    model: JEM, batch: Batch, context: UpdateContext, weight: float, result: UpdateResult
 ) -> None:
-    """Differentiate the loss of a step again, at the parameters as they are now.
+    """Differentiate the loss of an update again, at the parameters as they are now.
 
     The second half of sharpness-aware minimisation: the same data, and the same chains where the
     loss saw them. Chains keep the steps that the first pass gave them.
 
     Args:
         model: The model, in training mode, within `jem.training.optimisation.sam_perturbation`.
-        batch: The data of the step.
+        batch: The data of the update.
         context: The recipe and the objective.
         weight: Weight of the objective.
-        result: What the step returned.
+        result: What `compute_update` returned.
     """
     chains = None if result.proposed is None else result.proposed.scored
     evaluate(model, batch, context, weight, chains).terms.loss.backward()

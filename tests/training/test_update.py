@@ -1,4 +1,4 @@
-"""Each training step against a reference that fuses nothing, in float64.
+"""Each kind of update against a reference that fuses nothing, in float64.
 
 The reference moves every chain with its own `torch.autograd.grad` of the energy, normalises every
 row with statistics of the data by hand, and writes the loss out.
@@ -21,11 +21,11 @@ from jem.sampling import ReplayBuffer, UniformBase
 from jem.sampling.buffer import PersistentChains
 from jem.sampling.langevin import LangevinStep
 from jem.training.recipe import Recipe
-from jem.training.steps import (
+from jem.training.update import (
     Batch,
+    compute_update,
     input_gradient,
     joint_forward,
-    take_step,
 )
 
 SHAPE, NUM_CLASSES = (2, 4, 4), 3
@@ -252,7 +252,7 @@ def check_step(
     chains = method.chains.buffer.chains.clone()
 
     torch.manual_seed(GLOBAL_SEED)
-    ours = take_step(model, batch, method, weight, extra_steps)
+    ours = compute_update(model, batch, method, weight, extra_steps)
     consumed = torch.get_rng_state()
     torch.manual_seed(GLOBAL_SEED)
     theirs = reference_step(JEM(twin), batch, other, weight, extra_steps, fused=recipe.fused)
@@ -435,7 +435,7 @@ def test_plain_step_is_a_usual_training_step(kind):
     twin = copy.deepcopy(network)
     batch = make_batch()
     torch.manual_seed(GLOBAL_SEED)
-    outcome = take_step(JEM(network), batch, context_of(make_recipe("plain")), 123.0, 4)
+    outcome = compute_update(JEM(network), batch, context_of(make_recipe("plain")), 123.0, 4)
     assert outcome.energies.chains is outcome.proposed is None
     torch.manual_seed(GLOBAL_SEED)
     F.cross_entropy(twin(batch.x), batch.labels).backward()
@@ -458,7 +458,7 @@ def test_chains_follow_from_one_iteration_to_the_next(step):
     batch = make_batch()
     for _ in range(3):
         network.zero_grad()
-        outcome = take_step(JEM(network), batch, ours, 1.0, 0)
+        outcome = compute_update(JEM(network), batch, ours, 1.0, 0)
         ours.chains.buffer.commit(outcome.proposed.draw, outcome.proposed.x, steps=2)
         expected = reference_step(JEM(twin), batch, theirs, 1.0, 0, fused=step == "fused")
         theirs.chains.buffer.commit(expected.draw, expected.x, steps=2)
