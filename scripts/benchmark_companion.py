@@ -121,7 +121,7 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
 
     def measured(model: jem.JEM, recipe: jem.Recipe) -> dict[str, Any]:
         row = fit(model, recipe, data, seed) | figures_of(model, data, ood_sets, seed)
-        if recipe.generative:
+        if recipe.trains_density:
             x = jem.sample(model, labels, seed=seed)
             row["own"] = share(model.predict_proba(x).argmax(dim=1) == labels)
             row["agreement"] = share(reference.predict(x) == labels)

@@ -47,7 +47,7 @@ class Benchmark:
     """What to complete."""
 
     recipe: str = "fast"
-    """Name of a generative recipe."""
+    """Name of a recipe that trains the density."""
     data: str = "digits"
     """A named set of images."""
     seeds: tuple[int, ...] = (0, 1, 2)

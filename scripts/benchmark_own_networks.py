@@ -95,7 +95,7 @@ def run_one(
         outside = batched_logits(model, make_ood_set(name, splits, 1000, seed=seed))
         scores = logits.logsumexp(dim=1), outside.logsumexp(dim=1)
         found[label] = ood_metrics(*scores).auroc
-    if settings.generative and args.pictures is not None:
+    if settings.trains_density and args.pictures is not None:
         labels = torch.arange(len(splits.classes)).repeat_interleave(8)
         figure = inputs_figure(jem.sample(model, labels, seed=seed), model.bounds(), columns=8)
         name = f"{splits.name}-{network}-{recipe}-{seed}.png".replace("/", "_")

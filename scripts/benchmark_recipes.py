@@ -121,7 +121,7 @@ def race_one(
         for other in args.ood_sets
     }
     row |= figures_of(model, splits, ood_sets, seed)
-    if recipe.generative and reference is not None:
+    if recipe.trains_density and reference is not None:
         row |= samples_of(model, splits, reference, seed)
     return row
 
@@ -167,7 +167,7 @@ def reference_classifier_of(seed: int, args: Benchmark) -> ReferenceClassifier |
 
 def draws(name: str) -> bool:
     """Whether a recipe makes a model that can be sampled."""
-    return name == "ebmkit" or RECIPES[name].generative
+    return name == "ebmkit" or RECIPES[name].trains_density
 
 
 def spread(values: list[float], digits: int) -> str:

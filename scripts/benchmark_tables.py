@@ -200,7 +200,7 @@ def main() -> None:
         f"scikit-learn {sklearn.__version__}, torch {torch.__version__}, {args.threads} thread(s)"
         f"; {args.repeats} times {args.splits} folds"
         f"{', measured on validation parts' if args.validation else ''}"
-        f"; generative weight of fast: {RECIPES['fast'].resolved((1,), 1).generative_weight:g}"
+        f"; density weight of fast: {RECIPES['fast'].resolved((1,), 1).density_weight:g}"
     )
     for data in args.data:
         x, y = DATA[data]()

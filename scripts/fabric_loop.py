@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 import jem
 from jem.model import joint_energy
-from jem.objectives import generative_loss
+from jem.objectives import contrastive_loss
 from jem.sampling import ReplayBuffer, run_chains
 from jem.training.update import input_gradient
 
@@ -29,7 +29,7 @@ from jem.training.update import input_gradient
 def density_loss(energy: Tensor, energy_negative: Tensor) -> Tensor:
     """Contrast of data with chains, and a penalty that keeps energies in place."""
     squares = energy.square().mean() + energy_negative.square().mean()
-    return 0.3 * generative_loss(energy, energy_negative) + 0.03 / 2 * squares
+    return 0.3 * contrastive_loss(energy, energy_negative) + 0.03 / 2 * squares
 
 
 def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:

@@ -22,7 +22,7 @@ import jem
 from jem.data import DataSplits
 from jem.data.shifts import letters
 from jem.model import joint_energy
-from jem.objectives import generative_loss
+from jem.objectives import contrastive_loss
 from jem.sampling import LangevinStep, ReplayBuffer, SamplerSettings, UniformBase, run_chains
 from jem.training.update import input_gradient
 
@@ -63,7 +63,7 @@ def measure(model: jem.JEM, data: DataSplits) -> Result:
 def density_loss(energy: Tensor, energy_negative: Tensor) -> Tensor:
     """Contrast of data with chains, and a penalty that keeps energies in place."""
     squares = energy.square().mean() + energy_negative.square().mean()
-    return 0.3 * generative_loss(energy, energy_negative) + 0.03 / 2 * squares
+    return 0.3 * contrastive_loss(energy, energy_negative) + 0.03 / 2 * squares
 
 
 def main(epochs: int = 20, seed: int = 0) -> Result:

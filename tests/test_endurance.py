@@ -46,7 +46,7 @@ CHOICES = {
     "epochs": (1, 2, 3), "batch_size": (1, 4, 16), "optimizer": ("adam", "adamw", "sgd"),
     "learning_rate": (1e-4, 1e-3, 1e-2, 1.0), "schedule": ("cosine", "step", "constant"),
     "ema_decay": (0.0, 0.9), "class_weight": ("none", "balanced"),
-    "generative_weight": (0.0, 0.3, 1.0), "energy_l2": (0.0, 0.03), "mean_energy_l2": (0.0, 0.01),
+    "density_weight": (0.0, 0.3, 1.0), "energy_l2": (0.0, 0.03), "mean_energy_l2": (0.0, 0.01),
     "gap_limit": (None, 2.0), "num_chains": (1, 3, 8), "buffer_size": (8, 24),
     "num_steps": (1, 2, 3), "step_size": (1e-2, 1.0, 100.0), "noise_std": (0.0, 0.01, 1.0),
     "langevin_grad_clamp": (None, 1.0), "clip_to_domain": (False, True),
@@ -89,7 +89,7 @@ def train_and_use(data, recipe, kind):
         logits = model.logits(x.float())
     assert logits.shape == (len(x), num_classes)
     assert bool(logits.isfinite().all())
-    if recipe.generative:
+    if recipe.trains_density:
         assert bool(jem.sample(model, count=2, seed=0, num_steps=3).isfinite().all())
     return True
 

@@ -17,7 +17,7 @@ from jem.evaluation.ood import SCORES
 
 TINY = replace(
     jem.RECIPES["fast"], epochs=1, batch_size=16, num_chains=12, buffer_size=24, num_steps=3,
-    sample_steps=3, generative_weight=0.3, learning_rate=1e-3, step_size=1.0, warmup=0.0,
+    sample_steps=3, density_weight=0.3, learning_rate=1e-3, step_size=1.0, warmup=0.0,
 )  # fmt: skip
 PLAIN = replace(TINY, objective="none", head="joint")
 SCORES_OF_ANY_NETWORK = sorted(name for name, score in SCORES.items() if score.needs != "features")
@@ -186,7 +186,7 @@ def test_a_network_with_batch_norm_learns_digits_and_that_noise_is_none():
     """It must not learn to tell data in training mode from chains in evaluation mode."""
     data = jem.data.load("digits")
     model = jem.JEM(seeded(normed), domain=data.domain)
-    recipe = replace(jem.RECIPES["fast"], epochs=6, generative_weight=0.5)
+    recipe = replace(jem.RECIPES["fast"], epochs=6, density_weight=0.5)
     result = jem.Trainer(model, recipe, device="cpu").fit(data.train, data.validation)
     assert min(epoch["valid_accuracy"] for epoch in result.epochs[1:]) > 0.75
     noise = 2 * torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0)) - 1

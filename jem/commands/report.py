@@ -193,7 +193,7 @@ def _training_run(run: Run, splits: DataSplits, control: Run | None) -> Training
             f"{run.config.seed}: {as_given}."
         )
     else:
-        kind = "hybrid" if run.config.recipe.generative else "plain"
+        kind = "hybrid" if run.config.recipe.trains_density else "plain"
         sentence = (
             f"A {kind} classifier {with_network}, trained on {len(splits.train):,} inputs of "
             f"{splits.name} in {classes}: {progress['iteration']:,} updates in "

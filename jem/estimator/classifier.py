@@ -54,7 +54,7 @@ BLOCK = 16
 """Prediction pads batches to a multiple of this: products of few rows round differently, and the
 last bits of a row would depend on how many rows stand beside it."""
 
-OF_RECIPE = ("epochs", "learning_rate", "generative_weight")
+OF_RECIPE = ("epochs", "learning_rate", "density_weight")
 """Arguments that change the recipe."""
 
 
@@ -71,7 +71,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         recipe: Name of a recipe, or a `jem.Recipe`: other settings than those below go here.
         epochs: Passes over the training data; what the recipe says if None.
         learning_rate: Of the optimiser, above 0; what the recipe says if None.
-        generative_weight: Weight of the density beside the classes; what the recipe says if None.
+        density_weight: Weight of the density beside the classes; what the recipe says if None.
         network: A module (copied, and trained on from the weights it has), or a function (shape,
             number of classes) -> module, which a pickle needs to find by name. It takes images as
             (B, C, H, W) in [-1, 1], standardised rows as (B, D). Chosen by the shape if None.
@@ -123,7 +123,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         *,
         epochs: int | None = None,
         learning_rate: float | None = None,
-        generative_weight: float | None = None,
+        density_weight: float | None = None,
         network: nn.Module | NetworkFactory | None = None,
         channels: Literal["first", "last"] | None = None,
         class_weight: Mapping[Any, float] | Literal["balanced"] | None = None,
@@ -138,7 +138,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.recipe = recipe
         self.epochs = epochs
         self.learning_rate = learning_rate
-        self.generative_weight = generative_weight
+        self.density_weight = density_weight
         self.network = network
         self.channels = channels
         self.class_weight = class_weight

@@ -11,7 +11,7 @@ from jem.objectives.base import Objective as Objective
 from jem.objectives.base import Terms as Terms
 from jem.objectives.base import balanced_class_weights as balanced_class_weights
 from jem.objectives.contrastive import Contrastive as Contrastive
-from jem.objectives.contrastive import generative_loss as generative_loss
+from jem.objectives.contrastive import contrastive_loss as contrastive_loss
 from jem.objectives.contrastive import outlier_loss as outlier_loss
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {

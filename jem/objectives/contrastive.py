@@ -1,4 +1,4 @@
-"""Maximum likelihood by contrast: the energy of data against that of chains.
+"""The contrastive loss: the energy of data against that of chains.
 
 A chain enters only through its energy, so the backward pass of this loss also holds the gradient
 that moves the chain: see `jem.training.update.compute_update`.
@@ -15,7 +15,7 @@ from jem.model import JEM
 from jem.objectives.base import Batch, Energies, Mean, Terms
 
 
-def generative_loss(
+def contrastive_loss(
     energy_data: Tensor, energy_chains: Tensor, *, mean: Mean = torch.mean
 ) -> Tensor:
     r"""Contrast data with chains: the surrogate whose gradient estimates that of -log p(x).
@@ -38,7 +38,7 @@ def generative_loss(
         Hinton (2002), contrastive divergence. Tieleman (2008), persistent chains.
 
     Example:
-        >>> generative_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.5]))
+        >>> contrastive_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.5]))
         tensor(1.5000)
     """
     return mean(energy_data) - mean(energy_chains)
@@ -51,7 +51,7 @@ def outlier_loss(
 
     .. math:: L = \overline{\mathrm{softplus}(m + \bar E - E(x^o))}
 
-    Unlike the contrast with chains it is bounded: an outlier that is far above the data no longer
+    Unlike the contrastive loss it is bounded: an outlier that is far above the data no longer
     counts, so the density of the rest is left to the chains.
 
     Args:
@@ -81,18 +81,19 @@ def outlier_loss(
 
 @dataclass(frozen=True)
 class Contrastive:
-    r"""Weighted contrast with the penalties that keep energies in place.
+    r"""The weighted contrastive loss, with the penalties that keep energies in place.
 
     .. math:: L = w\,\tau\,(\bar E - \bar{\tilde E})
               + \tfrac{c}{2}\big(\overline{E^2} + \overline{\tilde E^2}\big)
               + \gamma \Big(\tfrac{\bar E + \bar{\tilde E}}{2}\Big)^2
 
     The penalty c on each energy has a fixed point: once the gap opens, energies settle at -w/c and
-    w/c with the contrast cancelled exactly, and chains stay stuck. The penalty gamma acts on the
-    common level alone and leaves the gap as it is. The factor tau = clip(1 - gap / g_max, 0.02,
-    1), a constant for the gradient, makes the model wait for its chains. Where there are outliers,
-    their `outlier_loss` is added. Where the model has a base density, the penalty c counts what
-    the network adds to it; otherwise the network would learn to take the base away.
+    w/c. There it cancels the contrastive loss exactly, and chains stay stuck. The penalty gamma
+    acts on the common level alone and leaves the gap as it is. The factor
+    tau = clip(1 - gap / g_max, 0.02, 1), a constant for the gradient, makes the model wait for its
+    chains. Where there are outliers, their `outlier_loss` is added. Where the model has a base
+    density, the penalty c counts what the network adds to it; otherwise the network would learn to
+    take the base away.
 
     Attributes:
         energy_l2: c >= 0.
@@ -124,11 +125,11 @@ class Contrastive:
         generator: torch.Generator,
         mean: Mean,
     ) -> Terms:
-        """The loss and its terms; `contrast` and `outlier` are unweighted, `gap` is -contrast."""
+        """The loss and its terms; `gap` and `outlier` are unweighted."""
         data, chains = energies.data, energies.chains
         assert chains is not None, "asked for in `needs`"
-        contrast = generative_loss(data, chains, mean=mean)
-        gap = -contrast.detach()
+        contrastive = contrastive_loss(data, chains, mean=mean)
+        gap = -contrastive.detach()
         tau = 1.0 if self.gap_limit is None else (1 - gap / self.gap_limit).clamp(0.02, 1.0)
         level = (mean(data) + mean(chains)) / 2
         regulariser = self.mean_energy_l2 * level.square()
@@ -136,8 +137,8 @@ class Contrastive:
             own = data + energies.base_data, chains + energies.base_chains
             squares = mean(own[0].square()) + mean(own[1].square())
             regulariser = regulariser + self.energy_l2 / 2 * squares
-        loss = weight * tau * contrast + regulariser
-        named = {"contrast": contrast, "gap": gap, "regulariser": regulariser}
+        loss = weight * tau * contrastive + regulariser
+        named = {"gap": gap, "regulariser": regulariser}
         if energies.outliers is not None:
             margin = self.outlier_margin
             outlier = outlier_loss(data, energies.outliers, margin=margin, mean=mean)

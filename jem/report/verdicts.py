@@ -92,7 +92,7 @@ QUESTIONS = (
 
 ADVICE = {
     "lag": ". What to do: more steps in each update (--num-steps) or a smaller --learning-rate",
-    "landscape": ". What to do: a smaller --generative-weight or a larger --energy-l2",
+    "landscape": ". What to do: a smaller --density-weight or a larger --energy-l2",
     "overshoot": ". What to do: a larger --noise-std or a smaller --step-size",
     "settled": ". What to do: draw samples with the run's own number of steps",
 }

@@ -25,7 +25,7 @@ LARGE_IMAGE = 16
 KINDS = ("vector", "embedding", "small image", "large image", "large colour image", "photograph")
 _BY_KIND: dict[str, tuple[Any, ...]] = {
     "learning_rate": (0.002, 0.001, 0.002, 0.001, 0.001, 0.001),
-    "generative_weight": (0.1, 0.01, 0.1, 0.05, 0.05, 0.05),
+    "density_weight": (0.1, 0.01, 0.1, 0.05, 0.05, 0.05),
     "outlier_count": (0, 0, 0, 18, 18, 18),
     "num_steps": (2, 2, 2, 1, 1, 1),
     "step_size": (0.05, 0.05, 3.0, 1.0, 1.0, 1.0),
@@ -114,7 +114,7 @@ class Recipe:
     for networks that are trained already."""
 
     # -- density
-    generative_weight: Annotated[float | None, "[0, inf)"] = None
+    density_weight: Annotated[float | None, "[0, inf)"] = None
     """Weight of the contrastive loss (or of another `objective`) beside the cross-entropy."""
     energy_l2: Annotated[float, "[0, inf)"] = 0.03
     """Penalty c/2 on the square of each energy."""
@@ -127,7 +127,7 @@ class Recipe:
     """Made-up outliers in each update (noise, shapes, shuffled images or columns). Their energy is
     raised until it is `outlier_margin` above that of the data."""
     outlier_weight: Annotated[float, "[0, inf)"] = 6.0
-    """Weight of the outlier loss, as a multiple of `generative_weight`."""
+    """Weight of the outlier loss, as a multiple of `density_weight`."""
     outlier_margin: Annotated[float, "[0, inf)"] = 10.0
     """Energy above that of the data, in nats, from which an outlier no longer counts."""
 
@@ -182,7 +182,7 @@ class Recipe:
     accuracy_margin: Annotated[float | None, "[0, inf)"] = None
     """For a trained classifier: the largest loss of validation accuracy that you accept, such as
     0.01. The result is the last epoch within this margin, or the unchanged network. After an epoch
-    outside it, `generative_weight` is halved. If None: any loss."""
+    outside it, `density_weight` is halved. If None: any loss."""
     max_energy_gap: Annotated[float, "(0, inf)"] = 1000.0
     """Gap between the energies of chains and data, in nats, beyond which a run has diverged."""
     checkpoint_every: Annotated[int, 1] = 250
@@ -196,17 +196,17 @@ class Recipe:
             _check_field(name, kind, getattr(self, name))
         check_choice("objective", self.objective, OBJECTIVES)
         size, least = self.buffer_size, self.num_chains
-        if size is not None and self.generative and not self.replacement and size < least:
+        if size is not None and self.trains_density and not self.replacement and size < least:
             refuse("buffer_size", f"be at least `num_chains` ({least})", size)
         if self.density_batch_size is not None and not self.separate_density_batches:
             remedy = "set `separate_density_batches`, or leave it out"
             refuse("density_batch_size", "be None", self.density_batch_size, remedy)
-        if self.accuracy_margin is not None and not self.generative:
+        if self.accuracy_margin is not None and not self.trains_density:
             remedy = "it limits what the density may cost; leave it out"
             refuse("accuracy_margin", "be None", self.accuracy_margin, remedy)
 
     @property
-    def generative(self) -> bool:
+    def trains_density(self) -> bool:
         """Whether the recipe trains the density at all."""
         return self.objective != "none"
 
@@ -242,7 +242,7 @@ class ResolvedRecipe(Recipe):
 
     epochs: int
     learning_rate: float
-    generative_weight: float
+    density_weight: float
     outlier_count: int
     num_steps: int
     step_size: float
@@ -273,7 +273,7 @@ def _grouped() -> dict[str, tuple[str, ...]]:
     first = {
         "objective": "run",
         "optimizer": "optimiser",
-        "generative_weight": "density",
+        "density_weight": "density",
         "num_chains": "sampler",
         "augment_shift": "augmentation",
         "accuracy_margin": "safety",

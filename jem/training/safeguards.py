@@ -76,10 +76,10 @@ def give_up(recipe: ResolvedRecipe, iteration: int) -> TrainingDivergedError:
         iteration: Where it diverged for the last time.
     """
     settings = [f"--learning-rate {recipe.learning_rate / 4:g}", "--max-grad-norm 1"]
-    if recipe.generative:
+    if recipe.trains_density:
         settings += [
             f"--num-steps {recipe.num_steps * 2}",
-            f"--generative-weight {recipe.generative_weight / 3:.2g}",
+            f"--density-weight {recipe.density_weight / 3:.2g}",
             f"--energy-l2 {max(recipe.energy_l2 * 3, 0.03):.2g}",
         ]
     return TrainingDivergedError(
@@ -122,7 +122,7 @@ def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch
     apart = abs(float(energies.mean() - joint_energy(trained).mean()))
     allowed = MOST_NATS_APART + float(energies.std(correction=0))
     lost = right <= chance + error and right_trained - right > (1 - chance) / 2 + error
-    if lost or (recipe.generative and not apart <= allowed):
+    if lost or (recipe.trains_density and not apart <= allowed):
         raise TrainingDivergedError(
             "the network works only in training mode: on the same training examples accuracy "
             f"{right:.3f} in evaluation mode against {right_trained:.3f} in training mode, mean "
@@ -241,7 +241,7 @@ class EpochGuard:
         return {
             "valid_accuracy_before": self.before,
             "within_margin": within,
-            "generative_weight_scale": self.weight_scale,
+            "density_weight_scale": self.weight_scale,
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -367,5 +367,5 @@ def why_useless(model: JEM, examples: DataPart | LazyPart) -> str:
     return (
         f"the classifier is useless on validation examples: accuracy {accuracy:.3f}, NLL "
         f"{nll:.3f}; class frequencies alone give {commonest:.3f} and {entropy:.3f}; train "
-        "longer, or with another --learning-rate or a smaller --generative-weight"
+        "longer, or with another --learning-rate or a smaller --density-weight"
     )

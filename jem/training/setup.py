@@ -141,6 +141,7 @@ def build(
 
     density = None
     if recipe.separate_density_batches:
+        # The name is part of the seed of the order.
         density = stream("generative", recipe.density_batch_size or recipe.batch_size)
     if class_weight is None and recipe.class_weight == "balanced":
         class_weight = balanced_class_weights(all_labels, num_classes)
@@ -182,7 +183,7 @@ def head_advice(model: JEM, recipe: ResolvedRecipe) -> str:
     """What a network with the plain reading misses under a recipe made for the factored head."""
     known = Factored, FactoredHead, Companion
     plain = not any(isinstance(module, known) for module in model.network.modules())
-    if recipe.head != "factored" or not recipe.generative or not plain:
+    if recipe.head != "factored" or not recipe.trains_density or not plain:
         return ""
     if len(model.classes or ()) < 2:
         return ""

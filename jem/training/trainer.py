@@ -175,7 +175,7 @@ class Trainer:
         progress, why = self.state.progress, self.state.why_as_given
         if progress.iteration and why and self.ranks.first:
             warnings.warn(
-                f"{why}, so the model is unchanged; train longer, or lower --generative-weight",
+                f"{why}, so the model is unchanged; train longer, or lower --density-weight",
                 stacklevel=2,
             )
         done = progress.seconds, progress.iteration, progress.recoveries
@@ -229,7 +229,7 @@ class Trainer:
         rate *= 0.5**progress.recoveries
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        weight = recipe.generative_weight
+        weight = recipe.density_weight
         if self.state.guard is not None:
             weight *= self.state.guard.weight_scale
 
@@ -248,7 +248,7 @@ class Trainer:
         self.state.add_losses(result.terms.loss, result.terms.named["cross_entropy"])
         self.monitor.update(
             self.state, batch, result,
-            learning_rate=rate, generative_weight=weight, gradient_norm=grad_norm,
+            learning_rate=rate, density_weight=weight, gradient_norm=grad_norm,
         )  # fmt: skip
         progress.iteration += 1
         return result
@@ -381,7 +381,7 @@ class Trainer:
         if why := self.state.why_as_given:
             self.folder.write_config(self.folder.read_config() | {"as_given": why})
             self.folder.samples.unlink(missing_ok=True)
-        elif self.model.sampler is not None and self.recipe.generative:
+        elif self.model.sampler is not None and self.recipe.trains_density:
             self.monitor.bar.stage("drawing samples")
             with spared(self.folder.samples):
                 draw_samples(self.model, self.seed, self.folder.samples, self.monitor.bar)

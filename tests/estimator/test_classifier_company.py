@@ -86,8 +86,8 @@ def test_grid_search_goes_over_settings_and_recipes(iris):
     recipe = replace(RECIPES["fast"], learning_rate=2e-3)
     by_recipe = quick(epochs=20, recipe=recipe).fit(*iris).decision_function(iris[0])
     assert np.array_equal(search.best_estimator_.decision_function(iris[0]), by_recipe)
-    with pytest.raises(InputError, match="`generative_weight` must be at least 0"):
-        quick(generative_weight=-1.0).fit(*iris)
+    with pytest.raises(InputError, match="`density_weight` must be at least 0"):
+        quick(density_weight=-1.0).fit(*iris)
 
 
 @pytest.mark.parametrize("count", [100, 150])  # two classes and three

@@ -9,12 +9,12 @@ from jem.objectives import (
     CrossEntropy,
     Energies,
     balanced_class_weights,
-    generative_loss,
+    contrastive_loss,
     outlier_loss,
 )
 
 
-def contrastive_loss(data, chains, outliers=None, *, weight, **penalties):
+def terms_of(data, chains, outliers=None, *, weight, **penalties):
     energies = Energies(data, chains, outliers)
     return Contrastive(**penalties)(
         None, None, energies, weight=weight, generator=None, mean=torch.mean
@@ -60,7 +60,7 @@ def test_balanced_weights_have_mean_one_over_examples_and_equal_sums_over_classe
     assert weights[[1, 4]].tolist() == [0.0, 0.0]
 
 
-# -- the contrast
+# -- the contrastive objective
 
 
 def test_outlier_loss_by_hand_and_its_gradient_fades_beyond_the_margin():
@@ -79,28 +79,27 @@ def test_its_gradient_is_that_of_the_negative_log_likelihood():
     mean = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     data, noise = normal(1000) + 2.0, normal(100_000, seed=2)
     negatives = mean.detach() + noise
-    loss = generative_loss((data - mean).square() / 2, (negatives - mean).square() / 2)
+    loss = contrastive_loss((data - mean).square() / 2, (negatives - mean).square() / 2)
     (grad,) = torch.autograd.grad(loss, mean)
     assert grad.item() == pytest.approx(float(mean.detach() - data.mean()), abs=0.02)
 
 
 def test_terms_add_up():
     data, negative = normal(4), normal(6, seed=2)
-    terms = contrastive_loss(data, negative, weight=0.3, energy_l2=0.2, mean_energy_l2=0.5)
+    terms = terms_of(data, negative, weight=0.3, energy_l2=0.2, mean_energy_l2=0.5)
     contrast = data.mean() - negative.mean()
     level = (data.mean() + negative.mean()) / 2
     squares = data.square().mean() + negative.square().mean()
-    torch.testing.assert_close(terms.named["contrast"], contrast)
     torch.testing.assert_close(terms.named["gap"], -contrast)
     torch.testing.assert_close(terms.named["regulariser"], 0.1 * squares + 0.5 * level**2)
     torch.testing.assert_close(terms.loss, 0.3 * contrast + terms.named["regulariser"])
 
 
 @pytest.mark.parametrize(("gap", "scale"), [(-5.0, 1.0), (0.0, 1.0), (5.0, 0.5), (50.0, 0.02)])
-def test_thermostat_scales_the_contrast_by_the_gap_as_a_constant(gap, scale):
+def test_thermostat_scales_the_contrastive_loss_by_the_gap_as_a_constant(gap, scale):
     data = torch.zeros(2, dtype=torch.float64, requires_grad=True)
     negative = torch.full((2,), gap, dtype=torch.float64, requires_grad=True)
-    terms = contrastive_loss(data, negative, weight=1.0, gap_limit=10.0)
+    terms = terms_of(data, negative, weight=1.0, gap_limit=10.0)
     torch.testing.assert_close(terms.loss.item(), -scale * gap)
     terms.loss.backward()
     torch.testing.assert_close(data.grad, torch.full_like(data, scale / 2))

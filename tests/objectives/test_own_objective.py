@@ -43,7 +43,7 @@ def model_of():
 
 
 def test_an_objective_of_your_own_trains_a_density_without_chains(tmp_path):
-    recipe = replace(RECIPE, generative_weight=1.0, log_every=1)
+    recipe = replace(RECIPE, density_weight=1.0, log_every=1)
     model = model_of()
     trainer = jem.Trainer(
         model, recipe, objective=ScoreMatching(), run_dir=tmp_path / "run", device="cpu"

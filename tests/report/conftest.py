@@ -43,7 +43,7 @@ def build_subject(kind="image", trained=True, num_classes=3, control=True, **abo
         if trained:
             trainer = jem.Trainer(made, recipe, device="cpu")
             trainer.fit(splits.train, splits.validation)
-            chains.append(trainer.state.chains.buffer.chains if recipe.generative else None)
+            chains.append(trainer.state.chains.buffer.chains if recipe.trains_density else None)
         return made.eval()
 
     quick = {"epochs": 3, "num_chains": 16, "buffer_size": 32, "sample_steps": 3}

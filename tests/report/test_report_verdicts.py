@@ -193,7 +193,7 @@ def test_recoveries_and_chains_decide_about_training():
         ("level", 0.1, "yes", ""),
         ("overshoot", 0.9, "yes", "own number of steps"),
         ("overshoot", -2.0, "partly", "--noise-std"),
-        ("landscape", 0.1, "partly", "--generative-weight"),
+        ("landscape", 0.1, "partly", "--density-weight"),
         ("lag", 2.0, "partly", "--num-steps"),
     ],
 )

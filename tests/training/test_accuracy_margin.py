@@ -44,7 +44,7 @@ def scripted(monkeypatch):
 
 
 class Recording(Trainer):
-    """Keeps the average at the end of each epoch, and the weight of each step."""
+    """Keeps the average at the end of each epoch, and the weight of each update."""
 
     def fit(self, *args, **kwargs):
         self.averages, self.weights = [], []
@@ -54,7 +54,7 @@ class Recording(Trainer):
         outcome = super().update(batch)
         terms, named = outcome.terms, outcome.terms.named
         density = terms.loss - named["cross_entropy"] - named["regulariser"]
-        self.weights.append((density / named["contrast"]).item())
+        self.weights.append((density / -named["gap"]).item())
         return outcome
 
     def _end_epoch(self, valid):
@@ -78,7 +78,7 @@ def test_the_guard_takes_averages_within_the_margin_and_halves_after_others():
         torch.nn.init.constant_(layer.weight, value)
         assert guard.judge(judged(accuracy), layer) == {
             "valid_accuracy_before": 0.97, "within_margin": within,
-            "generative_weight_scale": scale,
+            "density_weight_scale": scale,
         }  # fmt: skip
         assert guard.weight_scale == scale
     assert guard.accepted["weight"].item() == 3.0
@@ -107,11 +107,11 @@ def test_the_last_average_within_the_margin_is_returned_and_kept(tmp_path, scrip
     assert "kept: epoch 3 of 4, the last within the accuracy margin" in capsys.readouterr().err
     assert_same_bits(weights(model), trainer.averages[2])
     assert_same_bits(weights(model), weights(jem.load(run)))
-    weight = MARGIN.generative_weight
+    weight = MARGIN.density_weight
     assert trainer.weights == pytest.approx([weight] * 12 + [weight / 2] * 12, abs=1e-3)
     records = read_metrics(run / "metrics.jsonl", "epoch")
     assert [r["within_margin"] for r in records] == [True, False, True, False]
-    assert [r["generative_weight_scale"] for r in records] == [1.0, 0.5, 0.5, 0.25]
+    assert [r["density_weight_scale"] for r in records] == [1.0, 0.5, 0.5, 0.25]
     assert {r["valid_accuracy_before"] for r in records} == {0.9}
     assert [m["within_margin"] for m in result.epochs] == [True, False, True, False]
     assert result.as_given == ""

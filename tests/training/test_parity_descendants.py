@@ -173,14 +173,14 @@ def test_the_recipe_is_the_official_loop(name):
     close(trainer.context.chains.buffer.chains, official.buffer, rtol=1e-7, atol=1e-9)
 
 
-# -- the generative stream of another batch size --------------------------------------------------
+# -- the density's stream of another batch size ---------------------------------------------------
 
 
-@pytest.mark.parametrize(("labelled", "generative"), [(8, 4), (8, 8), (4, 8), (4, 16)])
-def test_a_generative_stream_goes_through_all_data_at_its_own_pace(labelled, generative):
+@pytest.mark.parametrize(("labelled", "density"), [(8, 4), (8, 8), (4, 8), (4, 16)])
+def test_the_stream_of_the_density_goes_through_all_data_at_its_own_pace(labelled, density):
     """16 examples: whatever the size of a batch, every 16 that it gives are the whole set."""
     recipe = replace(
-        RECIPES["sada_jem"], epochs=8, batch_size=labelled, density_batch_size=generative,
+        RECIPES["sada_jem"], epochs=8, batch_size=labelled, density_batch_size=density,
         num_chains=2, num_steps=1,
     )  # fmt: skip
     x, y = images(16)

@@ -171,7 +171,7 @@ def test_the_jem_recipe_is_the_official_loop(capacity, replacement, weight):
     """
     recipe = replace(
         RECIPES["jem"], epochs=10, batch_size=8, num_chains=8, learning_rate=1e-2, warmup=0.15,
-        buffer_size=capacity, replacement=replacement, generative_weight=weight,
+        buffer_size=capacity, replacement=replacement, density_weight=weight,
     )  # fmt: skip
     net = small_net()
     twin = copy.deepcopy(net)

@@ -24,7 +24,7 @@ def test_no_field_takes_what_is_of_no_kind(name):
         ("epochs", -1), ("epochs", 2.5), ("batch_size", 0), ("batch_size", True),
         ("num_steps", 0), ("outlier_count", -1), ("learning_rate", 0), ("learning_rate", math.inf),
         ("ema_decay", 1), ("warmup", 1.1), ("decay_at", (0.5, 1.1)), ("decay_factor", 0),
-        ("gradient_blur", 1), ("reinit_prob", -0.1), ("generative_weight", -0.1), ("fused", 1),
+        ("gradient_blur", 1), ("reinit_prob", -0.1), ("density_weight", -0.1), ("fused", 1),
         ("max_energy_gap", 0), ("label_smoothing", None), ("augment_shift", 0.5),
     ],
 )  # fmt: skip

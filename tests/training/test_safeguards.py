@@ -69,14 +69,14 @@ def test_gradients_of_an_unhealthy_step_become_zero_even_if_nan():
 
 
 def test_giving_up_names_where_how_often_and_what_to_try():
-    recipe = replace(RECIPES["fast"], learning_rate=4e-3, num_steps=3, generative_weight=0.3)
+    recipe = replace(RECIPES["fast"], learning_rate=4e-3, num_steps=3, density_weight=0.3)
     recipe = recipe.resolved((2,), 1)
     error = give_up(recipe, 120)
     assert isinstance(error, TrainingDivergedError)
     advice = (
         "--learning-rate 0.001",
         "--num-steps 6",
-        "--generative-weight 0.1",
+        "--density-weight 0.1",
         "--energy-l2 0.09",
     )
     for part in ("update 120 after 5 recoveries", *advice):

@@ -35,7 +35,7 @@ from jem.training.trainer import Trainer
 
 SMALL = replace(
     RECIPES["fast"], epochs=4, batch_size=16, num_chains=16, buffer_size=32, checkpoint_every=5,
-    learning_rate=1e-3, generative_weight=0.3,
+    learning_rate=1e-3, density_weight=0.3,
 )  # fmt: skip
 """A small run, whose tests do not depend on how `fast` is tuned."""
 
@@ -181,7 +181,7 @@ def test_run_folder_explains_itself(tmp_path, train):
 # -- divergence -----------------------------------------------------------------------------------
 
 UNSTABLE = replace(
-    SMALL, num_steps=1, energy_l2=0.0, generative_weight=1.0, head="joint", epochs=25,
+    SMALL, num_steps=1, energy_l2=0.0, density_weight=1.0, head="joint", epochs=25,
     schedule="constant", step_size=1.0, learning_rate=0.2, max_energy_gap=50.0,
     warmup=0.0, checkpoint_every=30,
 )  # fmt: skip
@@ -448,7 +448,7 @@ def test_single_output_trains_without_labels_and_samples(train):
         torch.manual_seed(0)
         model = JEM(networks.mlp((2,), 1, width=16, head="joint"))
     recipe = replace(
-        SMALL, epochs=40, learning_rate=5e-3, warmup=0.0, generative_weight=1.0, energy_l2=1e-3,
+        SMALL, epochs=40, learning_rate=5e-3, warmup=0.0, density_weight=1.0, energy_l2=1e-3,
         step_size=0.1, noise_std=0.1,
     )  # fmt: skip
     Trainer(model, recipe, device="cpu").fit((train[0], torch.zeros(len(train[0])).long()))
@@ -558,7 +558,7 @@ def test_lowered_precision_is_that_of_the_body_alone_and_learns_as_well(changes,
     assert not torch.is_autocast_enabled("cpu")
     assert result.epochs[-1]["valid_accuracy"] > 0.97
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    if trainer.recipe.generative:
+    if trainer.recipe.trains_density:
         assert trainer.state.chains.buffer.chains.dtype == torch.float32
         assert jem.sample(model, [0, 1]).dtype == torch.float32
 

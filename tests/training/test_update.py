@@ -84,7 +84,7 @@ def make_recipe(step="fused", **changes):
     small = {"num_chains": 7, "buffer_size": 9, "noise_std": 0.05, "reinit_prob": 0.3}
     small |= {"num_steps": 2}
     small |= {
-        "generative_weight": 1.0,
+        "density_weight": 1.0,
         "energy_l2": 0.0,
         "clip_to_domain": False,
         "step_size": 2.0,
