@@ -164,7 +164,7 @@ def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:
     """
     with isolated_randomness(trainer.device), torch.enable_grad():
         trainer.prepare(as_part(train))
-        trainer.model.train(not trainer.recipe.freeze_norm_and_dropout)
+        trainer.model.train(not trainer.context.recipe.freeze_norm_and_dropout)
         whole = next(trainer.batches.epoch(0, 0, generator=trainer.context.generator))
         share = min(1.0, max(2, TIMED // whole.x[0].numel()) / len(whole.x))
         batch = Batch._make(

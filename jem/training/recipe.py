@@ -207,7 +207,7 @@ class Recipe:
 
     @property
     def trains_density(self) -> bool:
-        """Whether the recipe trains the density at all."""
+        """Whether the objective that it names trains the density; a `Trainer` may have another."""
         return self.objective != "none"
 
     def num_epochs(self, updates_per_epoch: int) -> int:

@@ -19,7 +19,7 @@ from jem.randomness import global_generators_kept
 from jem.training.optimisation import kept_statistics
 from jem.training.process import ONE_PROCESS, Processes
 from jem.training.recipe import ResolvedRecipe
-from jem.training.update import UpdateResult
+from jem.training.update import UpdateContext, UpdateResult
 
 MAX_RECOVERIES = 5
 """Recoveries from divergence before a run gives up."""
@@ -68,15 +68,16 @@ def mask_gradients(module: nn.Module, healthy: Tensor) -> None:
             parameter.grad = torch.where(healthy, parameter.grad, 0.0)
 
 
-def give_up(recipe: ResolvedRecipe, iteration: int) -> TrainingDivergedError:
+def give_up(context: UpdateContext, iteration: int) -> TrainingDivergedError:
     """Make the error that ends a run, with the settings to try for its objective.
 
     Args:
-        recipe: The recipe of the run.
+        context: The recipe and the objective of the run.
         iteration: Where it diverged for the last time.
     """
+    recipe = context.recipe
     settings = [f"--learning-rate {recipe.learning_rate / 4:g}", "--max-grad-norm 1"]
-    if recipe.trains_density:
+    if context.trains_density:
         settings += [
             f"--num-steps {recipe.num_steps * 2}",
             f"--density-weight {recipe.density_weight / 3:.2g}",
@@ -88,7 +89,7 @@ def give_up(recipe: ResolvedRecipe, iteration: int) -> TrainingDivergedError:
     )
 
 
-def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch: int) -> None:
+def check_modes(model: JEM, examples: BatchStream, context: UpdateContext, epoch: int) -> None:
     """Check that a model has learned in evaluation mode, too, what it has in training mode.
 
     A network in which the two differ can be perfect in training, and useless afterwards. It is
@@ -97,15 +98,15 @@ def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch
     Args:
         model: The averaged model; its modes and statistics are left as they are.
         examples: Training examples, of which the first batch is looked at, the same every time.
-        recipe: The recipe. Energies are compared where it trains the density, nothing where it
-            trains in evaluation mode.
+        context: The recipe and the objective. Energies are compared if a density is trained,
+            nothing if training is in evaluation mode.
         epoch: Epochs that have ended.
 
     Raises:
         TrainingDivergedError: If accuracy is that of the commonest class in evaluation mode alone,
             or the mean energies lie far apart.
     """
-    if 2 * epoch < recipe.epochs or recipe.freeze_norm_and_dropout:
+    if 2 * epoch < context.recipe.epochs or context.recipe.freeze_norm_and_dropout:
         return
     model, (x, labels) = model.marginal, next(examples.epoch(0))
     devices = [x.device] if x.is_cuda else []
@@ -122,7 +123,7 @@ def check_modes(model: JEM, examples: BatchStream, recipe: ResolvedRecipe, epoch
     apart = abs(float(energies.mean() - joint_energy(trained).mean()))
     allowed = MOST_NATS_APART + float(energies.std(correction=0))
     lost = right <= chance + error and right_trained - right > (1 - chance) / 2 + error
-    if lost or (recipe.trains_density and not apart <= allowed):
+    if lost or (context.trains_density and not apart <= allowed):
         raise TrainingDivergedError(
             "the network works only in training mode: on the same training examples accuracy "
             f"{right:.3f} in evaluation mode against {right_trained:.3f} in training mode, mean "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from jem.objectives import (
     OBJECTIVES,
     Batch,
     CrossEntropy,
-    NoObjective,
     Objective,
     balanced_class_weights,
 )
@@ -149,11 +148,19 @@ def build(
         refuse("class_weight", f"have shape ({num_classes},)", tuple(class_weight.shape))
     weight = None if class_weight is None else class_weight.to(model.device)
 
-    chains, outliers = None, None
-    if not isinstance(objective, NoObjective):
+    context = UpdateContext(
+        resolved,
+        objective,
+        CrossEntropy(recipe.label_smoothing, weight),
+        named_generator(ranks.seed(seed), "augmentation", device=model.device),
+        ranks=ranks,
+    )
+    outliers = None
+    if context.trains_density:
         labels = labels if num_classes > 1 else torch.zeros_like(labels)
-        init, outliers = fit_sampler(model, resolved, x, labels, num_classes)
+        init, made_up = fit_sampler(model, resolved, x, labels, num_classes)
         if "chains" in objective.needs:
+            outliers = made_up
             generator = named_generator(ranks.seed(seed), "chains", 0, device=model.device)
             size = ranks.share(resolved.buffer_size, "buffer_size")
             chains = PersistentChains(
@@ -166,24 +173,16 @@ def build(
                 bounds=model.bounds() if resolved.clip_to_domain else None,
                 generator=generator,
             )
+            context = replace(context, chains=chains)
     ranks.copy(model.parameters())
-    context = UpdateContext(
-        resolved,
-        objective,
-        CrossEntropy(recipe.label_smoothing, weight),
-        named_generator(ranks.seed(seed), "augmentation", device=model.device),
-        chains,
-        ranks,
-    )
-    made = None if chains is None else outliers
-    return context, Batches(resolved, labelled, density, made, ranks)
+    return context, Batches(resolved, labelled, density, outliers, ranks)
 
 
-def head_advice(model: JEM, recipe: ResolvedRecipe) -> str:
+def head_advice(model: JEM, context: UpdateContext) -> str:
     """What a network with the plain reading misses under a recipe made for the factored head."""
     known = Factored, FactoredHead, Companion
     plain = not any(isinstance(module, known) for module in model.network.modules())
-    if recipe.head != "factored" or not recipe.trains_density or not plain:
+    if context.recipe.head != "factored" or not context.trains_density or not plain:
         return ""
     if len(model.classes or ()) < 2:
         return ""

@@ -89,7 +89,7 @@ class RunState:
     ) -> None:
         from jem import __version__
 
-        self.model, self.device = model, model.device
+        self.model, self.device, self.context = model, model.device, context
         self.chains, self.ranks, self.recipe = context.chains, context.ranks, context.recipe
         self.optimizer = make_optimizer(self.recipe, model)
         self.averaged_model, self._averaged = copied(model), 0
@@ -261,7 +261,7 @@ class RunState:
         self.tick()
         diverged, recoveries = self.progress, self.progress.recoveries + 1
         if recoveries > MAX_RECOVERIES:
-            raise give_up(self.recipe, diverged.iteration)
+            raise give_up(self.context, diverged.iteration)
         fixed = self.ranks.agree(self.checkpoints.fixed_iterations(diverged.iteration))
         target = self.checkpoints.roll_back(fixed, diverged.rolled_back_to)
         self._restore(self.checkpoints.load(target))

@@ -20,11 +20,7 @@ from jem.randomness import derive_seed
 from jem.runs.folder import RunFolder
 from jem.runs.model_file import save
 from jem.training.monitor import RunMonitor, draw_samples, spared
-from jem.training.optimisation import (
-    clip_gradients,
-    learning_rate,
-    sam_perturbation,
-)
+from jem.training.optimisation import clip_gradients, learning_rate, sam_perturbation
 from jem.training.process import (
     isolated_randomness,
     join,
@@ -75,7 +71,8 @@ class Trainer:
         metadata: Plain values to keep in `config.json`, such as where the data came from.
 
     Attributes:
-        recipe: The recipe; once `fit` has seen the data, with nothing left open.
+        recipe: The recipe, as it was given.
+        context: What `fit` made of recipe and data: `context.recipe` leaves nothing open.
 
     Raises:
         InputError: If the recipe or device is unknown.
@@ -104,7 +101,7 @@ class Trainer:
         progress: bool = False,
         metadata: dict[str, Any] | None = None,
     ) -> None:
-        self.recipe = self._asked = recipe_from(recipe)
+        self.recipe = recipe_from(recipe)
         self.objective, self.class_weight = objective, class_weight
         self.ranks = join()
         self.monitor = monitor if monitor and self.ranks.first else RunMonitor(quiet=True)
@@ -166,8 +163,8 @@ class Trainer:
             written = self.folder if self.ranks.first else None
             stack.enter_context(self.monitor.open(written, self.total_iterations))
             self._begin(resume)
-            recipe = self.context.recipe
-            for line in filter(None, (head_advice(self.model, recipe), recipe.augmentation)):
+            advice = head_advice(self.model, self.context), self.context.recipe.augmentation
+            for line in filter(None, advice):
                 self.monitor.bar.message(line)
             with stop_signals() as self._stop:
                 epochs = self._run(valid, on_epoch)
@@ -208,10 +205,11 @@ class Trainer:
             epoch: Which one, from 0: it decides the order of the examples.
             start: Batches of it that were already seen.
         """
-        self.model.train(not self.recipe.freeze_norm_and_dropout)
+        recipe = self.context.recipe
+        self.model.train(not recipe.freeze_norm_and_dropout)
         for batch in self.batches.epoch(epoch, start, generator=self.context.generator):
             self.update(batch)
-            if self.state.progress.iteration % self.recipe.checkpoint_every == 0:
+            if self.state.progress.iteration % recipe.checkpoint_every == 0:
                 self._save()
             self._heed_stop()
 
@@ -294,11 +292,11 @@ class Trainer:
             **state.take_losses(),
         }
         if valid is not None:
-            metrics |= validate(averaged, valid, 4 * self.recipe.batch_size, self.ranks)
+            metrics |= validate(averaged, valid, 4 * self.context.recipe.batch_size, self.ranks)
         if state.guard is not None:
             metrics |= state.guard.judge(metrics, averaged)
         progress.epoch += 1
-        check_modes(averaged, self.batches.labelled, self.context.recipe, progress.epoch)
+        check_modes(averaged, self.batches.labelled, self.context, progress.epoch)
         self.monitor.epoch(metrics, self.num_epochs, state)
         return metrics
 
@@ -308,10 +306,10 @@ class Trainer:
         """Make what follows from model, recipe, data and seed; a resumed run makes it again."""
         torch.manual_seed(derive_seed(self.ranks.seed(self.seed), "dropout") % 2**32)
         self.context, self.batches = build(
-            self.model, self._asked, train, self.seed, self.ranks,
+            self.model, self.recipe, train, self.seed, self.ranks,
             self.objective, self.class_weight,
         )  # fmt: skip
-        self.recipe, self.num_epochs = self.context.recipe, self.context.recipe.epochs
+        self.num_epochs = self.context.recipe.epochs
         self.total_iterations = self.num_epochs * len(self.batches)
         self.trained = self.model.marginal  # what updates compute with
         self.state = RunState(self.model, self.context, self.seed, self.folder)
@@ -381,7 +379,7 @@ class Trainer:
         if why := self.state.why_as_given:
             self.folder.write_config(self.folder.read_config() | {"as_given": why})
             self.folder.samples.unlink(missing_ok=True)
-        elif self.model.sampler is not None and self.recipe.trains_density:
+        elif self.context.trains_density:
             self.monitor.bar.stage("drawing samples")
             with spared(self.folder.samples):
                 draw_samples(self.model, self.seed, self.folder.samples, self.monitor.bar)

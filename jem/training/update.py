@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jem.model import JEM, evaluation_mode, joint_energy
-from jem.objectives import Batch, CrossEntropy, Energies, Objective, Terms
+from jem.objectives import Batch, CrossEntropy, Energies, NoObjective, Objective, Terms
 from jem.sampling.buffer import Draw, PersistentChains
 from jem.sampling.langevin import per_row
 from jem.training.process import Processes
@@ -43,6 +43,11 @@ class UpdateContext:
     generator: torch.Generator
     chains: PersistentChains | None = None
     ranks: Processes = field(default_factory=Processes)
+
+    @property
+    def trains_density(self) -> bool:
+        """Whether anything trains the density; the recipe may name another objective."""
+        return not isinstance(self.objective, NoObjective)
 
     @cached_property
     def fused(self) -> bool:

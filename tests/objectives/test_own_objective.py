@@ -43,7 +43,7 @@ def model_of():
 
 
 def test_an_objective_of_your_own_trains_a_density_without_chains(tmp_path):
-    recipe = replace(RECIPE, density_weight=1.0, log_every=1)
+    recipe = replace(RECIPE, objective="none", density_weight=1.0, log_every=1)  # yours counts
     model = model_of()
     trainer = jem.Trainer(
         model, recipe, objective=ScoreMatching(), run_dir=tmp_path / "run", device="cpu"
@@ -51,6 +51,7 @@ def test_an_objective_of_your_own_trains_a_density_without_chains(tmp_path):
     trainer.fit(points())
     assert trainer.state.chains is None
     assert not trainer.context.fused
+    assert (tmp_path / "run" / "samples.png").exists()
     assert "score_matching" in (tmp_path / "run" / "metrics.jsonl").read_text()
     x, y = points()
     assert (model.predict_proba(x).argmax(1) == y).float().mean() > 0.95

@@ -3,6 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from contexts import context_of
 from torch import nn
 
 from jem.data.batches import BatchStream, as_part
@@ -71,7 +72,7 @@ def test_gradients_of_an_unhealthy_step_become_zero_even_if_nan():
 def test_giving_up_names_where_how_often_and_what_to_try():
     recipe = replace(RECIPES["fast"], learning_rate=4e-3, num_steps=3, density_weight=0.3)
     recipe = recipe.resolved((2,), 1)
-    error = give_up(recipe, 120)
+    error = give_up(context_of(recipe), 120)
     assert isinstance(error, TrainingDivergedError)
     advice = (
         "--learning-rate 0.001",
@@ -81,7 +82,7 @@ def test_giving_up_names_where_how_often_and_what_to_try():
     )
     for part in ("update 120 after 5 recoveries", *advice):
         assert part in str(error)
-    plain = str(give_up(Recipe(objective="none").resolved((2,), 1), 1))
+    plain = str(give_up(context_of(Recipe(objective="none").resolved((2,), 1)), 1))
     assert "--learning-rate" in plain
     assert "--num-steps" not in plain
 
@@ -109,7 +110,7 @@ class InEvaluation(nn.Module):
 def check(model, name, x=INPUTS, labels=LABELS, epoch=1):
     recipe = replace(RECIPES[name], epochs=1).resolved((4,), 1)
     stream = BatchStream(as_part((x, labels)), 64, seed=0, name="labelled")
-    check_modes(model, stream, recipe, epoch)
+    check_modes(model, stream, context_of(recipe), epoch)
 
 
 @pytest.mark.parametrize(

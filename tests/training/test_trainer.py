@@ -558,7 +558,7 @@ def test_lowered_precision_is_that_of_the_body_alone_and_learns_as_well(changes,
     assert not torch.is_autocast_enabled("cpu")
     assert result.epochs[-1]["valid_accuracy"] > 0.97
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    if trainer.recipe.trains_density:
+    if trainer.context.trains_density:
         assert trainer.state.chains.buffer.chains.dtype == torch.float32
         assert jem.sample(model, [0, 1]).dtype == torch.float32
 
