@@ -36,6 +36,7 @@ from sklearn.svm import SVC
 import jem
 from jem.data.named import DATA_ROOT_VARIABLE
 from jem.model import batched_logits
+from jem.networks import make_network
 
 Array = npt.NDArray[Any]
 CLASSES = ("airplane", "automobile", "cat", "horse")
@@ -48,6 +49,8 @@ class Benchmark:
 
     recipes: tuple[str, ...] = ("plain", "fast")
     """Recipes of jem."""
+    network: str | None = None
+    """A network by name and sizes; the usual one if left out."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Each seed is other training pictures, another initialisation and other noise."""
     root: Path | None = None
@@ -136,10 +139,8 @@ def main(args: Benchmark) -> None:
             keep(name, baseline(images.round().astype(np.uint8), labels, x_test), start)
         for recipe in args.recipes:
             start = time.process_time()
-            torch.manual_seed(seed)
             head = jem.RECIPES[recipe].head
-            assert head != "companion", "trained from scratch"
-            network = jem.networks.network_for(splits.input_shape, 4, head=head)
+            network = make_network(args.network, splits.input_shape, 4, head, seed)
             model = jem.JEM(
                 network, classes=splits.classes, domain=splits.domain, scaling=splits.scaling
             )

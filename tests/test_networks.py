@@ -16,6 +16,7 @@ from jem.networks import (
     network_from_reference,
     network_from_spec,
     network_from_text,
+    pooled_cnn,
     small_cnn,
     wide_resnet,
 )
@@ -74,9 +75,10 @@ def test_heads_compute_in_float32_under_autocast(head):
 BUILDS = {
     "mlp": lambda **more: mlp((3, 2), 5, width=8, depth=2, **more),
     "small_cnn": lambda **more: small_cnn((2, 8, 9), 5, width=4, **more),
+    "pooled_cnn": lambda **more: pooled_cnn((2, 8, 9), 5, width=4, **more),
     "wide_resnet": lambda **more: wide_resnet((2, 8, 9), 5, depth=10, width=1, **more),
 }
-INPUTS = {"mlp": (3, 2), "small_cnn": (2, 8, 9), "wide_resnet": (2, 8, 9)}
+INPUTS = {"mlp": (3, 2), "small_cnn": (2, 8, 9), "pooled_cnn": (2, 8, 9), "wide_resnet": (2, 8, 9)}
 
 
 @pytest.mark.parametrize("head", ["joint", "factored"])
@@ -111,15 +113,18 @@ def test_wide_resnet_28_10_has_the_parameters_of_the_paper():
 @pytest.mark.parametrize(
     "shape", [(1, 4, 4), (1, 8, 8), (3, 32, 32), (1, 28, 28), (1, 4, 64), (1, 8, 128), (2, 64, 5)]
 )
-def test_small_cnn_takes_images_of_any_proportions(shape):
-    network = small_cnn(shape, 2, width=2)
-    assert network(torch.zeros(1, *shape)).shape == (1, 2)
+def test_cnns_take_images_of_any_proportions(shape):
+    for build in [small_cnn, pooled_cnn] if min(shape[1:]) >= 8 else [small_cnn]:
+        assert build(shape, 2, width=2)(torch.zeros(1, *shape)).shape == (1, 2)
 
 
 def test_the_chooser_goes_by_shape():
     assert network_for((64,), 3).spec["name"] == "mlp"
     assert network_for((1, 7, 8), 3).spec["name"] == "mlp"
     assert network_for((1, 8, 8), 3).spec["name"] == "small_cnn"
+    assert network_for((1, 28, 28), 3).spec["name"] == "small_cnn"
+    assert network_for((3, 15, 40), 3).spec["name"] == "small_cnn"
+    assert network_for((3, 16, 16), 3).spec["name"] == "pooled_cnn"
     assert network_for((2,), 3).spec["head"] == "factored"
     assert network_for((2,), 3, head="joint").spec["head"] == "joint"
 
@@ -161,7 +166,7 @@ def test_a_text_chooses_and_sizes_a_network(text, shape, expected):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("mpl:width=3", "`network` must .*mlp, small_cnn, wide_resnet.*'mpl:width=3'"),
+        ("mpl:width=3", "`network` must .*mlp, small_cnn, pooled_cnn, wide_resnet.*'mpl:width=3'"),
         ("mlp:widht=3", "`network` must set only width, depth, dropout, head of mlp"),
         ("mlp:width=3.5", "`width` must be a whole number"),
         ("mlp:dropout=much", "`dropout` must be a number"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jem.checks import check_integer, refuse
 from jem.errors import InputError
-from jem.networks.architectures import network_for
+from jem.networks.architectures import mlp, network_for, small_cnn
 from jem.networks.foreign import copied, why_no_density
 
 POOLED_SIZE = 32
@@ -199,9 +199,9 @@ def usual_energy_network(shape: Sequence[int]) -> nn.Module:
     Returns:
         A module (B, *shape) -> (B, 1).
     """
-    if len(shape) != 3 or max(shape[1:]) <= POOLED_SIZE:
+    if len(shape) != 3:
         return network_for(shape, 1, head="joint")
     window = math.ceil(max(shape[1:]) / POOLED_SIZE)
     pooled = (shape[0], *(math.ceil(n / window) for n in shape[1:]))
-    pool = nn.AvgPool2d(window, ceil_mode=True)
-    return nn.Sequential(pool, network_for(pooled, 1, head="joint"))
+    network = small_cnn(pooled, 1) if min(pooled[1:]) >= 8 else mlp(pooled, 1)
+    return network if window == 1 else nn.Sequential(nn.AvgPool2d(window, ceil_mode=True), network)
