@@ -113,7 +113,7 @@ def _scorer(args: ScoreFlags, run: Run) -> Scorer:
         if args.score in (None, saved.detector.score_name):
             saved.detector.batch_size = args.batch_size
             if args.acceptance_rate is not None:
-                saved.detector.accepting(args.acceptance_rate)
+                saved.detector.set_acceptance_rate(args.acceptance_rate)
             return saved
     splits = run.splits(args.data, args.data_root, quiet=args.quiet)
     score = args.score or "combined"

@@ -294,7 +294,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_is_fitted(self, "model_")
         if self.detector_ is None:
             raise no_threshold(self.calibration_fraction, self.acceptance_rate, len(self.classes_))
-        return self.detector_.accepting(self.acceptance_rate)
+        return self.detector_.set_acceptance_rate(self.acceptance_rate)
 
     def sample(
         self,

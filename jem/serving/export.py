@@ -62,7 +62,7 @@ def export_onnx(
         model: The model, exported in evaluation mode; it is left as it was.
         path: The file to write, whole or not at all.
         detector: A fitted detector of this model with a score that follows from the logits: one
-            of `jem.evaluation.ood.SCORES` that need "logits". It adds the outputs `p_value`,
+            of `jem.evaluation.ood.SCORES` that take "logits". It adds the outputs `p_value`,
             `is_ood` and `reason`, an index of `jem.evaluation.ood.REASONS`, which the metadata
             list.
         temperature: Calibrates the output `probabilities`, (B, K); None leaves them as they are.
@@ -211,8 +211,8 @@ def _forget_sources(program: torch.export.ExportedProgram) -> None:
 
 
 def _check_detector(model: JEM, detector: OODDetector) -> None:
-    if SCORES[detector.score_name].needs != "logits":
-        of_logits = ", ".join(name for name, score in SCORES.items() if score.needs == "logits")
+    if SCORES[detector.score_name].takes != "logits":
+        of_logits = ", ".join(name for name, score in SCORES.items() if score.takes == "logits")
         wanted = f"have a score that follows from the logits ({of_logits}) to be exported"
         refuse("detector", wanted, repr(detector.score_name))
     if detector.model is not model:

@@ -162,15 +162,10 @@ def fit_detector(
         held_out = SCORES[score].fitted_on == "validation" and len(splits.validation)
         part = "validation" if held_out else "train"
         detector.fit_reference(_batches(splits, part, batch_size))
-    detector.check_network(_part_of(splits, "calibration")[:2][0])
     if acceptance_rate is None:
         acceptance_rate = largest_acceptance_rate(len(splits.calibration))
-    scores = [
-        detector.score(x, batched_logits(model, x, batch_size))
-        for x, _ in _batches(splits, "calibration", batch_size)
-    ]
-    detector.input_shape = splits.input_shape
-    return detector.fit_threshold(torch.cat(scores), acceptance_rate)
+    calibration = _batches(splits, "calibration", batch_size)
+    return detector.fit_batches((x for x, _ in calibration), acceptance_rate)
 
 
 def fit_temperature(
@@ -262,13 +257,8 @@ def _check_classes(model: JEM, splits: DataSplits) -> None:
     )
 
 
-def _part_of(splits: DataSplits, name: str) -> DataPart | LazyPart:
+def _batches(splits: DataSplits, name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
     part: DataPart | LazyPart = getattr(splits, name)
     if not len(part):
         raise InputError(f"the {name} part of `{splits.name}` must hold examples, but is empty")
-    return part
-
-
-def _batches(splits: DataSplits, name: str, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    part = _part_of(splits, name)
     return BatchStream(part, size, seed=0, name="scorer", drop_last=False).epoch(0)

@@ -255,7 +255,7 @@ def test_a_score_that_needs_more_than_logits_has_no_verdict_in_a_graph(
 ):
     reference = (torch.randn(9, 3, 8, 8), torch.arange(9) % 5)
     detector = jem.OODDetector(image_model, score, reference)
-    can = ", ".join(name for name, score in SCORES.items() if score.needs == "logits")
+    can = ", ".join(name for name, score in SCORES.items() if score.takes == "logits")
     with pytest.raises(InputError, match=rf"`detector` must .* \({can}\) .*got '{score}'"):
         export_onnx(image_model, tmp_path / "model.onnx", detector=detector)
 

@@ -138,24 +138,25 @@ def test_classes_in_another_order_are_refused(model, iris, tmp_path):
 def test_an_empty_part_is_named(part, model, iris, tmp_path):
     lacking = replace(iris, **{part: DataPart(*getattr(iris, part)[:0])})
     message = f"the {part} part of `iris` must hold examples, but is empty"
-    if part == "calibration":
-        with pytest.raises(InputError, match=message):
-            fit_scorer(model, lacking)
-    else:
-        with pytest.raises(InputError, match=message):
-            jem.write_report(model, lacking, tmp_path)
+    with pytest.raises(InputError, match=message):
+        jem.write_report(model, lacking, tmp_path)
 
 
 def test_without_a_validation_part_maps_are_fitted_on_training_inputs(model, iris):
     """Not on the calibration part: the threshold would promise more than it keeps."""
     lacking = replace(iris, validation=DataPart(*iris.validation[:0]))
     scorer = fit_scorer(model, lacking)
-    reference = (iris.train.x, None)
-    expected = OODDetector(model, reference=reference).fit(iris.calibration.x, 15 / 16)
+    expected = OODDetector(model, reference=(iris.train.x, None)).fit(iris.calibration.x, 15 / 16)
     assert scorer.detector.threshold == pytest.approx(expected.threshold)
     assert scorer.detector.num_calibration == 15
     judge = replace(iris, validation=iris.calibration)
     assert scorer.temperature.temperature == fit_scorer(model, judge).temperature.temperature
+
+
+def test_calibration_inputs_in_other_units_are_refused(model, iris):
+    far = replace(iris.calibration, x=1000 * iris.calibration.x)
+    with pytest.raises(InputError, match="`x_calibration`"):
+        fit_scorer(model, replace(iris, calibration=far))
 
 
 def test_a_scorer_needs_a_model_with_a_density(model, iris):
@@ -187,8 +188,9 @@ def test_a_run_keeps_its_scorer(iris, tmp_path):
     scorer = fit_scorer(model, iris)
     with pytest.raises(RunFolderError, match="holds no detector"):
         load_scorer(tmp_path)
-    path = tmp_path / "model.pt"
-    jem.save(model, path, detector=scorer.detector, temperature=scorer.temperature)
+    jem.save(
+        model, tmp_path / "model.pt", detector=scorer.detector, temperature=scorer.temperature
+    )
     loaded = load_scorer(tmp_path)
     raw = np.array([[5.0, 3.4, 1.5, 0.2], [60, 40, 20, 10]])
     table = loaded.predict(loaded.model.preprocess(raw))

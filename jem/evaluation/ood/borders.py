@@ -53,12 +53,12 @@ def doubt_ties(scores: Tensor, slack: Tensor) -> None:
         warnings.warn(
             f"{tied} of {len(scores)} calibration scores are equal, so the score cannot rank "
             "these inputs; it may reject all other inputs or none",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
 def check_units(x: Tensor, model: JEM) -> None:
-    """Refuse inputs said to be in-distribution that mostly leave the domain by its width.
+    """Refuse calibration inputs that mostly leave the domain by its width.
 
     Those of bytes for a network of [-1, 1] do in every value that is not black. An honest table
     of many columns has a few such values in most of its rows.

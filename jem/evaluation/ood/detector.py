@@ -18,13 +18,12 @@ from jem.evaluation.ood.borders import (
     check_units,
     doubt_ties,
 )
-from jem.evaluation.ood.features import Fit, features_of, plain_head
+from jem.evaluation.ood.features import Reference, features_of, plain_head
 from jem.evaluation.ood.scores import REASONS, SCORES
 from jem.model import JEM, batched_logits, check_model, check_network, inference
 
 ROUNDING = 2e-6
-"""Share of a score that one input's may differ by in batches of other sizes: 17 roundings of
-float32."""
+"""Relative rounding error of a score between batches of other sizes: 17 roundings of float32."""
 
 Option = int | float | None
 """Value of an option of a score."""
@@ -103,8 +102,8 @@ class OODDetector:
         self.acceptance_rate: float | None = None
         self.threshold: float | None = None
         self._calibration = torch.empty(0)  # (n,) sorted, double precision, on the CPU
-        self._fit: Fit | None = None  # what the score compares with
-        self._has_reference = False  # whether that came from elsewhere than the calibration inputs
+        self._reference: Reference | None = None  # what the score compares with
+        self._reference_is_given = False  # and not a part of the calibration inputs
         if reference is not None and SCORES[score].fit is not None:
             x, y = as_batch(reference[0], self.input_shape), reference[1]
             labels = torch.zeros(len(x)) if y is None else as_tensor("reference", y)
@@ -128,15 +127,15 @@ class OODDetector:
         if score.fit is None:
             return self
         with inference(self.model):
-            of = self._logits if score.needs == "logits" else partial(features_of, self.model)
+            of = self._logits if score.takes == "logits" else partial(features_of, self.model)
             pairs = [(of(x), y) for x, y in batches if len(x)]
             if not pairs:
                 refuse("reference", "hold inputs", "none")
             values, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-            if score.needs == "features":
+            if score.takes == "features":
                 check_finite("features of the reference", values)
-            about = plain_head(self.model, values.shape[1]) if score.of_head else labels
-            self._fit, self._has_reference = score.fit(values, about), True
+            given = plain_head(self.model, values.shape[1]) if score.fit_takes_head else labels
+            self._reference, self._reference_is_given = score.fit(values, given), True
         return self
 
     def fit(self, x_calibration: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
@@ -152,34 +151,35 @@ class OODDetector:
 
         Raises:
             InputError: If n is too small for that share (0.95 needs 19, 0.99 needs 99; twice as
-                many where `"combined"` has no reference), a score is NaN, or the inputs do not
-                fit: also where most lie far outside the domain. Also if the network is random, or
-                leaves no density to a score of it.
+                many where `"combined"` has no reference), the inputs do not fit or most lie far
+                outside the domain, a score is NaN, or as `jem.model.check_network`.
         """
         x = as_batch(x_calibration, self.model.input_shape)
-        check_units(x, self.model)
-        self.check_network(x[:2])
-        self.input_shape = tuple(x.shape[1:])
-        if SCORES[self.score_name].fitted_on == "validation" and not self._has_reference:
-            check_acceptance_rate(acceptance_rate, len(x), shared=True)
-            self.fit_reference((half, torch.zeros(len(half))) for half in [x[::2]])
-            self._has_reference, x = False, x[1::2]
-        check_acceptance_rate(acceptance_rate, len(x))  # before the work of scoring
-        return self.fit_threshold(self.score(x), acceptance_rate)
+        halved = SCORES[self.score_name].fitted_on == "validation" and not self._reference_is_given
+        check_acceptance_rate(acceptance_rate, len(x), shared=halved)  # before any work
+        if halved:
+            self.fit_reference([(x[::2], torch.zeros(len(x[::2])))])
+            self._reference_is_given, x = False, x[1::2]
+        return self.fit_batches(x.split(self.batch_size), acceptance_rate)
 
-    def check_network(self, x: Tensor) -> None:
-        """Look at the network, and at its density where the score is one of the density.
+    def fit_batches(self, batches: Iterable[Tensor], acceptance_rate: float = 0.95) -> Self:
+        """As `fit`, of a detector that has its reference, on inputs that need not fit in memory.
 
         Args:
-            x: One or two inputs that it takes, shape (B, *shape).
-
-        Raises:
-            InputError: As `jem.model.check_network`.
+            batches: Yields inputs (B, *shape); the first ones show their units.
+            acceptance_rate: As for `fit`.
         """
-        check_network(self.model, x, density=SCORES[self.score_name].of_density)
+        scores: list[Tensor] = []
+        for x in batches:
+            if not scores:
+                check_units(x, self.model)
+                check_network(self.model, x[:2], density=SCORES[self.score_name].uses_density)
+                self.input_shape = tuple(x.shape[1:])
+            scores.append(self.score(x))
+        return self.fit_threshold(torch.cat(scores), acceptance_rate)
 
     def fit_threshold(self, scores: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
-        """Choose the threshold by scores of calibration inputs: the one place where it is fitted.
+        """Keep the scores of calibration inputs, and set the threshold by them.
 
         Args:
             scores: What `score` gave for inputs that nothing else has seen, shape (n,).
@@ -194,17 +194,16 @@ class OODDetector:
         scores = as_tensor("scores", scores)
         if scores.ndim != 1:
             refuse("scores", "have shape (n,)", tuple(scores.shape))
-        check_acceptance_rate(acceptance_rate, len(scores))
         check_scores(scores)
         exact = scores.cpu().double().sort().values
-        gain = float((self._fit or {}).get("gain", 1.0))
+        gain = float((self._reference or {}).get("rounding_gain", 1.0))
         slack = ROUNDING * exact.abs().clamp(min=max(1.0, gain))
+        self._set_threshold(torch.where(exact.isfinite(), exact - slack, exact), acceptance_rate)
         doubt_ties(exact, slack)
-        self._calibration = torch.where(exact.isfinite(), exact - slack, exact)
-        return self.accepting(acceptance_rate)
+        return self
 
-    def accepting(self, acceptance_rate: float) -> Self:
-        """Move the threshold of a fitted detector to another share, by the same calibration.
+    def set_acceptance_rate(self, acceptance_rate: float) -> Self:
+        """Change the threshold of a fitted detector to another share, by the same calibration.
 
         Args:
             acceptance_rate: Share of in-distribution inputs to accept, in (0, 1).
@@ -217,10 +216,13 @@ class OODDetector:
         """
         if not self.num_calibration:
             raise InputError(UNFITTED)
-        check_acceptance_rate(acceptance_rate, self.num_calibration)
-        rank = math.floor((1 - acceptance_rate) * (self.num_calibration + 1) + 1e-9)
-        self.acceptance_rate = float(acceptance_rate)
-        self.threshold = float(self._calibration[rank - 1])
+        return self._set_threshold(self._calibration, acceptance_rate)
+
+    def _set_threshold(self, calibration: Tensor, acceptance_rate: float) -> Self:
+        check_acceptance_rate(acceptance_rate, len(calibration))
+        rank = math.floor((1 - acceptance_rate) * (len(calibration) + 1) + 1e-9)
+        self._calibration, self.acceptance_rate = calibration, float(acceptance_rate)
+        self.threshold = float(calibration[rank - 1])
         return self
 
     @property
@@ -251,15 +253,15 @@ class OODDetector:
             return x.new_empty(0)
         batches = x.split(self.batch_size)
         with inference(self.model):
-            if score.needs == "logits":
+            if score.takes == "logits":
                 logits = self._logits(x, logits)
-                if logits.shape[1] == 1 and not score.of_density:
+                if logits.shape[1] == 1 and not score.uses_density:
                     raise InputError(
                         f"the score {self.score_name!r} needs classes, but the model has one "
                         "output (K = 1): use 'log_density'"
                     )
                 parts = [self.score_logits(each) for each in logits.split(self.batch_size)]
-            elif score.needs == "features":
+            elif score.takes == "features":
                 parts = [self._call(score.function, features_of(self.model, r)) for r in batches]
             else:
                 parts = [score.function(self.model, rows, **self.options) for rows in batches]
@@ -284,12 +286,12 @@ class OODDetector:
         """What a function of logits or features gives, with what was fitted for it."""
         if SCORES[self.score_name].fit is None:
             return function(values, **self.options)
-        if self._fit is None:
+        if self._reference is None:
             raise InputError(
                 f"the score {self.score_name!r} needs reference data: pass reference=(x, y), the "
                 f"{SCORES[self.score_name].fitted_on} part"
             )
-        return function(values, self._fit, **self.options)
+        return function(values, self._reference, **self.options)
 
     def is_ood(self, x: Tensor | ArrayLike) -> Tensor:
         """`verdict` of inputs `x` (B, *shape): booleans (B,), True = out-of-distribution."""
@@ -319,10 +321,9 @@ class OODDetector:
         # p <= 1 - acceptance_rate says that fewer than r calibration scores are at most s, which
         # says that s is below the r-th of them: no rounding on the way.
         exact = scores.cpu().double()
-        is_ood = exact < self.threshold
         not_above = torch.searchsorted(self._calibration, exact, right=True)
         p_value = (1 + not_above).double() / (self.num_calibration + 1)
-        return OODVerdict(p_value.to(scores.device), is_ood.to(scores.device))
+        return OODVerdict(p_value.to(scores.device), (exact < self.threshold).to(scores.device))
 
     def reason(
         self, x: Tensor | ArrayLike, logits: Tensor | None = None, is_ood: Tensor | None = None
@@ -346,25 +347,26 @@ class OODDetector:
             InputError: Before `fit`, or as `score`.
         """
         x, score = as_batch(x, self.input_shape), SCORES[self.score_name]
-        if score.needs == "logits" and logits is None:
+        if score.summands is not None and logits is None:
             logits = batched_logits(self.model, x, self.batch_size)
         if is_ood is None:
             is_ood = self.verdict(self.score(x, logits)).is_ood
-        rows, codes = is_ood.nonzero().flatten(), is_ood.long() * score.reason
-        if logits is not None and len(rows):
-            with inference(self.model):
-                seen = self._logits(x[rows.to(x.device)], logits[rows.to(logits.device)])
-                codes[rows] = self.reason_logits(seen, is_ood[rows]).to(codes)
+        if score.summands is None or logits is None:
+            return [score.reason if flagged else "" for flagged in is_ood.tolist()]
+        rows, codes = is_ood.nonzero().flatten(), is_ood.long()
+        with inference(self.model):
+            seen = self._logits(x[rows.to(x.device)], logits[rows.to(logits.device)])
+            codes[rows] = self.reason_logits(seen, is_ood[rows]).to(codes)
         return [REASONS[code] for code in codes.tolist()]
 
     def reason_logits(self, logits: Tensor, is_ood: Tensor) -> Tensor:
         """Indices of `REASONS` (B,) from logits (B, K) and verdicts (B,), without checks."""
         score = SCORES[self.score_name]
-        if score.terms is None or self.threshold is None:
-            return is_ood.long() * score.reason
-        terms = self._call(score.terms, logits)
-        # Of two terms that add up to less than the threshold one is below half of it. NaN is low.
-        low = ~(terms >= self.threshold / 2) | (terms <= terms.amin(dim=1, keepdim=True))
+        if score.summands is None or self.threshold is None:
+            return is_ood.long() * REASONS.index(score.reason)
+        both = self._call(score.summands, logits)
+        # Of two that add up to less than the threshold one is below half of it. NaN is low.
+        low = ~(both >= self.threshold / 2) | (both <= both.amin(dim=1, keepdim=True))
         return is_ood.long() * (low[:, 0].long() + 2 * low[:, 1].long())
 
     def state_dict(self) -> dict[str, Any]:
@@ -376,8 +378,8 @@ class OODDetector:
             "input_shape": None if self.input_shape is None else list(self.input_shape),
             "acceptance_rate": self.acceptance_rate,
             "calibration": self._calibration.clone(),
-            "fit": self._fit,
-            "has_reference": self._has_reference,
+            "reference": self._reference,
+            "reference_is_given": self._reference_is_given,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
@@ -385,16 +387,13 @@ class OODDetector:
 
         Args:
             state: As `state_dict` gave it; `torch.load(path, weights_only=True)` reads it.
-
-        Returns:
-            The detector.
         """
         check_choice("score", state["score"], SCORES)
         self.score_name, self.options = state["score"], dict(state["options"])
         self.batch_size, shape = int(state["batch_size"]), state["input_shape"]
         self.input_shape = None if shape is None else tuple(shape)
         self.acceptance_rate = self.threshold = None
-        self._calibration, self._fit = state["calibration"].cpu(), state["fit"]
-        self._has_reference = state["has_reference"]
+        self._calibration, self._reference = state["calibration"].cpu(), state["reference"]
+        self._reference_is_given = state["reference_is_given"]
         rate = state["acceptance_rate"]
-        return self if rate is None else self.accepting(rate)
+        return self if rate is None else self.set_acceptance_rate(rate)

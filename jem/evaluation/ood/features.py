@@ -13,9 +13,9 @@ from jem.networks.companion import Companion
 from jem.networks.heads import Factored, FactoredHead
 from jem.sampling.moments import tied_moments
 
-Fit = dict[str, Tensor]
-"""What a score keeps of the features of the training data, fitted once, as named tensors: N x F
-numbers for `knn`, F x F for `mahalanobis`, with N training inputs of F features."""
+Reference = dict[str, Tensor]
+"""What a score compares with, as named tensors: N x F numbers for `knn`, F x F for `mahalanobis`,
+with N reference inputs of F features."""
 
 
 def features_of(model: JEM, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ def _before_last_linear(model: JEM, x: Tensor) -> Tensor:
     return seen[0]
 
 
-def neighbour_bank(features: Tensor, labels: Tensor) -> Fit:
+def neighbour_bank(features: Tensor, labels: Tensor) -> Reference:
     """What `knn` compares with: all training features, scaled to length one.
 
     Args:
@@ -94,7 +94,7 @@ def neighbour_bank(features: Tensor, labels: Tensor) -> Fit:
     return {"features": F.normalize(features, dim=1)}
 
 
-def knn(features: Tensor, bank: Fit, *, k: int | None = None) -> Tensor:
+def knn(features: Tensor, bank: Reference, *, k: int | None = None) -> Tensor:
     r"""Minus the distance to the k-th nearest training input, on features of length one.
 
     .. math:: s(x) = -\lVert z - z_{(k)} \rVert_2, \qquad z = h(x) / \lVert h(x) \rVert_2
@@ -123,7 +123,7 @@ def knn(features: Tensor, bank: Fit, *, k: int | None = None) -> Tensor:
     return -nearest.amax(dim=1)
 
 
-def class_gaussians(features: Tensor, labels: Tensor) -> Fit:
+def class_gaussians(features: Tensor, labels: Tensor) -> Reference:
     """What `mahalanobis` compares with: a mean for each class that occurs, and one covariance.
 
     Args:
@@ -143,7 +143,7 @@ def class_gaussians(features: Tensor, labels: Tensor) -> Fit:
     return {"means": means.to(features), "cholesky": cholesky.to(features)}
 
 
-def mahalanobis(features: Tensor, gaussians: Fit) -> Tensor:
+def mahalanobis(features: Tensor, gaussians: Reference) -> Tensor:
     r"""Minus the squared Mahalanobis distance of the features to the nearest class mean.
 
     .. math:: s(x) = -\min_c \, (h(x) - \mu_c)^T \Sigma^{-1} (h(x) - \mu_c)
@@ -170,7 +170,7 @@ def mahalanobis(features: Tensor, gaussians: Fit) -> Tensor:
 # -- scores of a plain head: features that are clipped, or that the head does not see ------------
 
 
-def clipping(features: Tensor, head: nn.Linear) -> Fit:
+def clipping(features: Tensor, head: nn.Linear) -> Reference:
     """What `react` needs: the 0.9 quantile of all training features, and the head.
 
     Args:
@@ -181,14 +181,14 @@ def clipping(features: Tensor, head: nn.Linear) -> Fit:
     return {"limit": features.flatten().kthvalue(rank).values} | _weights(head)
 
 
-def react(features: Tensor, fit: Fit) -> Tensor:
+def react(features: Tensor, reference: Reference) -> Tensor:
     r"""Log-density of the logits of clipped features (ReAct).
 
     .. math:: s(x) = \log \sum_y \exp \left( W \min(h(x), c) + b \right)_y
 
     Args:
         features: h(x), shape (B, F).
-        fit: Of `clipping`.
+        reference: Of `clipping`.
 
     Returns:
         Scores, shape (B,), nats; higher = in-distribution.
@@ -196,11 +196,11 @@ def react(features: Tensor, fit: Fit) -> Tensor:
     References:
         Sun, Guo and Li (2021), arXiv:2111.12797.
     """
-    clipped = torch.minimum(features, fit["limit"].to(features))
-    return _head_logits(clipped, fit).logsumexp(dim=1)
+    clipped = torch.minimum(features, reference["limit"].to(features))
+    return _head_logits(clipped, reference).logsumexp(dim=1)
 
 
-def head_only(features: Tensor, head: nn.Linear) -> Fit:
+def head_only(features: Tensor, head: nn.Linear) -> Reference:
     """What `scale` needs: the head.
 
     Args:
@@ -210,7 +210,7 @@ def head_only(features: Tensor, head: nn.Linear) -> Fit:
     return _weights(head)
 
 
-def scale(features: Tensor, fit: Fit, *, share: float = 0.15) -> Tensor:
+def scale(features: Tensor, reference: Reference, *, share: float = 0.15) -> Tensor:
     r"""Log-density of the logits of features that are scaled by how much they are spread (SCALE).
 
     .. math:: s(x) = \log \sum_y \exp (W r h(x) + b)_y, \qquad
@@ -218,7 +218,7 @@ def scale(features: Tensor, fit: Fit, *, share: float = 0.15) -> Tensor:
 
     Args:
         features: h(x), shape (B, F), those after a ReLU; r is 1 where the largest add up to 0.
-        fit: Of `head_only`.
+        reference: Of `head_only`.
         share: Share of the features, the largest of each input, that make the denominator.
 
     Returns:
@@ -231,36 +231,36 @@ def scale(features: Tensor, fit: Fit, *, share: float = 0.15) -> Tensor:
     size = features.shape[1]
     top = features.topk(max(1, size - round(size * (1 - share))), dim=1).values.sum(dim=1)
     ratio = torch.where(top > 0, features.sum(dim=1) / top, 0.0)
-    return _head_logits(features * ratio.exp()[:, None], fit).logsumexp(dim=1)
+    return _head_logits(features * ratio.exp()[:, None], reference).logsumexp(dim=1)
 
 
-def residual_space(features: Tensor, head: nn.Linear) -> Fit:
+def residual_space(features: Tensor, head: nn.Linear) -> Reference:
     """What `vim` needs: the directions in which training features vary least, and the head.
 
     Args:
         features: Features of training inputs, shape (N, F).
         head: The last layer.
     """
-    fit, size = _weights(head), features.shape[1]
-    weight, bias = fit["weight"].double(), fit["bias"].double()
+    reference, size = _weights(head), features.shape[1]
+    weight, bias = reference["weight"].double(), reference["bias"].double()
     origin = -torch.linalg.pinv(weight) @ bias
     centred = features.double() - origin
     kept = 1000 if size >= 2048 else 512 if size >= 768 else size // 2
     least = torch.linalg.eigh(centred.T @ centred / len(centred)).eigenvectors[:, : size - kept]
-    scale = _head_logits(features, fit).amax(dim=1).double().mean()
+    scale = _head_logits(features, reference).amax(dim=1).double().mean()
     scale = scale / (centred @ least).norm(dim=1).mean().clamp_min(1e-12)
-    fit |= {"origin": origin, "residual": least * scale}
-    return {name: value.to(features) for name, value in fit.items()}
+    reference |= {"origin": origin, "residual": least * scale}
+    return {name: value.to(features) for name, value in reference.items()}
 
 
-def vim(features: Tensor, fit: Fit) -> Tensor:
+def vim(features: Tensor, reference: Reference) -> Tensor:
     r"""Log-density less the virtual logit: how far features lie off those of training (ViM).
 
     .. math:: s(x) = \log \sum_y \exp f(x)[y] - \alpha \lVert R^T (h(x) - o) \rVert_2
 
     Args:
         features: h(x), shape (B, F).
-        fit: Of `residual_space`.
+        reference: Of `residual_space`.
 
     Returns:
         Scores, shape (B,), nats; higher = in-distribution.
@@ -268,17 +268,19 @@ def vim(features: Tensor, fit: Fit) -> Tensor:
     References:
         Wang et al. (2022), arXiv:2203.10807.
     """
-    origin, residual = (fit[name].to(features) for name in ("origin", "residual"))
+    origin, residual = (reference[name].to(features) for name in ("origin", "residual"))
     virtual: Tensor = ((features - origin) @ residual).norm(dim=1)
-    return _head_logits(features, fit).logsumexp(dim=1).sub(virtual)
+    return _head_logits(features, reference).logsumexp(dim=1).sub(virtual)
 
 
-def _weights(head: nn.Linear) -> Fit:
+def _weights(head: nn.Linear) -> Reference:
     weight = head.weight.detach()
     bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
     return {"weight": weight.clone(), "bias": bias.clone()}
 
 
-def _head_logits(features: Tensor, fit: Fit) -> Tensor:
-    logits: Tensor = F.linear(features, fit["weight"].to(features), fit["bias"].to(features))
+def _head_logits(features: Tensor, reference: Reference) -> Tensor:
+    logits: Tensor = F.linear(
+        features, reference["weight"].to(features), reference["bias"].to(features)
+    )
     return logits

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jem.checks import check_integer, check_number, refuse
 from jem.evaluation.ood.features import (
-    Fit,
+    Reference,
     class_gaussians,
     clipping,
     head_only,
@@ -29,38 +29,39 @@ from jem.evaluation.ood.fisher import combined, log_p_values, p_value_maps
 from jem.model import JEM, on_model
 
 REASONS = ("", "unlike the data", "between classes", "both")
-"""Why an input is flagged, or "" if it is not: low density is 1, low confidence 2, both add up."""
+"""Why an input is flagged, or "" if it is not. ONNX files give the index."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """An OOD score: what it needs of the network decides what its function takes.
+    """How an OOD score is computed: an entry of `SCORES`.
 
     Attributes:
-        needs: "logits": `function(logits)`, the logits of shape (B, K). "features":
+        takes: "logits": `function(logits)`, the logits of shape (B, K). "features":
             `function(features)`, the features of shape (B, F). "inputs": `function(model, x)`,
             inputs of shape (B, *shape).
         function: Gives scores of shape (B,). Its options are keywords.
         fit: `fit(logits, labels)`, or of features, gives the tensors that the function compares
-            with; it then takes them as a second argument.
+            with; it then takes them as a second argument. Where the score can show several
+            roundings of the logits, "rounding_gain" among them says how many.
         fitted_on: The part of the data that `fit` is for.
-        of_head: Whether `fit` takes the last layer of the network in place of labels, which must
-            then be linear and give the logits.
-        of_density: Whether the density counts. Such a score works with one output (K = 1), and
+        fit_takes_head: Whether `fit` takes the last layer of the network in place of labels, which
+            must then be linear and give the logits.
+        uses_density: Whether the density counts. Such a score works with one output (K = 1), and
             not on a network that ends in a softmax.
-        reason: What a flagged input is, as an index of `REASONS`.
-        terms: For a sum of two scores, one of the density and one of the confidence: the
+        reason: What a flagged input is.
+        summands: For a sum of two scores, one of the density and one of the confidence: the
             function that gives both, shape (B, 2). Those that are low then say the reason.
     """
 
-    needs: Literal["logits", "features", "inputs"]
+    takes: Literal["logits", "features", "inputs"]
     function: Callable[..., Tensor]
-    fit: Callable[[Tensor, Any], Fit] | None = None
+    fit: Callable[[Tensor, Any], Reference] | None = None
     fitted_on: Literal["train", "validation"] = "train"
-    of_head: bool = False
-    of_density: bool = False
-    reason: int = 1
-    terms: Callable[..., Tensor] | None = None
+    fit_takes_head: bool = False
+    uses_density: bool = False
+    reason: Literal["unlike the data", "between classes"] = "unlike the data"
+    summands: Callable[..., Tensor] | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -204,19 +205,19 @@ SCORES: dict[str, Score] = {
         combined,
         fit=p_value_maps,
         fitted_on="validation",
-        of_density=True,
-        terms=log_p_values,
+        uses_density=True,
+        summands=log_p_values,
     ),
-    "log_density": Score("logits", log_density, of_density=True),
-    "max_probability": Score("logits", max_probability, reason=2),
+    "log_density": Score("logits", log_density, uses_density=True),
+    "max_probability": Score("logits", max_probability, reason="between classes"),
     "max_logit": Score("logits", max_logit),
-    "entropy": Score("logits", entropy, reason=2),
-    "gen": Score("logits", gen, reason=2),
+    "entropy": Score("logits", entropy, reason="between classes"),
+    "gen": Score("logits", gen, reason="between classes"),
     "knn": Score("features", knn, fit=neighbour_bank),
     "mahalanobis": Score("features", mahalanobis, fit=class_gaussians),
-    "odin": Score("inputs", odin, reason=2),
-    "react": Score("features", react, fit=clipping, of_head=True),
-    "scale": Score("features", scale, fit=head_only, of_head=True),
-    "vim": Score("features", vim, fit=residual_space, of_head=True),
+    "odin": Score("inputs", odin, reason="between classes"),
+    "react": Score("features", react, fit=clipping, fit_takes_head=True),
+    "scale": Score("features", scale, fit=head_only, fit_takes_head=True),
+    "vim": Score("features", vim, fit=residual_space, fit_takes_head=True),
 }
 """Name -> score."""

@@ -156,12 +156,12 @@ def test_the_threshold_moves_to_another_share_by_the_same_calibration():
     detector = detector_on(range(99), acceptance_rate=0.9)
     assert detector.threshold == pytest.approx(9.0, rel=1e-5)
     fitted = detector_on(range(99), acceptance_rate=0.95)
-    assert detector.accepting(0.95).threshold == fitted.threshold
+    assert detector.set_acceptance_rate(0.95).threshold == fitted.threshold
     with pytest.raises(InputError, match="at least 999 "):
-        detector.accepting(0.999)
+        detector.set_acceptance_rate(0.999)
     assert (detector.acceptance_rate, detector.threshold) == (0.95, pytest.approx(4.0, rel=1e-5))
     with pytest.raises(InputError, match="call `fit"):
-        OODDetector(JEM(FirstColumn())).accepting(0.9)
+        OODDetector(JEM(FirstColumn())).set_acceptance_rate(0.9)
     with pytest.raises(InputError, match="shape"):
         detector.fit_threshold(torch.zeros(30, 2))
     assert detector.fit_threshold(list(range(99)), 0.95).threshold == fitted.threshold
@@ -252,7 +252,7 @@ def test_many_skewed_columns_are_no_other_units():
 @pytest.mark.parametrize("frozen", [False, True])
 def test_a_network_that_ends_in_a_softmax_has_no_density(last, frozen):
     network = nn.Sequential(nn.Linear(2, 3), last).requires_grad_(not frozen)
-    x = torch.randn(30, 2)
+    x = torch.randn(40, 2)
     with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
         OODDetector(JEM(network)).fit(x)
     assert OODDetector(JEM(network), "max_logit").fit(x).threshold is not None

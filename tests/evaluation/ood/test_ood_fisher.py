@@ -33,7 +33,7 @@ def data(num, seed, dtype=torch.float64):
 
 def terms_of(density, odds, reference):
     maps = COMBINED.fit(reference, None)
-    return COMBINED.terms(logits_of(density, odds), maps)
+    return COMBINED.summands(logits_of(density, odds), maps)
 
 
 def share_accepted(num_reference, num_calibration, acceptance_rate, draws=300):
@@ -114,7 +114,7 @@ def test_confident_inputs_do_not_tie():
     assert (SCORES["max_probability"].function(logits) == 1).all()
     reference = torch.stack([torch.linspace(10, 90, 50), torch.zeros(50)], dim=1)
     maps = COMBINED.fit(reference, None)
-    confidence = COMBINED.terms(logits, maps)[:, 1]
+    confidence = COMBINED.summands(logits, maps)[:, 1]
     assert (confidence.diff() > 0).all()
 
 
@@ -147,7 +147,7 @@ def test_every_flagged_input_has_a_reason_and_no_other_has(rate):
     detector = OODDetector(model).fit(torch.randn(200, 2), acceptance_rate=rate)
     x = 3 * torch.randn(1000, 2)
     assert [bool(why) for why in detector.reason(x)] == detector.is_ood(x).tolist()
-    terms = COMBINED.terms(model.logits(x).detach(), detector.state_dict()["fit"])
+    terms = COMBINED.summands(model.logits(x).detach(), detector.state_dict()["reference"])
     small = terms < detector.threshold / 2
     for why, (unlike, between), flagged in zip(
         detector.reason(x), small.tolist(), detector.is_ood(x).tolist(), strict=True
