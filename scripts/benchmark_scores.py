@@ -27,7 +27,7 @@ import jem
 from jem.data import make_ood_set
 from jem.evaluation.ood import SCORES
 from jem.networks import make_network
-from jem.serving.scorer import fit_detector
+from jem.serving.scorer import fit_scorer
 from jem.training.recipes import RECIPES
 from jem.training.trainer import Trainer
 
@@ -62,7 +62,7 @@ def measured(name: str, seed: int, args: Benchmark) -> dict[str, dict[str, tuple
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for score in SCORES:
         try:
-            detector = fit_detector(model, data, score=score)
+            detector = fit_scorer(model, data, score=score).detector
         except jem.InputError:  # a head that is not linear
             continue
         inside = detector.score(data.test[:][0])

@@ -266,7 +266,8 @@ def test_large_images_are_pooled_before_they_are_scored():
     ("classifier", "message"),
     [
         (lambda x: torch.zeros(len(x), 2), r"logits of shape \(B, 3\)"),
-        (lambda x: torch.full((len(x), 3), 1 / 3), "probabilities, which sum to one"),
+        (lambda x: torch.full((len(x), 3), 1 / 3), "ends in a softmax: leave"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(768, K), nn.Sigmoid()), "ends in a sigmoid: leave"),
         (lambda x: object(), "must return logits, or a tuple"),
     ],
 )

@@ -141,6 +141,7 @@ def test_inputs_get_the_precision_of_the_weights():
         (Net(logits=lambda f: f.softmax(1).clamp_min(1e-9).log()), "its density is constant"),
         (Net(logits=lambda f: f.log_softmax(1)), "its density is constant"),
         (Net(logits=lambda f: f.softmax(1)), "ends in a softmax: remove"),
+        (Net(logits=torch.sigmoid), "ends in a sigmoid: remove"),
     ],
 )
 def test_a_network_that_is_random_or_has_no_density_is_refused(network, message, use):

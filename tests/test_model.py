@@ -9,7 +9,7 @@ from torch import nn
 from jem import JEM
 from jem.data import Scaling
 from jem.errors import InputError
-from jem.model import batched_logits, check_network, evaluation_mode, joint_energy, log_density
+from jem.model import batched_logits, evaluation_mode, joint_energy, log_density
 
 
 def normal(*shape, seed=1):
@@ -231,27 +231,3 @@ def test_class_indices_of_inference_mode_do_not_stop_gradients():
     assert torch.equal(logits.grad, -torch.eye(3, dtype=torch.float64)[[0, 2]])
     with pytest.raises(InputError, match=r"lie in 0\.\.2, got 0\.\.3"):
         joint_energy(logits, torch.tensor([0, 3]))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda p: p.flatten(1),
-        lambda p: p[:, :, 0, 0],
-        lambda p: p.double().flatten(1).float().clone(),
-    ],
-)
-def test_a_softmax_behind_a_change_of_shape_is_refused(change):
-    class Network(nn.Module):
-        def __init__(self, last):
-            super().__init__()
-            self.convolution, self.last = nn.Conv2d(1, 4, 3), last
-
-        def forward(self, x):
-            return change(self.last(self.convolution(x)))
-
-    x = torch.randn(2, 1, 3, 3)
-    check_network(JEM(Network(nn.Identity())), x)
-    for last in (nn.Softmax(dim=1), nn.LogSoftmax(dim=1)):
-        with pytest.raises(InputError, match="must return logits, but ends in a softmax"):
-            check_network(JEM(Network(last)), x)

@@ -92,14 +92,9 @@ def inpaint(argv: list[str]) -> int:
     )
     # Scaling there and back rounds, but known values must come back exactly.
     restored = restored.where(~known[:, None], raw[:, None])
-    settings = {
-        "inputs": str(args.inputs),
-        "mask": args.mask,
-        "count": args.count,
-        "seed": args.seed,
-        "num_steps": sampler.num_steps,
-        "initial_noise": usual_noise(sampler),
-    }
+    settings = {name: getattr(args, name) for name in ("mask", "count", "seed")}
+    settings |= {"inputs": str(args.inputs), "num_steps": sampler.num_steps}
+    settings["initial_noise"] = usual_noise(sampler)
     arrays = {"x": restored.numpy(), "known": known.numpy(), "inputs": names}
     figure = _picture(trained, x, known, completed, names)
     write_drawing(files, figure, trained, "inpaint", settings, **arrays)
@@ -112,6 +107,12 @@ def inpaint(argv: list[str]) -> int:
 
 def _read(args: InpaintFlags, run: Run) -> tuple[list[str], Tensor, Tensor]:
     """Names of the inputs, the raw inputs and those of the network, both (N, *shape)."""
+    columns = (run.model.scaling and run.model.scaling.encoding) or ()
+    if made := [c.name for c in columns if c.width > 1 or c.form]:
+        raise InputError(
+            f"jem inpaint completes images and tables of plain numbers, and {run.path} has text, "
+            f"dates or gaps in {', '.join(made)}: use jem.inpaint on model.preprocess(data_frame)"
+        )
     stream, scaling = run.inputs(
         args.inputs, batch_size=LARGEST_COUNT, skip_damaged=args.skip_damaged
     )

@@ -39,12 +39,11 @@ def data(argv: list[str]) -> int:
 
 
 _YOUR_OWN = """
-Your own:
+Your own, which `jem data PATH` describes:
   mine.npz   `images` (N, H, W), (N, H, W, C) or (N, C, H, W), or `x` (N, D), and `labels` (N,)
   mine.csv   first line: names of the columns; then numbers, categories, dates; the class in a
              column label, class, target or y, or in the one that --label-column names
-  images/    a folder for each class, of images of one size, or of any size with --image-size 32
-`jem data PATH` describes any of them."""
+  images/    a folder for each class, of images of one size, or of any size with --image-size 32"""
 
 
 @dataclass

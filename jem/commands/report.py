@@ -186,18 +186,14 @@ def _training_run(run: Run, splits: DataSplits, control: Run | None) -> Training
     parameters = sum(p.numel() for p in run.model.parameters())
     with_network = f"with the network {named or 'of its owner'} ({parameters:,} parameters)"
     as_given = config.get("as_given") or ("" if progress["iteration"] else "0 updates were made")
-    classes = f"{len(splits.classes)} classes"
-    if as_given:
-        sentence = (
-            f"A classifier as given {with_network}, for {splits.name} in {classes}, seed "
-            f"{run.config.seed}: {as_given}."
-        )
-    else:
+    about = f"{splits.name} in {len(splits.classes)} classes"
+    sentence = f"A classifier as given {with_network}, for {about}: {as_given}."
+    if not as_given:
         kind = "hybrid" if run.config.recipe.trains_density else "plain"
         sentence = (
             f"A {kind} classifier {with_network}, trained on {len(splits.train):,} inputs of "
-            f"{splits.name} in {classes}: {progress['iteration']:,} updates in "
-            f"{progress['seconds']:.0f} seconds, seed {run.config.seed}."
+            f"{about}: {progress['iteration']:,} updates in {progress['seconds']:.0f} seconds, "
+            f"seed {run.config.seed}."
         )
     again = ["jem", "train", "--config", str(run.path / "config.json"), "--out", "runs/again"]
     return TrainingRun(
@@ -288,11 +284,8 @@ def compare(argv: list[str]) -> int:
 
 def _figures(path: Path, quiet: bool) -> dict[str, Any]:
     """The report of a run; made if there is none, or if training has continued since."""
-    file = path / "report.json"
-    if not file.exists():
-        return make_report(ReportFlags(path, quiet=quiet))
-    figures = read_report(file)
-    newest = Checkpoints(RunFolder(path).checkpoints).iterations()[-1:]
-    if newest and newest != [figures["run"].get("iterations")]:
-        return make_report(ReportFlags(path, quiet=quiet))
-    return figures
+    file, newest = path / "report.json", Checkpoints(RunFolder(path).checkpoints).iterations()[-1:]
+    figures = read_report(file) if file.exists() else {}
+    if figures and newest in ([], [figures["run"].get("iterations")]):
+        return figures
+    return make_report(ReportFlags(path, quiet=quiet))

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jem.checks import refuse
 from jem.commands.settings import RunConfig, settings_of
-from jem.data import load
+from jem.data import NAMES, load
 from jem.data.files import InputStream, check_options, stream_inputs
 from jem.data.scaling import Layout, Scaling
 from jem.data.splits import DataPart, DataSplits
@@ -107,7 +108,8 @@ class Run:
         """The data of the run, divided as they were for training.
 
         Args:
-            data: Where the data are now; where training found them if None.
+            data: Where the data are now; where training found them if None. Files of whole parts
+                that are gone from where they were are looked for beside it.
             data_root: Folder of downloaded sets; that of the run if None.
             quiet: Show nothing.
 
@@ -121,7 +123,15 @@ class Run:
                 f"{self.path} does not say what data it was trained on: name them with --data"
             )
         path = Path(name).expanduser()
-        options: dict[str, Any] = {"validation": config.validation, "test": config.test}
+        options: dict[str, Any] = {}
+        for part, file in (("validation", config.validation), ("test", config.test)):
+            if file is not None:  # it may have moved with the data
+                there = Path(file).expanduser()
+                options[part] = there if there.exists() else path.parent / there.name
+        gone = [str(file) for file in (path, *options.values()) if not file.exists()]
+        if gone and name not in NAMES:
+            remedy = "its validation and test files are looked for beside it"
+            refuse("--data", "say where the data are now", f"{gone[0]}, which is missing", remedy)
         # `data` may be another kind of source than in training
         if path.is_dir():
             options |= {"image_size": config.image_size, "skip_damaged": config.skip_damaged}

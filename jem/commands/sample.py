@@ -75,12 +75,8 @@ def sample(argv: list[str]) -> int:
         )
     of_rows = [name for name in names for _ in range(args.count)]
     labels = torch.tensor([classes.index(name) for name in of_rows])
-    asked: dict[str, Any] = {
-        "seed": args.seed,
-        "num_steps": usual if args.num_steps is None else args.num_steps,
-        "guidance": args.guidance,
-        "initial_noise": args.initial_noise,
-    }
+    asked = {name: getattr(args, name) for name in ("seed", "guidance", "initial_noise")}
+    asked["num_steps"] = usual if args.num_steps is None else args.num_steps
     with ProgressBar("drawing", quiet=args.quiet) as bar:
         drawn = generation.sample(trained.model, labels, progress=bar.update, **asked)
     raw, bounds = trained.raw_units(drawn), trained.model.bounds("cpu")

@@ -21,10 +21,11 @@ from jem.data import NAMES
 from jem.data.splits import DataSplits
 from jem.errors import InputError
 from jem.model import JEM
-from jem.networks import NETWORKS, make_network
+from jem.networks import NETWORKS
 from jem.runs.folder import RunFolder
 from jem.runs.model_file import save
 from jem.serving.scorer import fit_scorer
+from jem.training.fitting import model_for
 from jem.training.probe import seconds_per_update
 from jem.training.process import join
 from jem.training.recipes import RECIPES
@@ -178,23 +179,11 @@ def _lines(file: Path | None) -> list[str] | None:
         raise InputError(f"--classes-from: cannot read {file}: {error}") from error
 
 
-def _make_model(config: RunConfig, splits: DataSplits) -> JEM:
-
-    shape, num_classes = splits.input_shape, len(splits.classes)
-    return JEM(
-        make_network(config.network, shape, num_classes, config.recipe.head, config.seed),
-        input_shape=shape,
-        classes=splits.classes,
-        domain=splits.domain,
-        scaling=splits.scaling,
-    )
-
-
 def _fit(
     flags: TrainFlags, config: RunConfig, splits: DataSplits, folder: Path
 ) -> dict[Path, JEM]:
     """Train; return the models to keep, by their files."""
-    model = _make_model(config, splits)
+    model = model_for(config.network, splits, config.recipe, config.seed)
     encoding = splits.scaling.encoding
     columns = {"columns": [column.plain() for column in encoding]} if encoding else {}
     trainer = Trainer(
@@ -229,7 +218,7 @@ def _ship(fitted: dict[Path, JEM], splits: DataSplits, *, quiet: bool) -> None:
 
 def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path) -> None:
 
-    model = _make_model(config, splits)
+    model = model_for(config.network, splits, config.recipe, config.seed)
     trainer = Trainer(model, config.recipe, seed=config.seed, device=flags.device)
     if not flags.quiet:
         note("preparing the run, and timing a few updates")

@@ -17,11 +17,11 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from jem.checks import check_number
+from jem.checks import check_number, refuse
 from jem.data.arrays import refuse_missing
 from jem.data.scaling import unit_warning
 from jem.data.splits import DataSplits
-from jem.errors import InputError, TrainingInterrupted
+from jem.errors import TrainingInterrupted
 from jem.estimator.data import (
     RawFormat,
     call_of,
@@ -39,8 +39,9 @@ from jem.evaluation.ood.columns import foreign_columns
 from jem.evaluation.ood.detector import OODDetector
 from jem.generation import sample as draw
 from jem.model import JEM, batched_logits, joint_energy
-from jem.networks import NetworkFactory, make_network
-from jem.serving.scorer import fit_detector, fit_temperature
+from jem.networks import NetworkFactory
+from jem.serving.scorer import fit_scorer, fit_temperature
+from jem.training.fitting import model_for
 from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
 from jem.training.state import FitResult
@@ -174,8 +175,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_number("acceptance_rate", self.acceptance_rate, "(0, 1)")
         check_number("calibration_fraction", self.calibration_fraction, "[0, 0.5)")
         check_number("validation_fraction", self.validation_fraction, "[0, 0.5)")
-        asked = {name: getattr(self, name) for name in OF_RECIPE}
-        changes = {name: value for name, value in asked.items() if value is not None}
+        changes = {n: value for n in OF_RECIPE if (value := getattr(self, n)) is not None}
         recipe = recipe_from(self.recipe, changes)
         raw, labels = self._training_arrays(X, y)
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -189,14 +189,18 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             "seed": self._seed,
         }
         splits = self._divide(raw, labels)
-        model = self._make_model(splits, recipe)
+        model = model_for(self.network, splits, recipe, self._seed)
         result = self._train(model, splits, recipe)
         self.history_, self._result = result.epochs, result
         self.n_iter_ = len(self.history_)
         self.model_, self._format = model.to("cpu"), RawFormat.of(raw, X)
         self.detector_ = self.temperature_ = None
         if splits.calibration:
-            self.detector_ = fit_detector(model, splits, acceptance_rate=self.acceptance_rate)
+            scorer = fit_scorer(model, splits, acceptance_rate=self.acceptance_rate)
+            self.detector_ = scorer.detector
+        elif self.calibration_fraction:
+            why = no_threshold(self.calibration_fraction, self.acceptance_rate, len(self.classes_))
+            warnings.warn(f"`is_ood` will fail: {why}", stacklevel=callers_level())
         if self.calibrate and (splits.validation or splits.calibration):
             self.temperature_ = fit_temperature(self.model_, splits)
         return self
@@ -210,24 +214,15 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         check_classification_targets(labels)
         self.classes_, indices = np.unique(labels, return_inverse=True)
         if len(self.classes_) < 2:
-            only = self.classes_.tolist()[0]
-            raise InputError(f"`y` must hold at least two classes, got one class only: {only!r}")
+            refuse(
+                "y", "hold at least two classes", f"one class only: {self.classes_.tolist()[0]!r}"
+            )
         return rows if raw is None else raw, indices.astype(np.int64)
 
     def _divide(self, raw: Array, labels: Array) -> DataSplits:
         """The parts of the data, as they were in `fit`."""
         columns = getattr(self, "feature_names_in_", None)
         return divide(raw, labels, self.classes_.tolist(), columns=columns, **self._division)
-
-    def _make_model(self, splits: DataSplits, recipe: Recipe) -> JEM:
-        num_classes = len(splits.classes)
-        return JEM(
-            make_network(self.network, splits.input_shape, num_classes, recipe.head, self._seed),
-            input_shape=splits.input_shape,
-            classes=splits.classes,
-            domain=splits.domain,
-            scaling=splits.scaling,
-        )
 
     def _train(self, model: JEM, splits: DataSplits, recipe: Recipe) -> FitResult:
         trainer = Trainer(

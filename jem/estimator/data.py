@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -274,7 +275,22 @@ def content_hash(raw: Array, labels: Array) -> str:
 
 
 def dense(X: Any) -> Any:  # noqa: ANN401, N803
-    """A sparse matrix, such as `OneHotEncoder` gives, as an array; all else as it is."""
+    """A sparse matrix, such as `OneHotEncoder` gives, as an array; all else as it is.
+
+    Raises:
+        InputError: If a column of a table holds text or dates.
+    """
+    table = np.asarray(X, dtype=object) if isinstance(X, list) else X
+    numbers = not isinstance(table, np.ndarray) or table.dtype.kind not in "OUS" or table.ndim > 2
+    if isinstance(table, DataFrame) or not numbers:
+        others = DataFrame(table).infer_objects().select_dtypes(exclude=["number", "bool"])
+        found = others.map(lambda value: isinstance(value, str | date)).any()
+        if found.any():
+            got = f"text or dates in the columns {', '.join(map(str, found.index[found]))}"
+            remedy = (
+                "put an encoder before it, jem.make_pipeline(OneHotEncoder(), JEMClassifier())"
+            )
+            refuse("X", "hold numbers", got, remedy)
     return X.toarray() if issparse(X) else X
 
 

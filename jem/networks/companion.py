@@ -160,7 +160,7 @@ def companion(
         A network for `jem.JEM`.
 
     Raises:
-        InputError: If the classifier does not return such logits, or ends in a softmax.
+        InputError: If the classifier does not return such logits, or ends in a softmax or sigmoid.
 
     Example:
         >>> import jem
@@ -179,15 +179,12 @@ def _check(classifier: FrozenClassifier, shape: tuple[int, ...], num_classes: in
     """Ask the classifier for the logits of two inputs."""
     x = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0))
     like = next(iter([] if classifier.module is None else classifier.module.parameters()), x)
-    logits = classifier(x.to(like.device))
+    logits = classifier(x.to(like.device).requires_grad_())
     if logits.shape != (2, num_classes):
         wanted = f"return logits of shape (B, {num_classes}) for inputs (B, *{shape})"
         refuse("classifier", wanted, f"shape {tuple(logits.shape)} for two inputs")
-    if why_no_density(logits.detach(), ()):
-        refuse(
-            "classifier", "return logits", "probabilities, which sum to one",
-            "leave out its softmax, or return their logarithm",
-        )  # fmt: skip
+    if why := why_no_density(logits, ()):
+        refuse("classifier", "return logits", f"one that {why}", "leave it out or return its log")
 
 
 def usual_energy_network(shape: Sequence[int]) -> nn.Module:

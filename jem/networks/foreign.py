@@ -132,7 +132,8 @@ def _in_usual_layout(network: nn.Module, x: Tensor) -> Any:  # noqa: ANN401
 def why_no_density(logits: Tensor, of: Sequence[Tensor]) -> str:
     """Say why logits leave no density: they are probabilities, or nothing changes log p(x).
 
-    The second is asked of gradients, since a factored head too may begin with a constant.
+    A sigmoid is read off the graph, since logits too may lie between 0 and 1. The second is asked
+    of gradients, since a factored head too may begin with a constant.
 
     Args:
         logits: What a network returned, shape (B, K), with its graph.
@@ -144,6 +145,8 @@ def why_no_density(logits: Tensor, of: Sequence[Tensor]) -> str:
     sums_to_one = ((logits.sum(dim=1) - 1).abs() < 1e-3).all()
     if logits.shape[1] > 1 and bool((logits >= 0).all() & sums_to_one):
         return "ends in a softmax"
+    if type(logits.grad_fn).__name__ == "SigmoidBackward0":
+        return "ends in a sigmoid"
     sizes = []
     try:
         for values in (logits.logsumexp(dim=1), logits[:, 0]):

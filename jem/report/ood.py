@@ -16,7 +16,7 @@ from jem.randomness import named_generator
 from jem.report.subject import SHOWN, Pictures, Subject, names_of
 from jem.sampling.base_distributions import GaussianBase, UniformBase
 from jem.sampling.outliers import column_groups, shuffle_columns
-from jem.serving.scorer import Scorer, fit_detector
+from jem.serving.scorer import Scorer, fit_scorer
 
 SET_SIZE = 1000
 """Inputs of an OOD set that is made up."""
@@ -201,7 +201,7 @@ def ood_section(
     flagged = detector.verdict(scores).is_ood
     single = {name: SCORES[name].function for name in SINGLE if logits.shape[1] > 1}
     if control is not None:
-        control_detector = fit_detector(control, subject.splits)
+        control_detector = fit_scorer(control, subject.splits).detector
         control_scores = control_detector.score(x).cpu()
 
     def measured(name: str, x: Tensor) -> OODSet:

@@ -133,27 +133,6 @@ def fit_scorer(
         InputError: If the calibration part is too small for the share, a part is empty, the score
             does not suit the model, or its classes are not those of the data, in their order.
     """
-    detector = fit_detector(
-        model,
-        splits,
-        score=score,
-        acceptance_rate=acceptance_rate,
-        batch_size=batch_size,
-        **options,
-    )
-    return Scorer(detector, fit_temperature(model, splits, batch_size))
-
-
-def fit_detector(
-    model: JEM,
-    splits: DataSplits,
-    *,
-    score: str = "combined",
-    acceptance_rate: float | None = None,
-    batch_size: int = 256,
-    **options: Option,
-) -> OODDetector:
-    """The detector of `fit_scorer`, with the same arguments and errors."""
     _check_classes(model, splits)
     detector = OODDetector(model, score, None, batch_size, **options)
     if SCORES[score].fit is not None:
@@ -165,7 +144,8 @@ def fit_detector(
     if acceptance_rate is None:
         acceptance_rate = largest_acceptance_rate(len(splits.calibration))
     calibration = _batches(splits, "calibration", batch_size)
-    return detector.fit_batches((x for x, _ in calibration), acceptance_rate)
+    detector.fit_batches((x for x, _ in calibration), acceptance_rate)
+    return Scorer(detector, fit_temperature(model, splits, batch_size))
 
 
 def fit_temperature(

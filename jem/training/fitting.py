@@ -1,4 +1,4 @@
-"""What is fitted to the data of a run: base density, sampler, and where chains begin."""
+"""What follows from the data of a run: model, base density, sampler, and where chains begin."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from sklearn.cluster import KMeans
-from torch import Tensor
+from torch import Tensor, nn
 
 from jem.data.scaling import range_of
-from jem.data.splits import DataPart, LazyPart
+from jem.data.splits import DataPart, DataSplits, LazyPart
 from jem.model import JEM
-from jem.networks import is_embedding
+from jem.networks import NetworkFactory, is_embedding, make_network
 from jem.randomness import named_generator
 from jem.sampling.base_density import BaseDensity
 from jem.sampling.base_distributions import (
@@ -26,8 +26,8 @@ from jem.sampling.base_distributions import (
     UniformBase,
 )
 from jem.sampling.langevin import LangevinStep
-from jem.sampling.outliers import Outliers
-from jem.training.recipe import ResolvedRecipe
+from jem.sampling.outliers import Outliers, column_groups
+from jem.training.recipe import Recipe, ResolvedRecipe
 
 MOST_EXAMPLES = 5000
 """Examples read of a data set that is not in memory, to fit to what is fitted to data."""
@@ -72,6 +72,26 @@ def domain_of(x: Tensor) -> tuple[Tensor, Tensor]:
         if low >= -1 and high <= 1:
             return torch.tensor(0.0 if low >= 0 else -1.0), torch.tensor(1.0)
     return range_of(x)
+
+
+def model_for(
+    given: nn.Module | NetworkFactory | str | None, splits: DataSplits, recipe: Recipe, seed: int
+) -> JEM:
+    """Make the model of a run.
+
+    Args:
+        given: Its network, as `make_network` takes it.
+        splits: Its data.
+        recipe: Its recipe, which names the head.
+        seed: Seed of new weights.
+    """
+    return JEM(
+        make_network(given, splits.input_shape, len(splits.classes), recipe.head, seed),
+        input_shape=splits.input_shape,
+        classes=splits.classes,
+        domain=splits.domain,
+        scaling=splits.scaling,
+    )
 
 
 def fit_sampler(
@@ -132,6 +152,9 @@ def fit_base(
 ) -> BaseDensity:
     """Fit the base density of vectors; for embeddings with ten nearly round Gaussians a class.
 
+    These would take a row of two levels, or of none, for one of the data: a table that has one-hot
+    columns is no embedding, however many numbers it has.
+
     Args:
         x: Training rows, shape (N, D).
         labels: Class indices, shape (N,).
@@ -139,7 +162,7 @@ def fit_base(
         step: The step of the chains.
         columns: As `column_groups` takes them.
     """
-    if not is_embedding(x.shape[1:]):
+    if not is_embedding(x.shape[1:]) or int(column_groups(x, columns)[-1]) < x.shape[1] - 1:
         return BaseDensity.fit(x, labels, domain, step, columns)
     parts = prototypes(x, labels)
     return BaseDensity.fit(x, parts, domain, step, columns, shrinkage=EMBEDDING_SHRINKAGE)

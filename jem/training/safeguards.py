@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from jem.checks import check_labels, refuse
-from jem.data.batches import BatchStream
+from jem.data.batches import BatchStream, Examples
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError, TrainingDivergedError
-from jem.model import JEM, inference, joint_energy
-from jem.randomness import global_generators_kept
+from jem.model import JEM, batched_logits, inference, joint_energy
+from jem.randomness import global_generators_kept, named_generator
 from jem.training.optimisation import kept_statistics
 from jem.training.process import ONE_PROCESS, Processes
 from jem.training.recipe import ResolvedRecipe
@@ -86,6 +86,34 @@ def give_up(context: UpdateContext, iteration: int) -> TrainingDivergedError:
     return TrainingDivergedError(
         f"training diverged at update {iteration} after {MAX_RECOVERIES} recoveries; "
         f"try one of: {', '.join(settings)}"
+    )
+
+
+LEAST_AUROC = 0.8
+"""Of held-out examples against uniform noise; below it a trained density is doubted."""
+
+
+def why_doubted(model: JEM, as_given: str, examples: Examples) -> str:
+    """Say what is wrong with a model whose training has ended; empty if nothing is.
+
+    Args:
+        model: The model.
+        as_given: Why it is as it was given; empty if it was trained.
+        examples: Held-out ones, of which 256 are looked at.
+    """
+    if as_given:
+        return f"{as_given}, so the model is unchanged; train longer or lower --density-weight"
+    if model.sampler is None:
+        return ""  # the density was not to be trained
+    x, _ = next(BatchStream(examples, 256, seed=0, name="noise", device=model.device).epoch(0))
+    low, high = model.bounds() or (x, x)
+    noise = low + (high - low) * torch.rand(x.shape, generator=named_generator(0, "noise")).to(x)
+    data, other = (batched_logits(model.marginal, rows).logsumexp(dim=1) for rows in (x, noise))
+    auroc = float((data[:, None] > other).double().mean())
+    return (auroc < LEAST_AUROC) * (
+        f"the log-density hardly tells held-out examples from uniform noise (AUROC {auroc:.2f}): "
+        "too few updates, or data that fill their range evenly; train longer (--epochs), or "
+        "without validation examples (validation_fraction=0), which end it by the classes alone"
     )
 
 

@@ -38,6 +38,7 @@ from jem.training.safeguards import (
     is_healthy,
     mask_gradients,
     validate,
+    why_doubted,
 )
 from jem.training.setup import build, head_advice
 from jem.training.state import FitResult, RunState
@@ -170,11 +171,9 @@ class Trainer:
                 epochs = self._run(valid, on_epoch)
             self._finish()
         progress, why = self.state.progress, self.state.why_as_given
-        if progress.iteration and why and self.ranks.first:
-            warnings.warn(
-                f"{why}, so the model is unchanged; train longer, or lower --density-weight",
-                stacklevel=2,
-            )
+        ends = progress.iteration and self.ranks.first
+        if ends and (doubt := why_doubted(self.model, why, train if valid is None else valid)):
+            warnings.warn(doubt, stacklevel=2)
         done = progress.seconds, progress.iteration, progress.recoveries
         return FitResult(*done, epochs, why, self.state.kept_epoch, self.state.refused())
 

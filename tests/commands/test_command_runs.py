@@ -120,13 +120,3 @@ def test_what_cannot_become_a_file_is_refused(tmp_path, monkeypatch, out, named)
 def test_home_is_home(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert drawing_files(Path("~/s"), [".png"]) == [tmp_path / "s.png"]
-
-
-def test_files_that_are_there_are_overwritten_only_by_force(tmp_path):
-    files = [tmp_path / "d.png", tmp_path / "d.npz"]
-    files[1].write_text("mine")
-    with pytest.raises(InputError, match=r"is there already: name another, or overwrite it"):
-        drawing_files(files[0], [".png", ".npz"])
-    assert drawing_files(files[0], [".png", ".npz"], force=True) == files
-    with pytest.raises(InputError, match="is read"):
-        drawing_files(files[0], [".png", ".npz"], files[1], force=True)

@@ -99,7 +99,7 @@ def test_a_rejected_row_of_a_table_names_the_columns_that_make_it_foreign(score,
     assert [name != "" for name in named] == [row["ood"] == "true" for row in rows]
 
 
-def test_text_dates_and_gaps_are_scored_as_they_were_trained(run, score, tmp_path):
+def test_text_dates_and_gaps_are_scored_as_they_were_trained(run, refused, score, tmp_path):
     rng, count = np.random.default_rng(0), 160
     table = pd.DataFrame(
         {"age": rng.integers(18, 80, count), "plan": rng.choice(["a", "b"], count)}
@@ -118,6 +118,7 @@ def test_text_dates_and_gaps_are_scored_as_they_were_trained(run, score, tmp_pat
     rows = score(tmp_path / "run" / "model.pt", tmp_path / "new.csv")
     assert all(row["foreign_columns"].split(";")[0] == "plan" for row in rows[::2])
     assert np.mean([row["ood"] == "true" for row in rows[1::2]]) < 0.2
+    assert "in age, plan, since" in refused("inpaint", tmp_path / "run", tmp_path / "new.csv")
     out = ("--count", 5, "--out", tmp_path / "d.png")
     assert run("sample", tmp_path / "run" / "model.pt", *out) == 0
     drawn = pd.read_csv(tmp_path / "d.csv")

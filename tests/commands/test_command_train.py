@@ -82,7 +82,9 @@ def test_mirroring_is_decided_by_the_data_unless_a_flag_says(words, expected):
     assert parse_train(list(words))[1].recipe.augment_flip is expected
 
 
-def test_parts_that_the_user_has_divided_are_kept_by_run_report_and_resume(run, tmp_path, capsys):
+def test_parts_that_the_user_has_divided_are_kept_by_run_report_and_resume(
+    run, refused, tmp_path, capsys
+):
     rng = np.random.default_rng(0)
     files = {}
     for name, count in (("train", 60), ("validation", 30), ("test", 40)):
@@ -93,7 +95,11 @@ def test_parts_that_the_user_has_divided_are_kept_by_run_report_and_resume(run, 
     assert run("train", "--data", files["train"], *words, *QUICK) == 0
     assert run("train", "--out", tmp_path / "r", "--resume", "--no-report") == 0
     assert capsys.readouterr().out.count("n = 40") == 2
-    assert run("report", tmp_path / "r") == 0
+    (tmp_path / "new").mkdir()
+    for path in files.values():
+        path.rename(tmp_path / "new" / path.name)
+    assert f"now, got {files['train']}, which is missing" in refused("report", tmp_path / "r")
+    assert run("report", tmp_path / "r", "--data", tmp_path / "new" / "train.npz") == 0
     sizes = json.loads((tmp_path / "r" / "report.json").read_text())["data"]["sizes"]
     assert sizes == {"train": 54, "validation": 30, "calibration": 6, "test": 40}
 

@@ -1,4 +1,5 @@
 import torch
+from torch.nn.functional import one_hot
 
 from jem.sampling import LangevinStep
 from jem.training.fitting import fit_base, prototypes
@@ -22,3 +23,12 @@ def test_between_the_groups_of_a_class_embeddings_are_unlikely(generator):
     base = fit_base(x, groups // 2, domain, LangevinStep(0.05, 0.1))
     middle = centres[:2].mean(dim=0), centres[2:].mean(dim=0)
     assert base(torch.stack(middle)).max() < base(x).min()
+
+
+def test_a_table_of_one_hot_columns_is_no_embedding(generator):
+    x = one_hot(torch.randint(10, (320, 12), generator=generator)).float()
+    none = x.clone()
+    none[:, 3] = 0  # of no level
+    x, none = x.flatten(1), none.flatten(1)
+    base = fit_base(x, torch.arange(320) % 2, (x[0] - 9, x[0] + 9), LangevinStep(0.05, 0.1))
+    assert base.misfit(none).min() > 10 * base.misfit(x).max() + 1

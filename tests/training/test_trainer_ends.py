@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -123,6 +124,16 @@ def test_true_from_a_callback_ends_the_run_as_its_last_epoch_would(tmp_path):
     assert_same_bits(weights(model), weights(trainer.state.averaged_model))
     assert [r["iteration"] for r in read_metrics(run / "metrics.jsonl", "end")] == [12]
     assert (run / "samples.png").exists()
+
+
+def test_a_density_that_hardly_knows_data_from_noise_is_doubted_when_training_ends():
+    angles = torch.linspace(0, 2 * torch.pi, 96)
+    ring = torch.stack([angles.cos(), angles.sin()], dim=1), torch.arange(96) % 2
+    with pytest.warns(UserWarning, match=r"from uniform noise \(AUROC 0\.[0-7].*; train longer"):
+        Trainer(model_of(), SMALL, device="cpu").fit(ring)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Trainer(model_of(), SMALL, device="cpu").fit(blobs())
 
 
 def test_a_callback_that_returns_nothing_or_false_ends_nothing():
