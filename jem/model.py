@@ -265,7 +265,7 @@ class JEM(nn.Module):
         check_inputs("x", x, self.input_shape, least=0)
         if self.base is None:
             return self._network_logits(x)
-        return self.base.added(x, self._network_logits)
+        return self.base.logits_with_base(x, self._network_logits)
 
     def _network_logits(self, x: Tensor) -> Tensor:
         return logits_of(self.network, x)

@@ -9,19 +9,21 @@ import torch
 from torch import Tensor, nn
 
 from jem.sampling.langevin import LangevinStep
-from jem.sampling.moments import tied_moments
+from jem.sampling.moments import centred_by_class, ledoit_wolf
 from jem.sampling.outliers import column_groups
 
-SOFT = 0.01
+TAIL_WIDTH = 0.01
 """Share of the domain's width, outside it, at which the tail turns from a parabola to a line."""
-FLOOR = 0.01
+MISFIT_WIDTH = 0.01
+"""The same for the misfit, as a share of its limit."""
+LEAST_VARIANCE = 0.01
 """Least variance of a component within classes, as a share of its variance in all data."""
-SHARP = 1e-4
-"""The same share for `misfit`, which no chain has to follow: it sees what nearly holds exactly."""
-USUAL = 0.99
+LEAST_MISFIT_VARIANCE = 1e-4
+"""The same for the misfit. It is smaller, as no chain has to make steps on the misfit."""
+SHARE_WITHOUT_MISFIT = 0.99
 """Share of the training rows that have no misfit."""
-FARTHEST = 1e6
-"""Where the tail ends, in such shares of each column: a softmax beside it keeps its digits."""
+LARGEST_RATIO = 1e6
+"""Widths after which tail and misfit rise no more: logits beside them keep their digits."""
 
 
 class BaseDensity(nn.Module):
@@ -45,11 +47,11 @@ class BaseDensity(nn.Module):
         means: Means of the classes, shape (K, D).
         whitening: Maps a difference of rows to one whose length is the Mahalanobis distance,
             shape (D, D).
-        sharp: The same with the second covariance.
-        limit: Mahalanobis distance from the nearest mean, by that covariance, up to which rows
+        misfit_whitening: The same by the second covariance.
+        misfit_limit: Distance from the nearest mean, by the second covariance, up to which rows
             are like the data; infinite where relations between columns are not judged.
         log_weights: Logarithms of the shares of the classes, shape (K,).
-        level: Mean of log q over the training data.
+        mean_log_q: Mean of log q over the training data, by which it is shifted.
         temperature: T.
         groups: Which column of the user's table each component is part of, shape (D,).
 
@@ -58,31 +60,32 @@ class BaseDensity(nn.Module):
     """
 
     arguments = (
-        "low", "high", "means", "whitening", "sharp", "limit", "log_weights", "level",
-        "temperature", "groups",
+        "low", "high", "means", "whitening", "misfit_whitening", "misfit_limit", "log_weights",
+        "mean_log_q", "temperature", "groups",
     )  # fmt: skip
     low: Tensor
     high: Tensor
     means: Tensor
     whitening: Tensor
-    sharp: Tensor
-    limit: Tensor
+    misfit_whitening: Tensor
+    misfit_limit: Tensor
     log_weights: Tensor
-    level: Tensor
+    mean_log_q: Tensor
     temperature: Tensor
     groups: Tensor
     centre: Tensor
     white_means: Tensor
-    sharp_means: Tensor
+    misfit_means: Tensor
 
     def __init__(self, **arguments: Tensor) -> None:
         super().__init__()
         for name in self.arguments:
             self.register_buffer(name, arguments[name], persistent=False)
         self.register_buffer("centre", self.means.mean(dim=0), persistent=False)
-        for name, whitening in (("white_means", self.whitening), ("sharp_means", self.sharp)):
-            self.register_buffer(name, (self.means - self.centre) @ whitening, persistent=False)
-        self.judges_relations = bool(self.limit.isfinite())  # no tensor: a graph must not branch
+        for name, by in (("white_means", self.whitening), ("misfit_means", self.misfit_whitening)):
+            self.register_buffer(name, (self.means - self.centre) @ by, persistent=False)
+        # A plain value: a graph must not branch on tensors.
+        self.judges_relations = bool(self.misfit_limit.isfinite())
 
     @classmethod
     def fit(
@@ -114,44 +117,43 @@ class BaseDensity(nn.Module):
             columns: As `column_groups` takes them.
             shrinkage: Share by which the covariance becomes a multiple of the identity.
         """
-        means, covariance = tied_moments(x, parts)
+        means, within, counts = centred_by_class(x, parts)
+        covariance = ledoit_wolf(within)
         sphere = covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
         covariance = (1 - shrinkage) * covariance + shrinkage * sphere
-        rows, members = x.double().cpu(), torch.unique(parts.cpu(), return_inverse=True)[1]
+        rows = x.double().cpu()
         variances, least = rows.var(dim=0, correction=0), max(step.noise_std, 1e-6) ** 2
-        covariance.diagonal().add_((FLOOR * variances).clamp_min(least))
-        within = rows - means[members]
+        covariance.diagonal().add_((LEAST_VARIANCE * variances).clamp_min(least))
         unshrunk = within.T @ within / len(rows)
-        unshrunk.diagonal().add_((SHARP * variances).clamp_min(1e-6))
-        counts = torch.unique(parts.cpu(), return_counts=True)[1]
-        base = cls(
+        unshrunk.diagonal().add_((LEAST_MISFIT_VARIANCE * variances).clamp_min(1e-6))
+        draft = cls(
             low=domain[0],
             high=domain[1],
             means=means,
             whitening=_whitening(covariance),
-            sharp=_whitening(unshrunk),
-            limit=means.new_tensor(math.inf),
+            misfit_whitening=_whitening(unshrunk),
+            misfit_limit=means.new_tensor(math.inf),
             log_weights=(counts / counts.sum()).double().log(),
-            level=means.new_zeros(()),
+            mean_log_q=means.new_zeros(()),
             temperature=means.new_tensor(step.temperature),
             groups=column_groups(x, columns),
         )
-        base.level = torch.cat([base._log_q(part) for part in rows.split(4096)]).mean()
+        known = draft.state()  # all but the following two, which need the Gaussians
+        known["mean_log_q"] = torch.cat([draft._log_q(part) for part in rows.split(4096)]).mean()
         count, size = rows.shape
         # Few rows say nothing of new ones, and in an embedding no column belongs to another.
-        base.judges_relations = count > 2 * size and not shrinkage
-        if base.judges_relations:
-            far = torch.cat([base._misfit_distance(part) for part in rows.split(4096)])
+        if count > 2 * size and not shrinkage:
+            far = torch.cat([draft._misfit_distance(part) for part in rows.split(4096)])
             # At least 1: rows that are all the same would leave no distance at all.
-            usual = far.kthvalue(math.ceil(USUAL * count)).values.clamp_min(1.0)
-            base.limit = usual * (count + size) / (count - size)
-        return base
+            usual = far.kthvalue(math.ceil(SHARE_WITHOUT_MISFIT * count)).values.clamp_min(1.0)
+            known["misfit_limit"] = usual * (count + size) / (count - size)
+        return cls(**known)
 
     def state(self) -> dict[str, Tensor]:
         """Tensors from which the constructor makes an equal base."""
         return {name: getattr(self, name) for name in self.arguments}
 
-    def added(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
+    def logits_with_base(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits of a network with the base added, in double precision where the device has it.
 
         The softmax of each row stays what it was. In evaluation mode, the level of the logits of
@@ -168,18 +170,18 @@ class BaseDensity(nn.Module):
         logits = network(x.clone())  # some networks change what they are given
         wide = logits if x.device.type == "mps" else logits.double()
         if self.training:
-            return wide + self.forward(x)[:, None]
+            return wide + self.tempered_log_q(x)[:, None]
         inside = x.clamp(self.low, self.high)
-        added = self.forward(inside) + self.tail(x, inside)
+        base = self.tempered_log_q(inside) - self.tail(x, inside)
         outside = (x != inside).any(dim=1)
         if torch.compiler.is_compiling() or bool(outside.any()):  # a graph must not branch
             moved = network(inside.clone()).to(wide).logsumexp(dim=1) - wide.logsumexp(dim=1)
-            added = added + torch.where(outside, moved, 0.0)
-        return wide + added[:, None]
+            base = base + torch.where(outside, moved, 0.0)
+        return wide + base[:, None]
 
     def tail(self, x: Tensor, inside: Tensor) -> Tensor:
-        """Minus what leaving the domain costs, shape (B,), nats: 0 for rows inside."""
-        return -_huber(((x - inside) / (SOFT * (self.high - self.low))).abs()).sum(dim=1)
+        """What leaving the domain costs, shape (B,), nats: 0 for rows inside."""
+        return _huber(((x - inside) / (TAIL_WIDTH * (self.high - self.low))).abs()).sum(dim=1)
 
     def misfit(self, x: Tensor) -> Tensor:
         """What rows lose in a verdict that break what nearly holds exactly between columns.
@@ -188,40 +190,41 @@ class BaseDensity(nn.Module):
             x: Rows, shape (B, D), inside the domain or not.
 
         Returns:
-            Shape (B,), nats: 0 up to `limit`, which 99 of 100 training rows keep, and about 1 for
-            each hundredth of it beyond.
+            Shape (B,), nats: 0 up to `misfit_limit`, which 99 of 100 training rows keep, and about
+            1 for each hundredth of it beyond.
         """
         if not self.judges_relations:
             return x.new_zeros(x.shape[0])  # not len(x), which a graph could not leave open
         x = x if x.device.type == "mps" else x.double()
-        return _huber(((self._misfit_distance(x) / self.limit.to(x) - 1) / SOFT).clamp_min(0.0))
+        beyond = self._misfit_distance(x) / self.misfit_limit.to(x) - 1
+        return _huber((beyond / MISFIT_WIDTH).clamp_min(0.0))
 
     def _misfit_distance(self, x: Tensor) -> Tensor:
-        squares: Tensor = self._distances(x, self.sharp, self.sharp_means).amin(dim=1)
-        return squares.clamp_min(0.0).sqrt()
+        squares = self._squared_distances(x, self.misfit_whitening, self.misfit_means)
+        return squares.amin(dim=1).clamp_min(0.0).sqrt()
 
-    def typical(self, x: Tensor) -> Tensor:
+    def nearest_mean(self, x: Tensor) -> Tensor:
         """The mean of the class whose Gaussian is nearest to each row, shape (B, D).
 
         Args:
             x: Rows, shape (B, D).
         """
         inside = x.clamp(self.low, self.high).to(self.means)
-        nearest = self._distances(inside, self.whitening, self.white_means).argmin(dim=1)
+        nearest = self._squared_distances(inside, self.whitening, self.white_means).argmin(dim=1)
         return self.means[nearest].to(x)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def tempered_log_q(self, x: Tensor) -> Tensor:
         """T log q of rows (B, D) inside the domain, shape (B,), nats, in the wide precision."""
         x = x if x.device.type == "mps" else x.double()
         return self.temperature.to(x) * self._log_q(x)
 
     def _log_q(self, x: Tensor) -> Tensor:
-        """Log q of rows (B, D) less its level, shape (B,)."""
-        distances = self._distances(x, self.whitening, self.white_means)
-        log_q = torch.logsumexp(self.log_weights.to(x) - distances / 2, dim=1)
-        return log_q - self.level.to(x)
+        """Log q of rows (B, D) less its mean over the training data, shape (B,)."""
+        squares = self._squared_distances(x, self.whitening, self.white_means)
+        log_q = torch.logsumexp(self.log_weights.to(x) - squares / 2, dim=1)
+        return log_q - self.mean_log_q.to(x)
 
-    def _distances(self, x: Tensor, whitening: Tensor, means: Tensor) -> Tensor:
+    def _squared_distances(self, x: Tensor, whitening: Tensor, means: Tensor) -> Tensor:
         """Squared Mahalanobis distances of rows (B, D) to the class means, shape (B, K)."""
         white, means = (x - self.centre.to(x)) @ whitening.to(x), means.to(x)
         squares = white.square().sum(dim=1, keepdim=True) + means.square().sum(dim=1)
@@ -236,7 +239,7 @@ def _whitening(covariance: Tensor) -> Tensor:
 
 
 def _huber(ratio: Tensor) -> Tensor:
-    """Huber's function of ratios >= 0, which end at `FARTHEST`."""
-    ratio = ratio.clamp_max(FARTHEST)
+    """Huber's function of ratios >= 0, which end at `LARGEST_RATIO`."""
+    ratio = ratio.clamp_max(LARGEST_RATIO)
     small: Tensor = ratio.clamp_max(1.0)
     return small * (ratio - small / 2)

@@ -31,29 +31,40 @@ def low_rank_moments(
     return mean, factor, variance.clamp_min(floor)
 
 
-def tied_moments(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    r"""Mean of each class that occurs, and one covariance within classes, shrunk.
-
-    .. math:: \Sigma = (1 - \lambda) S + \lambda \, (\mathrm{tr}\, S / D) \, I
-
-    S is the covariance within classes, lambda the Ledoit-Wolf intensity: Sigma can be inverted
-    also with fewer rows than components, unless all rows of each class are alike.
+def centred_by_class(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the mean of its class off each row.
 
     Args:
         rows: Shape (N, D), N >= 1.
         labels: Class indices, shape (N,).
 
     Returns:
-        Means (K, D) and Sigma (D, D), in double precision on the CPU.
+        Means (K, D) of the classes that occur, rows less the mean of their class (N, D), both in
+        double precision, and the sizes of the classes (K,); on the CPU.
+    """
+    z = rows.detach().cpu().double()
+    _, groups, counts = torch.unique(labels.cpu(), return_inverse=True, return_counts=True)
+    means = z.new_zeros(len(counts), z.shape[1]).index_add_(0, groups, z) / counts[:, None]
+    return means, z - means[groups], counts
+
+
+def ledoit_wolf(z: Tensor) -> Tensor:
+    r"""Covariance of rows whose mean is 0, shrunk.
+
+    .. math:: \Sigma = (1 - \lambda) S + \lambda \, (\mathrm{tr}\, S / D) \, I
+
+    S is their covariance, lambda the Ledoit-Wolf intensity: Sigma can be inverted also with fewer
+    rows than components, unless all rows are 0.
+
+    Args:
+        z: Rows less the mean of their class, shape (N, D).
+
+    Returns:
+        Sigma, shape (D, D).
 
     References:
         Ledoit and Wolf (2004), Journal of Multivariate Analysis 88.
     """
-    z = rows.detach().cpu().double()
-    classes, groups = torch.unique(labels.cpu(), return_inverse=True)
-    sums = z.new_zeros(len(classes), z.shape[1]).index_add_(0, groups, z)
-    means = sums / groups.bincount()[:, None]
-    z = z - means[groups]
     count, dim = z.shape
     covariance = z.T @ z / count
     mean_variance = covariance.diagonal().mean()
@@ -61,7 +72,7 @@ def tied_moments(rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     spread = (covariance - identity).square().sum()
     error = (z.square().sum(dim=1).square().mean() - covariance.square().sum()) / count
     intensity = (error / spread).clamp(0, 1) if spread > 0 else 0.0
-    return means, (1 - intensity) * covariance + intensity * identity
+    return (1 - intensity) * covariance + intensity * identity
 
 
 def top_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor]:

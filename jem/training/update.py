@@ -208,9 +208,9 @@ def joint_forward(model: JEM, batch: Batch, x_chains: Tensor | None) -> tuple[Te
     if model.base is None:
         return logits, energies
     with torch.no_grad():
-        base_chains = 0.0 if x_chains is None else model.base(x_chains)
+        base_chains = 0.0 if x_chains is None else model.base.tempered_log_q(x_chains)
         return logits, energies._replace(
-            base_data=model.base(batch.x_data), base_chains=base_chains
+            base_data=model.base.tempered_log_q(batch.x_data), base_chains=base_chains
         )
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from jem import JEM, JEMClassifier
 from jem.data.scaling import range_of
 from jem.sampling import BaseDensity, LangevinStep
-from jem.sampling.moments import tied_moments
+from jem.sampling.moments import centred_by_class, ledoit_wolf
 
 
 def data(generator, count=200):
@@ -29,13 +29,14 @@ def base_of(x, labels, noise_std=0.1, temperature=0.5):
 
 def values(base, x):
     """b(x), read off logits of 0."""
-    return base.added(x, lambda x: x.new_zeros(len(x), 1))[:, 0]
+    return base.logits_with_base(x, lambda x: x.new_zeros(len(x), 1))[:, 0]
 
 
 def test_inside_the_domain_it_is_the_mixture_of_gaussians_at_the_temperature(generator):
     x, labels = data(generator)
     base = base_of(x, labels)
-    means, covariance = tied_moments(x, labels)
+    means, within, _ = centred_by_class(x, labels)
+    covariance = ledoit_wolf(within)
     covariance.diagonal().add_((0.01 * x.var(dim=0, correction=0)).clamp_min(0.01))
     log_q = np.log(
         sum(0.5 * multivariate_normal(mean, covariance).pdf(x.numpy()) for mean in means)

@@ -1,9 +1,9 @@
 """Moments of a class: the short way through a large covariance against its spectrum."""
 
 import torch
-from sklearn.covariance import ledoit_wolf
+from sklearn import covariance
 
-from jem.sampling.moments import tied_moments, top_eigenpairs
+from jem.sampling.moments import centred_by_class, ledoit_wolf, top_eigenpairs
 
 
 def test_the_largest_directions_of_a_large_covariance_are_those_of_the_decomposition(generator):
@@ -17,13 +17,14 @@ def test_the_largest_directions_of_a_large_covariance_are_those_of_the_decomposi
     assert (found - whole).norm() < 1e-3 * whole.norm()
 
 
-def test_tied_moments_are_class_means_and_the_ledoit_wolf_covariance(generator):
+def test_rows_of_classes_have_their_means_and_the_ledoit_wolf_covariance(generator):
     labels = torch.randint(3, (50,), generator=generator)
     x = torch.randn(50, 6, generator=generator) * torch.arange(1, 7) + 5 * labels[:, None]
-    means, covariance = tied_moments(x, labels)
+    means, within, counts = centred_by_class(x, labels)
+    assert counts.equal(labels.bincount())
     z = x.double().numpy()
     for k in range(3):
         z[labels == k] -= z[labels == k].mean(axis=0)
         torch.testing.assert_close(means[k], x[labels == k].double().mean(dim=0))
-    expected, _ = ledoit_wolf(z, assume_centered=True)
-    torch.testing.assert_close(covariance, torch.from_numpy(expected))
+    expected, _ = covariance.ledoit_wolf(z, assume_centered=True)
+    torch.testing.assert_close(ledoit_wolf(within), torch.from_numpy(expected))

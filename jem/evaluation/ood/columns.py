@@ -41,7 +41,7 @@ def foreign_columns(detector: OODDetector, x: Tensor) -> list[tuple[str, ...]]:
     parts = groups == torch.arange(len(names))[:, None]  # (G, D)
     for rows in detector.is_ood(x).nonzero()[:, 0].cpu().split(max(1, AT_ONCE // len(names))):
         current = x[rows]
-        typical = base.typical(current)
+        typical = base.nearest_mean(current)
         foreign = torch.ones(len(rows), dtype=torch.bool)
         for _ in range(MOST_NAMED):
             changed = torch.where(parts.to(x.device), typical[:, None], current[:, None])

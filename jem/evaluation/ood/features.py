@@ -11,7 +11,7 @@ from jem.errors import InputError
 from jem.model import JEM, on_model
 from jem.networks.companion import Companion
 from jem.networks.heads import Factored, FactoredHead
-from jem.sampling.moments import tied_moments
+from jem.sampling.moments import centred_by_class, ledoit_wolf
 
 Reference = dict[str, Tensor]
 """What a score compares with, as named tensors: N x F numbers for `knn`, F x F for `mahalanobis`,
@@ -131,10 +131,11 @@ def class_gaussians(features: Tensor, labels: Tensor) -> Reference:
         labels: Class indices, shape (N,).
 
     Returns:
-        `means` (K, F) and `cholesky` (F, F), the lower triangular factor of the covariance, both
-        of `jem.sampling.moments.tied_moments`.
+        `means` (K, F) and `cholesky` (F, F), the lower triangular factor of the covariance within
+        classes, which is that of `jem.sampling.moments.ledoit_wolf`.
     """
-    means, covariance = tied_moments(features, labels)
+    means, within, _ = centred_by_class(features, labels)
+    covariance = ledoit_wolf(within)
     # Constant features leave a factor that float32 cannot hold: a millionth of the mean variance
     # is added.
     floor = (1e-6 * covariance.diagonal().mean()).clamp_min(1e-12)
