@@ -14,7 +14,7 @@ from jem.checks import check_inputs, refuse
 from jem.data.scaling import Scaling
 from jem.errors import InputError
 from jem.networks.foreign import logits_of, why_no_density
-from jem.networks.heads import joint_energy as joint_energy
+from jem.networks.heads import energy_of as energy_of
 from jem.networks.heads import log_density as log_density
 from jem.sampling.base_density import BaseDensity
 from jem.sampling.base_distributions import SamplerSettings
@@ -291,7 +291,7 @@ class JEM(nn.Module):
         Returns:
             Energies, shape (B,), nats; low = compatible.
         """
-        return joint_energy((self.marginal if y is None else self).logits(x), y)
+        return energy_of((self.marginal if y is None else self).logits(x), y)
 
     def log_density(self, x: Tensor) -> Tensor:
         """Log-density log p(x) + log Z = -E(x): *unnormalised*, and no likelihood.

@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 
 import jem
-from jem.model import joint_energy
+from jem.model import energy_of
 from jem.objectives import contrastive_loss
 from jem.sampling import ReplayBuffer, run_chains
 from jem.training.update import input_gradient
@@ -54,7 +54,7 @@ def main(fabric: Fabric, epochs: int = 20, seed: int = 0) -> Result:
 
             x = x + torch.empty_like(x).normal_(std=0.1, generator=generator)
             logits, logits_negative = module(torch.cat([x, x_negative])).split([len(x), 64])
-            energy, energy_negative = joint_energy(logits), joint_energy(logits_negative)
+            energy, energy_negative = energy_of(logits), energy_of(logits_negative)
             energy_negative.retain_grad()
             loss = cross_entropy(logits, labels) + density_loss(energy, energy_negative)
             optimizer.zero_grad()

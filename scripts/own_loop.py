@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 import jem
 from jem.data import DataSplits
 from jem.data.shifts import letters
-from jem.model import joint_energy
+from jem.model import energy_of
 from jem.objectives import contrastive_loss
 from jem.sampling import LangevinStep, ReplayBuffer, SamplerSettings, UniformBase, run_chains
 from jem.training.update import input_gradient
@@ -87,7 +87,7 @@ def main(epochs: int = 20, seed: int = 0) -> Result:
             # Data and chains in one forward: right for networks without batch norm and dropout.
             x = x + torch.empty_like(x).normal_(std=0.1, generator=generator)
             logits, logits_negative = model(torch.cat([x, x_negative])).split([len(x), 64])
-            energy, energy_negative = joint_energy(logits), joint_energy(logits_negative)
+            energy, energy_negative = energy_of(logits), energy_of(logits_negative)
             energy_negative.retain_grad()
             loss = cross_entropy(logits, labels) + density_loss(energy, energy_negative)
             optimizer.zero_grad()

@@ -9,7 +9,7 @@ from torch import nn
 from jem import JEM
 from jem.data import Scaling
 from jem.errors import InputError
-from jem.model import batched_logits, evaluation_mode, joint_energy, log_density
+from jem.model import batched_logits, energy_of, evaluation_mode, log_density
 
 
 def normal(*shape, seed=1):
@@ -33,19 +33,19 @@ class Fixed(nn.Module):
 
 def test_energy_is_minus_log_sum_exp_of_the_logits_and_that_of_a_class_minus_its_logit():
     logits, y = normal(5, 4), torch.tensor([0, 3, 1, 1, 2])
-    assert torch.equal(joint_energy(logits, y), -logits[torch.arange(5), y])
-    torch.testing.assert_close(joint_energy(logits), -logits.exp().sum(dim=1).log())
-    assert torch.equal(log_density(logits), -joint_energy(logits))
+    assert torch.equal(energy_of(logits, y), -logits[torch.arange(5), y])
+    torch.testing.assert_close(energy_of(logits), -logits.exp().sum(dim=1).log())
+    assert torch.equal(log_density(logits), -energy_of(logits))
 
 
 def test_energy_of_large_logits_does_not_overflow():
-    assert joint_energy(torch.full((1, 4), 1e4)).item() == pytest.approx(-1e4 - math.log(4))
+    assert energy_of(torch.full((1, 4), 1e4)).item() == pytest.approx(-1e4 - math.log(4))
 
 
 def test_one_output_is_the_plain_energy_based_model():
     logits = normal(5, 1)
-    torch.testing.assert_close(joint_energy(logits), -logits[:, 0])
-    assert torch.equal(joint_energy(logits, torch.zeros(5, dtype=torch.int64)), -logits[:, 0])
+    torch.testing.assert_close(energy_of(logits), -logits[:, 0])
+    assert torch.equal(energy_of(logits, torch.zeros(5, dtype=torch.int64)), -logits[:, 0])
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_one_output_is_the_plain_energy_based_model():
 )
 def test_class_indices_are_whole_and_one_a_row(y, message):
     with pytest.raises(InputError, match=f"`y` must.*{message}"):
-        joint_energy(torch.zeros(2, 3), y)
+        energy_of(torch.zeros(2, 3), y)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +83,8 @@ def test_model_gives_energies_of_its_networks_logits(point_model):
     logits = point_model.network(x)
     assert torch.equal(point_model(x), logits)
     assert torch.equal(point_model.logits(x), logits)
-    assert torch.equal(point_model.energy(x), joint_energy(logits))
-    assert torch.equal(point_model.energy(x, y), joint_energy(logits, y))
+    assert torch.equal(point_model.energy(x), energy_of(logits))
+    assert torch.equal(point_model.energy(x, y), energy_of(logits, y))
     assert torch.equal(point_model.log_density(x), -point_model.energy(x))
     assert point_model.energy(x).requires_grad
 
@@ -227,7 +227,7 @@ def test_class_indices_of_inference_mode_do_not_stop_gradients():
     with torch.inference_mode():
         y = torch.tensor([0, 2])
     logits = normal(2, 3).requires_grad_()
-    joint_energy(logits, y).sum().backward()
+    energy_of(logits, y).sum().backward()
     assert torch.equal(logits.grad, -torch.eye(3, dtype=torch.float64)[[0, 2]])
     with pytest.raises(InputError, match=r"lie in 0\.\.2, got 0\.\.3"):
-        joint_energy(logits, torch.tensor([0, 3]))
+        energy_of(logits, torch.tensor([0, 3]))

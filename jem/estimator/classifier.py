@@ -38,7 +38,7 @@ from jem.estimator.data import (
 from jem.evaluation.ood.columns import foreign_columns
 from jem.evaluation.ood.detector import OODDetector
 from jem.generation import sample as draw
-from jem.model import JEM, batched_logits, joint_energy
+from jem.model import JEM, batched_logits, energy_of
 from jem.networks import NetworkFactory
 from jem.serving.scorer import fit_scorer, fit_temperature
 from jem.training.fitting import model_for
@@ -260,7 +260,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     def score_samples(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Log-density, shape (N,): unnormalised nats, higher = more in-distribution."""
-        return np.asarray(-joint_energy(self._logits_of(X)))
+        return np.asarray(-energy_of(self._logits_of(X)))
 
     def is_ood(self, X: npt.ArrayLike) -> Array:  # noqa: N803
         """Whether inputs are unlike the data or between classes, booleans (N,)."""

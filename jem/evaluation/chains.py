@@ -14,7 +14,7 @@ from torch import Tensor
 from jem.errors import InputError
 from jem.evaluation.statistics import Estimate, mean_estimate, normal_estimate
 from jem.generation.samples import sampler_of
-from jem.model import JEM, batched_logits, inference, joint_energy, on_model
+from jem.model import JEM, batched_logits, energy_of, inference, on_model
 from jem.randomness import named_generator
 from jem.sampling.langevin import run_chains
 
@@ -104,7 +104,7 @@ def chain_health(
         rows = torch.randperm(len(chains), generator=generator)[:max_chains]
         chains = chains[rows]
 
-    data = joint_energy(batched_logits(model, x_data)).double().cpu()
+    data = energy_of(batched_logits(model, x_data)).double().cpu()
     generator = named_generator(seed, "chain health", device=model.device)
     traces: list[Tensor] = []
     with inference(model):

@@ -11,7 +11,7 @@ from torch.nn.functional import one_hot
 from jem.checks import check_finite, check_inputs, check_number
 from jem.errors import InputError
 from jem.generation.samples import blocks_of, class_indices, padded
-from jem.model import JEM, batched_logits, check_model, inference, joint_energy, on_model
+from jem.model import JEM, batched_logits, check_model, energy_of, inference, on_model
 from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
 
 QUANTILE = 0.95
@@ -113,7 +113,7 @@ def counterfactual(
     with inference(model):
         if reference is not None:
             logits = batched_logits(model, reference)
-            energies = joint_energy(logits)
+            energies = energy_of(logits)
             if max_energy is None:
                 max_energy = float(energies.quantile(QUANTILE, interpolation="higher"))
             fits = energies <= max_energy
@@ -126,7 +126,7 @@ def counterfactual(
             parts.append(_search(goal, examples)[: rows.stop - rows.start])
         found = torch.cat(parts)
     logits = batched_logits(model, found)
-    labels, energy = logits.argmax(dim=1), joint_energy(logits)
+    labels, energy = logits.argmax(dim=1), energy_of(logits)
     success = allowed.gather(1, labels[:, None])[:, 0] & (energy <= max_energy)
     found, distance = found.to(x), _length(found - origins).to(x.device)
     success, labels, energy = (part.to(x.device) for part in (success, labels, energy))
@@ -149,7 +149,7 @@ class _Goal:
         lead = logits.masked_fill(self.allowed, -torch.inf).amax(dim=1)
         lead = lead - logits.masked_fill(~self.allowed, -torch.inf).amax(dim=1)
         slack = 1e-5 * max(1.0, abs(self.max_energy))
-        excess = joint_energy(logits) - self.max_energy + slack
+        excess = energy_of(logits) - self.max_energy + slack
         return torch.stack([lead + LEAD, excess], dim=1).to(x.dtype)  # logits may be wider
 
     def holds(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jem.checks import check_integer, check_labels, check_number, refuse
 from jem.errors import InputError
-from jem.model import JEM, batched_logits, check_model, inference, joint_energy
+from jem.model import JEM, batched_logits, check_model, energy_of, inference
 from jem.randomness import named_generator
 from jem.sampling.base_distributions import SamplerSettings
 from jem.sampling.langevin import (
@@ -216,7 +216,7 @@ def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyF
     def energy(x: Tensor) -> Tensor:
         logits = model.logits(x)
         # The energy of log-probabilities is -log p(y|x).
-        return joint_energy(logits) + guidance * joint_energy(logits.log_softmax(dim=1), labels)
+        return energy_of(logits) + guidance * energy_of(logits.log_softmax(dim=1), labels)
 
     return energy
 

@@ -150,7 +150,7 @@ def log_density(logits: Tensor) -> Tensor:
     return torch.logsumexp(logits, dim=1)
 
 
-def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
+def energy_of(logits: Tensor, y: Tensor | None = None) -> Tensor:
     r"""Energy from logits, of the input alone or of the input with a class.
 
     .. math:: E(x, y) = -f(x)[y], \qquad E(x) = -\log \sum_y \exp f(x)[y]
@@ -169,7 +169,7 @@ def joint_energy(logits: Tensor, y: Tensor | None = None) -> Tensor:
         Grathwohl et al. (2020), arXiv:1912.03263, equations 5 and 6.
 
     Example:
-        >>> joint_energy(torch.zeros(1, 4)).item()
+        >>> energy_of(torch.zeros(1, 4)).item()
         -1.3862943649291992
     """
     if y is None:

@@ -23,7 +23,7 @@ from jem.errors import InputError
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.detector import OODDetector, Option
 from jem.evaluation.ood.scores import REASONS, SCORES
-from jem.model import JEM, check_model, evaluation_mode, joint_energy
+from jem.model import JEM, check_model, energy_of, evaluation_mode
 from jem.networks.foreign import copied, in_one_line
 from jem.runs.folder import write_atomically
 
@@ -177,7 +177,7 @@ class _Graph(nn.Module):
     def forward(self, inputs: Tensor) -> dict[str, Tensor]:
         x = inputs if self.scaling is None else self._scaled(inputs)
         logits = self.model.logits(x)
-        energy = joint_energy(logits)
+        energy = energy_of(logits)
         outputs = {
             "logits": logits,
             "energy": energy,

@@ -24,7 +24,7 @@ from jem.sampling.langevin import energy_and_gradient
 from jem.training.process import determinism_or_warning, isolated_randomness, lowered
 from jem.training.recipe import ResolvedRecipe
 from jem.training.safeguards import Diverged
-from jem.training.update import joint_forward
+from jem.training.update import forward_all
 
 if TYPE_CHECKING:
     from jem.training.trainer import Trainer
@@ -134,7 +134,7 @@ def _check_beside_chains(model: JEM, x: Tensor) -> None:
     data = []
     for chains in (x, torch.zeros_like(x)):
         torch.manual_seed(0)
-        data.append(joint_forward(model, batch, chains)[0])
+        data.append(forward_all(model, batch, chains)[0])
     if (data[0] - data[1]).abs().max() > 0.01 * (1 + data[0].abs().max()):
         raise InputError(
             "in training mode the logits of the data depend on the chains in the same batch: use "

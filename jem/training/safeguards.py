@@ -14,7 +14,7 @@ from jem.checks import check_labels, refuse
 from jem.data.batches import BatchStream, Examples
 from jem.data.splits import DataPart, LazyPart
 from jem.errors import InputError, TrainingDivergedError
-from jem.model import JEM, batched_logits, inference, joint_energy
+from jem.model import JEM, batched_logits, energy_of, inference
 from jem.randomness import global_generators_kept, named_generator
 from jem.training.optimisation import kept_statistics
 from jem.training.process import ONE_PROCESS, Processes
@@ -147,8 +147,8 @@ def check_modes(model: JEM, examples: BatchStream, context: UpdateContext, epoch
     )
     chance = float(labels.bincount().max()) / len(labels)
     error = len(labels) ** -0.5  # twice the largest standard error of a share
-    energies = joint_energy(predicted)
-    apart = abs(float(energies.mean() - joint_energy(trained).mean()))
+    energies = energy_of(predicted)
+    apart = abs(float(energies.mean() - energy_of(trained).mean()))
     allowed = MOST_NATS_APART + float(energies.std(correction=0))
     lost = right <= chance + error and right_trained - right > (1 - chance) / 2 + error
     if lost or (context.trains_density and not apart <= allowed):
@@ -360,7 +360,7 @@ def validate(
                 nll = functional.cross_entropy(logits, labels, reduction="none")
                 right = (logits.argmax(dim=1) == labels).sum()
                 totals[:3] += torch.stack([right, nll.sum(), nll.square().sum()]).cpu()
-            totals[3] += joint_energy(logits).sum().cpu()
+            totals[3] += energy_of(logits).sum().cpu()
             totals[4] += len(x)
     right, nll, squares, energy, count = ranks.total(totals).tolist()
     metrics = {"valid_energy": energy / count}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jem.model import JEM, evaluation_mode, joint_energy
+from jem.model import JEM, energy_of, evaluation_mode
 from jem.objectives import Batch, CrossEntropy, Energies, NoObjective, Objective, Terms
 from jem.sampling.buffer import Draw, PersistentChains
 from jem.sampling.langevin import per_row
@@ -149,7 +149,7 @@ def evaluate(
         Losses and energies, with their graph; no chain has moved.
     """
     mean = context.ranks.mean
-    logits, energies = joint_forward(model, batch, x_chains)
+    logits, energies = forward_all(model, batch, x_chains)
     cross_entropy = context.cross_entropy(logits, batch.labels, mean=mean)
     terms = context.objective(
         model, batch, energies, weight=weight, generator=context.generator, mean=mean
@@ -177,7 +177,7 @@ def sam_backward(
     evaluate(model, batch, context, weight, chains).terms.loss.backward()
 
 
-def joint_forward(model: JEM, batch: Batch, x_chains: Tensor | None) -> tuple[Tensor, Energies]:
+def forward_all(model: JEM, batch: Batch, x_chains: Tensor | None) -> tuple[Tensor, Energies]:
     """Logits of labelled data, and energies of the density's data, of chains and of outliers.
 
     One forward gives all, in the mode that the network is in, so that it cannot tell data from
@@ -201,9 +201,9 @@ def joint_forward(model: JEM, batch: Batch, x_chains: Tensor | None) -> tuple[Te
     seen, *others = logits.split([len(data), *map(len, unlikely)])
     logits = seen[: len(batch.x)]
     energies = Energies(
-        data=joint_energy(logits if shared else seen[len(batch.x) :]),
-        chains=None if x_chains is None else joint_energy(others[0]),
-        outliers=None if batch.outliers is None else joint_energy(others[-1]),
+        data=energy_of(logits if shared else seen[len(batch.x) :]),
+        chains=None if x_chains is None else energy_of(others[0]),
+        outliers=None if batch.outliers is None else energy_of(others[-1]),
     )
     if model.base is None:
         return logits, energies

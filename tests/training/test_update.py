@@ -24,8 +24,8 @@ from jem.training.recipe import Recipe
 from jem.training.update import (
     Batch,
     compute_update,
+    forward_all,
     input_gradient,
-    joint_forward,
 )
 
 SHAPE, NUM_CLASSES = (2, 4, 4), 3
@@ -417,7 +417,7 @@ def test_chains_are_normalised_with_the_statistics_of_the_data(make):
     network = nn.Sequential(make(), nn.Flatten(), nn.Linear(32, 3))
     alone, batch = copy.deepcopy(network), make_batch()
     far = torch.cat([batch.x[:2], 100 * inputs(3, 1)])
-    logits, energies = joint_forward(JEM(network), batch, far)
+    logits, energies = forward_all(JEM(network), batch, far)
     close(logits, alone(batch.x))
     close(energies.chains[:2], energies.data[:2])
     for ours, theirs in zip(network.buffers(), alone.buffers(), strict=True):

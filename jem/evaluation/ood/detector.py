@@ -196,8 +196,8 @@ class OODDetector:
             refuse("scores", "have shape (n,)", tuple(scores.shape))
         check_scores(scores)
         exact = scores.cpu().double().sort().values
-        gain = float((self._reference or {}).get("rounding_gain", 1.0))
-        slack = ROUNDING * exact.abs().clamp(min=max(1.0, gain))
+        roundings = float((self._reference or {}).get("roundings", 1.0))
+        slack = ROUNDING * exact.abs().clamp(min=max(1.0, roundings))
         self._set_threshold(torch.where(exact.isfinite(), exact - slack, exact), acceptance_rate)
         doubt_ties(exact, slack)
         return self

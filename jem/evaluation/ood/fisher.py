@@ -42,7 +42,7 @@ def p_value_maps(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
     Returns:
         `knots` (m, 2), m = min(n, 256); `scales` (2,), log 10 of which lie between the median and
-        the 5 % quantile; and `rounding_gain`, how many roundings of the logits the sum may show.
+        the 5 % quantile; and `roundings`, how many roundings of the logits the sum may show.
     """
     scores = torch.stack([log_density(logits), confidence(logits)], dim=1).double()
     scores = scores.nan_to_num(posinf=1e30, neginf=-1e30).sort(dim=0).values
@@ -52,8 +52,7 @@ def p_value_maps(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     size = logits.abs().amax(dim=1).double().median().clamp(min=1.0)
     scales = torch.maximum((middle - low) / math.log(10), 1e-4 * size)
     gain = 2 * torch.where(middle > low, size / scales, 0.0).sum()
-    fitted = {"knots": knots, "scales": scales, "rounding_gain": gain}
-    return {name: value.to(logits) for name, value in fitted.items()}
+    return {"knots": knots.to(logits), "scales": scales.to(logits), "roundings": gain.to(logits)}
 
 
 def log_p_values(logits: Tensor, maps: dict[str, Tensor]) -> Tensor:

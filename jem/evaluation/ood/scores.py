@@ -43,7 +43,7 @@ class Score:
         function: Gives scores of shape (B,). Its options are keywords.
         fit: `fit(logits, labels)`, or of features, gives the tensors that the function compares
             with; it then takes them as a second argument. Where the score can show several
-            roundings of the logits, "rounding_gain" among them says how many.
+            roundings of the logits, "roundings" among them says how many.
         fitted_on: The part of the data that `fit` is for.
         fit_takes_head: Whether `fit` takes the last layer of the network in place of labels, which
             must then be linear and give the logits.
@@ -200,14 +200,8 @@ def odin(model: JEM, x: Tensor, *, temperature: float = 1000.0, noise: float = 0
 
 
 SCORES: dict[str, Score] = {
-    "combined": Score(
-        "logits",
-        combined,
-        fit=p_value_maps,
-        fitted_on="validation",
-        uses_density=True,
-        summands=log_p_values,
-    ),
+    "combined": Score("logits", combined, fit=p_value_maps, fitted_on="validation",
+                      uses_density=True, summands=log_p_values),
     "log_density": Score("logits", log_density, uses_density=True),
     "max_probability": Score("logits", max_probability, reason="between classes"),
     "max_logit": Score("logits", max_logit),
@@ -219,5 +213,5 @@ SCORES: dict[str, Score] = {
     "react": Score("features", react, fit=clipping, fit_takes_head=True),
     "scale": Score("features", scale, fit=head_only, fit_takes_head=True),
     "vim": Score("features", vim, fit=residual_space, fit_takes_head=True),
-}
+}  # fmt: skip
 """Name -> score."""
