@@ -23,7 +23,6 @@ from jem.randomness import named_generator
 from jem.report.measure import measure
 from jem.report.page import (
     comparison_rows,
-    content_of,
     read_report,
     render_comparison,
     write_pages,
@@ -74,12 +73,11 @@ def report(argv: list[str]) -> int:
     return 0
 
 
-def make_report(args: ReportFlags, *, quick: bool = False) -> dict[str, Any]:
+def make_report(args: ReportFlags) -> dict[str, Any]:
     """Measure a run and write both files.
 
     Args:
         args: The run, and how to measure it.
-        quick: Measure only classification and OOD detection, and write nothing.
 
     Returns:
         The content of `report.json`.
@@ -94,12 +92,8 @@ def make_report(args: ReportFlags, *, quick: bool = False) -> dict[str, Any]:
             subject,
             acceptance_rate=args.acceptance_rate,
             seed=args.seed,
-            num_bootstrap=0 if quick else 1000,
-            quick=quick,
             progress=lambda section: bar.stage(f"measuring {section}"),
         )
-    if quick:
-        return content_of(report)
     return write_pages(report, args.run, subject.model.bounds("cpu"), title=title)
 
 
@@ -215,19 +209,17 @@ def _state_of(run: Run) -> dict[str, Any]:
     return Checkpoints(RunFolder(run.path).checkpoints).load_latest()[1]
 
 
-def print_report(figures: dict[str, Any], *, answers: bool = True) -> None:
+def print_report(figures: dict[str, Any]) -> None:
     """Print the tables that are on the page too.
 
     Args:
         figures: The content of a `report.json`.
-        answers: Whether to print the verdicts.
     """
-    if answers:
-        table = Table("question", "answer", "because", title="the run in one minute")
-        table.show_lines = True
-        for verdict in figures["verdicts"]:
-            table.add_row(*(escape(verdict[key]) for key in ("question", "answer", "because")))
-        Console().print(table)
+    table = Table("question", "answer", "because", title="the run in one minute")
+    table.show_lines = True
+    for verdict in figures["verdicts"]:
+        table.add_row(*(escape(verdict[key]) for key in ("question", "answer", "because")))
+    Console().print(table)
     compared = any("control" in row for row in figures["summary"])
     columns = {"model": "model", **({"control": "plain classifier"} if compared else {})}
     title = f"test part, n = {figures['ood']['num_test']}, 95 % intervals over test inputs"

@@ -42,6 +42,9 @@ compute alike."""
 READ_WITH = ("validation", "test", "label_column", "image_size", "skip_damaged")
 """Settings that say how the data are read."""
 
+USUAL_SIZE = 64
+"""Pixels a side from which on a dry run says what smaller images would cost."""
+
 
 def train(argv: list[str]) -> int:
     """Train, measure on the test part and print the comparison."""
@@ -73,8 +76,9 @@ def train(argv: list[str]) -> int:
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
     _ship(fitted, splits, quiet=flags.quiet)
-    report = ReportFlags(out, data_root=config.data_root, quiet=flags.quiet)
-    print_report(make_report(report, quick=not flags.report), answers=flags.report)
+    if flags.report:
+        report = ReportFlags(out, data_root=config.data_root, quiet=flags.quiet)
+        print_report(make_report(report))
     print(f"run folder: {out}")
     for name in ("best.pt", "samples.png", "report.html"):
         if (out / name).exists() and (flags.report or name != "report.html"):
@@ -223,14 +227,23 @@ def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path
     if not flags.quiet:
         note("preparing the run, and timing a few updates")
     seconds = seconds_per_update(trainer, splits.train)
-    resolved = config.metadata() | {"seed": config.seed, "recipe": asdict(config.recipe)}
+    resolved = config.metadata() | {"seed": config.seed, "recipe": asdict(trainer.recipe)}
     print(json.dumps(resolved, indent=2))
     print(splits.describe())
     print(model.network)
     count = sum(p.numel() for p in model.parameters())
     total = trainer.total_iterations
-    print(f"parameters: {count:,}\ndevice:     {trainer.device}\nrun folder: {out} (not made)")
+    made = "" if out.exists() else " (not made)"
+    print(f"parameters: {count:,}\ndevice:     {trainer.device}\nrun folder: {out}{made}")
     print(
         f"cost:       {trainer.num_epochs} epochs, {total:,} updates, "
         f"{1000 * seconds:.1f} ms each on this machine: about {total * seconds:.0f} s"
     )
+    later = {"samples": trainer.recipe.trains_density, "the report": flags.report}
+    later["the plain classifier"] = flags.control
+    if named := [name for name, wanted in later.items() if wanted]:
+        print(f"            {' and '.join(named)} come after that, and take minutes")
+    largest = max(splits.input_shape)
+    if len(splits.input_shape) == 3 and largest > USUAL_SIZE and config.image_size:
+        share = (USUAL_SIZE / config.image_size) ** 2
+        print(f"            with --image-size {USUAL_SIZE} about {share:.2g} times that")

@@ -100,7 +100,7 @@ class Classification:
 
 
 def classification_section(
-    subject: Subject, temperature: TemperatureScaling, logits: Tensor, num_bootstrap: int
+    subject: Subject, temperature: TemperatureScaling, logits: Tensor
 ) -> Classification:
     """Measure classes and probabilities on the test part.
 
@@ -108,7 +108,6 @@ def classification_section(
         subject: The model, its data and its control.
         temperature: Fitted on the validation part.
         logits: Of the test inputs, shape (N, K).
-        num_bootstrap: Replicates behind the intervals; 0 for none.
 
     Raises:
         InputError: If the control has no classes.
@@ -118,7 +117,7 @@ def classification_section(
     def measured(logits: Tensor, temperature: TemperatureScaling) -> Classifier:
         logits = logits.double()  # probabilities near 0 and 1 decide calibration
         before, after = (
-            calibration_report(each.softmax(dim=1), y, num_bootstrap=num_bootstrap)
+            calibration_report(each.softmax(dim=1), y)
             for each in (logits, temperature.transform(logits))
         )
         return Classifier(before, after, temperature.temperature, temperature.improved)

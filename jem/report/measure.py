@@ -132,8 +132,6 @@ def measure(
     *,
     acceptance_rate: float = 0.95,
     seed: int = 0,
-    num_bootstrap: int = 1000,
-    quick: bool = False,
     progress: Progress = lambda _: None,
 ) -> Report:
     """Measure everything that the report says, on the test part.
@@ -145,8 +143,6 @@ def measure(
         acceptance_rate: Share of in-distribution inputs that the threshold is to accept; fewer
             than 19 calibration inputs can promise no more than n / (n + 1).
         seed: Decides OOD sets, samples and replicates.
-        num_bootstrap: Replicates behind bootstrap intervals; 0 leaves these out.
-        quick: Measure classification and OOD detection only.
         progress: Called with the name of each section before it is measured.
 
     Returns:
@@ -168,8 +164,6 @@ def measure(
     def attempt(
         name: str, section: Callable[[], Section], *, draws: bool = False
     ) -> Section | None:
-        if quick:
-            return None
         if draws and subject.run.as_given:
             left_out[name] = f"nothing was trained: {subject.run.as_given}"
             return None
@@ -185,7 +179,7 @@ def measure(
     if scorer.temperature is None:
         left_out["classification"] = "the model has no classes (K = 1)"
     else:
-        classification = classification_section(subject, scorer.temperature, logits, num_bootstrap)
+        classification = classification_section(subject, scorer.temperature, logits)
     progress("OOD sets")
     ood = ood_section(subject, scorer, x, logits, seed)
     reference = cache(lambda: reference_classifier_of(subject, seed))

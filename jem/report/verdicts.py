@@ -16,6 +16,7 @@ from jem.report.classification import Classification
 from jem.report.measure import Report
 from jem.report.ood import OODDetection
 from jem.report.samples import Samples
+from jem.training.safeguards import LEAST_RISE
 
 Answer = Literal["yes", "no", "partly", "cannot tell"]
 PARTS: tuple[Answer, ...] = ("no", "partly", "yes")  # where none, one or both of two things hold
@@ -37,7 +38,7 @@ FAR_FRECHET = 0.1
 like; as a share of the number of features, which is about what one picture repeated has."""
 
 WEAK_JUDGE = 0.8
-"""Accuracy of the reference classifier on real inputs below which it is called weak."""
+"""Accuracy of the reference classifier on real inputs below which it decides nothing."""
 
 USED_IN_TRAINING = " (used in training)"
 """Follows the name of an OOD set whose like training has seen."""
@@ -65,7 +66,7 @@ QUESTIONS = (
         f"the class asked for, and they vary at least {GOOD_DIVERSITY:g} times as much within a "
         "class as real inputs, both with their whole 95 % intervals. Partly if one of the two "
         f"fails, or if the Frechet distance is over {FAR_FRECHET:g} times the number of features. "
-        f"That classifier is called weak if its accuracy on real inputs is below {WEAK_JUDGE:.0%}",
+        f"Cannot tell if that classifier is weak: accuracy on real inputs below {WEAK_JUDGE:.0%}",
     ),
     (
         "Was training stable?",
@@ -78,14 +79,16 @@ QUESTIONS = (
         "An epoch overfits if its validation NLL is above the lowest of any epoch by more than "
         "the standard error of the lowest, and its training NLL is below that of the epoch with "
         "the lowest validation NLL. Yes if the last epoch does not overfit. Partly if it does and "
-        "an earlier epoch was kept. No if the kept epoch overfits",
+        "an earlier epoch was kept. No if the kept epoch overfits. Cannot tell if the last NLL is "
+        f"above the lowest by more than {LEAST_RISE:g} nats, but within that standard error",
     ),
     (
         "Does it complete missing halves?",
         "The reference classifier names the class of each completed image. Yes if it is right "
         "more often for completions by the model than for the mean image filled in, and not less "
         "often than for the nearest training image filled in. No if it is right less often than "
-        "for one of the two. The 95 % intervals of the differences decide",
+        "for one of the two. The 95 % intervals of the differences decide. Cannot tell if the "
+        f"classifier is weak: accuracy on the original images below {WEAK_JUDGE:.0%}",
     ),
 )
 """Each question with the rule that decides its answer."""
@@ -148,9 +151,8 @@ def _accurate(found: Classification | None) -> tuple[Answer, str]:
 
 
 def _calibrated(found: Classification | None) -> tuple[Answer, str]:
-    if found is None or not found.model.before.if_calibrated:
-        why = "there are no classes" if found is None else "no bootstrap replicates were drawn"
-        return "cannot tell", why
+    if found is None:
+        return "cannot tell", "there are no classes"
     both = found.model.before, found.model.after
     before, after = (
         f"{of.ece:.4f} (a calibrated classifier: below {of.if_calibrated['ece']:.4f})"
@@ -201,8 +203,7 @@ def _draws(found: Samples | None, why: str) -> tuple[Answer, str]:
             f"; they cover only a part of the data: recall {row.recall.value:.2f}, real inputs "
             f"{real.recall.value:.2f}"
         )
-    if real.agreement.value < WEAK_JUDGE:
-        because += f"; the reference classifier is weak: accuracy {real.agreement.value:.2f}"
+    because += (weak := _weak(real.agreement))
     far = row.frechet.value > FAR_FRECHET * found.fresh.num_features
     if far:
         because += (
@@ -210,7 +211,7 @@ def _draws(found: Samples | None, why: str) -> tuple[Answer, str]:
             f"{row.frechet.value:.1f}, real inputs {real.frechet.value:.1f}"
         )
     good = [_above(row.agreement, GOOD_AGREEMENT), _above(row.diversity, GOOD_DIVERSITY)]
-    if None in good:
+    if None in good or weak:
         return "cannot tell", because
     return PARTS[min(good.count(True), 1 if far else 2)], because
 
@@ -243,7 +244,9 @@ def _fits(report: Report) -> tuple[Answer, str]:
         f"{found.best[1]:.3f} in epoch {found.best[0]}"
     )
     if not found.last_overfits:
-        return "yes", because
+        if found.last[1] <= found.best[1] + LEAST_RISE:
+            return "yes", because
+        return "cannot tell", f"{because}; the validation examples are too few to judge the rise"
     because += f"; the model is that of epoch {found.kept[0]}"
     because += ". What helps: more data, fewer --epochs, --weight-decay, a smaller --network"
     return "no" if found.kept_overfits else "partly", because
@@ -260,7 +263,15 @@ def _completes(found: CompletionReport) -> tuple[Answer, str]:
     assert over_nearest is not None
     if over_mean.high < 0 or over_nearest.high < 0:
         return "no", because
-    return "yes" if over_mean.low >= 0 else "cannot tell", because
+    weak = _weak(found.fillings[ORIGINAL].accuracy)
+    return "yes" if over_mean.low >= 0 and not weak else "cannot tell", because + weak
+
+
+def _weak(accuracy: Estimate) -> str:
+    """Say that the reference classifier is weak; empty if it is not."""
+    if accuracy.value >= WEAK_JUDGE:
+        return ""
+    return f"; the reference classifier is weak: accuracy {accuracy.value:.2f}"
 
 
 def _above(figure: Estimate, bar: float) -> bool | None:
