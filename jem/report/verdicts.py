@@ -16,13 +16,15 @@ from jem.report.classification import Classification
 from jem.report.measure import Report
 from jem.report.ood import OODDetection
 from jem.report.samples import Samples
-from jem.training.safeguards import LEAST_RISE
 
 Answer = Literal["yes", "no", "partly", "cannot tell"]
 PARTS: tuple[Answer, ...] = ("no", "partly", "yes")  # where none, one or both of two things hold
 
 TOLERATED_LOSS = 0.01
 """Loss of accuracy, in shares, that still counts as none."""
+
+LEAST_RISE = 0.01
+"""Rise of the validation NLL, in nats, that is no overfitting; training has it so too."""
 
 GOOD_AUROC = 0.95
 """AUROC from which on an OOD set counts as recognised, by its whole interval."""

@@ -94,7 +94,6 @@ def test_parts_that_the_user_has_divided_are_kept_by_run_report_and_resume(
     words = ("--validation", files["validation"], "--test", files["test"], "--out", tmp_path / "r")
     assert run("train", "--data", files["train"], *words, *QUICK) == 0
     assert run("train", "--out", tmp_path / "r", "--resume", "--no-report") == 0
-    assert capsys.readouterr().out.count("n = 40") == 2
     (tmp_path / "new").mkdir()
     for path in files.values():
         path.rename(tmp_path / "new" / path.name)

@@ -77,4 +77,4 @@ def measured():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference_classifier, "FEWEST_UPDATES", 20)
         patch.setattr(reference_classifier, "EPOCHS", 1)
-        return of, measure(of, num_bootstrap=50)
+        return of, measure(of)

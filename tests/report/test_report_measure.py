@@ -50,7 +50,7 @@ def test_threshold_and_temperature_are_those_of_production_to_the_bit(measured, 
 def test_the_control_keeps_its_own_temperature(measured):
     of, report = measured
     own = report.classification.model.temperature, report.classification.control.temperature
-    swapped = measure(replace(of, model=of.control, control=of.model), quick=True, num_bootstrap=0)
+    swapped = measure(replace(of, model=of.control, control=of.model))
     found = swapped.classification
     assert (found.control.temperature, found.model.temperature) == own
 
@@ -84,14 +84,14 @@ def test_training_is_told_from_its_records(measured):
 )
 def test_recoveries_are_known_from_epochs_too(measured, records, recoveries):
     of = replace(measured[0], run=replace(measured[0].run, records=records), control=None)
-    report = measure(of, quick=True, num_bootstrap=0)
+    report = measure(of)
     assert report.training.num_recoveries == recoveries
 
 
 def test_a_network_as_given_used_nothing_and_was_not_trained(measured, make_subject):
     of = make_subject(kind="table", control=False, as_given="0 updates were made")
     looked_at = []
-    report = measure(of, num_bootstrap=20, progress=looked_at.append)
+    report = measure(of, progress=looked_at.append)
     assert looked_at == ["classification and calibration", "OOD sets", "corruption"]
     why = "nothing was trained: 0 updates were made"
     for name in ("samples", "completions", "chains"):
@@ -103,11 +103,11 @@ def test_a_network_as_given_used_nothing_and_was_not_trained(measured, make_subj
 
 
 def test_tables_and_plain_models_leave_out_what_does_not_apply(make_subject):
-    report = measure(make_subject(kind="table", control=False), num_bootstrap=20)
+    report = measure(make_subject(kind="table", control=False))
     assert set(report.left_out) == {"completions", "corruption"}
     assert "of images" in report.left_out["completions"]
     assert report.classification.control is None
-    untrained = measure(make_subject(trained=False, control=False), num_bootstrap=20)
+    untrained = measure(make_subject(trained=False, control=False))
     assert set(untrained.left_out) == {"samples", "completions", "chains"}
     assert "draws no samples" in untrained.left_out["samples"]
 
@@ -115,7 +115,7 @@ def test_tables_and_plain_models_leave_out_what_does_not_apply(make_subject):
 def test_one_class_and_few_calibration_inputs(make_subject):
     alone = make_subject(num_classes=1, trained=False, control=False)
     few = DataPart(*alone.splits.calibration[:5])
-    report = measure(replace(alone, splits=replace(alone.splits, calibration=few)), quick=True)
+    report = measure(replace(alone, splits=replace(alone.splits, calibration=few)))
     assert "K = 1" in report.left_out["classification"]
     assert report.ood.acceptance_rate == pytest.approx(5 / 6)  # as much as five can promise
     assert report.ood.num_calibration == 5

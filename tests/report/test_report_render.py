@@ -113,7 +113,7 @@ def test_page_says_why_a_frechet_distance_is_missing(measured):
 
 def test_page_of_a_table_as_given_leaves_out_pictures_and_samples(make_subject):
     of = make_subject(kind="table", control=False, as_given="0 updates were made")
-    page = render(measure(of, num_bootstrap=20), None, title="table")
+    page = render(measure(of), None, title="table")
     assert Page(page).of("img") == []
     assert "jem train --control" in page
     assert "Nothing was trained: 0 updates were made." in page

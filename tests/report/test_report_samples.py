@@ -58,7 +58,7 @@ def test_large_images_cost_fewer_samples_completions_and_chains(monkeypatch, mak
     for name in ("FEWEST_SAMPLES", "FEWEST_COMPLETED", "FEWEST_CHAINS"):
         monkeypatch.setattr(f"jem.report.samples.{name}", 20)
     monkeypatch.setattr("jem.report.samples.AFFORDABLE", 0)
-    report = measure(of, num_bootstrap=20)
+    report = measure(of)
     assert report.samples.fresh.samples.num == 30  # ten of each of three classes
     assert report.completions.num_inputs == 20
     assert report.chains.num_chains == 20

@@ -7,7 +7,8 @@ import pytest
 from jem.evaluation.chains import MEANINGS
 from jem.evaluation.fidelity.report import Filling
 from jem.evaluation.statistics import Estimate
-from jem.report.verdicts import verdicts
+from jem.report.verdicts import LEAST_RISE, verdicts
+from jem.training import safeguards
 
 
 def estimate(value, low=float("nan"), high=float("nan")):
@@ -181,6 +182,7 @@ def test_a_rise_that_may_be_chance_is_not_called_kept_from_overfitting():
     found = verdicts(report(training=trained(last=0.52)))[5]
     assert found.answer == "cannot tell"
     assert "too few to judge the rise" in found.because
+    assert LEAST_RISE == safeguards.LEAST_RISE  # what the page calls a rise, training does
 
 
 def test_recoveries_and_chains_decide_about_training():
