@@ -10,7 +10,7 @@ import tyro
 from torch import Tensor
 
 from jem import generation
-from jem.checks import check_integer
+from jem.checks import check_integer, refuse
 from jem.commands.runs import Run, note_if_as_given, open_run
 from jem.commands.sample import drawing_files, write_drawing
 from jem.data.files import open_array
@@ -108,11 +108,8 @@ def inpaint(argv: list[str]) -> int:
 def _read(args: InpaintFlags, run: Run) -> tuple[list[str], Tensor, Tensor]:
     """Names of the inputs, the raw inputs and those of the network, both (N, *shape)."""
     columns = (run.model.scaling and run.model.scaling.encoding) or ()
-    if made := [c.name for c in columns if c.width > 1 or c.form]:
-        raise InputError(
-            f"jem inpaint completes images and tables of plain numbers, and {run.path} has text, "
-            f"dates or gaps in {', '.join(made)}: use jem.inpaint on model.preprocess(data_frame)"
-        )
+    if made := ", ".join(c.name for c in columns if c.width > 1 or c.form):
+        refuse(str(run.path), "be of images or numbers", f"text, dates or gaps in {made}")
     stream, scaling = run.inputs(
         args.inputs, batch_size=LARGEST_COUNT, skip_damaged=args.skip_damaged
     )

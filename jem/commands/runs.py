@@ -131,7 +131,7 @@ class Run:
         gone = [str(file) for file in (path, *options.values()) if not file.exists()]
         if gone and name not in NAMES:
             remedy = "its validation and test files are looked for beside it"
-            refuse("--data", "say where the data are now", f"{gone[0]}, which is missing", remedy)
+            refuse("--data", "say where the data are now", f"{gone[0]}, which is gone", remedy)
         # `data` may be another kind of source than in training
         if path.is_dir():
             options |= {"image_size": config.image_size, "skip_damaged": config.skip_damaged}

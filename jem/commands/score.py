@@ -26,7 +26,8 @@ class ScoreFlags:
     probability, calibrated_probability, log_density (unnormalised, nats), score (the one that
     decides, unless that is log_density), p_value (small: unlike the data), ood (the verdict) and
     reason (unlike the data, between classes, or both). Tables also get foreign_columns: the
-    columns that make a rejected row unlike the data, the worst first.
+    columns that make a rejected row unlike the data, the worst first. Columns of a .csv file that
+    training left out, such as ids, come first.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
@@ -83,7 +84,7 @@ def score(argv: list[str]) -> int:
             with naming(f"{args.inputs}, inputs {names[0]} to {names[-1]}"):
                 x = scale(raw)
                 found = scorer.predict(x)
-            columns = _columns(scorer, names, found)
+            columns = stream.beside | _columns(scorer, names, found)
             if model.base is not None:
                 columns["foreign_columns"] = [";".join(row) for row in scorer.foreign_columns(x)]
             if not count:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from jem.checks import as_tensor, check_choice, check_labels, refuse
-from jem.data.columns import LARGEST, Column, encode, fit_columns
+from jem.data.columns import IDENTIFIER, LARGEST, Column, encode, fit_columns
 from jem.data.scaling import Layout, Scaling, range_of
 from jem.data.splits import PART_NAMES, DataPart, DataSplits, Indices, LazyPart, split_indices
 from jem.errors import InputError
@@ -70,7 +70,7 @@ def from_arrays(
         >>> splits.classes, len(splits.train), len(splits.test)
         (('cat', 'dog'), 24, 8)
     """
-    frame: Any = x if hasattr(x, "iloc") else None
+    frame: Any = x.rename(columns=str) if isinstance(x, pd.DataFrame) else None
     raw = _inputs("x", x, columns) if frame is None else frame
     labels = _labels("y", y, len(raw))
     names = [str(value) for value in (np.unique(labels) if classes is None else classes)]
@@ -95,20 +95,22 @@ def from_arrays(
     if frame is not None:
         encoding = fit_columns(frame, rows[0])
         raw = encode(encoding, frame)
-        if lost := {*map(str, frame.columns)} - {column.name for column in encoding}:
+        if lost := {*frame.columns} - {column.name for column in encoding}:
             why = "text that differs in most rows, or no values"
             notes = (f"columns left out ({why}): {', '.join(sorted(lost))}",)
+        integers = [c.name for c in encoding if c.kind == "number" and c.whole]
+        if ids := [n for n in integers if IDENTIFIER.search(n) or frame[n].is_unique]:
+            notes += (f"identifiers or codes? Delete such columns: {', '.join(ids)}",)
     layout, input_shape = _read_layout(raw, channels)
-    if layout != "table" and raw.dtype != np.uint8:
-        notes = ("units of the images: black is {:g} and white {:g}, a guess by their values",)
     scaling = _fit_scaling(raw[rows[0]], layout, input_shape, encoding or columns)
+    if layout != "table" and raw.dtype != np.uint8:
+        notes = ("units of the images: black {:g} and white {:g}, a guess".format(*scaling.units),)
     made: list[DataPart | LazyPart] = [_part(scaling, raw[part], indices[part]) for part in rows]
     for part, (inputs, own) in given.items():
         given_x: Any = inputs
         part_raw = encode(encoding, given_x) if encoding else _inputs(f"{part} x", inputs, columns)
         part_labels = index(f"{part} y", _labels(f"{part} y", own, len(part_raw)))
         made[PART_NAMES.index(part)] = _part(scaling, part_raw, part_labels)
-    notes = tuple(note.format(*scaling.units) for note in notes)
     return replace(assemble(name, made, names, scaling), notes=notes)
 
 

@@ -1,5 +1,6 @@
 """What is done to each column of a table: text, dates and missing values become numbers."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
@@ -21,6 +22,8 @@ TYPING_ERRORS = 0.1
 """Share of text below which a column is one of numbers with errors in it, which are refused."""
 FAR = 10.0
 """Ranges above the greatest number at which a missing one stands, where training missed none."""
+IDENTIFIER = re.compile(r"(^|[_ ])(id|code|zip|plz|zip_?code|post_?code)s?$", re.IGNORECASE)
+"""Names of columns whose whole numbers are no quantities."""
 NO_VALUE = "missing"
 """The level of rows without a value."""
 DATES = ("ISO8601", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y")
@@ -185,7 +188,7 @@ class Column:
 
     def __str__(self) -> str:
         """Say what is done, in a few words."""
-        done = f"{self.kind}"
+        done = f"{self.kind}, {self.low:g} to {self.high:g}" if self.low is not None else self.kind
         if self.kind == "date":
             done = f"date ({self.form}), days since 1970"
         elif self.levels:

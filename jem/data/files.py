@@ -5,7 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,15 @@ class InputStream:
             file says so.
         from_images: Whether they are bytes of image files, 0 to 255, channels last.
         left_out: Files of a folder that are no images.
+        beside: Of a table, the columns that the network does not take, as text, by their names: of
+            the rows that came last.
     """
 
     batches: Iterator[Named]
     total: int | None
     from_images: bool = False
     left_out: int = 0
+    beside: dict[str, list[str]] = field(default_factory=dict)
 
 
 def load_arrays(
@@ -164,7 +167,7 @@ def stream_inputs(
     if suffix not in (".npy", ".npz", ".csv"):
         refuse(str(path), "be an .npy, .npz or .csv file, an image or a folder", repr(suffix))
     if suffix == ".csv":
-        return InputStream(_open_table(path, shape, batch_size, label_column, columns), None)
+        return _open_table(path, shape, batch_size, label_column, columns)
     x = open_array(path, INPUT_KEYS, "inputs")
     x = x.reshape(batch_shape(str(path), x.shape, raw_shapes(shape)))
     return InputStream(_array_batches(path, x, batch_size), len(x))
@@ -272,8 +275,8 @@ def _open_table(
     batch_size: int,
     label_column: str | None,
     columns: Sequence[Column] | None,
-) -> Iterator[Named]:
-    """Batches of the columns that a network takes."""
+) -> InputStream:
+    """The columns that a network takes, and those beside them."""
     if len(shape) != 1:
         refuse(str(path), f"hold images of shape {shape} as in training", "a table")
     with reading(path):
@@ -285,13 +288,16 @@ def _open_table(
     if missing := [column.name for column in chosen if column.name not in table.names]:
         expected = f"have the columns of the training data ({', '.join(missing)} is missing)"
         refuse(str(path), expected, ", ".join(table.names))
-    text = [column.name for column in chosen if column.levels or column.form]
+    others = [name for name in table.names if name not in {column.name for column in chosen}]
+    text = [column.name for column in chosen if column.levels or column.form] + others
+    beside: dict[str, list[str]] = {}
 
     def batches() -> Iterator[Named]:
         with reading(path):
             for rows in table.rows(text, batch_size):
                 with naming(str(path)):
                     x = encode(chosen, rows)
+                beside.update({name: rows[name].fillna("").tolist() for name in others})
                 yield [str(row) for row in rows.index], x
 
-    return batches()
+    return InputStream(batches(), None, beside=beside)

@@ -15,6 +15,7 @@ from jem.data.scaling import Scaling
 from jem.randomness import derive_seed, named_generator
 
 PART_NAMES = ("train", "validation", "calibration", "test")
+SHOWN = 40  # columns of a table that are described
 SHARES = {"validation": 0.1, "calibration": 0.1, "test": 0.2}
 LARGEST_COUNTS = {"validation": 5_000, "calibration": 5_000, "test": 10_000}  # more tells no more
 Indices = npt.NDArray[np.int64]
@@ -155,8 +156,9 @@ class DataSplits:
             pairs = zip(self.classes, counts, strict=True)
             each = "training examples: " + ", ".join(f"{name}: {n:,}" for name, n in pairs)
         lines = [f"{self.name}: {what}, {num_classes} classes{lazy}", sizes, each]
-        changed = [c for c in self.scaling.encoding or () if c.kind != "number" or c.fill]
-        return "\n  ".join([*lines, *self.notes, *map(str, changed)])
+        columns = list(map(str, self.scaling.encoding or ()))
+        more = [f"and {len(columns) - SHOWN:,} more columns"] * (len(columns) > SHOWN)
+        return "\n  ".join([*lines, *self.notes, *columns[:SHOWN], *more])
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
+from jem.checks import refuse
 from jem.data.splits import DataPart
 from jem.errors import InputError
 from jem.estimator.data import (
@@ -87,13 +88,9 @@ def subject_of(
         )
     if control is not None:
         check_is_fitted(control, "model_")
-        if (control._data_hash, control._division) != (
-            classifier._data_hash, classifier._division
-        ):  # fmt: skip
-            raise InputError(
-                "`control` must be fitted on the same data, divided in the same way: "
-                f"{classifier._division}, got {control._division}"
-            )
+        own, other = ((c._data_hash, c._division) for c in (classifier, control))
+        if own != other:
+            refuse("control", f"be fitted on the same data, divided as {own[1]}", other[1])
     splits = classifier._divide(train, indices)
     if not len(splits.calibration):
         raise InputError(

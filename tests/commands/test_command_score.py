@@ -114,8 +114,10 @@ def test_text_dates_and_gaps_are_scored_as_they_were_trained(run, refused, score
     assert [column["kind"] for column in columns] == ["number", "one-hot", "date"]
 
     new = table.assign(plan=table["plan"].mask(table.index % 2 == 0, "z"))
-    new[["since", "plan", "age"]].to_csv(tmp_path / "new.csv", index=False)
+    new["id"] = [f"00{row}" for row in new.index]
+    new[["since", "plan", "id", "age"]].to_csv(tmp_path / "new.csv", index=False)
     rows = score(tmp_path / "run" / "model.pt", tmp_path / "new.csv")
+    assert [row["id"] for row in rows] == [f"00{row['input']}" for row in rows]
     assert all(row["foreign_columns"].split(";")[0] == "plan" for row in rows[::2])
     assert np.mean([row["ood"] == "true" for row in rows[1::2]]) < 0.2
     assert "in age, plan, since" in refused("inpaint", tmp_path / "run", tmp_path / "new.csv")

@@ -97,7 +97,7 @@ def test_parts_that_the_user_has_divided_are_kept_by_run_report_and_resume(
     (tmp_path / "new").mkdir()
     for path in files.values():
         path.rename(tmp_path / "new" / path.name)
-    assert f"now, got {files['train']}, which is missing" in refused("report", tmp_path / "r")
+    assert f"are now, got {files['train']}, which is gone" in refused("report", tmp_path / "r")
     assert run("report", tmp_path / "r", "--data", tmp_path / "new" / "train.npz") == 0
     sizes = json.loads((tmp_path / "r" / "report.json").read_text())["data"]["sizes"]
     assert sizes == {"train": 54, "validation": 30, "calibration": 6, "test": 40}

@@ -120,7 +120,7 @@ def test_pictures_of_bytes_are_brought_to_the_units_of_arrays(low, high, dtype, 
     black, white = units
     bytes_ = 255.0 * (x[..., None] - float(black)) / (white - black)
     torch.testing.assert_close(splits.scaling.for_bytes()(bytes_), splits.scaling(x))
-    told = f"black is {black} and white {white}, a guess"
+    told = f"black {black} and white {white}, a guess"
     assert (told in splits.describe()) == (dtype != np.uint8)
 
 

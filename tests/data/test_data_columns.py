@@ -92,6 +92,12 @@ def test_a_scaling_keeps_what_was_done_and_does_it_to_new_rows():
     assert "joined: date (%d.%m.%Y), days since 1970" in told
 
 
+def test_numbers_are_told_with_their_range_and_what_may_identify_rows_is_doubted():
+    told = from_arrays(TABLE[["age"]].assign(zip=1067, row=range(N)), LABELS).describe()
+    assert "identifiers or codes? Delete such columns: zip, row" in told
+    assert "zip: number, 1067 to 1067" in told
+
+
 def test_the_parts_of_a_column_are_one_column():
     data = from_arrays(TABLE, LABELS)
     groups = column_groups(data.train.x, data.columns)

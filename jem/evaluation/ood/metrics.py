@@ -15,7 +15,6 @@ from jem.evaluation.statistics import (
     Interval,
     normal_quantile,
     percentile_interval,
-    plain,
     share_interval,
 )
 
@@ -47,10 +46,6 @@ class OODMetrics:
     num_out: int
     intervals: dict[str, Interval]
     confidence: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and dicts, as JSON takes them."""
-        return dict(plain(self))
 
 
 def ood_metrics(
