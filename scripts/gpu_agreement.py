@@ -49,9 +49,9 @@ def one_pass(
         result = evaluate(model, batch, context, 1.0, chains)
     energies = result.energies
     energies.chains.retain_grad()
-    result.terms.loss.backward()
+    result.loss.backward()
     found = {
-        "loss": result.terms.loss[None],
+        "loss": result.loss[None],
         "energies": torch.cat([energies.data, energies.chains]),
         "weight gradient": torch.cat([p.grad.flatten() for p in model.parameters()]),
         "chain gradient": input_gradient(chains, energies.chains),
@@ -100,7 +100,7 @@ class Poisoned(Trainer):
     def update(self, batch: Batch) -> UpdateResult:
         """Make an update, of NaN if it is the one."""
         if self.state.progress.iteration == 7 and not self.state.progress.recoveries:
-            batch = batch._replace(x=batch.x * math.nan, x_data=batch.x_data * math.nan)
+            batch = batch._replace(x=batch.x * math.nan, x_density=batch.x_density * math.nan)
         result = super().update(batch)
         finite = self.state.chains.buffer.chains.isfinite().all()
         self.all_finite = getattr(self, "all_finite", True) & finite

@@ -36,7 +36,7 @@ def graphed(trainer: Trainer, batches: Iterator[Batch]) -> Callable[[], Any]:
     """One update as a replay of a CUDA graph; batches are made outside and copied in."""
     first = next(batches)
     x = first.x.clone()
-    static = first._replace(x=x, x_data=x, labels=first.labels.clone())
+    static = first._replace(x=x, x_density=x, labels=first.labels.clone())
     cuda = trainer.device.type == "cuda"
     for group in trainer.state.optimizer.param_groups:
         group["capturable"] = cuda

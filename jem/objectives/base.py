@@ -22,32 +22,34 @@ class Batch(NamedTuple):
 
     x: Tensor  # (B, *shape) inputs of the classifier
     labels: Tensor  # (B,) class indices
-    x_data: Tensor  # (B', *shape) inputs of the density; `x` itself if it sees the same batches
+    x_density: Tensor  # (B', *shape) data of the density; `x` itself if both see the same
     outliers: Tensor | None = None  # (O, *shape) made-up inputs that are to be unlikely
 
 
 class Energies(NamedTuple):
     """Energies that the forward passes of an update gave, in nats, with their graph."""
 
-    data: Tensor  # (B',) E(x) of `Batch.x_data`
+    data: Tensor  # (B',) E(x) of `Batch.x_density`
     chains: Tensor | None = None  # (M,) the energy that chains move on, at the chains
     outliers: Tensor | None = None  # (O,) E(x) of `Batch.outliers`
-    base_data: Tensor | float = 0.0  # (B',) what `JEM.base` has in -E of the data, a constant
-    base_chains: Tensor | float = 0.0  # (M,) and of the chains
+    base_data: Tensor | float = 0.0  # (B',) log-density that `JEM.base` gives the data, detached:
+    base_chains: Tensor | float = 0.0  # (M,) and the chains; E + it is the network's own energy
 
 
 @dataclass(frozen=True)
 class Terms:
-    """Named scalars of an update, one of them the loss.
+    """What an objective says of a batch, in scalars.
 
     Attributes:
-        loss: What is differentiated, weights included.
-        named: What the log shows beside it. A `gap`, the energy of chains minus that of data, is
-            held to `Recipe.max_energy_gap`.
+        loss: What is added to the cross-entropy, weights included.
+        named: What the log shows beside it.
+        gap: Mean energy of chains minus that of data, in nats, detached; None without chains. If
+            it exceeds `Recipe.max_energy_gap`, the run has diverged.
     """
 
     loss: Tensor
     named: dict[str, Tensor] = field(default_factory=dict)
+    gap: Tensor | None = None
 
 
 class Objective(Protocol):

@@ -45,7 +45,7 @@ def contrastive_loss(
 
 
 def outlier_loss(
-    energy_data: Tensor, energy_outlier: Tensor, *, margin: float, mean: Mean = torch.mean
+    energy_data: Tensor, energy_outliers: Tensor, *, margin: float, mean: Mean = torch.mean
 ) -> Tensor:
     r"""Contrast data with made-up outliers until these lie a margin above them.
 
@@ -56,7 +56,7 @@ def outlier_loss(
 
     Args:
         energy_data: E of training points, shape (N,), nats.
-        energy_outlier: E of outliers, shape (O,), nats.
+        energy_outliers: E of outliers, shape (O,), nats.
         margin: m >= 0, nats.
         mean: How values are averaged; for a run in several processes, over all of them.
 
@@ -75,8 +75,8 @@ def outlier_loss(
     level = centre.detach()
     # The gradient with respect to the mean is taken apart: a product of means over processes is
     # not the mean of their products.
-    slope = mean(torch.sigmoid(margin + level - energy_outlier)).detach()
-    return mean(F.softplus(margin + level - energy_outlier)) + slope * (centre - level)
+    slope = mean(torch.sigmoid(margin + level - energy_outliers)).detach()
+    return mean(F.softplus(margin + level - energy_outliers)) + slope * (centre - level)
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Contrastive:
         generator: torch.Generator,
         mean: Mean,
     ) -> Terms:
-        """The loss and its terms; `gap` and `outlier` are unweighted."""
+        """The loss and its terms; `outlier` is unweighted."""
         data, chains = energies.data, energies.chains
         assert chains is not None, "asked for in `needs`"
         contrastive = contrastive_loss(data, chains, mean=mean)
@@ -134,14 +134,14 @@ class Contrastive:
         level = (mean(data) + mean(chains)) / 2
         regulariser = self.mean_energy_l2 * level.square()
         if self.energy_l2:
-            own = data + energies.base_data, chains + energies.base_chains
-            squares = mean(own[0].square()) + mean(own[1].square())
+            own_data = data + energies.base_data
+            own_chains = chains + energies.base_chains
+            squares = mean(own_data.square()) + mean(own_chains.square())
             regulariser = regulariser + self.energy_l2 / 2 * squares
         loss = weight * tau * contrastive + regulariser
-        named = {"gap": gap, "regulariser": regulariser}
+        named = {"regulariser": regulariser}
         if energies.outliers is not None:
             margin = self.outlier_margin
-            outlier = outlier_loss(data, energies.outliers, margin=margin, mean=mean)
-            loss = loss + weight * self.outlier_weight * outlier
-            named["outlier"] = outlier
-        return Terms(loss, named)
+            named["outlier"] = outlier_loss(data, energies.outliers, margin=margin, mean=mean)
+            loss = loss + weight * self.outlier_weight * named["outlier"]
+        return Terms(loss, named, gap)

@@ -47,7 +47,7 @@ def blur(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LangevinStep:
-    r"""The settings of one Langevin step, and the formula that moves chains by it.
+    r"""One Langevin step: its settings, and a call that moves chains by it.
 
     .. math:: x' = \mathrm{clip}\big(x - \eta P\,\mathrm{clamp}(\nabla_x E(x)) +
     \sigma P^{1/2} \varepsilon\big),
@@ -58,8 +58,8 @@ class LangevinStep:
     another temperature: the usual JEM setting (1, 0.01) has 5e-5, which is close to gradient
     descent and gives no exact sample.
 
-    Blurring makes it cheap to change a whole region and dear to change single pixels: chains are
-    slow to enter the checkerboards that a strided network mistakes for data. It is a
+    Blurring makes it cheap to change a whole region and expensive to change single pixels: chains
+    are slow to enter the checkerboards that a strided network mistakes for data. It is a
     preconditioner: it changes how fast a chain explores each direction, not what the chain
     converges to.
 
@@ -113,17 +113,17 @@ class LangevinStep:
         Returns:
             New positions, shape and dtype of `x`, detached.
         """
-        blurred = self.gradient_blur
+        share = self.gradient_blur
         if self.grad_clamp is not None:
             grad = grad.clamp(-self.grad_clamp, self.grad_clamp)
-        if blurred:
-            grad = (1 - blurred) * grad + blurred * blur(blur(grad))
+        if share:
+            grad = (1 - share) * grad + share * blur(blur(grad))
         moved = x.detach() - self.step_size * grad
         if self.noise_std:
             noise = torch.empty_like(moved).normal_(generator=generator)
-            if blurred:  # noise of covariance P: the covariances of independent parts add up
+            if share:  # noise of covariance P: the covariances of independent parts add up
                 smooth = blur(torch.empty_like(moved).normal_(generator=generator))
-                noise = math.sqrt(1 - blurred) * noise + math.sqrt(blurred) * smooth
+                noise = math.sqrt(1 - share) * noise + math.sqrt(share) * smooth
             moved = moved.add_(noise, alpha=self.noise_std)
         return clip_to_bounds(moved, bounds)
 

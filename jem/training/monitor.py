@@ -228,7 +228,10 @@ def update_figures(
         spread of their energies and of the data's, the size of the steps and the share of
         components at the bounds.
     """
-    figures: dict[str, Tensor | float] = {"loss": result.terms.loss, **result.terms.named}
+    figures: dict[str, Tensor | float] = {"loss": result.loss, **result.terms.named}
+    figures["cross_entropy"] = result.cross_entropy
+    if result.terms.gap is not None:
+        figures["gap"] = result.terms.gap
     if result.logits.shape[1] > 1:
         right = result.logits.argmax(dim=1) == batch.labels
         figures["accuracy"] = right.float().mean()

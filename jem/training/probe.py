@@ -170,8 +170,8 @@ def seconds_per_update(trainer: Trainer, train: Any, updates: int = 8) -> float:
         batch = Batch._make(
             None if part is None else part[: max(1, round(share * len(part)))] for part in whole
         )
-        if whole.x_data is whole.x:
-            batch = batch._replace(x_data=batch.x)
+        if whole.x_density is whole.x:
+            batch = batch._replace(x_density=batch.x)
         if chains := trainer.context.chains:
             chains.count = max(1, round(share * chains.count))
         ends = [time.perf_counter()]

@@ -42,15 +42,14 @@ def is_healthy(result: UpdateResult, grad_norm: Tensor, max_energy_gap: float) -
     Args:
         result: What was computed.
         grad_norm: Norm of the parameters' gradient, a scalar; infinite or NaN if any component is.
-        max_energy_gap: Largest difference allowed between the mean energies of chains and data, in
-            nats.
+        max_energy_gap: Largest size of the gap that is allowed, in nats.
 
     Returns:
         A boolean scalar, on the device: reading it is what synchronises.
     """
-    healthy = result.terms.loss.isfinite() & grad_norm.isfinite()
-    if "gap" in result.terms.named:
-        healthy &= result.terms.named["gap"].abs() <= max_energy_gap  # False for NaN
+    healthy = result.loss.isfinite() & grad_norm.isfinite()
+    if result.terms.gap is not None:
+        healthy &= result.terms.gap.abs() <= max_energy_gap  # False for NaN
     if result.proposed is not None:
         healthy &= result.proposed.x.isfinite().all()
     return healthy.detach()
@@ -93,18 +92,19 @@ LEAST_AUROC = 0.8
 """Of held-out examples against uniform noise; below it a trained density is doubted."""
 
 
-def why_doubted(model: JEM, as_given: str, examples: Examples) -> str:
+def why_doubted(model: JEM, context: UpdateContext, as_given: str, examples: Examples) -> str:
     """Say what is wrong with a model whose training has ended; empty if nothing is.
 
     Args:
         model: The model.
+        context: The objective of the run.
         as_given: Why it is as it was given; empty if it was trained.
         examples: Held-out ones, of which 256 are looked at.
     """
     if as_given:
         return f"{as_given}, so the model is unchanged; train longer or lower --density-weight"
-    if model.sampler is None:
-        return ""  # the density was not to be trained
+    if not context.trains_density:
+        return ""
     x, _ = next(BatchStream(examples, 256, seed=0, name="noise", device=model.device).epoch(0))
     low, high = model.bounds() or (x, x)
     noise = low + (high - low) * torch.rand(x.shape, generator=named_generator(0, "noise")).to(x)

@@ -15,13 +15,7 @@ from jem.data.batches import BatchStream, augment
 from jem.errors import InputError
 from jem.model import JEM
 from jem.networks import Companion, Factored, FactoredHead
-from jem.objectives import (
-    OBJECTIVES,
-    Batch,
-    CrossEntropy,
-    Objective,
-    balanced_class_weights,
-)
+from jem.objectives import OBJECTIVES, Batch, CrossEntropy, Objective, balanced_class_weights
 from jem.randomness import named_generator
 from jem.sampling.buffer import PersistentChains, ReplayBuffer
 from jem.sampling.outliers import Outliers
@@ -71,17 +65,17 @@ class Batches:
             return augment(x, shift=shift, flip=flip, noise_std=noise, generator=generator)
 
         for x, labels in self.labelled.epoch(epoch, start):
-            x_data = None if other is None else part(next(other)[0])
+            x_density = None if other is None else part(next(other)[0])
             x, labels = changed(part(x)), part(labels)
-            if x_data is None:
-                x_data = x
+            if x_density is None:
+                x_density = x
             elif recipe.augment_density:
-                x_data = changed(x_data)
+                x_density = changed(x_density)
             outliers = None
             if self.outliers is not None:
                 count = -(-recipe.outlier_count // self.ranks.count)  # each makes one or more
-                outliers = self.outliers.draw(count, x_data, generator=generator)
-            yield Batch(x, labels, x_data, outliers)
+                outliers = self.outliers.draw(count, x_density, generator=generator)
+            yield Batch(x, labels, x_density, outliers)
 
 
 def _endless(stream: BatchStream, seen: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -182,9 +176,8 @@ def head_advice(model: JEM, context: UpdateContext) -> str:
     """What a network with the plain reading misses under a recipe made for the factored head."""
     known = Factored, FactoredHead, Companion
     plain = not any(isinstance(module, known) for module in model.network.modules())
-    if context.recipe.head != "factored" or not context.trains_density or not plain:
-        return ""
-    if len(model.classes or ()) < 2:
+    useful = context.trains_density and len(model.classes or ()) > 1
+    if context.recipe.head != "factored" or not plain or not useful:
         return ""
     return (
         "the network has the plain head: jem.networks.factored(network) gives it the factored "

@@ -1,4 +1,4 @@
-"""The loop: fit -> fit_epoch -> update -> _apply, with recovery and exact resumption."""
+"""The loop: fit -> _run -> update -> _apply, with recovery and exact resumption."""
 
 from __future__ import annotations
 
@@ -105,9 +105,8 @@ class Trainer:
         self.recipe = recipe_from(recipe)
         self.objective, self.class_weight = objective, class_weight
         self.ranks = join()
-        self.monitor = monitor if monitor and self.ranks.first else RunMonitor(quiet=True)
-        if monitor is None and self.ranks.first:
-            self.monitor.quiet = not progress
+        shown = self.ranks.first
+        self.monitor = (shown and monitor) or RunMonitor(quiet=not (shown and progress))
         self.device = choose_device(device)
         self.model = place(model, self.device)
         self.folder = None if run_dir is None else RunFolder(self.ranks.agree(str(run_dir)))
@@ -124,8 +123,8 @@ class Trainer:
     ) -> FitResult:
         """Train to the end of the recipe, until it only overfits, or until a callback ends it.
 
-        Which epoch's averaged weights the model gets, and when it is no use to go on, validation
-        examples decide: see `jem.training.safeguards.EpochGuard`.
+        Validation examples decide which epoch's averaged weights the model gets, and whether
+        training ends early: see `jem.training.safeguards.EpochGuard`.
 
         Args:
             train: Training examples: tensors x (N, *shape), float, in the network's units, and
@@ -138,8 +137,8 @@ class Trainer:
                 after its last checkpoint, so one that counts must take its count from the metrics.
 
         Returns:
-            What was done; the model holds the averaged weights. Where `accuracy_margin` left it as
-            it was given, a warning says so.
+            What was done; the model holds the averaged weights. A warning says so if no epoch
+            stayed within `accuracy_margin`, so that the model is unchanged.
 
         Raises:
             InputError: If the data do not fit the model, or there is no folder to resume from.
@@ -172,20 +171,23 @@ class Trainer:
             self._finish()
         progress, why = self.state.progress, self.state.why_as_given
         ends = progress.iteration and self.ranks.first
-        if ends and (doubt := why_doubted(self.model, why, train if valid is None else valid)):
+        examples = train if valid is None else valid
+        if ends and (doubt := why_doubted(self.model, self.context, why, examples)):
             warnings.warn(doubt, stacklevel=2)
-        done = progress.seconds, progress.iteration, progress.recoveries
-        return FitResult(*done, epochs, why, self.state.kept_epoch, self.state.refused())
+        return FitResult(
+            progress.seconds, progress.iteration, progress.recoveries, epochs, as_given=why,
+            kept_epoch=self.state.kept_epoch, refused=self.state.refused(),
+        )  # fmt: skip
 
-    # -- the ladder -------------------------------------------------------------------------------
+    # -- the loop ---------------------------------------------------------------------------------
 
     def _run(self, valid: Data | None, on_epoch: OnEpoch | None) -> list[Metrics]:
         epochs: dict[int, Metrics] = {}
         while self.state.progress.epoch < self.num_epochs and not self.state.progress.stopped:
             epoch = self.state.progress.epoch
             try:
-                self.fit_epoch(epoch, self.state.progress.iteration - epoch * len(self.batches))
-                self._require_clean()
+                self._fit_epoch(epoch, self.state.progress.iteration - epoch * len(self.batches))
+                self._require_healthy()
             except Diverged:
                 self._go_back()
                 continue
@@ -197,13 +199,8 @@ class Trainer:
             self._heed_stop()
         return [epochs[epoch] for epoch in sorted(epochs)]
 
-    def fit_epoch(self, epoch: int, start: int = 0) -> None:
-        """Train on one pass over the data.
-
-        Args:
-            epoch: Which one, from 0: it decides the order of the examples.
-            start: Batches of it that were already seen.
-        """
+    def _fit_epoch(self, epoch: int, start: int) -> None:
+        """Train on the batches of one pass over the data, from `start` on."""
         recipe = self.context.recipe
         self.model.train(not recipe.freeze_norm_and_dropout)
         for batch in self.batches.epoch(epoch, start, generator=self.context.generator):
@@ -215,34 +212,39 @@ class Trainer:
     def update(self, batch: Batch) -> UpdateResult:
         """Update the parameters and move the chains, or refuse both.
 
+        `compute_update` fills the parameters' gradients. They are checked and clipped here, and
+        `_apply` lets the optimiser use them. Call `prepare` first, as `fit` does.
+
         Args:
             batch: The data.
 
         Returns:
             What was computed.
         """
-        recipe, progress, context = self.context.recipe, self.state.progress, self.context
+        recipe, progress = self.context.recipe, self.state.progress
+        # After each recovery: half the rate, and one more Langevin step.
         rate = learning_rate(recipe, progress.iteration, self.total_iterations)
         rate *= 0.5**progress.recoveries
         for group in self.state.optimizer.param_groups:
             group["lr"] = rate
-        weight = recipe.density_weight
-        if self.state.guard is not None:
-            weight *= self.state.guard.weight_scale
+        scale = 1.0 if self.state.guard is None else self.state.guard.weight_scale
+        weight = recipe.density_weight * scale
 
         self.ranks.copy(self.model.buffers())
         self.state.optimizer.zero_grad(set_to_none=True)
         with lowered(recipe.precision, self.device):
-            result = compute_update(self.trained, batch, context, weight, progress.recoveries)
-            self.ranks.average_gradients(self.trained)
+            result = compute_update(
+                self.marginal, batch, self.context, weight, extra_steps=progress.recoveries
+            )
+            self.ranks.average_gradients(self.model)
             if recipe.adaptive_sam_rho is not None:
-                with sam_perturbation(self.trained, recipe.adaptive_sam_rho):
-                    sam_backward(self.trained, batch, context, weight, result)
-                self.ranks.average_gradients(self.trained)
+                with sam_perturbation(self.marginal, recipe.adaptive_sam_rho):
+                    sam_backward(self.marginal, batch, self.context, weight, result)
+                self.ranks.average_gradients(self.model)
         grad_norm = clip_gradients(self.model, recipe.max_grad_norm)
         self._apply(result, self.ranks.all(is_healthy(result, grad_norm, recipe.max_energy_gap)))
 
-        self.state.add_losses(result.terms.loss, result.terms.named["cross_entropy"])
+        self.state.add_losses(result.loss, result.cross_entropy)
         self.monitor.update(
             self.state, batch, result,
             learning_rate=rate, density_weight=weight, gradient_norm=grad_norm,
@@ -262,9 +264,9 @@ class Trainer:
                 raise Diverged
         else:
             mask_gradients(self.model, healthy)
-            self._clean &= healthy
+            self._healthy_so_far &= healthy
             if self.state.progress.iteration % FLAG_EVERY == 0:
-                self._require_clean()
+                self._require_healthy()
             if proposed is not None:
                 x = torch.where(healthy, proposed.x, proposed.draw.x)
                 proposed = proposed._replace(x=x)
@@ -274,8 +276,8 @@ class Trainer:
             buffer = self.state.chains.buffer
             buffer.commit(proposed.draw, proposed.x, steps=proposed.num_steps)
 
-    def _require_clean(self) -> None:
-        if not self._clean:
+    def _require_healthy(self) -> None:
+        if not self._healthy_so_far:
             raise Diverged
 
     def _end_epoch(self, valid: Data | None) -> Metrics:
@@ -310,9 +312,11 @@ class Trainer:
         )  # fmt: skip
         self.num_epochs = self.context.recipe.epochs
         self.total_iterations = self.num_epochs * len(self.batches)
-        self.trained = self.model.marginal  # what updates compute with
+        # What is trained: the model itself, or the small network of a companion. It shares its
+        # parameters with the model, which clips and applies their gradients.
+        self.marginal = self.model.marginal
         self.state = RunState(self.model, self.context, self.seed, self.folder)
-        self._clean = torch.ones((), dtype=torch.bool, device=self.device)
+        self._healthy_so_far = torch.ones((), dtype=torch.bool, device=self.device)
 
     def config(self) -> dict[str, Any]:
         """What `config.json` says of the run, once `fit` has seen the data."""
@@ -340,21 +344,21 @@ class Trainer:
 
     def _save(self) -> None:
         """Write a checkpoint; only a run known to be healthy makes one."""
-        self._require_clean()
+        self._require_healthy()
         self.state.save(self.monitor.log.position())
 
     def _go_back(self) -> None:
         """Go back to a checkpoint after an update that must not be applied."""
         diverged = self.state.progress.iteration
         self.state.go_back()
-        self._clean.fill_(True)
+        self._healthy_so_far.fill_(True)
         self.monitor.recovery(diverged, self.state.progress)
         self._save()  # over the one gone back to: a run killed now resumes after the recovery
 
     def _finish(self) -> None:
         """Leave averaged weights in the model, the last checkpoint on disk, samples beside it.
 
-        Of a model as it was given the folder says why, and shows no samples.
+        If the model is unchanged, `config.json` gets the reason, and no samples are drawn.
         """
         if self.state.guard is not None:
             self.state.averaged_model.load_state_dict(self.state.guard.accepted)

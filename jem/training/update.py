@@ -67,7 +67,9 @@ class ProposedChains(NamedTuple):
 class UpdateResult(NamedTuple):
     """What was computed for an update. The parameters' gradients are in their `.grad`."""
 
-    terms: Terms  # all scalars of the update; its loss was differentiated
+    loss: Tensor  # what was differentiated: the cross-entropy and the loss of the objective
+    cross_entropy: Tensor
+    terms: Terms  # of the objective
     logits: Tensor  # (B, K) of the classifier's batch
     energies: Energies
     proposed: ProposedChains | None = None
@@ -106,15 +108,14 @@ def compute_update(
     chains, fused = context.chains, context.fused
     if chains is None:
         result = evaluate(model, batch, context, weight)
-        result.terms.loss.backward()
+        result.loss.backward()
         return result
 
     draw = chains.draw()
     num_steps = context.recipe.num_steps + extra_steps
     with evaluation_mode(model):
-        before = num_steps - 1 if fused else num_steps
-        x_chains = chains.make_steps(draw.x, model.energy, before)
-    if fused:  # a leaf, so that the backward pass leaves its gradient
+        x_chains = chains.make_steps(draw.x, model.energy, num_steps - fused)
+    if fused:  # a leaf, so that the backward pass leaves the gradient of the last step
         x_chains = x_chains.detach().requires_grad_()
 
     result = evaluate(model, batch, context, weight, x_chains)
@@ -122,7 +123,7 @@ def compute_update(
     assert energy_chains is not None, "there are chains"
     if fused:
         energy_chains.retain_grad()
-    result.terms.loss.backward()
+    result.loss.backward()
 
     scored = x_chains.detach()
     x = chains.make_step(scored, input_gradient(x_chains, energy_chains)) if fused else scored
@@ -154,8 +155,7 @@ def evaluate(
     terms = context.objective(
         model, batch, energies, weight=weight, generator=context.generator, mean=mean
     )
-    named = {"cross_entropy": cross_entropy, **terms.named}
-    return UpdateResult(Terms(cross_entropy + terms.loss, named), logits, energies)
+    return UpdateResult(cross_entropy + terms.loss, cross_entropy, terms, logits, energies)
 
 
 def sam_backward(
@@ -174,7 +174,7 @@ def sam_backward(
         result: What `compute_update` returned.
     """
     chains = None if result.proposed is None else result.proposed.scored
-    evaluate(model, batch, context, weight, chains).terms.loss.backward()
+    evaluate(model, batch, context, weight, chains).loss.backward()
 
 
 def forward_all(model: JEM, batch: Batch, x_chains: Tensor | None) -> tuple[Tensor, Energies]:
@@ -192,26 +192,25 @@ def forward_all(model: JEM, batch: Batch, x_chains: Tensor | None) -> tuple[Tens
     Returns:
         Logits (B, K), and energies of all but the labelled data.
     """
-    shared = batch.x_data is batch.x
-    data = batch.x if shared else torch.cat([batch.x, batch.x_data])
+    shared = batch.x_density is batch.x
+    data = batch.x if shared else torch.cat([batch.x, batch.x_density])
     unlikely = [part for part in (x_chains, batch.outliers) if part is not None]
     rows = torch.cat([data, *unlikely]) if unlikely else data
     with statistics_of_data(model, len(data), len(rows)):
-        logits = model.logits(rows)
-    seen, *others = logits.split([len(data), *map(len, unlikely)])
+        all_logits = model.logits(rows)
+    seen, *others = all_logits.split([len(data), *map(len, unlikely)])
     logits = seen[: len(batch.x)]
     energies = Energies(
         data=energy_of(logits if shared else seen[len(batch.x) :]),
         chains=None if x_chains is None else energy_of(others[0]),
         outliers=None if batch.outliers is None else energy_of(others[-1]),
     )
-    if model.base is None:
-        return logits, energies
-    with torch.no_grad():
-        base_chains = 0.0 if x_chains is None else model.base.tempered_log_q(x_chains)
-        return logits, energies._replace(
-            base_data=model.base.tempered_log_q(batch.x_data), base_chains=base_chains
-        )
+    if model.base is not None:
+        with torch.no_grad():
+            energies = energies._replace(base_data=model.base.tempered_log_q(batch.x_density))
+            if x_chains is not None:
+                energies = energies._replace(base_chains=model.base.tempered_log_q(x_chains))
+    return logits, energies
 
 
 @contextmanager
@@ -254,6 +253,7 @@ def _normalise(
     axes = [0, *range(2, x.ndim)]
     precise = data.to(norm.running_mean.dtype)
     variance, mean = torch.var_mean(precise, axes, correction=0, keepdim=True)
+    # 1 + eps, as evaluation mode will divide by the root of it
     normalised = (rest - mean) * ((1 + norm.eps) / (variance + norm.eps)).sqrt()
     out = forward(data)
     running = norm.running_mean, norm.running_var

@@ -90,7 +90,7 @@ def test_terms_add_up():
     contrast = data.mean() - negative.mean()
     level = (data.mean() + negative.mean()) / 2
     squares = data.square().mean() + negative.square().mean()
-    torch.testing.assert_close(terms.named["gap"], -contrast)
+    torch.testing.assert_close(terms.gap, -contrast)
     torch.testing.assert_close(terms.named["regulariser"], 0.1 * squares + 0.5 * level**2)
     torch.testing.assert_close(terms.loss, 0.3 * contrast + terms.named["regulariser"])
 

@@ -20,8 +20,8 @@ class ScoreMatching:
     needs: ClassVar[frozenset[str]] = frozenset({"input_gradients"})
 
     def __call__(self, model, batch, energies, *, weight, generator, mean):
-        noise = torch.empty_like(batch.x_data).normal_(generator=generator)
-        x = (batch.x_data + self.noise_std * noise).requires_grad_()
+        noise = torch.empty_like(batch.x_density).normal_(generator=generator)
+        x = (batch.x_density + self.noise_std * noise).requires_grad_()
         (grad,) = torch.autograd.grad(model.energy(x).sum(), x, create_graph=True)
         match = mean((self.noise_std * grad - noise).square().sum(dim=1)) / 2
         return Terms(weight * match, {"score_matching": match})

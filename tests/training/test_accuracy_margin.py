@@ -52,9 +52,8 @@ class Recording(Trainer):
 
     def update(self, batch):
         outcome = super().update(batch)
-        terms, named = outcome.terms, outcome.terms.named
-        density = terms.loss - named["cross_entropy"] - named["regulariser"]
-        self.weights.append((density / -named["gap"]).item())
+        density = outcome.terms.loss - outcome.terms.named["regulariser"]
+        self.weights.append((density / -outcome.terms.gap).item())
         return outcome
 
     def _end_epoch(self, valid):

@@ -163,11 +163,11 @@ def test_the_recipe_is_the_official_loop(name):
         decay_epochs=[d * epochs // published for d in decays],
     )  # fmt: skip
     for iteration, (batch, ours, parameters) in enumerate(trainer.steps):
-        assert (len(batch.x), len(batch.x_data)) == (8, 4 if name == "sada_jem" else 8)
-        slots, x_q, loss = official.step(iteration, batch.x, batch.labels, batch.x_data, 6)
+        assert (len(batch.x), len(batch.x_density)) == (8, 4 if name == "sada_jem" else 8)
+        slots, x_q, loss = official.step(iteration, batch.x, batch.labels, batch.x_density, 6)
         assert torch.equal(ours.proposed.draw.indices, slots)
         close(ours.proposed.x, x_q, rtol=1e-7, atol=1e-9)
-        close(ours.terms.loss.detach(), loss, rtol=1e-7, atol=1e-9)
+        close(ours.loss.detach(), loss, rtol=1e-7, atol=1e-9)
         for mine, reference in zip(parameters, twin.parameters(), strict=True):
             close(mine, reference.detach(), rtol=1e-7, atol=1e-9)
     close(trainer.context.chains.buffer.chains, official.buffer, rtol=1e-7, atol=1e-9)
@@ -186,7 +186,7 @@ def test_the_stream_of_the_density_goes_through_all_data_at_its_own_pace(labelle
     x, y = images(16)
     trainer = RecordingTrainer(JEM(small_net()), recipe, device="cpu")
     trainer.fit((x, y))
-    seen = torch.cat([batch.x_data for batch, _, _ in trainer.steps])
+    seen = torch.cat([batch.x_density for batch, _, _ in trainer.steps])
     for pass_over_data in seen.split(16)[:-1]:
         distances = torch.cdist(pass_over_data.flatten(1), x.flatten(1))
         assert sorted(distances.argmin(1).tolist()) == list(range(16))

@@ -129,7 +129,7 @@ class RecordingTrainer(jem.Trainer):
         return super().fit(*args, **kwargs)
 
     def update(self, batch):
-        if batch.x_data is not batch.x:
+        if batch.x_density is not batch.x:
             batch = Batch(*(t.clone() for t in batch if t is not None))
         outcome = super().update(batch)
         parameters = [p.detach().clone() for p in self.model.parameters()]
@@ -187,15 +187,15 @@ def test_the_jem_recipe_is_the_official_loop(capacity, replacement, weight):
     )  # fmt: skip
     visited = []
     for iteration, (batch, ours, parameters) in enumerate(trainer.steps):
-        theirs = official.step(iteration, batch.x, batch.labels, batch.x_data)
+        theirs = official.step(iteration, batch.x, batch.labels, batch.x_density)
         assert len(theirs.slots.unique()) == 8
         visited.append(theirs.slots)
         assert torch.equal(ours.proposed.draw.indices, theirs.slots)
         close(ours.proposed.x, theirs.x_q)
         close(-ours.energies.data, theirs.fp)
         close(-ours.energies.chains, theirs.fq)
-        close(ours.terms.named["cross_entropy"].detach(), theirs.classification)
-        close(ours.terms.loss.detach(), theirs.loss)
+        close(ours.cross_entropy.detach(), theirs.classification)
+        close(ours.loss.detach(), theirs.loss)
         for mine, reference in zip(parameters, twin.parameters(), strict=True):
             close(mine, reference.detach())
     close(trainer.context.chains.buffer.chains, official.buffer)

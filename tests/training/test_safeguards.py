@@ -20,22 +20,22 @@ from jem.training.update import ProposedChains, UpdateResult
 BAD = [math.nan, math.inf, -math.inf]
 
 
-def step_result(loss=1.0, energy_data=0.0, energy_negative=1.0, chain=0.5):
+def result_of(loss=1.0, energy_data=0.0, energy_negative=1.0, chain=0.5):
     data, negative = torch.tensor([energy_data, 0.0]), torch.tensor([energy_negative, 1.0])
     x = torch.tensor([[chain, 0.0], [0.0, 0.0]])
     draw = Draw(torch.arange(2), torch.zeros(2, 2), torch.zeros(2, dtype=torch.int64))
-    terms = Terms(torch.tensor(loss), {"gap": negative.mean() - data.mean()})
+    total, terms = torch.tensor(loss), Terms(torch.zeros(()), gap=negative.mean() - data.mean())
     proposed = ProposedChains(draw, x, 1, x)
-    return UpdateResult(terms, torch.zeros(2, 3), Energies(data, negative), proposed)
+    return UpdateResult(total, total, terms, torch.zeros(2, 3), Energies(data, negative), proposed)
 
 
 def plain(loss=1.0):
-    terms = Terms(torch.as_tensor(loss))
-    return UpdateResult(terms, torch.zeros(2, 3), Energies(torch.zeros(2)))
+    total = torch.as_tensor(loss)
+    return UpdateResult(total, total, Terms(total), torch.zeros(2, 3), Energies(torch.zeros(2)))
 
 
 def healthy(max_energy_gap=100.0, grad_norm=1.0, **changes):
-    return bool(is_healthy(step_result(**changes), torch.tensor(grad_norm), max_energy_gap))
+    return bool(is_healthy(result_of(**changes), torch.tensor(grad_norm), max_energy_gap))
 
 
 @pytest.mark.parametrize("bad", BAD)

@@ -21,12 +21,7 @@ from jem.sampling import ReplayBuffer, UniformBase
 from jem.sampling.buffer import PersistentChains
 from jem.sampling.langevin import LangevinStep
 from jem.training.recipe import Recipe
-from jem.training.update import (
-    Batch,
-    compute_update,
-    forward_all,
-    input_gradient,
-)
+from jem.training.update import Batch, compute_update, forward_all, input_gradient
 
 SHAPE, NUM_CLASSES = (2, 4, 4), 3
 GLOBAL_SEED = 123  # of the global generator, from which dropout draws its masks
@@ -175,7 +170,7 @@ def cross_entropy_by_hand(logits, labels, method):
     return -(target * weights * log_p).sum() / weights[labels].sum()
 
 
-def contrast_by_hand(energy_data, energy_negative, recipe, weight, energy_outlier=None):
+def contrast_by_hand(energy_data, energy_negative, recipe, weight, energy_outliers=None):
     gap = (energy_negative.mean() - energy_data.mean()).item()
     tau = 1.0
     if recipe.gap_limit is not None:
@@ -183,8 +178,8 @@ def contrast_by_hand(energy_data, energy_negative, recipe, weight, energy_outlie
     loss = weight * tau * (energy_data.mean() - energy_negative.mean())
     loss = loss + recipe.energy_l2 / 2 * ((energy_data**2).mean() + (energy_negative**2).mean())
     loss = loss + recipe.mean_energy_l2 * ((energy_data.mean() + energy_negative.mean()) / 2) ** 2
-    if energy_outlier is not None:
-        over = recipe.outlier_margin + energy_data.mean() - energy_outlier
+    if energy_outliers is not None:
+        over = recipe.outlier_margin + energy_data.mean() - energy_outliers
         loss = loss + weight * recipe.outlier_weight * (1 + over.exp()).log().mean()
     return loss
 
@@ -202,14 +197,14 @@ def reference_step(model, batch, method, weight, extra_steps, *, fused):
         _, grad = energy_gradient(network, scored)
         scored = move_by_hand(scored, grad, negatives, negatives.generator)
 
-    data = batch.x if batch.x_data is batch.x else torch.cat([batch.x, batch.x_data])
+    data = batch.x if batch.x_density is batch.x else torch.cat([batch.x, batch.x_density])
     parts = [data, scored] + ([] if batch.outliers is None else [batch.outliers])
     parts[1] = leaf = scored.clone().requires_grad_()
     logits = logits_by_hand(network, torch.cat(parts), len(data))
     outputs = logits.split([len(part) for part in parts])
-    logits, logits_data = outputs[0][: len(batch.x)], outputs[0][-len(batch.x_data) :]
+    logits, logits_data = outputs[0][: len(batch.x)], outputs[0][-len(batch.x_density) :]
     energy_negative = energy_by_hand(outputs[1])
-    energy_outlier = energy_by_hand(outputs[2]) if len(parts) > 2 else None
+    energy_outliers = energy_by_hand(outputs[2]) if len(parts) > 2 else None
     end = scored
     if fused:
         (grad,) = torch.autograd.grad(energy_negative.sum(), leaf, retain_graph=True)
@@ -219,7 +214,7 @@ def reference_step(model, batch, method, weight, extra_steps, *, fused):
     energy_data = energy_by_hand(logits_data)
     cross_entropy = cross_entropy_by_hand(logits, batch.labels, method)
     loss = cross_entropy + contrast_by_hand(
-        energy_data, energy_negative, recipe, weight, energy_outlier
+        energy_data, energy_negative, recipe, weight, energy_outliers
     )
     trained = [p for p in network.parameters() if p.requires_grad]
     grads = torch.autograd.grad(loss, trained, allow_unused=True)
@@ -258,8 +253,8 @@ def check_step(
     theirs = reference_step(JEM(twin), batch, other, weight, extra_steps, fused=recipe.fused)
 
     assert torch.equal(torch.get_rng_state(), consumed)  # dropout drew the same masks, once
-    close(ours.terms.loss.detach(), theirs.loss.detach())
-    close(ours.terms.named["cross_entropy"].detach(), theirs.cross_entropy.detach())
+    close(ours.loss.detach(), theirs.loss.detach())
+    close(ours.cross_entropy.detach(), theirs.cross_entropy.detach())
     close(ours.logits.detach(), theirs.logits.detach())
     close(ours.energies.data.detach(), theirs.energy_data.detach())
     close(ours.energies.chains.detach(), theirs.energy_negative.detach())
@@ -277,7 +272,7 @@ def check_step(
     assert [m.training for m in network.modules()] == modes
     assert [p.requires_grad for p in network.parameters()] == flags
     assert batch.x.grad is None
-    assert batch.x_data.grad is None
+    assert batch.x_density.grad is None
     assert torch.equal(method.chains.buffer.chains, chains)  # a proposal: nothing is committed
     assert method.chains.buffer.chains.grad is None
     return ours
@@ -297,9 +292,9 @@ def test_outliers_enter_the_loss_and_leave_chains_alone(step, kind, streams):
     batch, network = make_batch(streams), NETWORKS[kind]()
     without = check_step(recipe, copy.deepcopy(network), batch, weight=0.4)
     with_them = check_step(recipe, network, batch._replace(outliers=inputs(3, 23)), weight=0.4)
-    assert with_them.terms.loss > without.terms.loss
+    assert with_them.loss > without.loss
     assert with_them.terms.named["outlier"] > 0
-    close(with_them.terms.named["gap"], without.terms.named["gap"])
+    close(with_them.terms.gap, without.terms.gap)
     close(with_them.proposed.x, without.proposed.x)
 
 
