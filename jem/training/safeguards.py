@@ -112,8 +112,8 @@ def why_doubted(model: JEM, context: UpdateContext, as_given: str, examples: Exa
     auroc = float((data[:, None] > other).double().mean())
     return (auroc < LEAST_AUROC) * (
         f"the log-density hardly tells held-out examples from uniform noise (AUROC {auroc:.2f}): "
-        "too few updates, or data that fill their range evenly; train longer (--epochs), or "
-        "without validation examples (validation_fraction=0), which end it by the classes alone"
+        "too few updates (validation examples, too, may end training early), or data that fill "
+        "their range evenly; train longer (--epochs)"
     )
 
 
