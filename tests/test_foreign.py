@@ -74,7 +74,7 @@ def test_a_network_that_fails_for_another_reason_keeps_our_layout():
 def test_a_network_gives_a_row_an_input():
     other_size = JEM(Flattens(6))  # 10x10 pixels have four times as many numbers
     stacked = JEM(Net(logits=lambda f: torch.cat([f, f])))
-    for model, x in ((other_size, torch.rand(5, 1, 10, 10)), (stacked, torch.rand(20, 2))):
+    for model, x in ((other_size, torch.rand(20, 1, 10, 10)), (stacked, torch.rand(20, 2))):
         for use in (model.predict_proba, OODDetector(model, "log_density").fit):
             with pytest.raises(InputError, match="must return one row of logits for each input"):
                 use(x)

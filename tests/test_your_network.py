@@ -20,7 +20,7 @@ TINY = replace(
     sample_steps=3, density_weight=0.3, learning_rate=1e-3, step_size=1.0, warmup=0.0,
 )  # fmt: skip
 PLAIN = replace(TINY, objective="none", head="joint")
-SCORES_OF_ANY_NETWORK = sorted(name for name, score in SCORES.items() if score.needs != "features")
+SCORES_OF_ANY_NETWORK = sorted(name for name, score in SCORES.items() if score.takes != "features")
 
 
 def seeded(build):

