@@ -1,4 +1,4 @@
-"""The figures of a model that benchmarks put in their tables, from a quick report."""
+"""The figures of a model that benchmarks put in their tables, measured as in a report."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from torch import Tensor
 
 import jem
 from jem.data import DataSplits
-from jem.report.measure import Subject, measure
+from jem.evaluation.statistics import largest_acceptance_rate
+from jem.model import batched_logits
+from jem.report.classification import classification_section
+from jem.report.ood import ood_section
+from jem.report.subject import Subject
 
 
 def figures_of(
@@ -22,20 +26,22 @@ def figures_of(
         ood_sets: OOD sets beside those that are made up.
         seed: Decides the made-up sets.
     """
-    report = measure(
-        Subject(model, splits, ood_sets=ood_sets), quick=True, num_bootstrap=0, seed=seed
-    )
-    found: dict[str, Any] = {"num_test": report.ood.num_test}
-    if report.classification:
-        before, after = report.classification.model.before, report.classification.model.after
-        found |= {"accuracy": before.accuracy, "nll": before.nll, "ece": before.ece}
-        found |= {"nll_scaled": after.nll, "ece_scaled": after.ece}
+    subject, x = Subject(model, splits, ood_sets=ood_sets), splits.test[:][0]
+    rate = largest_acceptance_rate(len(splits.calibration), 0.95)
+    scorer = jem.fit_scorer(model, splits, acceptance_rate=rate)
+    logits = batched_logits(model, x).cpu()
+    ood = ood_section(subject, scorer, x, logits, seed)
+    found: dict[str, Any] = {"num_test": ood.num_test}
+    if scorer.temperature is not None:
+        both = classification_section(subject, scorer.temperature, logits).model
+        found |= {name: getattr(both.before, name) for name in ("accuracy", "nll", "ece")}
+        found |= {f"{name}_scaled": getattr(both.after, name) for name in ("nll", "ece")}
     return found | {
         "auroc": {
             each.name: {
                 "value": each.single.get("log_density", each.auroc).value,
                 "used_in_training": each.used_in_training,
             }
-            for each in report.ood.sets
+            for each in ood.sets
         }
     }
