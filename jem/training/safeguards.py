@@ -89,8 +89,7 @@ def give_up(context: UpdateContext, iteration: int) -> TrainingDivergedError:
 
 
 LEAST_AUROC = 0.7
-"""Of held-out examples against uniform noise; below it a trained density is doubted. Data that
-fill much of their range have little more: noisy two moons 0.77."""
+"""Below it, against uniform noise, a trained density is doubted; noisy two moons have 0.77."""
 
 
 def why_doubted(model: JEM, context: UpdateContext, as_given: str, examples: Examples) -> str:
