@@ -227,7 +227,7 @@ def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path
     if not flags.quiet:
         note("preparing the run, and timing a few updates")
     seconds = seconds_per_update(trainer, splits.train)
-    resolved = config.metadata() | {"seed": config.seed, "recipe": asdict(trainer.recipe)}
+    resolved = config.metadata() | {"seed": config.seed, "recipe": asdict(trainer.context.recipe)}
     print(json.dumps(resolved, indent=2))
     print(splits.describe())
     print(model.network)
@@ -239,7 +239,7 @@ def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path
         f"cost:       {trainer.num_epochs} epochs, {total:,} updates, "
         f"{1000 * seconds:.1f} ms each on this machine: about {total * seconds:.0f} s"
     )
-    later = {"samples": trainer.recipe.trains_density, "the report": flags.report}
+    later = {"samples": trainer.context.trains_density, "the report": flags.report}
     later["the plain classifier"] = flags.control
     if named := [name for name, wanted in later.items() if wanted]:
         print(f"            {' and '.join(named)} come after that, and take minutes")

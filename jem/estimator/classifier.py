@@ -194,15 +194,16 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         self.history_, self._result = result.epochs, result
         self.n_iter_ = len(self.history_)
         self.model_, self._format = model.to("cpu"), RawFormat.of(raw, X)
-        self.detector_ = self.temperature_ = None
+        self.detector_ = temperature = None
         if splits.calibration:
             scorer = fit_scorer(model, splits, acceptance_rate=self.acceptance_rate)
-            self.detector_ = scorer.detector
+            self.detector_, temperature = scorer.detector, scorer.temperature
         elif self.calibration_fraction:
             why = no_threshold(self.calibration_fraction, self.acceptance_rate, len(self.classes_))
             warnings.warn(f"`is_ood` will fail: {why}", stacklevel=callers_level())
-        if self.calibrate and (splits.validation or splits.calibration):
-            self.temperature_ = fit_temperature(self.model_, splits)
+        if splits.validation and not splits.calibration:
+            temperature = fit_temperature(model, splits)
+        self.temperature_ = temperature if self.calibrate else None
         return self
 
     def _training_arrays(self, X: npt.ArrayLike, y: npt.ArrayLike) -> tuple[Array, Array]:  # noqa: N803

@@ -12,7 +12,6 @@ from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.statistics import UNKNOWN, Estimate, difference_estimate, share_estimate
 from jem.model import batched_logits
 from jem.report.subject import SHOWN, Subject, names_of
-from jem.serving.scorer import fit_scorer
 
 WANTED = (0.9, 0.95, 0.99)
 """Accuracies of the answers that are given, for which it is said how many are given."""
@@ -124,11 +123,11 @@ def classification_section(
 
     own, control, difference = measured(logits, temperature), None, None
     predicted, num_classes = logits.argmax(dim=1), logits.shape[1]
-    if subject.control is not None:
-        other_temperature = fit_scorer(subject.control, subject.splits).temperature
+    if (other := subject.control_scorer) is not None:
+        other_temperature = other.temperature
         if other_temperature is None:
             raise InputError("the control must be a classifier, but has no classes (K = 1)")
-        others = batched_logits(subject.control, x).cpu()
+        others = batched_logits(other.model, x).cpu()
         control = measured(others, other_temperature)
         difference = difference_estimate(predicted == y, others.argmax(dim=1) == y)
     names = names_of(subject.splits.classes, num_classes)

@@ -16,7 +16,7 @@ from jem.randomness import named_generator
 from jem.report.subject import SHOWN, Pictures, Subject, names_of
 from jem.sampling.base_distributions import GaussianBase, UniformBase
 from jem.sampling.outliers import column_groups, shuffle_columns
-from jem.serving.scorer import Scorer, fit_scorer
+from jem.serving.scorer import Scorer
 
 SET_SIZE = 1000
 """Inputs of an OOD set that is made up."""
@@ -185,7 +185,7 @@ def ood_section(
     sets = make_ood_sets(subject.splits, seed)
     if subject.splits.kind == "image" and x.shape[2] == x.shape[3]:
         sets[ROTATED] = rotations(x)
-    detector, control = scorer.detector, subject.control
+    detector, control = scorer.detector, subject.control_scorer
     colour = x.ndim == 4 and x.shape[1] == 3
     names, y = names_of(subject.splits.classes, logits.shape[1]), subject.splits.test.y
 
@@ -201,15 +201,14 @@ def ood_section(
     flagged = detector.verdict(scores).is_ood
     single = {name: SCORES[name].function for name in SINGLE if logits.shape[1] > 1}
     if control is not None:
-        control_detector = fit_scorer(control, subject.splits).detector
-        control_scores = control_detector.score(x).cpu()
+        control_scores = control.detector.score(x).cpu()
 
     def measured(name: str, x: Tensor) -> OODSet:
         other_logits = batched_logits(subject.model, x)
         others = detector.score(x, other_logits).cpu()
         metrics, control_auroc = ood_metrics(scores, others), None
         if control is not None:
-            compared = ood_metrics(control_scores, control_detector.score(x).cpu())
+            compared = ood_metrics(control_scores, control.detector.score(x).cpu())
             control_auroc = estimate_of(compared, "auroc")
         flagged = detector.verdict(others).is_ood
         passed = (~flagged).nonzero().flatten()

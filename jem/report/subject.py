@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from jem.data.splits import DataSplits
 from jem.model import JEM
+from jem.serving.scorer import Scorer, fit_scorer
 
 SHOWN = 12
 """Inputs shown of each kind of example, and pairs of classes."""
@@ -60,6 +62,11 @@ class Subject:
     control: JEM | None = None
     ood_sets: dict[str, Tensor] = field(default_factory=dict)
     run: TrainingRun = field(default_factory=TrainingRun)
+
+    @cached_property
+    def control_scorer(self) -> Scorer | None:
+        """Threshold and temperature of the control, fitted once for all sections."""
+        return None if self.control is None else fit_scorer(self.control, self.splits)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def test_a_dry_run_shows_the_cost_and_writes_nothing(run, tmp_path, capsys):
     assert run("train", "--dry-run", "--out", tmp_path / "x", "--epochs", 2) == 0
     shown = capsys.readouterr().out
     assert re.search(r"cost: +2 epochs, 38 updates, [\d.]+ ms each .*: about \d+ s", shown)
+    assert resolved(shown)["recipe"]["num_steps"] == 2  # what is left open is filled in
     assert not (tmp_path / "x").exists()
 
 
