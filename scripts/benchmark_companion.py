@@ -2,8 +2,9 @@
 
     python scripts/benchmark_companion.py --seeds 0 1 2
 
-A residual network with batch normalisation is trained as a plain classifier. Beside it the recipe
-`companion` trains a density, and `fast` trains a network of ours from scratch, to compare with.
+A residual network with batch normalisation (or the network of `--classifier`) is trained as a plain
+classifier. Beside it the recipe `companion` trains a density, and `fast` trains a network of ours
+from scratch, to compare with.
 Prints a Markdown table of means (and the range over seeds), on the test part.
 """
 
@@ -56,6 +57,9 @@ class Benchmark:
     """Epochs of `companion` and of `fast`; about 1,500 updates if left out."""
     width: int = 16
     """Channels of the residual network at full size."""
+    classifier: str = ""
+    """Another classifier: the name and sizes of a network of ours, such as
+    pooled_cnn:width=64,norm=batch."""
     out: Path | None = None
     """JSON file for all figures of all runs."""
     threads: int | None = None
@@ -121,6 +125,7 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
 
     def measured(model: jem.JEM, recipe: jem.Recipe) -> dict[str, Any]:
         row = fit(model, recipe, data, seed) | figures_of(model, data, ood_sets, seed)
+        print({name: value for name, value in row.items() if name != "auroc"}, flush=True)
         if recipe.trains_density:
             x = jem.sample(model, labels, seed=seed)
             row["own"] = share(model.predict_proba(x).argmax(dim=1) == labels)
@@ -128,7 +133,11 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
         return row
 
     torch.manual_seed(derive_seed(seed, "network") % 2**32)
-    classifier = resnet(data.input_shape[0], num_classes, args.width)
+    classifier: nn.Module = resnet(data.input_shape[0], num_classes, args.width)
+    if args.classifier:
+        classifier = networks.network_from_text(
+            args.classifier, data.input_shape, num_classes, head="joint"
+        )
     plain = replace(jem.RECIPES["plain"], epochs=args.classifier_epochs)
     rows = {"classifier": measured(model_of(classifier), plain)}
     with torch.no_grad():
