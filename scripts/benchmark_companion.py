@@ -2,9 +2,9 @@
 
     python scripts/benchmark_companion.py --seeds 0 1 2
 
-A residual network with batch normalisation (or the network of `--classifier`) is trained as a plain
-classifier. Beside it the recipe `companion` trains a density, and `fast` trains a network of ours
-from scratch, to compare with.
+A residual network with batch normalisation (or the network of `--classifier`) is trained as a
+plain classifier. Beside it the recipe `companion` trains a density, and `fast` trains a network of
+ours from scratch, to compare with.
 Prints a Markdown table of means (and the range over seeds), on the test part.
 """
 
