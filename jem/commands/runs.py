@@ -86,7 +86,6 @@ class Run:
             batch_size=batch_size,
             label_column=label_column,
             columns=columns,
-            resize=self.config.image_size is not None,
             skip_damaged=skip_damaged,
         )
         if stream.from_images and scaling is not None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from torch import Tensor
 
 from jem.checks import check_integer
 from jem.commands.runs import Run, check_out, note, open_run
@@ -23,18 +24,19 @@ class ScoreFlags:
     """Classify inputs and reject those unlike the training data; writes a .csv file.
 
     It has a row for each input, with the columns input (number from 0, or file), class,
-    probability, calibrated_probability, log_density (unnormalised, nats), score (the one that
-    decides, unless that is log_density), p_value (small: unlike the data), ood (the verdict) and
-    reason (unlike the data, between classes, or both). Tables also get foreign_columns: the
-    columns that make a rejected row unlike the data, the worst first. Columns of a .csv file that
-    training left out, such as ids, come first.
+    probability, calibrated_probability, second_class and second_calibrated_probability (the next
+    most probable class), log_density (unnormalised, nats), score (the one that decides, unless
+    that is log_density), p_value (small: unlike the data), ood (the verdict) and reason (unlike
+    the data, between classes, or both). Tables also get foreign_columns: the columns that make a
+    rejected row unlike the data, the worst first. Columns of a .csv file that training left out,
+    such as ids, come first.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a model file such as RUN/model.pt."""
     inputs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="INPUTS")]
     """An .npy, .npz (images or x) or .csv file in the units of the training data; an image, or a
-    folder of images, whose values 0 to 255 are converted to the units of training."""
+    folder of images, whose size and values 0 to 255 are converted to those of training."""
     out: Path = Path("scores.csv")
     """The .csv file to write. A command that fails writes none."""
     force: bool = False
@@ -95,9 +97,10 @@ def score(argv: list[str]) -> int:
             count, rejected = count + len(names), rejected + int(found.is_ood.sum())
             bar.update(count, stream.total)
     detector = scorer.detector
-    others = f" ({stream.left_out:,} other files left out)" if stream.from_images else ""
+    for line in stream.notes:
+        note(line)
     print(
-        f"{count:,} inputs{others}, {rejected:,} rejected ({rejected / count:.2%}): {out}\n"
+        f"{count:,} inputs, {rejected:,} rejected ({rejected / count:.2%}): {out}\n"
         f"threshold: accepts {detector.acceptance_rate:.4g} of inputs like the "
         f"{detector.num_calibration:,} of the calibration part"
     )
@@ -130,14 +133,28 @@ def _scorer(args: ScoreFlags, run: Run) -> Scorer:
 def _columns(scorer: Scorer, names: Sequence[str], found: Prediction) -> dict[str, Sequence[Any]]:
     """The columns of the table, by their names."""
     classes = scorer.model.classes
-    figures = ["probability", "calibrated_probability", "log_density", "score", "p_value"]
-    if scorer.detector.score_name == "log_density":
-        figures.remove("score")
-    labels = found.class_index.tolist()
-    return {
+
+    def named(indices: Tensor) -> list[Any]:
+        return [k if classes is None else classes[k] for k in indices.tolist()]
+
+    def shown(values: Tensor) -> list[str]:
+        return [f"{value:.6g}" for value in values.tolist()]
+
+    columns: dict[str, Sequence[Any]] = {
         "input": names,
-        "class": labels if classes is None else [classes[index] for index in labels],
-        **{f: [f"{value:.6g}" for value in getattr(found, f).tolist()] for f in figures},
-        "ood": [str(flag).lower() for flag in found.is_ood.tolist()],
-        "reason": found.reason,
+        "class": named(found.class_index),
+        "probability": shown(found.probability),
+        "calibrated_probability": shown(found.calibrated_probability),
     }
+    if found.calibrated_probabilities.shape[1] > 1:
+        # Minus 1 at the most probable class, for others may be in a tie with it.
+        taken = found.class_index[:, None]
+        second = found.calibrated_probabilities.scatter(1, taken, -1.0).max(dim=1)
+        columns["second_class"] = named(second.indices)
+        columns["second_calibrated_probability"] = shown(second.values)
+    columns["log_density"] = shown(found.log_density)
+    if scorer.detector.score_name != "log_density":
+        columns["score"] = shown(found.score)
+    columns["p_value"] = shown(found.p_value)
+    columns["ood"] = [str(flag).lower() for flag in found.is_ood.tolist()]
+    return columns | {"reason": found.reason}

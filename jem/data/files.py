@@ -37,7 +37,8 @@ class InputStream:
         total: How many inputs there are, damaged images included; None where only the end of the
             file says so.
         from_images: Whether they are bytes of image files, 0 to 255, channels last.
-        left_out: Files of a folder that are no images.
+        notes: What was left out of a folder, and how images were changed, in words: complete when
+            the batches have ended.
         beside: Of a table, the columns that the network does not take, as text, by their names: of
             the rows that came last.
     """
@@ -45,7 +46,7 @@ class InputStream:
     batches: Iterator[Named]
     total: int | None
     from_images: bool = False
-    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
     beside: dict[str, list[str]] = field(default_factory=dict)
 
 
@@ -118,7 +119,6 @@ def stream_inputs(
     batch_size: int,
     label_column: str | None = None,
     columns: Sequence[Column] | None = None,
-    resize: bool = False,
     skip_damaged: bool = False,
 ) -> InputStream:
     """Open inputs for a model, a batch at a time; of files but `.npz` no more than that is held.
@@ -126,7 +126,8 @@ def stream_inputs(
     Args:
         path: An `.npy` file of a batch or a single input; an `.npz` file that has it under
             `images` or `x`; a `.csv` file with a header; an image; or a folder of images, which
-            is read with its subfolders in the order of their names.
+            is read with its subfolders in the order of their names. Images of another size are
+            brought to that of the network: scaled, and the middle cut out.
         input_shape: What the network takes for one input: (C, H, W) or (D,).
         batch_size: Inputs a batch.
         label_column: Column of a `.csv` file to leave out; otherwise one called label, class,
@@ -134,8 +135,6 @@ def stream_inputs(
             are named it must be none of them.
         columns: The columns that the network was trained on, and what is done to them: a `.csv`
             file may have them in another order, and others beside them. If None, position decides.
-        resize: Bring images of another size to `input_shape`: scaled, and the middle cut out;
-            otherwise they are refused.
         skip_damaged: Leave out images of a folder that cannot be read, with one warning at the end
             that says how many; otherwise they are refused.
 
@@ -160,10 +159,8 @@ def stream_inputs(
     if not path.exists():
         refuse(str(path), "be a file or a folder", "no such path")
     if path.is_dir() or is_image(path):
-        batches, total, others = image_batches(
-            path, shape, batch_size, resize=resize, skip_damaged=skip_damaged
-        )
-        return InputStream(batches, total, from_images=True, left_out=others)
+        batches, total, notes = image_batches(path, shape, batch_size, skip_damaged=skip_damaged)
+        return InputStream(batches, total, from_images=True, notes=notes)
     if suffix not in (".npy", ".npz", ".csv"):
         refuse(str(path), "be an .npy, .npz or .csv file, an image or a folder", repr(suffix))
     if suffix == ".csv":

@@ -86,37 +86,31 @@ def load_image(file: Path, *, ground: str = "white") -> Image.Image:
         return image.convert(mode)
 
 
-def read_image(file: Path, shape: Sequence[int], *, resize: bool = False) -> Array:
+def read_image(file: Path, shape: Sequence[int]) -> tuple[Array, bool]:
     """Read an image as a network takes it.
 
     Args:
         file: Where it lies.
         shape: (C, H, W) with 1 or 3 channels. Where C is 1, colours must be shades of grey.
-        resize: Whether to bring it to H x W: scaled to cover it, and the middle cut out.
-            Otherwise images of another size are refused.
 
     Returns:
-        Bytes, shape (H, W, C).
+        Bytes, shape (H, W, C); and whether the image has another size, and was brought to H x W:
+        scaled to cover it, and the middle cut out.
 
     Raises:
         DamagedImageError: If it cannot be read.
-        InputError: If it has more than 8 bits a channel, or another size or colours.
+        InputError: If it has more than 8 bits a channel, or colours that it must not have.
     """
     channels, height, width = shape
     image = load_image(file)
-    if resize:
+    if scaled := image.size != (width, height):
         image = ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
-    if image.size != (width, height):
-        got = f"{image.width} x {image.height}"
-        refuse(str(file), f"be {width} x {height} pixels as in training", got, "resize it first")
     if channels == 1 and image.mode == "L":
-        return np.asarray(image)[:, :, None]
+        return np.asarray(image)[:, :, None], scaled
     colours = np.asarray(image.convert("RGB"))
-    if channels == 3:
-        return colours
-    if (colours != colours[:, :, :1]).any():
+    if channels == 1 and (colours != colours[:, :, :1]).any():
         refuse(str(file), "be grey as in training", "a colour image")
-    return colours[:, :, :1]
+    return colours[:, :, :channels], scaled
 
 
 def read_format(file: Path, *, whole: bool = False) -> tuple[Size, bool]:
@@ -137,9 +131,9 @@ def read_format(file: Path, *, whole: bool = False) -> tuple[Size, bool]:
         return (size[1], size[0]) if lying else size, image.mode in GREY_MODES
 
 
-def read_scaled(file: Path, scaling: Scaling, *, resize: bool) -> Tensor:
+def read_scaled(file: Path, scaling: Scaling) -> Tensor:
     """Read an image to a network input, float32, shape (C, H, W); see `read_image`."""
-    return scaling(read_image(file, scaling.input_shape, resize=resize))[0]
+    return scaling(read_image(file, scaling.input_shape)[0])[0]
 
 
 # -- folders --------------------------------------------------------------------------------------
@@ -215,20 +209,19 @@ def _first_few(files: Sequence[Path]) -> str:
 
 
 def image_batches(
-    path: Path, shape: Sequence[int], batch_size: int, *, resize: bool, skip_damaged: bool
-) -> tuple[Iterator[tuple[list[str], Array]], int, int]:
+    path: Path, shape: Sequence[int], batch_size: int, *, skip_damaged: bool
+) -> tuple[Iterator[tuple[list[str], Array]], int, list[str]]:
     """Open an image, or a folder of them with its subfolders, to be read a batch at a time.
 
     Args:
         path: The file or folder.
         shape: What the network takes, (C, H, W).
         batch_size: Images a batch.
-        resize: Whether images of another size are brought to this one, see `read_image`.
         skip_damaged: Whether to leave out damaged images, see `usable`.
 
     Returns:
-        Iterator over names and bytes (B, H, W, C); how many images there are; and how many other
-        files.
+        Iterator over names and bytes (B, H, W, C); how many images there are; and, complete when
+        it has ended, what was left out, and what was brought to another size.
 
     Raises:
         InputError: If the network takes no images, or there are none.
@@ -242,14 +235,21 @@ def image_batches(
     if not files:
         refuse(str(path), f"hold images ({', '.join(IMAGE_SUFFIXES)})", "none")
 
-    def batches() -> Iterator[tuple[list[str], Array]]:
-        read = partial(read_image, shape=shape, resize=resize)
-        images = usable(files, read, skip_damaged=skip_damaged)
-        while chunk := list(islice(images, batch_size)):
-            names = [file.relative_to(folder).as_posix() for file, _ in chunk]
-            yield names, np.stack([image for _, image in chunk])
+    others = len(everything) - len(files)
+    notes = [f"left out: {others:,} other files"] * (others > 0)
 
-    return batches(), len(files), len(everything) - len(files)
+    def batches() -> Iterator[tuple[list[str], Array]]:
+        images = usable(files, partial(read_image, shape=shape), skip_damaged=skip_damaged)
+        count = 0
+        while chunk := list(islice(images, batch_size)):
+            count += sum(scaled for _, (_, scaled) in chunk)
+            names = [file.relative_to(folder).as_posix() for file, _ in chunk]
+            yield names, np.stack([image for _, (image, _) in chunk])
+        if count:
+            how = f"{shape[2]} x {shape[1]} pixels as in training (scaled, and the middle cut out)"
+            notes.append(f"{count:,} images were brought to {how}")
+
+    return batches(), len(files), notes
 
 
 def load_folder(
@@ -302,7 +302,7 @@ def load_folder(
         for name, drawn in zip(PART_NAMES, divided, strict=True)
     ]
     scaling = Scaling.of_bytes((1 if grey else 3, height, width), "channels_last")
-    read = partial(read_scaled, scaling=scaling, resize=image_size is not None)
+    read = partial(read_scaled, scaling=scaling)
     made: list[DataPart | LazyPart] = [
         LazyPart([files[i] for i in part], torch.from_numpy(y[part]), read) for part in rows
     ]

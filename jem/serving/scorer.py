@@ -23,11 +23,12 @@ from jem.runs.model_file import build_model, read_model
 
 
 class Prediction(NamedTuple):
-    """What a `Scorer` says of B inputs: tensors (B,) on the model's device, and a list."""
+    """What a `Scorer` says of B inputs: tensors on the model's device, (B,) but one; a list."""
 
     class_index: Tensor  # the most probable class; `model.classes` names it
     probability: Tensor  # p(y|x) of that class, in [1/K, 1]
     calibrated_probability: Tensor  # the same after temperature scaling
+    calibrated_probabilities: Tensor  # of all classes, shape (B, K)
     log_density: Tensor  # unnormalised, nats
     score: Tensor  # of the detector, higher = in-distribution
     p_value: Tensor  # conformal, small = out-of-distribution
@@ -79,10 +80,12 @@ class Scorer:
         verdict = self.detector.verdict(scores)
         with torch.inference_mode(False), torch.no_grad():
             scaled = logits if self.temperature is None else self.temperature.transform(logits)
+            calibrated = scaled.softmax(dim=1)
             return Prediction(
                 logits.argmax(dim=1),
                 logits.softmax(dim=1).amax(dim=1),
-                scaled.softmax(dim=1).amax(dim=1),
+                calibrated.amax(dim=1),
+                calibrated,
                 log_density(logits),
                 scores,
                 *verdict,

@@ -17,6 +17,7 @@ from jem.commands.runs import Run
 from jem.serving.scorer import fit_scorer, load_scorer
 
 FIGURES = ["probability", "calibrated_probability", "log_density", "score", "p_value"]
+SECOND = ["second_class", "second_calibrated_probability"]
 
 
 def table_of(path):
@@ -70,11 +71,16 @@ def test_a_table_that_is_there_is_overwritten_only_by_force(
 def test_the_table_holds_what_the_scorer_says(score, digits_run, raw_digits, capsys):
     rows = score(digits_run, raw_digits, "--batch-size", 100)
     captured = capsys.readouterr()
-    assert list(rows[0]) == ["input", "class", *FIGURES, "ood", "reason"]
+    names = ["input", "class", *FIGURES[:2], *SECOND, *FIGURES[2:], "ood", "reason"]
+    assert list(rows[0]) == names
     scorer = load_scorer(digits_run)
     found = scorer.predict(scorer.model.preprocess(raw_digits))
     assert [row["input"] for row in rows] == [str(i) for i in range(len(raw_digits))]
     assert [row["class"] for row in rows] == [str(int(k)) for k in found.class_index]
+    second = found.calibrated_probabilities.sort(descending=True)
+    assert [row["second_class"] for row in rows] == [str(int(k)) for k in second.indices[:, 1]]
+    stated = [float(row["second_calibrated_probability"]) for row in rows]
+    np.testing.assert_allclose(stated, second.values[:, 1], rtol=1e-4, atol=1e-6)
     for name in FIGURES:
         values = [float(row[name]) for row in rows]
         np.testing.assert_allclose(values, getattr(found, name), rtol=1e-4, atol=1e-6)
@@ -244,8 +250,6 @@ def test_bad_inputs_are_named_and_leave_no_file(
 def test_bad_images_and_cells_are_named(refused, digits_run, wine_run, tmp_path):
     out = ("--out", tmp_path / "s.csv")
     (tmp_path / "in").mkdir()
-    Image.new("L", (9, 8)).save(tmp_path / "in" / "wide.png")
-    assert "wide.png" in refused("score", digits_run, tmp_path / "in", *out)
     (tmp_path / "in" / "wide.png").write_bytes(b"no image")
     assert "wide.png" in refused("score", digits_run, tmp_path / "in", *out)
     (tmp_path / "t.csv").write_text("a,b\n1,2\n")
