@@ -1,0 +1,51 @@
+"""`jem export`: the file gives what `jem score` gives, and what is refused."""
+
+import numpy as np
+import pytest
+import torch
+
+import jem
+from jem.evaluation.ood import REASONS
+
+onnxruntime = pytest.importorskip("onnxruntime")
+
+
+@pytest.mark.parametrize(("source", "rate"), [("", None), ("model.pt", 0.5)])
+def test_the_file_gives_what_the_scorer_gives_for_batches_of_any_size(
+    run, digits_run, tmp_path, capsys, source, rate
+):
+    words = [] if rate is None else ["--acceptance-rate", rate]
+    assert run("export", digits_run / source, tmp_path / "model.onnx", *words) == 0
+    assert "(B, 1, 8, 8)" in capsys.readouterr().out
+    scorer = jem.load_scorer(digits_run)
+    if rate is not None:
+        scorer.detector.set_acceptance_rate(rate)
+    data = jem.data.load("digits")
+    x = torch.cat([data.test.x, jem.data.make_ood_set("letters", data, 60, seed=0)])
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    names = ["class_index", "probabilities", "log_density", "p_value", "is_ood", "reason"]
+    for part in (x[:1], x):
+        raw = data.scaling.invert(part)
+        found = dict(zip(names, session.run(names, {"inputs": raw.numpy()}), strict=True))
+        wanted = scorer.predict(part)
+        assert np.array_equal(found["class_index"], wanted.class_index)
+        assert np.array_equal(found["is_ood"], wanted.is_ood)
+        assert [REASONS[k] for k in found["reason"]] == wanted.reason
+        for name, value in (
+            ("probabilities", wanted.calibrated_probabilities),
+            ("log_density", wanted.log_density),
+            ("p_value", wanted.p_value),
+        ):
+            np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4)
+    assert 0 < wanted.is_ood.sum() < len(x)
+
+
+def test_what_cannot_be_exported_is_one_line_and_no_file(refused, digits_run, train, tmp_path):
+    out = tmp_path / "model.onnx"
+    out.write_text("mine")
+    assert "is there already" in refused("export", digits_run, out)
+    assert "is read" in refused("export", digits_run, digits_run / "model.pt", "--force")
+    bare = train(tmp_path / "bare", "wine", "plain", detector=False)
+    assert "holds no detector" in refused("export", bare, tmp_path / "bare.onnx")
+    assert out.read_text() == "mine"
+    assert not (tmp_path / "bare.onnx").exists()
