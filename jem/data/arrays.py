@@ -105,12 +105,16 @@ def from_arrays(
     scaling = _fit_scaling(raw[rows[0]], layout, input_shape, encoding or columns)
     if layout != "table" and raw.dtype != np.uint8:
         notes = ("units of the images: black {:g} and white {:g}, a guess".format(*scaling.units),)
-    made: list[DataPart | LazyPart] = [_part(scaling, raw[part], indices[part]) for part in rows]
+    numbers = np.arange(len(raw)) if frame is None else frame.index.to_numpy()
+    made: list[DataPart | LazyPart] = [
+        _part(scaling, raw[part], indices[part], numbers[part]) for part in rows
+    ]
     for part, (inputs, own) in given.items():
         given_x: Any = inputs
         part_raw = encode(encoding, given_x) if encoding else _inputs(f"{part} x", inputs, columns)
         part_labels = index(f"{part} y", _labels(f"{part} y", own, len(part_raw)))
-        made[PART_NAMES.index(part)] = _part(scaling, part_raw, part_labels)
+        numbers = np.arange(len(part_raw))
+        made[PART_NAMES.index(part)] = _part(scaling, part_raw, part_labels, numbers)
     return replace(assemble(name, made, names, scaling), notes=notes)
 
 
@@ -275,6 +279,6 @@ def _fit_scaling(
     return Scaling.of_range(input_shape, layout, low, high, units)
 
 
-def _part(scaling: Scaling, raw: Array, y: Indices) -> DataPart:
+def _part(scaling: Scaling, raw: Array, y: Indices, numbers: Array) -> DataPart:
     x = scaling(raw) if len(raw) > 0 else torch.empty(0, *scaling.input_shape)
-    return DataPart(x, torch.from_numpy(y))
+    return DataPart(x, torch.from_numpy(y), numbers.tolist())

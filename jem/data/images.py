@@ -308,7 +308,10 @@ def load_folder(
     ]
     if 4 * len(files) * math.prod(scaling.input_shape) <= memory_limit:
         x = [image for _, image in usable(files, read)]
-        made = [DataPart(torch.stack([x[i] for i in r]), torch.from_numpy(y[r])) for r in rows]
+        made = [
+            DataPart(torch.stack([x[i] for i in r]), part.y, part.sources)
+            for r, part in zip(rows, made, strict=True)
+        ]
     splits = assemble(folder.name, made, classes, scaling)
     others = sum(1 for file in walk(folder) if file not in class_of)
     note = f"{len(files):,} images read, of subfolders too; left out: {others:,} other files"

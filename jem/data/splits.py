@@ -28,10 +28,13 @@ class DataPart(Dataset[tuple[Tensor, Tensor]]):
     Args:
         x: Inputs in network units, shape (N, *input_shape), float32.
         y: Class indices, shape (N,), int64.
+        sources: Where each example was: its file, or the number of its row from 0; empty if that
+            is not known.
     """
 
     x: Tensor
     y: Tensor
+    sources: Sequence[Any] = ()
 
     def __repr__(self) -> str:
         return f"DataPart({len(self):,} inputs of {_by(self.x.shape[1:])})"

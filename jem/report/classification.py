@@ -1,6 +1,7 @@
 """The section of a report on classes: probabilities, and which class is taken for which."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -56,13 +57,13 @@ class Mistake:
     """A test input that is taken for another class.
 
     Attributes:
-        place: In the test part, from 0.
+        source: Its file, with the folder that it is in; or its row in the data, from 0.
         true: Its class.
         predicted: The class it is taken for.
         probability: Of that class, after temperature scaling.
     """
 
-    place: int
+    source: str
     true: str
     predicted: str
     probability: float
@@ -137,6 +138,8 @@ def classification_section(
     stated = temperature.transform(logits).softmax(dim=1).amax(dim=1)
     order = stated.argsort(descending=True, stable=True)
     worst = order[(predicted != y)[order]][:SHOWN]
+    places = subject.splits.test.sources or range(len(y))
+    sources = ["/".join(Path(str(places[i])).parts[-2:]) for i in worst.tolist()]
     return Classification(
         model=own,
         control=control,
@@ -151,8 +154,8 @@ def classification_section(
             if wrong.flatten()[pair]
         ],
         mistakes=[
-            Mistake(i, names[int(y[i])], names[int(predicted[i])], float(stated[i]))
-            for i in worst.tolist()
+            Mistake(source, names[int(y[i])], names[int(predicted[i])], float(stated[i]))
+            for i, source in zip(worst.tolist(), sources, strict=True)
         ],
         mistaken=x[worst],
     )

@@ -33,6 +33,14 @@ def test_statistics_come_from_the_training_part_alone():
     assert again.test.x.min() > 50
 
 
+def test_each_example_says_which_row_it_was():
+    x = RNG.normal(size=(60, 3)).astype(np.float32)
+    own = RNG.normal(size=(4, 3)).astype(np.float32)
+    splits = from_arrays(x, ["a", "b"] * 30, test=(own, ["a", "b"] * 2))
+    for part, raw in ((splits.train, x), (splits.calibration, x), (splits.test, own)):
+        np.testing.assert_allclose(splits.scaling.invert(part.x), raw[part.sources], atol=1e-6)
+
+
 def test_table_domain_is_the_training_range_and_a_tenth_but_a_constant_column_stays_constant():
     x = ROWS.copy()
     x[:, 1] = 4.0

@@ -69,6 +69,11 @@ def test_folder_of_images_of_which_one_in_colour_makes_all_of_them_colour(tmp_pa
     brightness = splits.train.x.flatten(1).mean(1)
     assert (brightness[splits.train.y == 0] < -0.55).all()
     assert (brightness[splits.train.y == 1] > -0.25).all()
+    for part in splits.parts.values():
+        again = [
+            splits.scaling(np.asarray(Image.open(file))[:, :, None])[0] for file in part.sources
+        ]
+        assert torch.equal(torch.stack(again), part[:][0])
     save(folder / "cat" / "red.png", mode="RGB")
     assert load(folder).input_shape == (3, 4, 5)
 

@@ -32,15 +32,16 @@ def test_the_matrix_and_the_figures_of_classes_are_those_of_scikit_learn(of_test
 
 def test_the_most_confident_mistakes_come_first_with_both_names(of_test, measured):
     found, y, probabilities = of_test
-    classes = measured[0].splits.classes
+    splits = measured[0].splits
     stated, predicted = probabilities.max(dim=1)
     wrong = sorted((-float(stated[i]), i) for i in (predicted != y).nonzero()[:, 0].tolist())
-    assert [m.place for m in found.mistakes] == [i for _, i in wrong[:12]]
-    for mistake, x in zip(found.mistakes, found.mistaken, strict=True):
-        i = mistake.place
-        assert (mistake.true, mistake.predicted) == (classes[y[i]], classes[predicted[i]])
+    for (_, i), mistake, x in zip(wrong, found.mistakes, found.mistaken, strict=False):
+        assert mistake.source == str(splits.test.sources[i])
+        names = splits.classes[y[i]], splits.classes[predicted[i]]
+        assert (mistake.true, mistake.predicted) == names
         assert mistake.probability == pytest.approx(float(stated[i]))
-        assert torch.equal(x, measured[0].splits.test.x[i])
+        assert torch.equal(x, splits.test.x[i])
+    assert len(found.mistakes) == len(found.mistaken) == min(12, len(wrong))
 
 
 def test_the_share_answered_is_as_accurate_as_asked_for(of_test):

@@ -97,7 +97,7 @@ def test_page_names_classes_and_mistakes(measured, page, monkeypatch):
     report = measured[1]
     found, classes = report.classification, report.data.classes
     worst = found.mistakes[0]
-    assert f"{worst.true}, taken for {worst.predicted}" in page
+    assert f"{worst.source}: {worst.true}, taken for {worst.predicted}" in page
     assert all(f'alt="samples of {name}"' in page for name in classes)
     many = replace(found, classes=found.classes * 7)
     crowded = render(replace(report, classification=many), None, title="many classes")
