@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from jem.checks import check_choice, refuse
+from jem.checks import check_choice, check_integer, refuse
 from jem.errors import InputError
 from jem.networks.architectures import NETWORKS, network_for
 from jem.networks.companion import Classifier, Companion, companion
@@ -156,6 +156,9 @@ def network_from_spec(
 def network_from_reference(reference: str, shape: Sequence[int], num_classes: int) -> nn.Module:
     """Build a network of the user's from `module:factory`, called as factory(shape, num_classes).
 
+    All three may come from a model file that somebody sent: it can name any function of an
+    installed package, such as `subprocess:call`. So it is called with whole numbers or not at all.
+
     Args:
         reference: Such as `"my_package.nets:make"`; the module is imported, where nothing else has
             its name from the working folder too.
@@ -166,12 +169,15 @@ def network_from_reference(reference: str, shape: Sequence[int], num_classes: in
         The module that the factory returned.
 
     Raises:
-        InputError: If the module or the factory is not found or fails, or no torch module comes
-            back.
+        InputError: If the module or the factory is not found or fails, no torch module comes back,
+            or shape and classes are no whole numbers.
     """
     module_name, _, factory_name = reference.partition(":")
     if not module_name or not factory_name:
         refuse("network", "be named module:factory, if it is your own", repr(reference))
+    for size in shape:
+        check_integer("shape", size, 1)
+    check_integer("num_classes", num_classes, 1)
     folder = str(Path.cwd())
     sys.path.append(folder)  # last, and for the moment: its files may have any name
     try:

@@ -177,6 +177,26 @@ def test_a_network_named_by_its_factory_is_built_again(tmp_path, path, monkeypat
 # -- the model of a run
 
 
+@pytest.mark.parametrize("companion", [False, True])
+def test_a_file_that_names_a_program_runs_none(tmp_path, path, companion):
+    """The name of a factory is called, but never with what else the file says."""
+    command = ("touch", str(tmp_path / "harmed"))
+    model = JEM(mlp((2,), 3), input_shape=(2,), classes=("a", "b", "c"))
+    jem.save(model, path)
+    state = torch.load(path, weights_only=True)
+    state["network"] = "subprocess:call"
+    state["weights"]["_extra_state"]["input_shape"] = command
+    if companion:
+        state["network"] = {
+            "name": "companion", "classifier_spec": "subprocess:call", "energy_network": None,
+            "input_shape": command, "num_classes": 3,
+        }  # fmt: skip
+    torch.save(state, path)
+    with pytest.raises(InputError, match="`shape` must be a whole number"):
+        jem.load(path)
+    assert not (tmp_path / "harmed").exists()
+
+
 def test_a_run_gives_its_averaged_weights_of_the_newest_whole_checkpoint(model, tmp_path):
     checkpoint(model, tmp_path, iteration=1)
     with torch.no_grad():
