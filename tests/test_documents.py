@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
+import jem
 from jem.evaluation.ood import SCORES
+from jem.networks import NETWORKS
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 
 def run_examples(name):
@@ -57,6 +59,26 @@ def test_examples_of_the_longer_documents(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(SCORES, "margin", None)  # which an example adds; taken out again
     run_examples(name)
+
+
+def test_examples_for_contributors(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(NETWORKS, "linear", None)  # which an example adds; taken out again
+    names = run_examples("CONTRIBUTING.md")
+    assert names["again"].network.spec == names["network"].spec
+    assert names["blobs"].input_shape == (2,)
+
+
+def test_commands_that_the_forge_and_contributors_run_are_targets_of_the_makefile():
+    texts = (ROOT / "CONTRIBUTING.md", ROOT / ".github" / "workflows" / "checks.yml")
+    text = "\n".join(path.read_text() for path in texts)
+    named = set(re.findall(r"^(?: *- run: )?make ([a-z-]+)", text, re.MULTILINE))
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"test", "check"} <= named <= set(targets)
+
+
+def test_the_citation_names_this_version():
+    assert f"\nversion: {jem.__version__}\n" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_examples_on_your_data():
