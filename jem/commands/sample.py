@@ -47,9 +47,10 @@ class SampleFlags:
     """Sample i of a class depends only on the seed and on i."""
     num_steps: int | None = None
     """Langevin steps. If None: those of the recipe."""
-    guidance: float = 1.0
+    guidance: float | None = None
     """Strength s of the class, in E(x) - s log p(y|x). Below 1: more varied samples; above 1: more
-    typical ones."""
+    typical ones. If None: 1, and 0 for a companion, whose classifier then chooses among samples
+    and is not run at every step."""
     initial_noise: float | None = None
     """Noise of the first step, which falls to that of the recipe. 0.5 with 100 steps gives more
     varied images. If None: that of the recipe throughout."""
