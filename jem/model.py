@@ -351,6 +351,11 @@ class JEM(nn.Module):
         """Where the parameters are (CPU for a network that has none)."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
+    @property
+    def columns(self) -> tuple[str, ...] | None:
+        """The column of the user's table that each number comes from, if columns have names."""
+        return None if self.scaling is None else self.scaling.columns
+
     def bounds(self, device: torch.device | str | None = None) -> tuple[Tensor, Tensor] | None:
         """Return the domain's bounds on a device, as kernels take them.
 

@@ -25,6 +25,7 @@ COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 BLUE, ORANGE = COLORS[:2]
 SMALL = 9  # points: 12 pixels of a page, the smallest text that a phone should show
 LONGEST_NAME = 28  # characters
+MOST_NAMED = 40  # columns of a table whose names stand under it
 NARROW = 3.38  # inches: as wide as a phone shows without scrolling
 
 
@@ -57,6 +58,7 @@ def inputs_figure(
     *,
     columns: int = 8,
     row_names: Sequence[str] = (),
+    names: Sequence[str] | None = None,
     title: str = "",
 ) -> Figure:
     """Show inputs: images as a grid, points of the plane as points, tables as rows of colour.
@@ -64,8 +66,9 @@ def inputs_figure(
     Args:
         x: Inputs in the network's units, shape (B, *shape).
         bounds: Values shown as black and white; the range of `x` if None.
-        columns: Images a row.
+        columns: Images a row; for tables, rows of each name.
         row_names: Name of each row of images, such as its class.
+        names: The column of the user's table that each number comes from, if columns have names.
         title: Heading.
 
     Returns:
@@ -81,11 +84,19 @@ def inputs_figure(
     flat = x.flatten(1)
     if flat.shape[1] == 2:
         axes.scatter(flat[:, 0].numpy(), flat[:, 1].numpy(), s=8)
-        axes.set(xlabel="first component", ylabel="second component")
-    else:
-        shown = axes.imshow(flat.numpy(), aspect="auto", interpolation="nearest")
-        figure.colorbar(shown, label="value, in the network's units")
-        axes.set(xlabel="component", ylabel="sample")
+        first, second = names or ("first number", "second number")
+        axes.set(xlabel=first, ylabel=second)
+        return figure
+    shown = axes.imshow(flat.numpy(), aspect="auto", interpolation="nearest")
+    figure.colorbar(shown, label="value, in the network's units")
+    axes.set(xlabel="column", ylabel="row")
+    if row_names:
+        axes.set_yticks(range(0, len(x), columns), labels=[_label(name) for name in row_names])
+    names = names or ()
+    starts = [i for i, name in enumerate(names) if not i or name != names[i - 1]]
+    if 0 < len(starts) <= MOST_NAMED:
+        axes.set_xticks(starts, labels=[_label(names[i]) for i in starts], rotation=90)
+        axes.set_xlabel("column; one of text has a number for each value")
     return figure
 
 

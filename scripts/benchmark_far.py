@@ -38,6 +38,8 @@ from jem import JEMClassifier
 Array = npt.NDArray[Any]
 Detector = Callable[[Array], Array]
 """Rows -> whether each is flagged."""
+TOTAL = 2
+"""The column of `churn` that is about a product of two others."""
 
 
 def churn(seed: int, count: int = 2000, *, heavy: bool = False) -> tuple[Array, Array]:
@@ -85,8 +87,11 @@ def with_column(x: Array, column: int, changed: Array) -> Array:
     return x
 
 
-def changes(x_train: Array, x: Array) -> Iterator[tuple[str, Array]]:
+def changes(name: str, x_train: Array, x: Array) -> Iterator[tuple[str, Array]]:
     """Name of a change, and the changed rows: once for every column that it is about."""
+    if name.startswith("churn"):  # the total charges are about tenure x monthly charges
+        yield "half the total", with_column(x, TOTAL, x[:, TOTAL] / 2)
+        yield "the total of another row", with_column(x, TOTAL, np.roll(x[:, TOTAL], 1))
     constant = x_train.min(0) == x_train.max(0)
     for j in np.flatnonzero(~constant):
         for factor in (30, 100, 1000):
@@ -160,7 +165,7 @@ def main() -> None:
             figures.append(((p.argmax(1) == y_test).mean(), log_loss(y_test, p)))
             for detector, flagged in found.items():
                 shares["test rows as they are"][detector].append(flagged(x_test).mean())
-            for change, rows in changes(x, x_test):
+            for change, rows in changes(name, x, x_test):
                 moved = (rows != x_test).any(axis=1)
                 if moved.any():
                     for detector, flagged in found.items():

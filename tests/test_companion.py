@@ -215,19 +215,7 @@ def test_a_function_without_gradients_is_a_classifier_too():
         jem.counterfactual(model, x, max_energy=0.0)
 
 
-def test_chains_of_samples_never_run_the_classifier():
-    classifier, calls = linear(), []
-    classifier.register_forward_hook(lambda *_: calls.append(1))
-    model = jem.JEM(beside(classifier), domain=(0.0, 1.0))
-    jem.Trainer(model, replace(TINY, epochs=1), device="cpu").fit(examples(), examples(6))
-    calls.clear()
-    jem.sample(model, [0, 1, 2], num_steps=20)
-    assert 1 <= len(calls) <= 3  # it looks at samples that are drawn
-    jem.sample(model, [0, 1, 2], num_steps=20, guidance=1.0)
-    assert len(calls) > 20
-
-
-def test_a_sample_is_drawn_until_the_classifier_agrees():
+def test_without_gradients_a_sample_is_drawn_until_the_classifier_agrees():
     """It goes by a pixel that is noise where chains begin, so a draw is right by chance."""
 
     def classifier(x):
@@ -238,7 +226,7 @@ def test_a_sample_is_drawn_until_the_classifier_agrees():
     jem.Trainer(model, recipe, device="cpu").fit(examples(), examples(6))
     labels = torch.arange(48) % K
     drawn = jem.sample(model, labels)
-    assert (classifier(drawn).argmax(dim=1) == labels).float().mean() > 0.65  # 1 - (2/3)^4 = 0.80
+    assert (classifier(drawn).argmax(dim=1) == labels).float().mean() > 0.85  # 1 - (2/3)^8 = 0.96
     assert jem.sample(model, labels[:5]).equal(drawn[:5])
 
 

@@ -66,6 +66,18 @@ def test_tables_are_rows_of_colour():
     assert len(figure.axes) == 2  # with a colour bar
 
 
+def test_rows_of_a_table_stand_over_the_names_of_its_columns_beside_their_classes():
+    names = ("months", "plan", "plan", "fee")
+    figure = inputs_figure(
+        torch.rand(6, 4), None, columns=3, row_names=["stays", "goes"], names=names
+    )
+    axes = figure.axes[0]
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["months", "plan", "fee"]
+    assert axes.get_xticks().tolist() == [0, 1, 3]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["stays", "goes"]
+    assert axes.get_yticks().tolist() == [0, 3]
+
+
 def test_a_figure_is_written_as_png_and_leaves_no_partial_file(tmp_path):
     path = tmp_path / "samples.png"
     path.write_bytes(b"an older picture")

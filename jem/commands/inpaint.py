@@ -128,7 +128,8 @@ def _picture(run: Run, x: Tensor, known: Tensor, completed: Tensor, names: list[
     """The first inputs: as they came, what was kept, and their completions."""
     bounds = run.model.bounds("cpu")
     if x.ndim != 4:
-        return inputs_figure(completed[:SHOWN, 0], bounds, title="completed inputs")
+        shown = completed[:SHOWN, 0]
+        return inputs_figure(shown, bounds, names=run.model.columns, title="completed inputs")
     low, high = bounds or (x.min(), x.max())
     kept = x.where(known, (low + high) / 2)
     rows = torch.cat([x[:, None], kept[:, None], completed], dim=1)[:SHOWN]

@@ -47,10 +47,9 @@ class SampleFlags:
     """Sample i of a class depends only on the seed and on i."""
     num_steps: int | None = None
     """Langevin steps. If None: those of the recipe."""
-    guidance: float | None = None
+    guidance: float = 1.0
     """Strength s of the class, in E(x) - s log p(y|x). Below 1: more varied samples; above 1: more
-    typical ones. If None: 1, and 0 for a companion, whose classifier then chooses among samples
-    and is not run at every step."""
+    typical ones."""
     initial_noise: float | None = None
     """Noise of the first step, which falls to that of the recipe. 0.5 with 100 steps gives more
     varied images. If None: that of the recipe throughout."""
@@ -81,7 +80,8 @@ def sample(argv: list[str]) -> int:
     with ProgressBar("drawing", quiet=args.quiet) as bar:
         drawn = generation.sample(trained.model, labels, progress=bar.update, **asked)
     raw, bounds = trained.raw_units(drawn), trained.model.bounds("cpu")
-    figure = inputs_figure(drawn, bounds, columns=args.count, row_names=names)
+    columns = trained.model.columns
+    figure = inputs_figure(drawn, bounds, columns=args.count, row_names=names, names=columns)
     write_drawing(files, figure, trained, "sample", asked, x=raw.numpy(), labels=of_rows)
     if len(files) == 3:
         _write_table(files[2], trained.model.scaling, raw, of_rows)

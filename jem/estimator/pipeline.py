@@ -113,8 +113,10 @@ def undo(step: Any, rows: Any) -> Any:  # noqa: ANN401
     Raises:
         InputError: If it has no inverse.
     """
-    if step in (None, "passthrough") or type(step).__module__.startswith("sklearn.impute"):
+    if step in (None, "passthrough"):
         return rows
+    if type(step).__module__.startswith("sklearn.impute"):
+        return _undo_imputer(step, np.array(rows))
     if isinstance(step, Pipeline):
         for _, each in reversed(step.steps):
             rows = undo(each, rows)
@@ -128,6 +130,14 @@ def undo(step: Any, rows: Any) -> Any:  # noqa: ANN401
         )
     whole = isinstance(step, OrdinalEncoder)  # which cuts off what follows the point
     return step.inverse_transform(np.rint(rows) if whole else rows)
+
+
+def _undo_imputer(step: Any, rows: Array) -> Array:  # noqa: ANN401
+    """Take off the columns that say what was missing, and what they say was."""
+    flagged = step.indicator_.features_ if step.add_indicator else []
+    values, missing = np.split(rows, [rows.shape[1] - len(flagged)], axis=1)
+    values[:, flagged] = np.where(missing > 0.5, np.nan, values[:, flagged])
+    return values
 
 
 def _undo_columns(step: ColumnTransformer, rows: Array) -> DataFrame:

@@ -27,8 +27,8 @@ BLOCK = 16
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 
-ATTEMPTS = 4
-"""Draws of a companion's sample until its classifier says the class asked for."""
+ATTEMPTS = 8
+"""Draws of a sample until the classifier says the class asked for, if it gives no gradients."""
 
 
 def sample(
@@ -38,7 +38,7 @@ def sample(
     count: int | None = None,
     seed: int = 0,
     num_steps: int | None = None,
-    guidance: float | None = None,
+    guidance: float = 1.0,
     initial_noise: float | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
@@ -51,9 +51,8 @@ def sample(
     training many steps end in few modes; noise that begins high and falls (simulated annealing)
     spreads them over more.
 
-    Chains of a companion move on E(x) alone, from where those of the class begin: so they never
-    run the classifier, which may be large or give no gradients. It then looks at the samples, and
-    those that are not of their class are drawn again, up to 3 times.
+    Where the classifier of a companion gives no gradients, chains move on E(x) alone, and a sample
+    that is not of its class is drawn again, up to 7 times.
 
     Args:
         model: A model trained with chains, or with `sampler` and `domain` set.
@@ -62,8 +61,7 @@ def sample(
         count: Number of samples where `labels` is None; 16 by default. With labels, B counts.
         seed: Sample i depends on the seed, i and its label alone, not on how many are drawn.
         num_steps: Langevin steps; None takes the model's.
-        guidance: s >= 0; below 1 more varied, above 1 more typical of the class. None is 1, and 0
-            for a companion.
+        guidance: s >= 0; below 1 more varied, above 1 more typical of the class.
         initial_noise: Noise of the first step, in data units, falling evenly to that of training
             at the last; None keeps that of training throughout.
         progress: Called after each step with steps done and steps in all.
@@ -84,8 +82,6 @@ def sample(
         labels = class_indices("labels", labels, len(frequencies))
         count = len(labels)
     count = 16 if count is None else count
-    beside = model.marginal is not model  # a companion
-    guidance = float(not beside) if guidance is None else guidance
     check_integer("count", count, 1)
 
     def begin(rows: slice, generator: torch.Generator) -> Beginning:
@@ -105,7 +101,7 @@ def sample(
     num_steps = sampler.num_steps if num_steps is None else num_steps
     steps = annealed(step, num_steps, initial_noise)
     x = run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
-    if labels is None or not beside:
+    if labels is None or getattr(model.network, "has_class_gradients", True):
         return x
     for attempt in range(1, ATTEMPTS):  # chains did not move to a class: keep those that are in it
         wrong = batched_logits(model, x).argmax(dim=1).cpu() != labels.cpu()
@@ -212,7 +208,7 @@ def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyF
         Dhariwal and Nichol (2021), arXiv:2105.05233, equation 14, for powers of p(y|x).
     """
     check_number("guidance", guidance, "[0, inf)")
-    if labels is None or guidance == 0:
+    if labels is None:
         return model.energy
     if guidance == 1:
         return lambda x: model.energy(x, labels)

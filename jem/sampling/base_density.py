@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from jem.sampling.langevin import LangevinStep
 from jem.sampling.moments import centred_by_class, ledoit_wolf
 from jem.sampling.outliers import column_groups
+from jem.sampling.products import Products
 
 TAIL_WIDTH = 0.01
 """Share of the domain's width, outside it, at which the tail turns from a parabola to a line."""
@@ -54,6 +56,7 @@ class BaseDensity(nn.Module):
         mean_log_q: Mean of log q over the training data, by which it is shifted.
         temperature: T.
         groups: Which column of the user's table each component is part of, shape (D,).
+        products: Fields of `Products`, where products of columns hold almost exactly.
 
     References:
         Lee et al. (2018), arXiv:1807.03888, for class Gaussians with one covariance.
@@ -77,8 +80,9 @@ class BaseDensity(nn.Module):
     white_means: Tensor
     misfit_means: Tensor
 
-    def __init__(self, **arguments: Tensor) -> None:
+    def __init__(self, products: Mapping[str, Tensor] | None = None, **arguments: Tensor) -> None:
         super().__init__()
+        self.products = Products(**products) if products else None
         for name in self.arguments:
             self.register_buffer(name, arguments[name], persistent=False)
         self.register_buffer("centre", self.means.mean(dim=0), persistent=False)
@@ -96,6 +100,7 @@ class BaseDensity(nn.Module):
         step: LangevinStep,
         columns: Sequence[str] | None = None,
         *,
+        zero: Tensor | None = None,
         shrinkage: float = 0.0,
     ) -> BaseDensity:
         """Estimate the Gaussians from training data.
@@ -115,6 +120,7 @@ class BaseDensity(nn.Module):
             domain: Bounds of the inputs.
             step: The step of the chains, which has their noise and temperature.
             columns: As `column_groups` takes them.
+            zero: What 0 is in the user's units, shape (D,); None looks for no products.
             shrinkage: Share by which the covariance becomes a multiple of the identity.
         """
         means, within, counts = centred_by_class(x, parts)
@@ -147,11 +153,15 @@ class BaseDensity(nn.Module):
             # At least 1: rows that are all the same would leave no distance at all.
             usual = far.kthvalue(math.ceil(SHARE_WITHOUT_MISFIT * count)).values.clamp_min(1.0)
             known["misfit_limit"] = usual * (count + size) / (count - size)
-        return cls(**known)
+        base = cls(**known)
+        if zero is not None and not shrinkage:
+            base.products = Products.fit(x, zero)
+        return base
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self) -> dict[str, Any]:
         """Tensors from which the constructor makes an equal base."""
-        return {name: getattr(self, name) for name in self.arguments}
+        products = self.products and self.products._asdict()
+        return {name: getattr(self, name) for name in self.arguments} | {"products": products}
 
     def logits_with_base(self, x: Tensor, network: Callable[[Tensor], Tensor]) -> Tensor:
         """Logits of a network with the base added, in double precision where the device has it.
@@ -193,11 +203,13 @@ class BaseDensity(nn.Module):
             Shape (B,), nats: 0 up to `misfit_limit`, which 99 of 100 training rows keep, and about
             1 for each hundredth of it beyond.
         """
-        if not self.judges_relations:
-            return x.new_zeros(x.shape[0])  # not len(x), which a graph could not leave open
         x = x if x.device.type == "mps" else x.double()
-        beyond = self._misfit_distance(x) / self.misfit_limit.to(x) - 1
-        return _huber((beyond / MISFIT_WIDTH).clamp_min(0.0))
+        lost = x.new_zeros(x.shape[0])  # not len(x), which a graph could not leave open
+        if self.judges_relations:
+            lost = lost + _beyond(self._misfit_distance(x), self.misfit_limit)
+        if self.products is not None:
+            lost = lost + _beyond(self.products.distance(x), self.products.limit)
+        return lost
 
     def _misfit_distance(self, x: Tensor) -> Tensor:
         squares = self._squared_distances(x, self.misfit_whitening, self.misfit_means)
@@ -229,6 +241,10 @@ class BaseDensity(nn.Module):
         white, means = (x - self.centre.to(x)) @ whitening.to(x), means.to(x)
         squares = white.square().sum(dim=1, keepdim=True) + means.square().sum(dim=1)
         return squares - 2 * white @ means.T
+
+
+def _beyond(distance: Tensor, limit: Tensor) -> Tensor:
+    return _huber(((distance / limit.to(distance) - 1) / MISFIT_WIDTH).clamp_min(0.0))
 
 
 def _whitening(covariance: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import Tensor, nn
 
-from jem.data.scaling import range_of
+from jem.data.scaling import Scaling, range_of
 from jem.data.splits import DataPart, DataSplits, LazyPart
 from jem.model import JEM
 from jem.networks import NetworkFactory, is_embedding, make_network
@@ -133,14 +132,15 @@ def fit_sampler(
         trained_on_outliers=bool(recipe.outlier_count),
         trained_on_noise=begins_at_noise,
     )
-    columns = None if model.scaling is None else model.scaling.columns
     if x.ndim == 2 and recipe.clip_to_domain:
-        model.base = fit_base(x, labels, domain, step, columns).to(model.device)
+        model.base = fit_base(x, labels, domain, step, model.scaling).to(model.device)
     if not recipe.outlier_count:
         return base(recipe.init), None
     kinds = ["uniform", "contrast", *["gaussian"] * begins_at_noise]
     noise = [deepcopy(base(kind)) for kind in kinds]  # the model's own stays on the CPU
-    return base(recipe.init), Outliers(domain, noise, frequencies, x, columns).to(model.device)
+    return base(recipe.init), Outliers(domain, noise, frequencies, x, model.columns).to(
+        model.device
+    )
 
 
 def fit_base(
@@ -148,7 +148,7 @@ def fit_base(
     labels: Tensor,
     domain: tuple[Tensor, Tensor],
     step: LangevinStep,
-    columns: Sequence[str] | None = None,
+    scaling: Scaling | None = None,
 ) -> BaseDensity:
     """Fit the base density of vectors; for embeddings with ten nearly round Gaussians a class.
 
@@ -160,10 +160,12 @@ def fit_base(
         labels: Class indices, shape (N,).
         domain: Bounds of the inputs.
         step: The step of the chains.
-        columns: As `column_groups` takes them.
+        scaling: What made them, with the names of their columns.
     """
+    columns = None if scaling is None else scaling.columns
+    zero = None if scaling is None else -scaling.shift / scaling.scale
     if not is_embedding(x.shape[1:]) or int(column_groups(x, columns)[-1]) < x.shape[1] - 1:
-        return BaseDensity.fit(x, labels, domain, step, columns)
+        return BaseDensity.fit(x, labels, domain, step, columns, zero=zero)
     parts = prototypes(x, labels)
     return BaseDensity.fit(x, parts, domain, step, columns, shrinkage=EMBEDDING_SHRINKAGE)
 

@@ -283,6 +283,7 @@ def draw_samples(model: JEM, seed: int, path: Path, bar: ProgressBar) -> None:
         model.bounds("cpu"),
         columns=SAMPLES_A_CLASS,
         row_names=names,
+        names=model.columns,
         title="fresh samples by class",
     )
     save_figure(figure, path)

@@ -156,6 +156,16 @@ def test_a_pipeline_says_of_raw_rows_what_its_last_step_says(of_customers, custo
     assert np.array_equal(copy.p_value(rows), of_customers.p_value(rows))
 
 
+def test_samples_of_a_pipeline_miss_values_where_the_imputer_flags_them(customers):
+    rows, labels = customers
+    rows = rows[["months", "fee"]].mask(np.random.default_rng(0).random((len(rows), 2)) < 0.3)
+    impute = SimpleImputer(strategy="median", add_indicator=True)
+    pipeline = jem.make_pipeline(impute, StandardScaler(), quick(epochs=5)).fit(rows, labels)
+    drawn = pipeline.sample(count=40)
+    assert list(drawn) == ["months", "fee"]
+    assert drawn.isna().mean().between(0.05, 0.6).all()
+
+
 def test_samples_of_a_pipeline_are_rows_of_the_users_table(of_customers, customers):
     rows = customers[0].drop(columns="number")  # which no step has seen
     drawn = of_customers.sample(["stays"] * 20 + ["goes"] * 20)

@@ -19,9 +19,9 @@ AT_ONCE = 2**14
 def foreign_columns(detector: OODDetector, x: Tensor) -> list[tuple[str, ...]]:
     """Name the columns that make rows foreign, the worst first.
 
-    A column is put back to a typical value, the mean of the nearest class, and the one that raises
-    the score most is named; then the next one, until the row would pass, or three are named. The
-    parts of a one-hot column are one column.
+    A column is put back to a typical value, the mean of the nearest class or what products of
+    columns ask for (`Products`), and the one that raises the score most is named; then the next
+    one, until the row would pass, or three are named. Parts of a one-hot column are one column.
 
     Args:
         detector: A fitted detector.
@@ -44,11 +44,18 @@ def foreign_columns(detector: OODDetector, x: Tensor) -> list[tuple[str, ...]]:
         typical = base.nearest_mean(current)
         foreign = torch.ones(len(rows), dtype=torch.bool)
         for _ in range(MOST_NAMED):
-            changed = torch.where(parts.to(x.device), typical[:, None], current[:, None])
-            scores = detector.score(changed.flatten(0, 1)).view(len(rows), len(names))
+            values = [typical]
+            if base.products is not None:
+                values.append(base.products.repaired(current).clamp(base.low, base.high))
+            changed = torch.stack(values, dim=1)[:, :, None].where(
+                parts.to(x.device), current[:, None, None]
+            )
+            changed = changed.flatten(1, 2)  # (rows, each value of each column, D)
+            scores = detector.score(changed.flatten(0, 1)).view(changed.shape[:2])
             best = scores.max(dim=1)
             for i in foreign.nonzero()[:, 0].tolist():
-                named[int(rows[i])] += (names[int(best.indices[i])],)
+                found = (*named[int(rows[i])], names[int(best.indices[i]) % len(names)])
+                named[int(rows[i])] = tuple(dict.fromkeys(found))
             current = changed[torch.arange(len(rows)), best.indices]
             foreign &= detector.verdict(best.values).is_ood.cpu()
     return named
@@ -62,7 +69,7 @@ def column_names(model: JEM, groups: Tensor) -> list[str]:
         groups: Which column each component is part of, shape (D,). One of several parts is called
             by what the names of its parts begin with.
     """
-    given = None if model.scaling is None else model.scaling.columns
+    given = model.columns
     parts = given or [f"x{index}" for index in range(len(groups))]
     names = []
     for group in range(int(groups[-1]) + 1):

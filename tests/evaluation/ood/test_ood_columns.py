@@ -48,3 +48,19 @@ def test_columns_without_names_are_numbered(customers):
     rows[:, 2:5] *= 30
     assert all("x2 to x4" in row for row in classifier.foreign_columns(rows))
     assert foreign_columns(classifier.detector_, torch.empty(0, 6)) == []
+
+
+def test_rows_that_break_a_product_are_rejected_and_name_a_column_of_it():
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame(
+        {"months": rng.integers(1, 73, 500), "fee": rng.uniform(20, 120, 500)}
+    )
+    frame["total"] = frame["months"] * frame["fee"] * rng.normal(1, 0.02, 500)
+    frame["calls"] = rng.poisson(2, 500)
+    stays = frame["months"] > 30
+    classifier = JEMClassifier(epochs=5, random_state=0).fit(frame, stays)
+    assert classifier.is_ood(frame).mean() < 0.15
+    broken = frame.assign(total=frame["total"] / 2)
+    assert classifier.is_ood(broken).mean() > 0.95
+    first = [named[0] for named in classifier.foreign_columns(broken) if named]
+    assert np.mean([name != "calls" for name in first]) > 0.95
