@@ -230,6 +230,18 @@ def test_without_gradients_a_sample_is_drawn_until_the_classifier_agrees():
     assert jem.sample(model, labels[:5]).equal(drawn[:5])
 
 
+def test_scores_of_features_are_those_of_the_classifier():
+    x, y = examples(48)
+    h = linear().append(nn.SiLU()).append(nn.Linear(K, K))
+    model, alone = jem.JEM(beside(h)), jem.JEM(h)
+    for name in ("knn", "mahalanobis", "vim"):
+        scores = [jem.OODDetector(each, name, (x, y)).score(x[:9]) for each in (model, alone)]
+        torch.testing.assert_close(*scores)
+    model = jem.JEM(beside(lambda x: h(x).detach()))
+    with pytest.raises(InputError, match="a classifier that is a module"):
+        jem.OODDetector(model, "knn", (x, y))
+
+
 def test_counterfactuals_and_onnx_files_work_with_a_module(trained, tmp_path):
     onnxruntime = pytest.importorskip("onnxruntime")
     x, _ = examples(4)

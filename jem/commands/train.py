@@ -200,6 +200,8 @@ def _fit(
         metadata=config.metadata() | columns | {"data_checksum": checksum(splits)},
     )
     resume = flags.resume and RunFolder(folder).holds_run()
+    if not flags.quiet and max(splits.input_shape[1:], default=0) > USUAL_SIZE:
+        note("fitting what chains begin at, which takes seconds for large images")
     result = trainer.fit(splits.train, splits.validation, resume=resume)
     kept = {RunFolder(folder).model: model}
     return kept if result.refused is None else kept | {RunFolder(folder).best: result.refused}

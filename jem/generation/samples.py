@@ -107,7 +107,8 @@ def sample(
         wrong = batched_logits(model, x).argmax(dim=1).cpu() != labels.cpu()
         if not wrong.any():
             break
-        again = run_blocks(model, count, begin, steps, seed=seed, name=f"sample {attempt}")
+        name = f"sample {attempt}"
+        again = run_blocks(model, count, begin, steps, seed=seed, name=name, progress=progress)
         x[wrong] = again[wrong]
     return x
 

@@ -5,6 +5,7 @@ import os
 import signal
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from test_trainer import SMALL, assert_same_bits, blobs, model_of, weights
 
 import jem
 from jem import networks
+from jem.data import DataPart
 from jem.errors import TrainingInterrupted
 from jem.model import JEM
 from jem.training.monitor import read_metrics
@@ -19,6 +21,7 @@ from jem.training.probe import seconds_per_update
 from jem.training.process import stop_signals
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES, recipe_from
+from jem.training.safeguards import why_doubted
 from jem.training.trainer import Trainer
 
 
@@ -134,6 +137,21 @@ def test_a_density_that_hardly_knows_data_from_noise_is_doubted_when_training_en
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Trainer(model_of(), SMALL, device="cpu").fit(blobs())
+
+
+@pytest.mark.parametrize(("shape", "doubted"), [((64,), False), ((1, 8, 8), True)])
+def test_more_is_asked_of_a_density_of_images(shape, doubted):
+    """Noise has a mean of 0.5: four examples of five are above it, and the AUROC is 0.8."""
+
+    class Mean(torch.nn.Module):
+        def forward(self, x):
+            return x.flatten(1).mean(dim=1, keepdim=True)
+
+    x = torch.where(torch.arange(100) % 5 > 0, 0.9, 0.0).view(-1, *[1] * len(shape))
+    examples = DataPart(x.expand(-1, *shape), torch.zeros(100, dtype=torch.long))
+    model = JEM(Mean(), classes=[""], domain=(torch.tensor(0.0), torch.tensor(1.0)))
+    found = why_doubted(model, SimpleNamespace(trains_density=True), "", examples)
+    assert bool(found) == doubted
 
 
 def test_a_callback_that_returns_nothing_or_false_ends_nothing():

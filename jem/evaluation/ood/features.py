@@ -23,7 +23,7 @@ def features_of(model: JEM, x: Tensor) -> Tensor:
 
     Args:
         model: A model. Features are what its network has as a method `features(x)`, or else what
-            goes into its last linear layer.
+            goes into its last linear layer; of a companion they are those of its classifier.
         x: Inputs, shape (B, *shape).
 
     Returns:
@@ -32,7 +32,7 @@ def features_of(model: JEM, x: Tensor) -> Tensor:
     Raises:
         InputError: If the network has neither such a method nor a linear layer.
     """
-    x, features = on_model(model, x), getattr(model.network, "features", None)
+    x, features = on_model(model, x), getattr(_classifier(model), "features", None)
     if not callable(features) or isinstance(features, nn.Module):  # a part of VGG, not a method
         z = _before_last_linear(model, x)
     else:
@@ -41,17 +41,28 @@ def features_of(model: JEM, x: Tensor) -> Tensor:
     return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
 
 
+def _classifier(model: JEM) -> nn.Module:
+    """The network that classifies: of a companion the given one."""
+    network = model.network
+    if not isinstance(network, Companion):
+        return network
+    if network.classifier.module is None:
+        raise InputError("this score needs a classifier that is a module: use 'combined'")
+    return network.classifier.module.to(model.device)
+
+
 def last_linear(model: JEM) -> nn.Linear:
     """The last linear layer of a network, in the order of its modules.
 
     Raises:
         InputError: If it has none.
     """
-    layers = [module for module in model.network.modules() if isinstance(module, nn.Linear)]
+    network = _classifier(model)
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear)]
     if not layers:
         raise InputError(
             "this score needs a network with a linear layer or a method `features(x)`, "
-            f"and {type(model.network).__name__} has neither: use a score of the logits"
+            f"and {type(network).__name__} has neither: use a score of the logits"
         )
     return layers[-1]
 
@@ -60,12 +71,10 @@ def plain_head(model: JEM, num_features: int) -> nn.Linear:
     """The last layer of a network whose logits are linear in its features.
 
     Raises:
-        InputError: If they are not: it has the factored head, or is a companion.
+        InputError: If they are not: it has the factored head.
     """
     layer = last_linear(model)
-    other = any(
-        isinstance(m, FactoredHead | Factored | Companion) for m in model.network.modules()
-    )
+    other = any(isinstance(m, FactoredHead | Factored) for m in _classifier(model).modules())
     if other or layer.in_features != num_features:
         raise InputError("this score needs a network whose last layer is linear: use 'combined'")
     return layer
