@@ -20,6 +20,7 @@ from jem.data.splits import DataSplits
 from jem.errors import InputError, RunFolderError
 from jem.progress import ProgressBar
 from jem.randomness import named_generator
+from jem.report.card import write_card
 from jem.report.measure import measure
 from jem.report.page import (
     comparison_rows,
@@ -61,6 +62,9 @@ class ReportFlags:
     """`module:factory` of your own network, if the run does not name it."""
     seed: int = 0
     """Seed of OOD sets, samples and bootstrap replicates."""
+    card: bool = False
+    """Also write README.md into it, a model card in the format of the Hugging Face Hub. Without
+    other flags, figures that are there already are not measured again."""
     quiet: bool = False
     """Show no progress."""
 
@@ -68,8 +72,13 @@ class ReportFlags:
 def report(argv: list[str]) -> int:
     """Measure a run, write its report, and print the answers."""
     args = tyro.cli(ReportFlags, args=argv, prog="jem report")
-    print_report(make_report(args))
+    if args.card and (args.run / "README.md").exists():
+        raise InputError(f"{args.run / 'README.md'} is there already: it may be yours, so move it")
+    alone = args == ReportFlags(args.run, card=True, quiet=args.quiet)
+    print_report(_figures(args) if alone else make_report(args))
     print(f"report: {args.run / 'report.html'} and {args.run / 'report.json'}")
+    if args.card:
+        print(f"model card: {write_card(args.run)}")
     return 0
 
 
@@ -261,7 +270,7 @@ def compare(argv: list[str]) -> int:
     out = check_out(args.out)
     for path in args.runs:
         run_config(path)  # before any is measured
-    reports = {str(path): _figures(path, args.quiet) for path in args.runs}
+    reports = {str(path): _figures(ReportFlags(path, quiet=args.quiet)) for path in args.runs}
     table = Table(
         "figure", *map(escape, reports), title="test part, 95 % intervals over test inputs"
     )
@@ -274,10 +283,11 @@ def compare(argv: list[str]) -> int:
     return 0
 
 
-def _figures(path: Path, quiet: bool) -> dict[str, Any]:
+def _figures(args: ReportFlags) -> dict[str, Any]:
     """The report of a run; made if there is none, or if training has continued since."""
-    file, newest = path / "report.json", Checkpoints(RunFolder(path).checkpoints).iterations()[-1:]
+    file = args.run / "report.json"
+    newest = Checkpoints(RunFolder(args.run).checkpoints).iterations()[-1:]
     figures = read_report(file) if file.exists() else {}
     if figures and newest in ([], [figures["run"].get("iterations")]):
         return figures
-    return make_report(ReportFlags(path, quiet=quiet))
+    return make_report(args)

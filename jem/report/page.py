@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -134,7 +134,7 @@ def render(report: Report, bounds: tuple[Tensor, Tensor] | None, *, title: str) 
         data = base64.b64encode(plotting.image_bytes(x, bounds, wide)).decode()
         return {"data": data, "width": min(34.0, 2.9 * wide)}
 
-    return _template("report.html.j2").render(
+    return template("report.html.j2").render(
         title=title,
         version=__version__,
         schema_version=SCHEMA_VERSION,
@@ -161,7 +161,7 @@ def render_comparison(reports: Mapping[str, Mapping[str, Any]], *, title: str) -
     Returns:
         HTML that loads nothing from anywhere.
     """
-    return _template("compare.html.j2").render(
+    return template("compare.html.j2").render(
         title=title, version=__version__, rows=comparison_rows(reports), reports=reports
     )
 
@@ -193,9 +193,20 @@ def comparison_rows(
     ]
 
 
-def _template(name: str) -> Template:
-    loader = PackageLoader("jem.report")
-    environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+def template(name: str, **filters: Callable[[str], str]) -> Template:
+    """A template of this package; what it puts into HTML is escaped.
+
+    Args:
+        name: Its file.
+        filters: More filters, by name.
+    """
+    environment = Environment(
+        loader=PackageLoader("jem.report"),
+        autoescape=lambda name: name is not None and ".html." in name,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= filters
     return environment.get_template(name)
 
 

@@ -1,6 +1,7 @@
 """`jem report` and `jem compare` on a real, short run."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -103,6 +104,25 @@ def test_verdicts_are_printed_as_they_are(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     assert "images[new].npz" in shown
     assert "[/b]" in shown
+
+
+def test_a_model_card_is_written_from_figures_that_are_there(
+    run, refused, reported, monkeypatch, tmp_path
+):
+    folder = shutil.copytree(reported, tmp_path / "run")
+
+    def fail(args):
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("jem.commands.report.make_report", fail)
+    assert run("report", folder, "--card") == 0
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(folder)
+    wine = jem.data.load("wine")
+    names = {"raw": wine.scaling.invert(wine.test.x)}
+    exec(code, names)  # as the reader of the card would
+    assert len(names["prediction"].is_ood) == len(wine.test.x)
+    assert "is there already" in refused("report", folder, "--card")
 
 
 # -- compare --------------------------------------------------------------------------------------
