@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from jem.checks import check_inputs, refuse
 from jem.data.scaling import Scaling
 from jem.errors import InputError
+from jem.networks.companion import Companion
 from jem.networks.foreign import logits_of, why_no_density
 from jem.networks.heads import energy_of as energy_of
 from jem.networks.heads import log_density as log_density
@@ -140,8 +141,8 @@ class JEM(nn.Module):
     With logits f(x) in R^K, the joint energy is E(x, y) = -f(x)[y]; summing the class out gives
     E(x) = -logsumexp_y f(x)[y] and log p(x) = -E(x) - log Z with an unknown log Z. p(y|x) is the
     usual softmax, so `model(x)` is still the classifier that it was. K = 1 is the plain
-    energy-based model. Of a network that holds an `energy_network`, (B, *shape) -> (B, 1), as that
-    of `jem.companion` does, energies of inputs and training run that alone: it gives -E(x).
+    energy-based model. Some networks hold an `energy_network`: two towers, and `jem.companion`.
+    Then energies of inputs, and samples, are those of `density_model`, which runs that alone.
 
     `logits`, `energy` and `log_density` are differentiable and run in the mode that the network is
     in; `predict_proba` runs in evaluation mode without gradients and restores the mode.
@@ -271,15 +272,20 @@ class JEM(nn.Module):
         return logits_of(self.network, x)
 
     @property
-    def marginal(self) -> JEM:
-        """The model of the inputs alone: itself, or the energy network that its network holds."""
-        energy_network: Any = getattr(self.network, "energy_network", None)
-        if energy_network is None:
+    def density_model(self) -> JEM:
+        """The model that has the density: itself, or that of the energy network it holds."""
+        network: Any = self.network
+        if getattr(network, "energy_network", None) is None:
             return self
-        marginal = JEM(energy_network, classes=[""], domain=self.domain)
-        marginal.input_shape, marginal.sampler = self.input_shape, self.sampler
-        marginal.base = self.base
-        return marginal
+        classes = [""] if network.energy_outputs == 1 else self.classes
+        model = JEM(network.energy_network, classes=classes, domain=self.domain)
+        model.input_shape, model.sampler, model.base = self.input_shape, self.sampler, self.base
+        return model
+
+    @property
+    def trained(self) -> JEM:
+        """The model that training runs: itself, or the `density_model` of a companion."""
+        return self.density_model if isinstance(self.network, Companion) else self
 
     def energy(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """Energy E(x) = -logsumexp f(x), or E(x, y) = -f(x)[y].
@@ -291,7 +297,7 @@ class JEM(nn.Module):
         Returns:
             Energies, shape (B,), nats; low = compatible.
         """
-        return energy_of((self.marginal if y is None else self).logits(x), y)
+        return energy_of((self.density_model if y is None else self).logits(x), y)
 
     def log_density(self, x: Tensor) -> Tensor:
         """Log-density log p(x) + log Z = -E(x): *unnormalised*, and no likelihood.
@@ -304,7 +310,7 @@ class JEM(nn.Module):
         Returns:
             Log-density, shape (B,), nats; high = likely.
         """
-        return log_density(self.marginal.logits(x))
+        return log_density(self.density_model.logits(x))
 
     def predict_proba(self, x: Tensor) -> Tensor:
         """Class probabilities p(y|x) = softmax f(x), in evaluation mode and without gradients.

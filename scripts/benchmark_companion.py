@@ -147,25 +147,9 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
     recipe = replace(jem.RECIPES["companion"], epochs=args.epochs)
     rows["companion"] = measured(model, recipe)
     rows["companion"]["same_bits"] = float(model.predict_proba(data.test.x).equal(said))
-    # Without gradients of the class: begun at the class, moved by the density, kept if it agrees.
-    x = jem.sample(asked_only(model, classifier, data), labels, seed=seed)
-    rows["companion"]["agreement_function"] = share(reference.predict(x) == labels)
     network = networks.network_for(data.input_shape, num_classes)
     rows["fast"] = measured(model_of(network), replace(jem.RECIPES["fast"], epochs=args.epochs))
     return rows
-
-
-def asked_only(model: jem.JEM, classifier: nn.Module, data: DataSplits) -> jem.JEM:
-    """The trained companion with the classifier as a function that gives no gradients."""
-    both = jem.companion(
-        lambda x: classifier(x),
-        input_shape=data.input_shape,
-        num_classes=len(data.classes),
-        energy_network=model.network.energy_network,
-    )
-    other = jem.JEM(both)
-    other.set_extra_state(model.get_extra_state())
-    return other
 
 
 def share(right: Tensor) -> float:
@@ -212,7 +196,6 @@ def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     figures = (
         ("own", "samples of the class asked for, by the model", 3),
         ("agreement", "the same, by the reference classifier", 3),
-        ("agreement_function", "the same, classifier without gradients", 3),
         ("iterations", "updates", 0), ("ms", "processor milliseconds an update", 1),
         ("cpu_seconds", "processor seconds", 0),
     )  # fmt: skip

@@ -140,7 +140,7 @@ def test_energies_are_those_of_the_energy_network_and_of_the_logits(trained):
     x, y = examples(6)
     model = trained.model
     with torch.no_grad():
-        g = model.network.energy_network(x)[:, 0]
+        g = model.network.energy_network(x).logsumexp(dim=1)
         assert model.energy(x).equal(-g)
         assert model.log_density(x).equal(g)
         torch.testing.assert_close(model.logits(x).logsumexp(dim=1).float(), g)
@@ -215,19 +215,33 @@ def test_a_function_without_gradients_is_a_classifier_too():
         jem.counterfactual(model, x, max_energy=0.0)
 
 
-def test_without_gradients_a_sample_is_drawn_until_the_classifier_agrees():
-    """It goes by a pixel that is noise where chains begin, so a draw is right by chance."""
+def test_samples_of_a_class_are_drawn_from_the_energy_network():
+    """So they need no gradient of the classifier, and are as those of that network alone."""
+    torch.manual_seed(0)
+    energy_network = mlp(SHAPE, K, width=8, depth=1)
+    both = beside(lambda x: torch.zeros(len(x), K), energy_network=energy_network)
+    model, alone = jem.JEM(both, domain=(0.0, 1.0)), jem.JEM(energy_network, domain=(0.0, 1.0))
+    jem.Trainer(model, replace(TINY, epochs=1), device="cpu").fit(examples(), examples(6))
+    alone.sampler, alone.classes = model.sampler, model.classes
+    labels = torch.arange(20) % K
+    for guidance in (1.0, 2.0):
+        drawn = jem.sample(model, labels, guidance=guidance)
+        assert drawn.equal(jem.sample(alone, labels, guidance=guidance))
+        assert not drawn.equal(jem.sample(model, (labels + 1) % K, guidance=guidance))
 
-    def classifier(x):
-        return 2.0 * nn.functional.one_hot((3 * x[:, 0, 0, 0]).long().clamp(0, 2), K)
 
-    model = jem.JEM(beside(classifier), domain=(0.0, 1.0))
-    recipe = replace(TINY, epochs=1, sample_init="uniform", sample_steps=0)
-    jem.Trainer(model, recipe, device="cpu").fit(examples(), examples(6))
-    labels = torch.arange(48) % K
-    drawn = jem.sample(model, labels)
-    assert (classifier(drawn).argmax(dim=1) == labels).float().mean() > 0.85  # 1 - (2/3)^8 = 0.96
-    assert jem.sample(model, labels[:5]).equal(drawn[:5])
+def test_a_density_without_classes_draws_a_class_by_the_gradient_of_the_classifier():
+    h, one = linear(), seeded(lambda: mlp(SHAPE, 1, width=8, depth=1))
+    model = jem.JEM(beside(h, energy_network=one), domain=(0.0, 1.0))
+    jem.Trainer(model, replace(TINY, epochs=1), device="cpu").fit(examples(), examples(6))
+    asked = jem.sample(model, [0, 0, 1, 1])
+    assert not asked.equal(jem.sample(model, [1, 1, 0, 0]))
+    without = jem.JEM(beside(h.forward, energy_network=one), domain=(0.0, 1.0))
+    without.sampler, without.classes = model.sampler, model.classes
+    with pytest.raises(InputError, match="`energy_network` must have an output for each class"):
+        jem.sample(without, [0, 1])
+    with pytest.raises(InputError, match=r"`energy_network` must have 3 outputs.* or one, got 2"):
+        beside(h, energy_network=mlp(SHAPE, 2, width=8, depth=1))
 
 
 def test_scores_of_features_are_those_of_the_classifier():

@@ -10,7 +10,7 @@ import tyro
 
 from jem.checks import check_integer, refuse
 from jem.errors import InputError, naming
-from jem.networks import network_for
+from jem.networks import network_for, usual_head
 from jem.training.recipe import GROUPS, Recipe, help_texts
 from jem.training.recipes import recipe_from
 
@@ -143,11 +143,11 @@ def _network_name(spec: dict[str, Any], recipe: Recipe) -> str | None:
         return name if isinstance(name, str) else None
     spec = dict(spec)
     shape, num_classes = spec.pop("shape", (1,)), spec.pop("num_classes", 1)
-    head = "factored" if recipe.head == "companion" else recipe.head
+    head = None if recipe.head == "companion" else recipe.head
     if network_for(shape, num_classes, head=head).spec.items() >= spec.items():
         return None
     name = spec.pop("name", "")
-    if spec.get("head") == recipe.head:  # the control of the run has that of its own recipe
+    if spec.get("head") == (recipe.head or usual_head(shape)):  # the control has its recipe's
         del spec["head"]
     return f"{name}:{','.join(f'{key}={value}' for key, value in spec.items())}"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from jem.checks import check_integer, check_labels, check_number, refuse
 from jem.errors import InputError
-from jem.model import JEM, batched_logits, check_model, energy_of, inference
+from jem.model import JEM, check_model, energy_of, inference
 from jem.randomness import named_generator
 from jem.sampling.base_distributions import SamplerSettings
 from jem.sampling.langevin import (
@@ -26,9 +26,6 @@ BLOCK = 16
 
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""
-
-ATTEMPTS = 8
-"""Draws of a sample until the classifier says the class asked for, if it gives no gradients."""
 
 
 def sample(
@@ -51,8 +48,8 @@ def sample(
     training many steps end in few modes; noise that begins high and falls (simulated annealing)
     spreads them over more.
 
-    Where the classifier of a companion gives no gradients, chains move on E(x) alone, and a sample
-    that is not of its class is drawn again, up to 7 times.
+    A network that holds an `energy_network` with classes, as a companion does, draws with that
+    alone: p(y|x) here is then that of its `density_model`, and not that of the classifier.
 
     Args:
         model: A model trained with chains, or with `sampler` and `domain` set.
@@ -100,17 +97,7 @@ def sample(
         step = stable_step(sampler.step, x, guided_energy(model, y, guidance), model.bounds())
     num_steps = sampler.num_steps if num_steps is None else num_steps
     steps = annealed(step, num_steps, initial_noise)
-    x = run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
-    if labels is None or getattr(model.network, "has_class_gradients", True):
-        return x
-    for attempt in range(1, ATTEMPTS):  # chains did not move to a class: keep those that are in it
-        wrong = batched_logits(model, x).argmax(dim=1).cpu() != labels.cpu()
-        if not wrong.any():
-            break
-        name = f"sample {attempt}"
-        again = run_blocks(model, count, begin, steps, seed=seed, name=name, progress=progress)
-        x[wrong] = again[wrong]
-    return x
+    return run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
 
 
 # -- what all drawing shares ----------------------------------------------------------------------
@@ -211,6 +198,11 @@ def guided_energy(model: JEM, labels: Tensor | None, guidance: float) -> EnergyF
     check_number("guidance", guidance, "[0, inf)")
     if labels is None:
         return model.energy
+    if len(model.density_model.classes or ()) > 1:
+        model = model.density_model
+    elif not getattr(model.network, "has_class_gradients", True):
+        wanted = "have an output for each class, as its classifier gives no gradients"
+        refuse("energy_network", wanted, "one")
     if guidance == 1:
         return lambda x: model.energy(x, labels)
 

@@ -7,6 +7,7 @@ from jem.networks.architectures import mlp as mlp
 from jem.networks.architectures import network_for as network_for
 from jem.networks.architectures import pooled_cnn as pooled_cnn
 from jem.networks.architectures import small_cnn as small_cnn
+from jem.networks.architectures import usual_head as usual_head
 from jem.networks.architectures import wide_resnet as wide_resnet
 from jem.networks.build import NetworkFactory as NetworkFactory
 from jem.networks.build import make_network as make_network

@@ -10,34 +10,58 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from jem.checks import check_choice, check_integer, check_number, refuse
-from jem.networks.heads import HEADS, Head
+from jem.networks.heads import HEADS, Head, factored_logits, log_density
 
 Norm = Literal["none", "batch", "group"]
+POOLED_SIZE = 32
+"""Pixels a side that the usual energy network sees at most; larger images are average-pooled."""
 
 
 class Network(nn.Module):
-    """A body that computes features and a head that turns them into logits.
+    r"""A body that computes features and a head that turns them into logits.
+
+    With the head "towers" the density has a small network t of its own, with a class for each
+    output too. Body and head are then a classifier h that shares no weight with it:
+
+    .. math:: f(x)[y] = \log \mathrm{softmax}(h(x))[y] + \log \sum_k \exp t(x)[k]
 
     Args:
         body: Maps (B, *shape) to features (B, F).
         head: Maps features to logits (B, K).
         spec: How this network was made: `{"name": ..., **arguments}`.
+
+    Attributes:
+        energy_network: t, maps (B, *shape) to (B, K); None with another head.
+        energy_outputs: K.
     """
 
     def __init__(self, body: nn.Module, head: nn.Module, spec: dict[str, Any]) -> None:
         super().__init__()
         self.body, self.head, self.spec = body, head, spec
+        self.energy_network: nn.Module | None = None
+        if spec.get("head") == "towers":
+            self.energy_outputs: int = spec["num_classes"]
+            self.energy_network = usual_energy_network(spec["shape"], self.energy_outputs)
 
     def features(self, x: Tensor) -> Tensor:
         """Features before the head, shape (B, F), of inputs (B, *shape)."""
         return self.body(x)  # type: ignore[no-any-return]
 
+    def class_logits(self, x: Tensor) -> Tensor:
+        """What the head gives, shape (B, K): with towers the classifier alone."""
+        return self.head(self.body(x))  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (B, K), of inputs (B, *shape)."""
-        return self.head(self.body(x))  # type: ignore[no-any-return]
+        logits = self.class_logits(x)
+        if self.energy_network is None:
+            return logits
+        g = log_density(self.energy_network(x))
+        return factored_logits(torch.cat([logits, g[:, None]], dim=1))
 
 
 def _checked(
@@ -69,7 +93,7 @@ def mlp(
         width: Units of each hidden layer.
         depth: Number of hidden layers, >= 1.
         dropout: Probability of dropping a unit in training, in [0, 1).
-        head: `"joint"`, or `"factored"` (see `FactoredHead`).
+        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `Network`).
 
     Returns:
         A network (B, *shape) -> (B, K).
@@ -102,7 +126,7 @@ def small_cnn(
         shape: (C, H, W), each side at least 4.
         num_classes: K >= 1.
         width: Channels at full size; doubled at each halving, up to four times.
-        head: `"joint"`, or `"factored"` (see `FactoredHead`).
+        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `Network`).
 
     Returns:
         A network (B, C, H, W) -> (B, K).
@@ -158,7 +182,7 @@ def pooled_cnn(
         num_classes: K >= 1.
         width: Channels of the first block; doubled at each block, up to four times.
         norm: `"group"`, `"batch"` or `"none"`.
-        head: `"joint"`, or `"factored"` (see `FactoredHead`).
+        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `Network`).
 
     Returns:
         A network (B, C, H, W) -> (B, K).
@@ -224,7 +248,7 @@ def wide_resnet(
         width: Channels are 16, 32 and 64 times this.
         norm: `"none"` (JEM), `"batch"` (JEM++, SADA-JEM) or `"group"`.
         dropout: Probability of dropping an activation in training, in [0, 1).
-        head: `"joint"`, or `"factored"` (see `FactoredHead`).
+        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `Network`).
 
     Returns:
         A network (B, C, H, W) -> (B, K).
@@ -271,7 +295,17 @@ def is_embedding(shape: Sequence[int]) -> bool:
     return len(shape) == 1 and shape[0] >= 100
 
 
-def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factored") -> Network:
+def usual_head(shape: Sequence[int]) -> Head:
+    """The head that is best for classifier and density together, by the shape of one input.
+
+    In colour one body for both costs the classifier accuracy (docs/log.md), so images of several
+    channels and 16 pixels a side or more get two towers.
+    """
+    colour = len(shape) == 3 and shape[0] > 1 and min(shape[1:]) >= 16
+    return "towers" if colour else "factored"
+
+
+def network_for(shape: Sequence[int], num_classes: int, *, head: Head | None = None) -> Network:
     """Choose a network by input shape: for images of 8 pixels or more a CNN, else `mlp`.
 
     Images of several channels and 16 pixels or more get `pooled_cnn`, others `small_cnn`. For
@@ -280,11 +314,13 @@ def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factore
     Args:
         shape: Shape of one input: (D,) for a table, (C, H, W) for images.
         num_classes: K >= 1.
-        head: `"factored"` trains steadier; `"joint"` is the reading of the JEM paper.
+        head: `"factored"` trains steadier than `"joint"`, which is the reading of the JEM paper;
+            `"towers"` keeps classifier and density apart. If None: `usual_head`.
 
     Returns:
         A network (B, *shape) -> (B, K).
     """
+    head = head or usual_head(shape)
     if len(shape) == 3 and shape[0] > 1 and min(shape[1:]) >= 16:
         return pooled_cnn(shape, num_classes, head=head)
     if len(shape) == 3 and min(shape[1:]) >= 8:
@@ -292,3 +328,22 @@ def network_for(shape: Sequence[int], num_classes: int, *, head: Head = "factore
     if is_embedding(shape):
         return mlp(shape, num_classes, width=512, depth=1, dropout=0.5, head=head)
     return mlp(shape, num_classes, head=head)
+
+
+def usual_energy_network(shape: Sequence[int], num_classes: int) -> nn.Module:
+    """The usual network of a density beside a classifier; it sees large images average-pooled.
+
+    Args:
+        shape: Shape of one input.
+        num_classes: K.
+
+    Returns:
+        A module (B, *shape) -> (B, K) with the factored head.
+    """
+    if len(shape) != 3:
+        return network_for(shape, num_classes)
+    window = math.ceil(max(shape[1:]) / POOLED_SIZE)
+    pooled = (shape[0], *(math.ceil(n / window) for n in shape[1:]))
+    build = small_cnn if min(pooled[1:]) >= 8 else mlp
+    network = build(pooled, num_classes, head="factored")
+    return network if window == 1 else nn.Sequential(nn.AvgPool2d(window, ceil_mode=True), network)

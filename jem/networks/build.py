@@ -14,7 +14,7 @@ from torch import nn
 
 from jem.checks import check_choice, check_integer, refuse
 from jem.errors import InputError
-from jem.networks.architectures import NETWORKS, network_for
+from jem.networks.architectures import NETWORKS, network_for, usual_head
 from jem.networks.companion import Classifier, Companion, companion
 from jem.networks.foreign import copied, in_one_line
 from jem.networks.heads import Head
@@ -28,7 +28,7 @@ def make_network(
     given: nn.Module | NetworkFactory | str | None,
     shape: Sequence[int],
     num_classes: int,
-    head: Head | Literal["companion"],
+    head: Head | Literal["companion"] | None,
     seed: int,
 ) -> nn.Module:
     """Make the network of a run: a copy of yours, one by name, or the usual one for a shape.
@@ -38,8 +38,8 @@ def make_network(
             `network_from_text` takes it, or None.
         shape: Shape of one input.
         num_classes: K.
-        head: Head of networks of ours, unless the name says another; `"companion"` makes yours the
-            classifier of a companion.
+        head: Head of networks of ours, unless the name says another; the `usual_head` if None.
+            `"companion"` makes yours the classifier of a companion.
         seed: Seed of new weights; torch's global generator is left as it was.
 
     Returns:
@@ -74,7 +74,7 @@ def make_network(
 
 
 def network_from_text(
-    text: str, shape: Sequence[int], num_classes: int, *, head: Head = "factored"
+    text: str, shape: Sequence[int], num_classes: int, *, head: Head | None = None
 ) -> nn.Module:
     """Build a network from its name and sizes, or from `module:factory`.
 
@@ -83,7 +83,7 @@ def network_from_text(
             `wide_resnet:depth=16,width=4,norm=group`; or what `network_from_reference` takes.
         shape: Shape of one input, without the batch axis.
         num_classes: K.
-        head: Head of a network of ours, unless the text says another.
+        head: Head of a network of ours, unless the text says another; the `usual_head` if None.
 
     Returns:
         A network (B, *shape) -> (B, K).
@@ -103,7 +103,7 @@ def network_from_text(
         return network_from_reference(text, shape, num_classes)
     kinds = {p.name: type(p.default) for p in signature(NETWORKS[name]).parameters.values()}
     del kinds["shape"], kinds["num_classes"]
-    arguments: dict[str, Any] = {"head": head}
+    arguments: dict[str, Any] = {"head": head or usual_head(shape)}
     for pair in sizes.split(",") if sizes else ():
         key, _, value = (word.strip() for word in pair.partition("="))
         if key not in kinds:

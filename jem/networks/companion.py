@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,11 +10,10 @@ from torch import Tensor, nn
 
 from jem.checks import check_integer, refuse
 from jem.errors import InputError
-from jem.networks.architectures import mlp, network_for, small_cnn
+from jem.networks.architectures import usual_energy_network
 from jem.networks.foreign import copied, why_no_density
+from jem.networks.heads import log_density
 
-POOLED_SIZE = 32
-"""Pixels a side that the usual energy network sees at most; larger images are average-pooled."""
 GRID = 2.0**32
 """Log-densities are rounded to 1 / GRID in logits, so that adding them to logits is exact."""
 
@@ -73,23 +71,24 @@ def _logits_of(output: Any) -> Tensor:  # noqa: ANN401
 
 
 class Companion(nn.Module):
-    r"""A frozen classifier h and the density g that is trained beside it.
+    r"""A frozen classifier h and the energy network t that is trained beside it.
 
-    .. math:: f(x)[y] = \log \mathrm{softmax}(h(x))[y] + g(x)
+    .. math:: f(x)[y] = \log \mathrm{softmax}(h(x))[y] + \log \sum_k \exp t(x)[k]
 
-    So p(y|x) is that of h, and E(x) = -g(x): see `companion`. `JEM` takes the energy of inputs
+    So p(y|x) is that of h, and E(x) that of t: see `companion`. `JEM` takes the energy of inputs
     from `energy_network` alone, and training never runs h.
 
     Args:
         classifier: h.
-        energy_network: g, maps (B, *shape) to (B, 1); the usual one for the shape if None.
+        energy_network: t, maps (B, *shape) to (B, K) or (B, 1); the usual one if None.
         input_shape: Shape of one input.
         num_classes: K.
 
     Attributes:
         classifier: The `FrozenClassifier`.
-        energy_network: g.
-        usual: Whether g is the usual one.
+        energy_network: t.
+        energy_outputs: Its outputs, K or 1.
+        usual: Whether t is the usual one.
     """
 
     def __init__(
@@ -104,8 +103,16 @@ class Companion(nn.Module):
         self.classifier = FrozenClassifier(classifier)
         self.usual = energy_network is None
         self.energy_network = (
-            usual_energy_network(input_shape) if energy_network is None else energy_network
+            usual_energy_network(input_shape, num_classes)
+            if energy_network is None
+            else energy_network
         )
+        self.energy_outputs = num_classes
+        if energy_network is not None:
+            x = torch.zeros(1, *self.input_shape)
+            like = next(energy_network.parameters(), x)
+            with torch.no_grad():
+                self.energy_outputs = copied(energy_network).eval()(x.to(like)).shape[-1]
 
     @property
     def has_class_gradients(self) -> bool:
@@ -121,8 +128,8 @@ class Companion(nn.Module):
         """
         h = self.classifier(x)
         wide = torch.float32 if h.device.type == "mps" else torch.float64
-        h, g = h.to(wide), self.energy_network(x).to(wide)
-        shift = g - h.logsumexp(dim=1, keepdim=True)
+        h, g = h.to(wide), log_density(self.energy_network(x).to(wide))
+        shift = g[:, None] - h.logsumexp(dim=1, keepdim=True)
         if wide == torch.float64:
             shift = shift + ((shift * GRID).round() / GRID - shift).detach()
         logits: Tensor = h + shift
@@ -138,29 +145,31 @@ def companion(
 ) -> Companion:
     r"""Give a trained classifier a density that leaves its predictions as they are, to the bit.
 
-    The logits are log_softmax(h(x)) + g(x) with h the classifier and g a small network of one
-    output: E(x) = -g(x), and p(y|x) = softmax h(x). Only g is trained, by any recipe that has
-    chains; an update costs what g costs, however large h is.
+    The logits are log_softmax(h(x)) + logsumexp(t(x)) with h the classifier and t a small network:
+    E(x) = -logsumexp t(x), and p(y|x) = softmax h(x). Only t is trained, by any recipe that has
+    chains, as a joint energy model of its own with the same classes; an update costs what t costs,
+    however large h is. Samples of a class are drawn from t.
 
     The classifier is copied, and the copy is never changed: evaluation mode, no gradients for its
     parameters. Your own object is not touched. It may also be any function that returns logits,
-    such as one that asks a service or runs an ONNX file: there is then no gradient from the class
-    to the input. Samples of a class are drawn from g, beginning at that class, and kept where
-    the classifier agrees; counterfactuals are not possible.
+    such as one that asks a service or runs an ONNX file. There is then no gradient from the class
+    to the input, and counterfactuals are not possible.
 
     Args:
         classifier: Maps inputs (B, *input_shape) to logits (B, K), or to a tuple, a dict or an
             object that holds them as `logits` or first. Rows must not interact.
         input_shape: Shape of one input, without the batch axis.
         num_classes: K >= 2.
-        energy_network: g, a module (B, *input_shape) -> (B, 1); the usual one if None: `small_cnn`
-            for images, of more than 32 pixels a side after average pooling, else `mlp`.
+        energy_network: t, a module (B, *input_shape) -> (B, K), or (B, 1) for a density without
+            classes; if None `small_cnn` for images, of more than 32 pixels a side after average
+            pooling, else `mlp`, with the factored head.
 
     Returns:
         A network for `jem.JEM`.
 
     Raises:
-        InputError: If the classifier does not return such logits, or ends in a softmax or sigmoid.
+        InputError: If the classifier does not return such logits, or ends in a softmax or sigmoid;
+            or the energy network has another number of outputs.
 
     Example:
         >>> import jem
@@ -172,6 +181,9 @@ def companion(
     check_integer("num_classes", num_classes, 2)
     made = Companion(classifier, energy_network, shape, num_classes)
     _check(made.classifier, shape, num_classes)
+    if made.energy_outputs not in (1, num_classes):
+        wanted = f"have {num_classes} outputs, one for each class, or one"
+        refuse("energy_network", wanted, made.energy_outputs)
     return made
 
 
@@ -185,20 +197,3 @@ def _check(classifier: FrozenClassifier, shape: tuple[int, ...], num_classes: in
         refuse("classifier", wanted, f"shape {tuple(logits.shape)} for two inputs")
     if why := why_no_density(logits, ()):
         refuse("classifier", "return logits", f"one that {why}", "leave it out or return its log")
-
-
-def usual_energy_network(shape: Sequence[int]) -> nn.Module:
-    """The usual g for inputs of a shape: small, and of large images it sees them average-pooled.
-
-    Args:
-        shape: Shape of one input.
-
-    Returns:
-        A module (B, *shape) -> (B, 1).
-    """
-    if len(shape) != 3:
-        return network_for(shape, 1, head="joint")
-    window = math.ceil(max(shape[1:]) / POOLED_SIZE)
-    pooled = (shape[0], *(math.ceil(n / window) for n in shape[1:]))
-    network = small_cnn(pooled, 1) if min(pooled[1:]) >= 8 else mlp(pooled, 1)
-    return network if window == 1 else nn.Sequential(nn.AvgPool2d(window, ceil_mode=True), network)

@@ -12,7 +12,7 @@ from jem.checks import refuse
 from jem.errors import InputError
 from jem.networks.foreign import copied
 
-Head = Literal["joint", "factored"]
+Head = Literal["joint", "factored", "towers"]
 
 
 class JointHead(nn.Module):
@@ -133,7 +133,11 @@ def factored(network: nn.Module, layer: str | None = None) -> Factored:
     return Factored(network, layer)
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {"joint": JointHead, "factored": FactoredHead}
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {
+    "joint": JointHead,
+    "factored": FactoredHead,
+    "towers": JointHead,  # of the classifier; the density has a network of its own
+}
 
 
 def log_density(logits: Tensor) -> Tensor:

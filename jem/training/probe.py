@@ -69,7 +69,7 @@ def probe(
         num_classes = check_network(model, x).shape[1]
         _check_classes(model, labels, num_classes)
         if not recipe.freeze_norm_and_dropout:
-            _check_training_mode(model.marginal, x, batch_size, "chains" in objective.needs)
+            _check_training_mode(model.trained, x, batch_size, "chains" in objective.needs)
         if recipe.epochs and objective.needs & {"chains", "input_gradients"}:
             _check_gradient(model, recipe, x)
     return num_classes

@@ -16,7 +16,7 @@ from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from jem.checks import check_choice, check_integer, check_number, refuse
-from jem.networks import is_embedding
+from jem.networks import is_embedding, usual_head
 from jem.objectives import OBJECTIVES
 
 LARGE_IMAGE = 16
@@ -76,9 +76,11 @@ class Recipe:
     """Number format of the network in training. bfloat16 can halve the time on hardware made for
     it, and is slow elsewhere. Weights, energies, chains and the heads of `jem.networks` stay
     float32. Turn autocast off in the last layer of your own network, or its logits are coarse."""
-    head: Literal["joint", "factored", "companion"] = "factored"
-    """Head of the network that is built for you; your own network keeps its own. `companion`:
-    your network becomes the unchanged classifier of a `jem.companion`."""
+    head: Literal["joint", "factored", "towers", "companion"] | None = None
+    """Head of the network that is built for you; your own network keeps its own. `towers`: the
+    density has a small network of its own. `companion`: your network becomes the unchanged
+    classifier of a `jem.companion`. If None: `towers` for colour images of at least 16 pixels a
+    side, where one body for both costs accuracy, else `factored`."""
     label_smoothing: Annotated[float, "[0, 1)"] = 0.003
     """Share of the target that is spread over all classes."""
     class_weight: Literal["none", "balanced"] = "none"
@@ -231,6 +233,7 @@ class Recipe:
         """
         kind = kind_of(input_shape, classes)
         values = DEFAULTS[kind] | {"epochs": self.num_epochs(updates_per_epoch)}
+        values["head"] = usual_head(input_shape)
         values["buffer_size"] = max(self.num_chains, values["buffer_size"])
         values |= {name: value for name, value in vars(self).items() if value is not None}
         return ResolvedRecipe(**values)
@@ -241,6 +244,7 @@ class ResolvedRecipe(Recipe):
     """A recipe with nothing left open that depends on the data. None in a field means "off"."""
 
     epochs: int
+    head: Literal["joint", "factored", "towers", "companion"]
     learning_rate: float
     density_weight: float
     outlier_count: int

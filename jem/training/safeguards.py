@@ -108,7 +108,8 @@ def why_doubted(model: JEM, context: UpdateContext, as_given: str, examples: Exa
     x, _ = next(BatchStream(examples, 256, seed=0, name="noise", device=model.device).epoch(0))
     low, high = model.bounds() or (x, x)
     noise = low + (high - low) * torch.rand(x.shape, generator=named_generator(0, "noise")).to(x)
-    data, other = (batched_logits(model.marginal, rows).logsumexp(dim=1) for rows in (x, noise))
+    model = model.density_model
+    data, other = (batched_logits(model, rows).logsumexp(dim=1) for rows in (x, noise))
     auroc = float((data[:, None] > other).double().mean())
     return (auroc < (LEAST_AUROC_OF_IMAGES if x.ndim == 4 else LEAST_AUROC)) * (
         f"the log-density hardly tells held-out examples from uniform noise (AUROC {auroc:.2f}): "
@@ -136,7 +137,7 @@ def check_modes(model: JEM, examples: BatchStream, context: UpdateContext, epoch
     """
     if 2 * epoch < context.recipe.epochs or context.recipe.freeze_norm_and_dropout:
         return
-    model, (x, labels) = model.marginal, next(examples.epoch(0))
+    model, (x, labels) = model.trained, next(examples.epoch(0))
     devices = [x.device] if x.is_cuda else []
     with inference(model), global_generators_kept(devices), kept_statistics(model):
         predicted = model.logits(x)
@@ -316,8 +317,8 @@ def check_validation(
         check_labels("validation labels", valid.y, len(valid), num_classes)
     if margin is None:
         patience = max(LEAST_PATIENCE, recipe.epochs // 5)
-        trained = len(model.marginal.classes or ())  # a companion keeps its predictions
-        return EpochGuard(None, math.nan, model, patience) if trained > 1 else None
+        fixed = num_classes == 1 or model.trained is not model  # a companion keeps its predictions
+        return None if fixed else EpochGuard(None, math.nan, model, patience)
     before = validate(model, valid, 4 * recipe.batch_size, ranks)
     if "valid_accuracy" not in before:
         raise InputError("`accuracy_margin` needs classes that training changes")
@@ -348,13 +349,14 @@ def validate(
     stream = BatchStream(
         examples, batch_size, seed=0, name="valid", device=model.device, drop_last=False
     )
-    model = model.marginal
+    alone = model.trained is not model
+    model = model.trained
     totals = torch.zeros(5, dtype=torch.float64)
-    has_classes = model.classes is None or len(model.classes) > 1
+    has_classes = not alone and (model.classes is None or len(model.classes) > 1)
     with inference(model):
         for x, labels in itertools.islice(stream.epoch(0), ranks.rank, None, ranks.count):
             logits = model.logits(x)
-            has_classes = logits.shape[1] > 1
+            has_classes = not alone and logits.shape[1] > 1
             if has_classes:
                 check_labels("validation labels", labels, len(x), logits.shape[1])
                 nll = functional.cross_entropy(logits, labels, reduction="none")

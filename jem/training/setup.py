@@ -113,7 +113,7 @@ def build(
     Raises:
         InputError: If the data do not fit the model.
     """
-    if recipe.head == "companion" and model.marginal is model:
+    if recipe.head == "companion" and not isinstance(model.network, Companion):
         raise InputError(
             "the head 'companion' of the recipe needs a companion: give it "
             "jem.JEM(jem.companion(network, input_shape=..., num_classes=...))"
@@ -177,8 +177,13 @@ def head_advice(model: JEM, context: UpdateContext) -> str:
     known = Factored, FactoredHead, Companion
     plain = not any(isinstance(module, known) for module in model.network.modules())
     useful = context.trains_density and len(model.classes or ()) > 1
-    if context.recipe.head != "factored" or not plain or not useful:
+    if context.recipe.head not in ("factored", "towers") or not plain or not useful:
         return ""
+    if context.recipe.head == "towers":
+        return (
+            "in colour the density costs your network accuracy: train it with the recipe 'plain', "
+            "then 'companion' (jem.companion) gives it a density that leaves its predictions"
+        )
     return (
         "the network has the plain head: jem.networks.factored(network) gives it the factored "
         "one, whose log-density is better at rejecting inputs unlike the data"

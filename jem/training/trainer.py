@@ -234,12 +234,12 @@ class Trainer:
         self.state.optimizer.zero_grad(set_to_none=True)
         with lowered(recipe.precision, self.device):
             result = compute_update(
-                self.marginal, batch, self.context, weight, extra_steps=progress.recoveries
+                self.trained, batch, self.context, weight, extra_steps=progress.recoveries
             )
             self.ranks.average_gradients(self.model)
             if recipe.adaptive_sam_rho is not None:
-                with sam_perturbation(self.marginal, recipe.adaptive_sam_rho):
-                    sam_backward(self.marginal, batch, self.context, weight, result)
+                with sam_perturbation(self.trained, recipe.adaptive_sam_rho):
+                    sam_backward(self.trained, batch, self.context, weight, result)
                 self.ranks.average_gradients(self.model)
         grad_norm = clip_gradients(self.model, recipe.max_grad_norm)
         self._apply(result, self.ranks.all(is_healthy(result, grad_norm, recipe.max_energy_gap)))
@@ -312,9 +312,8 @@ class Trainer:
         )  # fmt: skip
         self.num_epochs = self.context.recipe.epochs
         self.total_iterations = self.num_epochs * len(self.batches)
-        # What is trained: the model itself, or the small network of a companion. It shares its
-        # parameters with the model, which clips and applies their gradients.
-        self.marginal = self.model.marginal
+        # It shares its parameters with the model, which clips and applies their gradients.
+        self.trained = self.model.trained
         self.state = RunState(self.model, self.context, self.seed, self.folder)
         self._healthy_so_far = torch.ones((), dtype=torch.bool, device=self.device)
 

@@ -139,6 +139,8 @@ def evaluate(
 ) -> UpdateResult:
     """Compute what is minimised: cross-entropy, and the objective of the density.
 
+    With two towers that of the density learns the classes too, by a cross-entropy of its own.
+
     Args:
         model: The model, in training mode.
         batch: The data, and outliers where the recipe makes any.
@@ -150,12 +152,18 @@ def evaluate(
         Losses and energies, with their graph; no chain has moved.
     """
     mean = context.ranks.mean
-    logits, energies = forward_all(model, batch, x_chains)
+    logits, energies = forward_all(model.density_model, batch, x_chains)
     cross_entropy = context.cross_entropy(logits, batch.labels, mean=mean)
     terms = context.objective(
         model, batch, energies, weight=weight, generator=context.generator, mean=mean
     )
-    return UpdateResult(cross_entropy + terms.loss, cross_entropy, terms, logits, energies)
+    loss = cross_entropy + terms.loss
+    if model.density_model is not model:  # the tower of the classifier; both learn the classes
+        network: Any = model.network
+        logits = network.class_logits(batch.x).float()
+        cross_entropy = context.cross_entropy(logits, batch.labels, mean=mean)
+        loss = loss + cross_entropy
+    return UpdateResult(loss, cross_entropy, terms, logits, energies)
 
 
 def sam_backward(

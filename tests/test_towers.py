@@ -1,0 +1,96 @@
+"""Two towers: a classifier that nothing of the density reaches, and a density beside it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+import jem
+from jem.networks import network_for, pooled_cnn, small_cnn, wide_resnet
+
+SHAPE, K = (3, 16, 16), 3
+TINY = {
+    "epochs": 2, "batch_size": 16, "num_chains": 8, "buffer_size": 16, "outlier_count": 0,
+    "sample_steps": 3, "augment_flip": False, "augment_shift": 0,
+}  # fmt: skip
+
+
+def examples(count=32):
+    generator = torch.Generator().manual_seed(1)
+    labels = torch.arange(count) % K
+    x = torch.rand(count, *SHAPE, generator=generator) * 0.4
+    return x + 0.3 * labels[:, None, None, None], labels
+
+
+def built(build, head):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build(head)
+
+
+def trained(recipe, head, norm="batch", **changes):
+    network = built(lambda h: pooled_cnn(SHAPE, K, 4, norm=norm, head=h), head)
+    model = jem.JEM(network, domain=(0.0, 1.0))
+    recipe = replace(jem.RECIPES[recipe], **TINY | changes)
+    jem.Trainer(model, recipe, seed=0, device="cpu").fit(examples())
+    return model
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_classifier_is_to_the_bit_the_one_that_plain_trains(fused):
+    plain, towers = trained("plain", "joint"), trained("fast", "towers", fused=fused)
+    learned = plain.network.state_dict()
+    assert learned and all(towers.network.state_dict()[k].equal(v) for k, v in learned.items())
+    x, _ = examples(5)
+    torch.testing.assert_close(towers.predict_proba(x), plain.predict_proba(x))
+
+
+def test_energies_and_samples_are_those_of_the_second_tower():
+    model = trained("fast", "towers")
+    x, y = examples(6)
+    tower = jem.JEM(model.network.energy_network, domain=(0.0, 1.0), classes=model.classes)
+    tower.sampler = model.sampler
+    assert model.energy(x).equal(tower.energy(x))
+    torch.testing.assert_close(model.logits(x).logsumexp(dim=1), tower.log_density(x))
+    assert jem.sample(model, y).equal(jem.sample(tower, y))
+    joint = model.log_density(x) + model.predict_proba(x).log()[torch.arange(6), y]
+    torch.testing.assert_close(model.energy(x, y), -joint)
+
+
+def test_both_towers_learn_the_classes():
+    model = trained("fast", "towers", norm="group", epochs=40)
+    x, y = examples(30)
+    assert (model.predict_proba(x).argmax(dim=1) == y).float().mean() > 0.9
+    tower = jem.JEM(model.network.energy_network)
+    assert (tower.predict_proba(x).argmax(dim=1) == y).float().mean() > 0.9
+
+
+def test_colour_images_get_two_towers_and_everything_else_one_body():
+    assert network_for((3, 16, 16), K).spec["head"] == "towers"
+    assert network_for((3, 16, 16), K, head="factored").spec["head"] == "factored"
+    assert network_for((1, 28, 28), K).spec["head"] == "factored"
+    assert network_for((3, 15, 15), K).spec["head"] == "factored"
+    settled = jem.RECIPES["fast"].resolved
+    assert settled((3, 16, 16), 10).head == "towers"
+    assert settled((1, 28, 28), 10).head == "factored"
+    assert replace(jem.RECIPES["fast"], head="factored").resolved((3, 16, 16), 10).head == (
+        "factored"
+    )
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda head: small_cnn((2, 8, 9), 5, width=4, head=head),
+        lambda head: pooled_cnn((2, 8, 9), 5, width=4, head=head),
+        lambda head: wide_resnet((3, 40, 64), 5, depth=10, width=1, head=head),
+    ],
+)
+def test_any_network_of_ours_may_have_two_towers_and_is_built_again_from_its_spec(build):
+    network = built(build, "towers")
+    x = torch.rand(2, *network.spec["shape"])
+    again = jem.networks.network_from_spec(network.spec)
+    again.load_state_dict(network.state_dict())
+    assert again(x).equal(network(x))
+    (network(x) * torch.rand(2, 5)).sum().backward()
+    assert all(p.grad.abs().sum() > 0 for p in network.parameters())
