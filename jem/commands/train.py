@@ -29,8 +29,8 @@ from jem.training.fitting import model_for
 from jem.training.probe import seconds_per_update
 from jem.training.process import join
 from jem.training.recipes import RECIPES
-from jem.training.safeguards import why_useless
 from jem.training.trainer import Trainer
+from jem.training.validation import why_useless
 
 SHARED_WITH_CONTROL = (
     "epochs", "batch_size", "precision", "label_smoothing", "class_weight", "augment_shift",

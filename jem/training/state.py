@@ -19,8 +19,9 @@ from jem.runs.checkpoint import Checkpoints
 from jem.runs.folder import RunFolder
 from jem.sampling.buffer import ReplayBuffer
 from jem.training.optimisation import make_optimizer, update_average
-from jem.training.safeguards import MAX_RECOVERIES, EpochGuard, give_up
+from jem.training.safeguards import MAX_RECOVERIES, give_up
 from jem.training.update import UpdateContext
+from jem.training.validation import EpochGuard
 
 
 @dataclass

@@ -34,15 +34,14 @@ from jem.training.recipes import recipe_from
 from jem.training.safeguards import (
     Diverged,
     check_modes,
-    check_validation,
     is_healthy,
     mask_gradients,
-    validate,
     why_doubted,
 )
 from jem.training.setup import build, head_advice
 from jem.training.state import FitResult, RunState
 from jem.training.update import UpdateResult, compute_update, sam_backward
+from jem.training.validation import check_validation, validate
 
 FLAG_EVERY = 50
 """Updates between reads of the health flag on an accelerator, where a read waits for it."""
@@ -124,7 +123,7 @@ class Trainer:
         """Train to the end of the recipe, until it only overfits, or until a callback ends it.
 
         Validation examples decide which epoch's averaged weights the model gets, and whether
-        training ends early: see `jem.training.safeguards.EpochGuard`.
+        training ends early: see `jem.training.validation.EpochGuard`.
 
         Args:
             train: Training examples: tensors x (N, *shape), float, in the network's units, and

@@ -228,7 +228,7 @@ def test_a_network_whose_classes_are_in_another_order_is_doubted(
 
 def test_a_network_that_no_epoch_kept_accurate_is_as_given(run, tmp_path, monkeypatch, capsys):
     accuracies = iter([0.9, 0.5])
-    for place in ("safeguards", "trainer"):  # before training, and after each epoch
+    for place in ("validation", "trainer"):  # before training, and after each epoch
         monkeypatch.setattr(
             f"jem.training.{place}.validate",
             lambda *_: {"valid_accuracy": next(accuracies), "valid_nll": 0.5, "valid_nll_se": 0.1},

@@ -18,7 +18,7 @@ from jem import RECIPES, JEMClassifier
 from jem.errors import InputError
 from jem.estimator.data import divide
 from jem.networks import mlp, small_cnn
-from jem.training.safeguards import validate
+from jem.training.validation import validate
 
 
 @pytest.fixture(scope="module")

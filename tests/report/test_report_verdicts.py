@@ -8,7 +8,7 @@ from jem.evaluation.chains import MEANINGS
 from jem.evaluation.fidelity.report import Filling
 from jem.evaluation.statistics import Estimate
 from jem.report.verdicts import LEAST_RISE, verdicts
-from jem.training import safeguards
+from jem.training import validation
 
 
 def estimate(value, low=float("nan"), high=float("nan")):
@@ -182,7 +182,7 @@ def test_a_rise_that_may_be_chance_is_not_called_kept_from_overfitting():
     found = verdicts(report(training=trained(last=0.52)))[5]
     assert found.answer == "cannot tell"
     assert "too few to judge the rise" in found.because
-    assert LEAST_RISE == safeguards.LEAST_RISE  # what the page calls a rise, training does
+    assert LEAST_RISE == validation.LEAST_RISE  # what the page calls a rise, training does
 
 
 def test_recoveries_and_chains_decide_about_training():

@@ -13,11 +13,11 @@ import jem
 from jem import networks
 from jem.errors import InputError
 from jem.model import JEM
-from jem.training import safeguards
 from jem.training import trainer as trainer_module
+from jem.training import validation
 from jem.training.monitor import read_metrics
-from jem.training.safeguards import EpochGuard
 from jem.training.trainer import Trainer
+from jem.training.validation import EpochGuard
 
 MARGIN = replace(SMALL, accuracy_margin=0.02, ema_decay=0.9)
 
@@ -37,7 +37,7 @@ def scripted(monkeypatch):
             return judged(next(answers)) | {"valid_energy": 0.0}
 
         answers = iter(accuracies)
-        for place in (trainer_module, safeguards):
+        for place in (trainer_module, validation):
             monkeypatch.setattr(place, "validate", validate)
 
     return script

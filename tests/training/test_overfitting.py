@@ -9,8 +9,8 @@ from test_trainer import SMALL, model_of
 from jem.model import JEM
 from jem.networks import mlp
 from jem.training.monitor import read_metrics
-from jem.training.safeguards import EpochGuard, validate
 from jem.training.trainer import Trainer
+from jem.training.validation import EpochGuard, validate
 
 RECIPE = replace(
     SMALL, objective="none", fused=False, epochs=60, learning_rate=5e-3, batch_size=32, ema_decay=0

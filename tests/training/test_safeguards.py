@@ -13,9 +13,10 @@ from jem.objectives import Energies, Terms
 from jem.sampling.buffer import Draw
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
-from jem.training.safeguards import check_modes, give_up, is_healthy, mask_gradients, why_useless
+from jem.training.safeguards import check_modes, give_up, is_healthy, mask_gradients
 from jem.training.trainer import Trainer
 from jem.training.update import ProposedChains, UpdateResult
+from jem.training.validation import why_useless
 
 BAD = [math.nan, math.inf, -math.inf]
 

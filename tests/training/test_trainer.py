@@ -29,9 +29,9 @@ from jem.training.monitor import read_metrics
 from jem.training.optimisation import learning_rate
 from jem.training.recipe import Recipe
 from jem.training.recipes import RECIPES
-from jem.training.safeguards import validate
 from jem.training.setup import domain_of
 from jem.training.trainer import Trainer
+from jem.training.validation import validate
 
 SMALL = replace(
     RECIPES["fast"], epochs=4, batch_size=16, num_chains=16, buffer_size=32, checkpoint_every=5,
