@@ -1,4 +1,4 @@
-"""`jem export`: a trained model as an ONNX file, for programs without this package."""
+"""`jem export`: a trained model as an ONNX file, or as a safetensors file for a model hub."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +7,8 @@ from typing import Annotated
 import tyro
 
 from jem.commands.runs import check_out, open_run
+from jem.runs.model_file import write_model
+from jem.runs.safetensors_file import SUFFIX
 from jem.serving.export import export_onnx
 from jem.serving.scorer import scorer_from_state
 
@@ -18,12 +20,15 @@ class ExportFlags:
     It takes a batch of raw inputs, in the units of the training data, and gives class_index,
     calibrated probabilities, log_density, p_value, is_ood (the verdict) and reason. Needs
     pip install 'jem-classifier[onnx]'.
+
+    If the name ends in .safetensors: the model file as model hubs ask for it, without pickle. jem
+    reads it like model.pt. Needs pip install 'jem-classifier[hub]'.
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """Run folder, or a model file such as RUN/model.pt."""
     out: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="OUT")]
-    """The .onnx file to write. A command that fails writes none."""
+    """The .onnx or .safetensors file to write. A command that fails writes none."""
     force: bool = False
     """Overwrite that file if it is there."""
     acceptance_rate: float | None = None
@@ -40,11 +45,16 @@ def export(argv: list[str]) -> int:
     scorer = scorer_from_state(run.content, run.model, run.path)
     if args.acceptance_rate is not None:
         scorer.detector.set_acceptance_rate(args.acceptance_rate)
-    about = export_onnx(run.model, out, detector=scorer.detector, temperature=scorer.temperature)
-    shape = ", ".join(map(str, about["input_shape"]))
+    detector = scorer.detector
+    if out.suffix == SUFFIX:
+        write_model(out, run.content | {"detector": detector.state_dict()})
+        print(f"{out}: jem.load_scorer and jem score read it")
+    else:
+        about = export_onnx(run.model, out, detector=detector, temperature=scorer.temperature)
+        shape = ", ".join(map(str, about["input_shape"]))
+        print(f"{out}: takes `inputs` of shape (B, {shape}) in the units of the training data")
     print(
-        f"{out}: takes `inputs` of shape (B, {shape}) in the units of the training data\n"
-        f"threshold: accepts {about['acceptance_rate']:.4g} of inputs like the "
-        f"{scorer.detector.num_calibration:,} of the calibration part"
+        f"threshold: accepts {detector.acceptance_rate:.4g} of inputs like the "
+        f"{detector.num_calibration:,} of the calibration part"
     )
     return 0

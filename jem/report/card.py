@@ -41,7 +41,7 @@ def render_card(figures: Mapping[str, Any], name: str, files: Collection[str] = 
     Args:
         figures: The content of a `report.json`.
         name: Heading.
-        files: What lies beside it: it says how `model.pt` is read, and shows `samples.png`.
+        files: What lies beside it: it says how the model is read, and shows `samples.png`.
     """
     network = figures["run"]["config"].get("network")
     named = network.get("classifier_spec") if isinstance(network, dict) else network

@@ -16,6 +16,7 @@ from jem.networks.companion import Classifier, Companion
 from jem.randomness import global_generators_kept
 from jem.runs.checkpoint import FORMAT, Checkpoints, deserialise, serialise
 from jem.runs.folder import RunFolder, write_atomically
+from jem.runs.safetensors_file import SUFFIX, from_safetensors, to_safetensors
 
 if TYPE_CHECKING:
     from jem.evaluation.calibration.temperature import TemperatureScaling
@@ -39,7 +40,8 @@ def save(
 
     Args:
         model: The model, on any device.
-        path: The file to write, whole or not at all.
+        path: The file to write, whole or not at all. One that ends in `.safetensors` has that
+            format, and holds no pickle (`pip install 'jem-classifier[hub]'`).
         detector: A fitted detector of this model, to keep with it.
         temperature: A fitted temperature, to keep with it.
         metadata: Plain values to keep too.
@@ -65,7 +67,6 @@ def save(
             refuse("detector", "be fitted", "one without a threshold", "call `fit` first")
     held = _classifier(getattr(plain.network, "_orig_mod", plain.network))
     state = {
-        "format": FORMAT,
         "network": spec_of(plain.network),
         "weights": plain.state_dict(),
         "classifier": None if held is None else held.state_dict(),
@@ -73,7 +74,7 @@ def save(
         "temperature": None if temperature is None else temperature.state_dict(),
         "metadata": metadata or {},
     }
-    write_atomically(Path(path), serialise(state))
+    write_model(path, state)
 
 
 def load(path: str | Path, network: Classifier | None = None, *, device: str = "cpu") -> JEM:
@@ -94,6 +95,22 @@ def load(path: str | Path, network: Classifier | None = None, *, device: str = "
         InputError: If `network` is needed, or does not fit the weights.
     """
     return build_model(read_model(path), path, network, device=device)
+
+
+def write_model(path: str | Path, state: dict[str, Any]) -> None:
+    """Write what `read_model` reads, in the format that the ending of the file says.
+
+    Args:
+        path: The file to write, whole or not at all.
+        state: What `read_model` returned, or `save` collected.
+
+    Raises:
+        InputError: If it ends in `.safetensors`, and that package is missing.
+        RunFolderError: If the file cannot be written.
+    """
+    state = {**state, "format": FORMAT}
+    safe = Path(path).suffix == SUFFIX
+    write_atomically(Path(path), to_safetensors(state) if safe else serialise(state))
 
 
 def read_model(path: str | Path) -> dict[str, Any]:
@@ -118,7 +135,8 @@ def read_model(path: str | Path) -> dict[str, Any]:
             empty: dict[str, Any] = {"detector": None, "temperature": None, "metadata": {}}
             return {"network": state["network"], "weights": state["modules"]["average"]} | empty
         path = folder.model
-    state = deserialise(path, "model file")
+    safe = path.suffix == SUFFIX
+    state = from_safetensors(path) if safe else deserialise(path, "model file")
     if "weights" not in state:
         raise RunFolderError(f"{path} is not a model file: `jem.save` writes one")
     return state

@@ -40,6 +40,16 @@ def test_the_file_gives_what_the_scorer_gives_for_batches_of_any_size(
     assert 0 < wanted.is_ood.sum() < len(x)
 
 
+def test_a_file_for_a_hub_is_scored_like_the_run(run, digits_run, raw_digits, tmp_path):
+    file = tmp_path / "model.safetensors"
+    assert run("export", digits_run, file) == 0
+    np.save(tmp_path / "x.npy", raw_digits[:50])
+    for source, out in ((digits_run, "a.csv"), (file, "b.csv")):
+        words = ("score", source, tmp_path / "x.npy", "--out", tmp_path / out, "--quiet")
+        assert run(*words) == 0
+    assert (tmp_path / "a.csv").read_bytes() == (tmp_path / "b.csv").read_bytes()
+
+
 def test_what_cannot_be_exported_is_one_line_and_no_file(refused, digits_run, train, tmp_path):
     out = tmp_path / "model.onnx"
     out.write_text("mine")

@@ -54,7 +54,8 @@ def test_it_says_what_was_measured_with_intervals_and_what_was_not(figures):
         assert f"n = {count}" in card
     assert all(verdict["question"] in card for verdict in figures["verdicts"])
     assert "load_scorer" not in card  # there is no model.pt
-    assert 'load_scorer("model.pt")' in render_card(figures, "run", ["model.pt"])
+    for files in (["model.pt"], ["model.pt", "model.safetensors"]):
+        assert f'load_scorer("{files[-1]}")' in render_card(figures, "run", files)
 
     less = copy.deepcopy(figures) | {"samples": None, "classification": None}
     less["left_out"] = {"samples": "nothing was trained"}
