@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jem.errors import TrainingDivergedError as TrainingDivergedError
     from jem.errors import TrainingInterrupted as TrainingInterrupted
     from jem.estimator.classifier import JEMClassifier as JEMClassifier
+    from jem.estimator.pipeline import TableEncoder as TableEncoder
     from jem.estimator.pipeline import make_pipeline as make_pipeline
     from jem.evaluation.calibration.conformal import ConformalSets as ConformalSets
     from jem.evaluation.calibration.report import calibration_report as calibration_report
@@ -47,7 +48,7 @@ _NAMES = {
     "jem": "data errors evaluation networks objectives plotting sampling",
     "jem.errors": "InputError JemError RunFolderError TrainingDivergedError TrainingInterrupted",
     "jem.estimator.classifier": "JEMClassifier",
-    "jem.estimator.pipeline": "make_pipeline",
+    "jem.estimator.pipeline": "TableEncoder make_pipeline",
     "jem.evaluation.calibration.conformal": "ConformalSets",
     "jem.evaluation.calibration.report": "calibration_report",
     "jem.evaluation.calibration.temperature": "TemperatureScaling",

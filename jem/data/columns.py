@@ -24,6 +24,8 @@ FAR = 10.0
 """Ranges above the greatest number at which a missing one stands, where training missed none."""
 IDENTIFIER = re.compile(r"(^|[_ ])(id|code|zip|plz|zip_?code|post_?code)s?$", re.IGNORECASE)
 """Names of columns whose whole numbers are no quantities."""
+BLANK = r"^\s*$"
+"""Texts that are no value: what a data frame holds where a file had a blank among numbers."""
 NO_VALUE = "missing"
 """The level of rows without a value."""
 DATES = ("ISO8601", "%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y")
@@ -212,6 +214,7 @@ def fit_columns(frame: pd.DataFrame, train: Array) -> tuple[Column, ...]:
     for name in names:
         if names.count(name) > 1:
             refuse("columns", "have different names", f"'{name}' twice")
+    frame = frame.replace(BLANK, np.nan, regex=True)
     fitted = [Column.fit(frame[name].rename(str(name)), train) for name in frame.columns]
     columns = tuple(column for column in fitted if column is not None)
     if not columns:
@@ -237,6 +240,7 @@ def encode(columns: Sequence[Column], frame: pd.DataFrame) -> Array:
     if missing := [column.name for column in columns if column.name not in by_name]:
         expected = f"have the columns of the training data ({', '.join(missing)} is missing)"
         refuse("table", expected, ", ".join(by_name))
+    frame = frame.replace(BLANK, np.nan, regex=True)
     return np.column_stack([column.encode(frame[by_name[column.name]]) for column in columns])
 
 

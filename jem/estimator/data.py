@@ -287,9 +287,7 @@ def dense(X: Any) -> Any:  # noqa: ANN401, N803
         found = others.map(lambda value: isinstance(value, str | date)).any()
         if found.any():
             got = f"text or dates in the columns {', '.join(map(str, found.index[found]))}"
-            remedy = (
-                "put an encoder before it, jem.make_pipeline(OneHotEncoder(), JEMClassifier())"
-            )
+            remedy = "take jem.make_pipeline(jem.TableEncoder(), jem.JEMClassifier())"
             refuse("X", "hold numbers", got, remedy)
     return X.toarray() if issparse(X) else X
 

@@ -9,11 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from pandas import DataFrame
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.pipeline import make_pipeline as make_plain
 from sklearn.preprocessing import OrdinalEncoder
 
+from jem.data.columns import decode, encode, fit_columns
 from jem.errors import InputError
 from jem.estimator.data import TableFormat
 
@@ -92,6 +94,43 @@ class JEMPipeline(Pipeline):  # type: ignore[misc]
 
     def _transformed(self, X: Any) -> Any:  # noqa: ANN401, N803
         return self[:-1].transform(X) if len(self) > 1 else X
+
+
+class TableEncoder(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """What `jem train` does with text, dates and missing values, as the first step of a pipeline.
+
+    Takes data frames as they are. Each column becomes numbers, as `jem.data.columns.Column` says;
+    text that differs in most rows, such as names, is left out.
+
+    Attributes:
+        columns_: What is done to each column.
+        feature_names_in_: Names of the columns.
+
+    Example:
+        >>> table = pd.DataFrame({"age": [20, None, 60] * 2, "city": ["Oslo", "Rome"] * 3})
+        >>> encoder = TableEncoder().fit(table)
+        >>> encoder.inverse_transform(encoder.transform(table))["city"][1]
+        'Rome'
+    """
+
+    def fit(self, X: DataFrame, y: Any = None) -> Self:  # noqa: ANN401, N803
+        """Choose what is done to each column; raises `InputError` if one cannot be used."""
+        frame = pd.DataFrame(X)
+        self.columns_ = fit_columns(frame, np.arange(len(frame)))
+        self.feature_names_in_ = np.asarray(frame.columns, dtype=object)
+        return self
+
+    def transform(self, X: DataFrame) -> Array:  # noqa: N803
+        """Turn rows into numbers, shape (N, D)."""
+        return encode(self.columns_, pd.DataFrame(X))
+
+    def inverse_transform(self, X: Any) -> DataFrame:  # noqa: ANN401, N803
+        """Turn numbers back into rows; what was left out is missing."""
+        return decode(self.columns_, np.asarray(X)).reindex(columns=self.feature_names_in_)
+
+    def get_feature_names_out(self, input_features: Any = None) -> Array:  # noqa: ANN401
+        """The column that each number comes from."""
+        return np.array([c.name for c in self.columns_ for _ in range(c.width)], dtype=object)
 
 
 def make_pipeline(*steps: Any) -> JEMPipeline:  # noqa: ANN401

@@ -156,6 +156,21 @@ def test_a_pipeline_says_of_raw_rows_what_its_last_step_says(of_customers, custo
     assert np.array_equal(copy.p_value(rows), of_customers.p_value(rows))
 
 
+def test_a_table_encoder_takes_a_data_frame_as_it_is_and_samples_are_such_rows(customers):
+    rows = customers[0].assign(since=pandas.date_range("2020-01-01", periods=240).astype(str))
+    rows["fee"] = rows["fee"].astype(object).fillna(" ")  # a blank, as in many files
+    pipeline = jem.make_pipeline(jem.TableEncoder(), quick(epochs=10)).fit(rows, customers[1])
+    assert pipeline.score(rows, customers[1]) > 0.8
+    drawn = pipeline.sample(count=30)
+    assert list(drawn) == list(rows)
+    assert set(drawn["plan"]) <= set(rows["plan"])
+    assert drawn["since"].between(rows["since"].min(), rows["since"].max()).all()
+    assert not pipeline.is_ood(drawn).all()
+    unknown = rows.assign(plan="platinum")
+    assert pipeline.is_ood(unknown).mean() > 0.95
+    assert {named[0] for named in pipeline.foreign_columns(unknown[:20])} == {"plan"}
+
+
 def test_samples_of_a_pipeline_miss_values_where_the_imputer_flags_them(customers):
     rows, labels = customers
     rows = rows[["months", "fee"]].mask(np.random.default_rng(0).random((len(rows), 2)) < 0.3)
