@@ -163,7 +163,7 @@ class Trainer:
             stack.enter_context(self.monitor.open(written, self.total_iterations))
             self._begin(resume)
             advice = head_advice(self.model, self.context), self.context.recipe.augmentation
-            for line in filter(None, advice):
+            for line in filter(None, advice if self.num_epochs else ()):
                 self.monitor.bar.message(line)
             with stop_signals() as self._stop:
                 epochs = self._run(valid, on_epoch)

@@ -615,8 +615,9 @@ def test_cuda_trains_and_recovers(train):
 
 
 def test_a_plain_head_is_told_of_the_factored_one(train, capsys):
-    recipe = replace(SMALL, epochs=1)
     body = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2))
-    for network, advised in ((body, True), (networks.factored(body), False)):
+    factored = networks.factored(body)
+    for network, epochs, advised in ((body, 1, True), (factored, 1, False), (body, 0, False)):
+        recipe = replace(SMALL, epochs=epochs)
         Trainer(JEM(network), recipe, device="cpu", progress=True).fit(train)
         assert ("jem.networks.factored" in capsys.readouterr().err) is advised
