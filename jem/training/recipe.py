@@ -26,13 +26,14 @@ KINDS = ("vector", "embedding", "small image", "large image", "large colour imag
 _BY_KIND: dict[str, tuple[Any, ...]] = {
     "learning_rate": (0.002, 0.001, 0.002, 0.001, 0.001, 0.001),
     "density_weight": (0.1, 0.01, 0.1, 0.05, 0.05, 0.05),
-    "outlier_count": (0, 0, 0, 18, 18, 18),
+    "outlier_count": (0, 0, 0, 8, 8, 8),
+    "num_chains": (64, 64, 16, 16, 16, 16),
     "num_steps": (2, 2, 2, 1, 1, 1),
     "step_size": (0.05, 0.05, 3.0, 1.0, 1.0, 1.0),
     "noise_std": (0.1, 0.1, 0.01, 0.01, 0.01, 0.01),
     "gradient_blur": (0.0, 0.0, 0.0, 0.8, 0.8, 0.8),
     "init": ("mixed", "mixed", "uniform", "gaussian", "gaussian", "gaussian"),
-    "buffer_size": (256, 256, 256, 128, 128, 128),
+    "buffer_size": (256, 256, 64, 32, 32, 32),
     "reinit_prob": (0.1, 0.1, 0.02, 0.01, 0.01, 0.01),
     "sample_steps": (20, 20, 10, 100, 200, 200),
     "augment_noise": (0.0, 1.0, 0.1, 0.0, 0.0, 0.0),
@@ -134,7 +135,7 @@ class Recipe:
     """Energy above that of the data, in nats, from which an outlier no longer counts."""
 
     # -- sampler
-    num_chains: Annotated[int, 1] = 64
+    num_chains: Annotated[int | None, 1] = None
     """Chains that take part in each update, M."""
     num_steps: Annotated[int | None, 1] = None
     """Langevin steps of each of these chains in an update, K; a fused update makes the last one
@@ -198,7 +199,7 @@ class Recipe:
             _check_field(name, kind, getattr(self, name))
         check_choice("objective", self.objective, OBJECTIVES)
         size, least = self.buffer_size, self.num_chains
-        if size is not None and self.trains_density and not self.replacement and size < least:
+        if size and least and self.trains_density and not self.replacement and size < least:
             refuse("buffer_size", f"be at least `num_chains` ({least})", size)
         if self.density_batch_size is not None and not self.separate_density_batches:
             remedy = "set `separate_density_batches`, or leave it out"
@@ -234,8 +235,9 @@ class Recipe:
         kind = kind_of(input_shape, classes)
         values = DEFAULTS[kind] | {"epochs": self.num_epochs(updates_per_epoch)}
         values["head"] = usual_head(input_shape)
-        values["buffer_size"] = max(self.num_chains, values["buffer_size"])
         values |= {name: value for name, value in vars(self).items() if value is not None}
+        if self.buffer_size is None:
+            values["buffer_size"] = max(values["num_chains"], values["buffer_size"])
         return ResolvedRecipe(**values)
 
 
@@ -248,6 +250,7 @@ class ResolvedRecipe(Recipe):
     learning_rate: float
     density_weight: float
     outlier_count: int
+    num_chains: int
     num_steps: int
     step_size: float
     noise_std: float
