@@ -60,6 +60,8 @@ class Benchmark:
     classifier: str = ""
     """Another classifier: the name and sizes of a network of ours, such as
     pooled_cnn:width=64,norm=batch."""
+    fast: bool = True
+    """Train `fast` from scratch, too."""
     out: Path | None = None
     """JSON file for all figures of all runs."""
     threads: int | None = None
@@ -147,6 +149,8 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
     recipe = replace(jem.RECIPES["companion"], epochs=args.epochs)
     rows["companion"] = measured(model, recipe)
     rows["companion"]["same_bits"] = float(model.predict_proba(data.test.x).equal(said))
+    if not args.fast:
+        return rows
     network = networks.network_for(data.input_shape, num_classes)
     rows["fast"] = measured(model_of(network), replace(jem.RECIPES["fast"], epochs=args.epochs))
     return rows
@@ -173,14 +177,18 @@ def spread(values: list[float], digits: int) -> str:
 
 def table(rows: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown table: a column for the classifier, its companion and `fast`."""
-    lines = ["| figure | classifier | companion | `fast` from scratch |", "|---|---|---|---|"]
+    titles = {"classifier": "classifier", "companion": "companion", "fast": "`fast` from scratch"}
+    lines = [
+        f"| figure | {' | '.join(titles[name] for name in rows)} |",
+        "|---" * (1 + len(rows)) + "|",
+    ]
 
     def add(label: str, values: dict[str, list[float | None]], digits: int) -> None:
         cells = (
             "-"
             if None in values[name]
             else spread([v for v in values[name] if v is not None], digits)
-            for name in ("classifier", "companion", "fast")
+            for name in rows
         )
         lines.append(f"| {label} | {' | '.join(cells)} |")
 
@@ -216,11 +224,11 @@ def main(args: Benchmark) -> dict[str, list[dict[str, Any]]]:
     """Run every seed, print the table and keep all figures if asked to."""
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    rows: dict[str, list[dict[str, Any]]] = {"classifier": [], "companion": [], "fast": []}
+    rows: dict[str, list[dict[str, Any]]] = {}
     for seed in args.seeds:
         for name, row in run(seed, args).items():
-            rows[name].append(row)
-        print(f"\nseeds {' '.join(map(str, args.seeds[: len(rows['fast'])]))}", flush=True)
+            rows.setdefault(name, []).append(row)
+        print(f"\nseeds {' '.join(map(str, args.seeds[: len(rows['companion'])]))}", flush=True)
         print(table(rows), flush=True)
     first = rows["classifier"][0]
     print(
