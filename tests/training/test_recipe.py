@@ -47,9 +47,11 @@ def test_a_recipe_comes_back_from_json():
 
 def test_more_chains_than_slots_are_refused_unless_drawn_with_replacement_or_not_at_all():
     with pytest.raises(InputError, match="`buffer_size`"):
-        Recipe(buffer_size=32)
-    Recipe(buffer_size=32, replacement=True)
-    Recipe(buffer_size=32, objective="none")
+        Recipe(buffer_size=32, num_chains=64)
+    with pytest.raises(InputError, match="`buffer_size`"):
+        Recipe(buffer_size=8).resolved((1, 28, 28), 50)
+    Recipe(buffer_size=32, num_chains=64, replacement=True)
+    Recipe(buffer_size=32, num_chains=64, objective="none")
     Recipe(buffer_size=32, num_chains=32)
 
 
