@@ -4,7 +4,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -212,6 +212,8 @@ class TrainFlags:
     """Show the resolved configuration, the network, the device and a cost estimate, and stop."""
     report: bool = True
     """Write report.html and report.json when training has ended."""
+    log: Literal["tensorboard"] | None = None
+    """Also write event files for TensorBoard into OUT/tensorboard."""
     quiet: bool = False
     """Show no progress."""
     files: DataFlags = field(default_factory=DataFlags)

@@ -29,6 +29,7 @@ from jem.training.fitting import model_for
 from jem.training.probe import seconds_per_update
 from jem.training.process import join
 from jem.training.recipes import RECIPES
+from jem.training.tensorboard import TensorBoardMonitor
 from jem.training.trainer import Trainer
 from jem.training.validation import why_useless
 
@@ -196,6 +197,7 @@ def _fit(
         run_dir=folder,
         seed=config.seed,
         device=flags.device,
+        monitor=None if flags.log is None else TensorBoardMonitor(quiet=flags.quiet),
         progress=not flags.quiet,
         metadata=config.metadata() | columns | {"data_checksum": checksum(splits)},
     )

@@ -109,7 +109,8 @@ def read_metrics(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
 class RunMonitor:
     """Metrics file, progress bar and pictures of a run.
 
-    Derive from it to look at more, and give it to `Trainer(monitor=...)`.
+    Derive from it to look at more, and give it to `Trainer(monitor=...)`. All figures go through
+    `record`; `jem.training.tensorboard` is an example.
 
     Args:
         quiet: Show no progress.
@@ -134,6 +135,16 @@ class RunMonitor:
         self._since = time.perf_counter()
         with ProgressBar("training", total_iterations, quiet=self.quiet) as self.bar:
             yield
+
+    def record(self, kind: str, **values: Any) -> None:  # noqa: ANN401
+        """Write down a record; everything that is recorded comes through here.
+
+        Args:
+            kind: `"update"`, `"epoch"`, `"recovery"` or `"end"`.
+            values: Its figures: numbers, None, or lists of them. `iteration` is always one: the
+                update that it is about.
+        """
+        self.log.write(kind, **values)
 
     def update(
         self,
@@ -165,7 +176,7 @@ class RunMonitor:
         now = time.perf_counter()
         figures["images_per_second"] = self._examples / max(now - self._since, 1e-9)
         self._examples, self._since = 0, now
-        self.log.write("update", iteration=progress.iteration, seconds=progress.seconds, **figures)
+        self.record("update", iteration=progress.iteration, seconds=progress.seconds, **figures)
         shown = {"accuracy", "gap", "images_per_second"} & figures.keys()
         detail = "  ".join(f"{name} {figures[name]:.4g}" for name in sorted(shown))
         self.bar.update(progress.iteration, self._total, detail=detail)
@@ -178,7 +189,7 @@ class RunMonitor:
             progress: Where it is now.
         """
         done, back_to = progress.recoveries, progress.rolled_back_to
-        self.log.write("recovery", iteration=diverged, back_to=back_to, recoveries=done)
+        self.record("recovery", iteration=diverged, back_to=back_to, recoveries=done)
         self.bar.message(
             f"diverged at update {diverged}: back to {back_to}, learning rate times "
             f"{0.5**done:g} (recovery {done} of at most {MAX_RECOVERIES})"
@@ -192,7 +203,7 @@ class RunMonitor:
             num_epochs: Epochs of the run.
             state: The run.
         """
-        self.log.write("epoch", **metrics)
+        self.record("epoch", **metrics)
         if metrics["epoch"] % max(1, num_epochs // 10):
             return
         if not self.bar.live:
@@ -200,8 +211,11 @@ class RunMonitor:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in figures)
             self.bar.message(f"training epoch {metrics['epoch']}/{num_epochs}  {shown}")
         if self.folder is not None and state.chains is not None:
+            from jem.plotting import save_figure
+
             with spared(self.folder.samples):
-                draw_chains(state.chains.buffer, state.model.bounds("cpu"), self.folder.samples)
+                figure = chains_figure(state.chains.buffer, state.model.bounds("cpu"))
+                save_figure(figure, self.folder.samples)
 
 
 def _read(figures: Mapping[str, Tensor | float]) -> dict[str, float]:
@@ -260,13 +274,13 @@ def spared(picture: Path) -> Iterator[None]:
         warnings.warn(f"cannot write {picture}: {reason}; the run continues", stacklevel=3)
 
 
-def draw_chains(buffer: ReplayBuffer, bounds: Any, path: Path) -> None:  # noqa: ANN401
-    """Picture of 64 persistent chains, spread over the classes where they have one."""
-    from jem.plotting import inputs_figure, save_figure
+def chains_figure(buffer: ReplayBuffer, bounds: Any) -> Any:  # noqa: ANN401
+    """Figure of 64 persistent chains, spread over the classes where they have one."""
+    from jem.plotting import inputs_figure
 
     spread = torch.linspace(0, len(buffer) - 1, min(64, len(buffer))).long()
     chains = buffer.chains[spread.to(buffer.chains.device)]
-    save_figure(inputs_figure(chains, bounds, title="persistent chains"), path)
+    return inputs_figure(chains, bounds, title="persistent chains")
 
 
 def draw_samples(model: JEM, seed: int, path: Path, bar: ProgressBar) -> None:

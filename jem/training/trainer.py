@@ -362,7 +362,7 @@ class Trainer:
             self.state.averaged_model.load_state_dict(self.state.guard.accepted)
         self._save()
         progress, kept = self.state.progress, self.state.kept_epoch
-        self.monitor.log.write(
+        self.monitor.record(
             "end",
             iteration=progress.iteration,
             seconds=progress.seconds,

@@ -47,7 +47,7 @@ def weights(folder):
 @pytest.fixture(scope="module")
 def quick_run(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("train") / "run"
-    assert run("train", "--out", folder, "--control", *QUICK) == 0
+    assert run("train", "--out", folder, "--control", "--log", "tensorboard", *QUICK) == 0
     return folder
 
 
@@ -67,7 +67,14 @@ def test_a_useless_model_ends_with_status_1_and_says_so(run, tmp_path, capsys):
 
 def test_a_run_explains_itself_and_has_a_control(quick_run):
     names = {path.name for path in quick_run.iterdir()}
-    assert {"config.json", "metrics.jsonl", "checkpoints", "samples.png", "control"} <= names
+    assert {
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "samples.png",
+        "control",
+        "tensorboard",
+    } <= names
     assert not (quick_run / "report.html").exists()
     control = config_of(quick_run / "control")
     assert control["recipe"]["objective"] == "none"
