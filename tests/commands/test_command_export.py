@@ -1,5 +1,8 @@
 """`jem export`: the file gives what `jem score` gives, and what is refused."""
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -38,6 +41,30 @@ def test_the_file_gives_what_the_scorer_gives_for_batches_of_any_size(
         ):
             np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-4)
     assert 0 < wanted.is_ood.sum() < len(x)
+
+
+def test_the_service_of_the_example_answers_as_the_scorer(run, train, tmp_path, monkeypatch):
+    testclient = pytest.importorskip("fastapi.testclient")
+    folder = train(tmp_path / "wine", "wine", data="wine")
+    assert run("export", folder, tmp_path / "model.onnx") == 0
+    monkeypatch.setenv("MODEL", str(tmp_path / "model.onnx"))
+    monkeypatch.syspath_prepend(Path(jem.__file__).parents[1] / "scripts")
+    client = testclient.TestClient(importlib.import_module("serve_onnx").app)
+    scorer, wine = jem.load_scorer(folder), jem.data.load("wine")
+    raw = [*wine.scaling.invert(wine.test.x[:5]).tolist(), [1e6] * 13]
+    wanted = scorer.predict(scorer.model.preprocess(np.array(raw)))
+    answers = client.post("/predict", json=raw).json()
+    assert [a["class"] for a in answers] == [scorer.model.classes[k] for k in wanted.class_index]
+    assert [a["is_ood"] for a in answers] == wanted.is_ood.tolist()
+    assert [a["reason"] for a in answers] == wanted.reason
+    assert answers[-1]["is_ood"]
+    assert [a["probability"] for a in answers] == pytest.approx(
+        wanted.calibrated_probability.tolist(), abs=1e-4
+    )
+    for wrong in ([[1.0, 2.0]], [[1.0] * 13, [2.0]], [], [["much"] * 13]):
+        refused = client.post("/predict", json=wrong)
+        assert refused.status_code == 422
+        assert "shape (B, 13)" in refused.json()["detail"]
 
 
 def test_a_file_for_a_hub_is_scored_like_the_run(run, digits_run, raw_digits, tmp_path):

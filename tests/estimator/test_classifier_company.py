@@ -47,6 +47,12 @@ def test_a_fitted_one_survives_pickle_and_joblib_bit_by_bit(iris, tmp_path):
         assert np.array_equal(copy.predict_proba(iris[0]), fitted.predict_proba(iris[0]))
         assert np.array_equal(copy.is_ood(iris[0]), fitted.is_ood(iris[0]))
         assert np.array_equal(copy.sample([1, 2]), fitted.sample([1, 2]))
+    kept = {"detector": fitted.detector_, "temperature": fitted.temperature_}
+    jem.save(fitted.model_, tmp_path / "model.pt", **kept)  # which holds no code
+    found = jem.load_scorer(tmp_path / "model.pt").predict(fitted.model_.preprocess(iris[0]))
+    assert np.array_equal(found.is_ood, fitted.is_ood(iris[0]))
+    wanted = fitted.predict_proba(iris[0])
+    np.testing.assert_allclose(found.calibrated_probabilities, wanted, rtol=0, atol=1e-6)
 
 
 def test_a_clone_is_unfitted_and_has_its_own_copy_of_a_network(iris):

@@ -25,10 +25,10 @@ def same(found, wanted):
     if isinstance(wanted, torch.Tensor):
         return found.dtype == wanted.dtype and torch.equal(found, wanted)
     if isinstance(wanted, dict):
-        return found.keys() == wanted.keys() and all(same(found[k], wanted[k]) for k in wanted)
+        found, wanted = list(found.items()), list(wanted.items())
     if isinstance(wanted, list | tuple):
-        pairs = zip(found, wanted, strict=True)
-        return type(found) is type(wanted) and all(same(*pair) for pair in pairs)
+        alike = type(found) is type(wanted) and len(found) == len(wanted)
+        return alike and all(map(same, found, wanted))
     return found == wanted and type(found) is type(wanted)
 
 
