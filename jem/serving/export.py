@@ -100,6 +100,7 @@ def export_onnx(
     with torch.no_grad(), evaluation_mode(graph), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the tracer and the exporter, about their own parts
         try:
+            graph(example)  # what a network checks at its first call is no part of the graph
             batch = {"inputs": {0: torch.export.Dim("batch")}}
             program = torch.export.export(graph, (example,), dynamic_shapes=batch)
             _forget_sources(program)

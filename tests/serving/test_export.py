@@ -228,6 +228,18 @@ def test_a_network_of_the_users_is_exported_in_evaluation_mode_and_left_as_it_wa
     torch.testing.assert_close(got["energy"], -wanted.logsumexp(dim=1), rtol=1e-5, atol=1e-4)
 
 
+def test_what_a_network_checks_at_its_first_call_is_not_exported(tmp_path):
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.SiLU(), nn.Flatten(), nn.Linear(144, 3))
+    model = jem.JEM(jem.networks.factored(body), input_shape=(1, 8, 8))
+    export_onnx(model, tmp_path / "own.onnx")  # nobody has called it before
+    x = torch.randn(5, 1, 8, 8)
+    got = run_onnx(tmp_path / "own.onnx", x.numpy())
+    torch.testing.assert_close(
+        got["logits"], model.eval().logits(x).detach(), rtol=1e-5, atol=1e-5
+    )
+
+
 def test_a_density_without_classes_is_exported(tmp_path):
     model = jem.JEM(mlp((2,), 1, width=8), input_shape=(2,))
     detector = jem.OODDetector(model).fit(torch.randn(40, 2))
