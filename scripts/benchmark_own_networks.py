@@ -27,6 +27,7 @@ from jem.data import DataPart, DataSplits
 from jem.data.shifts import make_ood_set
 from jem.evaluation.ood.metrics import ood_metrics
 from jem.model import batched_logits
+from jem.networks import make_network
 from jem.plotting import inputs_figure, save_figure
 from jem.randomness import derive_seed
 from jem.training.recipes import RECIPES
@@ -43,7 +44,7 @@ class Benchmark:
     networks: tuple[str, ...] = ("resnet", "vgg")
     """Functions of `own_networks.py`."""
     recipes: tuple[str, ...] = ("plain", "fast")
-    """Names of recipes."""
+    """Names of recipes; `fast:towers` puts a density beside the network."""
     seeds: tuple[int, ...] = (0,)
     """Each seed is another split, another initialisation and other noise."""
     updates: int = 400
@@ -73,7 +74,9 @@ def run_one(
 ) -> dict[str, Any]:
     """Train and measure one network."""
     torch.manual_seed(derive_seed(seed, "network") % 2**32)
+    recipe, _, head = recipe.partition(":")
     module = getattr(own_networks, network)(splits.input_shape, len(splits.classes))
+    module = make_network(module, splits.input_shape, len(splits.classes), head or "joint", seed)
     model = jem.JEM(module, classes=splits.classes, domain=splits.domain, scaling=splits.scaling)
     settings = RECIPES[recipe]
     epochs = max(1, round(args.updates * settings.batch_size / len(splits.train)))

@@ -6,7 +6,15 @@ import pytest
 import torch
 
 import jem
-from jem.networks import network_for, pooled_cnn, small_cnn, wide_resnet
+from jem.networks import (
+    Towers,
+    factored,
+    make_network,
+    network_for,
+    pooled_cnn,
+    small_cnn,
+    wide_resnet,
+)
 
 SHAPE, K = (3, 16, 16), 3
 TINY = {
@@ -41,7 +49,7 @@ def test_the_classifier_is_to_the_bit_the_one_that_plain_trains(fused):
     plain, towers = trained("plain", "joint"), trained("fast", "towers", fused=fused)
     learned = plain.network.state_dict()
     assert learned
-    assert all(towers.network.state_dict()[k].equal(v) for k, v in learned.items())
+    assert all(v.equal(towers.network.classifier.state_dict()[k]) for k, v in learned.items())
     x, _ = examples(5)
     torch.testing.assert_close(towers.predict_proba(x), plain.predict_proba(x))
 
@@ -77,6 +85,62 @@ def test_colour_images_get_two_towers_and_everything_else_one_body():
     assert replace(jem.RECIPES["fast"], head="factored").resolved((3, 16, 16), 10).head == (
         "factored"
     )
+
+
+class Own(torch.nn.Module):
+    """Batch normalisation and dropout, as users bring them."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Sequential(
+            torch.nn.Conv2d(3, 4, 3, stride=2), torch.nn.BatchNorm2d(4), torch.nn.ReLU(),
+            torch.nn.Flatten(), torch.nn.Dropout(0.2), torch.nn.Linear(196, K),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.body(x)
+
+
+def test_a_network_of_the_users_gets_a_density_beside_it_and_trains_as_with_plain():
+    learned = {}
+    for recipe, head in (("plain", "joint"), ("fast", None)):
+        network = make_network(built(lambda _: Own(), head), SHAPE, K, head, seed=0)
+        model = jem.JEM(network, domain=(0.0, 1.0))
+        recipe = replace(jem.RECIPES[recipe], **TINY)
+        jem.Trainer(model, recipe, seed=0, device="cpu").fit(examples())
+        learned[recipe.objective] = model
+    plain, both = learned["none"].network, learned["contrastive"].network
+    assert isinstance(both, Towers)
+    assert all(v.equal(both.classifier.state_dict()[k]) for k, v in plain.state_dict().items())
+    detector = jem.OODDetector(learned["contrastive"], "vim").fit_reference([examples()])
+    x, _ = examples(5)
+    assert detector.score(x).shape == (5,)
+
+
+def test_two_towers_with_a_network_of_the_users_are_read_from_a_file(tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text(
+        "from torch import nn\n"
+        "def make(shape, k): return nn.Sequential(nn.Flatten(), nn.Linear(768, k))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    network = make_network("own_net:make", SHAPE, K, None, seed=0)
+    model = jem.JEM(network, input_shape=SHAPE, classes="abc")
+    jem.save(model, tmp_path / "model.pt")
+    x, _ = examples(5)
+    assert jem.load(tmp_path / "model.pt")(x).equal(model.eval()(x))
+    network.spec["classifier_spec"] = None
+    jem.save(model, tmp_path / "other.pt")
+    with pytest.raises(jem.InputError, match="network of your own; pass it"):
+        jem.load(tmp_path / "other.pt")
+    mine = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, K))
+    assert jem.load(tmp_path / "other.pt", network=mine)(x).equal(model.eval()(x))
+
+
+def test_what_has_a_density_of_its_own_gets_no_other():
+    for network in (pooled_cnn(SHAPE, K, 4, head="joint"), factored(Own())):
+        assert type(make_network(network, SHAPE, K, None, seed=0)) is type(network)
+    assert isinstance(make_network(Own(), SHAPE, K, "joint", seed=0), Own)
+    assert isinstance(make_network(Own(), (1, 16, 16), K, None, seed=0), Own)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def _check(name: str, value: Any) -> None:  # noqa: ANN401
 
 def _network_name(spec: dict[str, Any], recipe: Recipe) -> str | None:
     """A network of ours by name and sizes; None for the one that the recipe gives such data."""
-    if spec.get("name") == "companion":
+    if "classifier_spec" in spec:  # a companion, or towers
         name = spec["classifier_spec"]
         return name if isinstance(name, str) else None
     spec = dict(spec)

@@ -2,11 +2,13 @@
 
 from jem.networks.architectures import NETWORKS as NETWORKS
 from jem.networks.architectures import Network as Network
+from jem.networks.architectures import Towers as Towers
 from jem.networks.architectures import is_embedding as is_embedding
 from jem.networks.architectures import mlp as mlp
 from jem.networks.architectures import network_for as network_for
 from jem.networks.architectures import pooled_cnn as pooled_cnn
 from jem.networks.architectures import small_cnn as small_cnn
+from jem.networks.architectures import towers as towers
 from jem.networks.architectures import usual_head as usual_head
 from jem.networks.architectures import wide_resnet as wide_resnet
 from jem.networks.build import NetworkFactory as NetworkFactory

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,46 +22,92 @@ POOLED_SIZE = 32
 
 
 class Network(nn.Module):
-    r"""A body that computes features and a head that turns them into logits.
-
-    With the head "towers" the density has a small network t of its own, with a class for each
-    output too. Body and head are then a classifier h that shares no weight with it:
-
-    .. math:: f(x)[y] = \log \mathrm{softmax}(h(x))[y] + \log \sum_k \exp t(x)[k]
+    """A body that computes features and a head that turns them into logits.
 
     Args:
         body: Maps (B, *shape) to features (B, F).
         head: Maps features to logits (B, K).
         spec: How this network was made: `{"name": ..., **arguments}`.
-
-    Attributes:
-        energy_network: t, maps (B, *shape) to (B, K); None with another head.
-        energy_outputs: K.
     """
 
     def __init__(self, body: nn.Module, head: nn.Module, spec: dict[str, Any]) -> None:
         super().__init__()
         self.body, self.head, self.spec = body, head, spec
-        self.energy_network: nn.Module | None = None
-        if spec.get("head") == "towers":
-            self.energy_outputs: int = spec["num_classes"]
-            self.energy_network = usual_energy_network(spec["shape"], self.energy_outputs)
 
     def features(self, x: Tensor) -> Tensor:
         """Features before the head, shape (B, F), of inputs (B, *shape)."""
         return self.body(x)  # type: ignore[no-any-return]
 
-    def class_logits(self, x: Tensor) -> Tensor:
-        """What the head gives, shape (B, K): with towers the classifier alone."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, shape (B, K), of inputs (B, *shape)."""
         return self.head(self.body(x))  # type: ignore[no-any-return]
+
+
+class Towers(nn.Module):
+    r"""A classifier h and an energy network t side by side, which share no weights: see `towers`.
+
+    .. math:: f(x)[y] = \log \mathrm{softmax}(h(x))[y] + \log \sum_k \exp t(x)[k]
+
+    Args:
+        classifier: h, maps (B, *shape) to (B, K).
+        energy_network: t, maps (B, *shape) to (B, K).
+        spec: How this network was made: `{"name": ..., **arguments}`.
+
+    Attributes:
+        energy_outputs: K.
+    """
+
+    def __init__(
+        self, classifier: nn.Module, energy_network: nn.Module, spec: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.classifier, self.energy_network, self.spec = classifier, energy_network, spec
+        self.energy_outputs: int = spec["num_classes"]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, shape (B, K), of inputs (B, *shape)."""
-        logits = self.class_logits(x)
-        if self.energy_network is None:
-            return logits
         g = log_density(self.energy_network(x))
-        return factored_logits(torch.cat([logits, g[:, None]], dim=1))
+        return factored_logits(torch.cat([self.classifier(x), g[:, None]], dim=1))
+
+
+def towers(classifier: nn.Module, *, input_shape: Sequence[int], num_classes: int) -> Towers:
+    """Give any network a density beside it that costs the classifier nothing.
+
+    Cross-entropy alone trains the classifier, as the recipe `plain` does. The density is that of a
+    small network, a joint energy model of its own with the same classes: energies, chains and
+    samples are from it. A classifier that is trained already, and stays as it is, takes
+    `jem.companion`.
+
+    Args:
+        classifier: Maps inputs (B, *input_shape) to logits (B, num_classes).
+        input_shape: Shape of one input.
+        num_classes: K.
+
+    Returns:
+        A network (B, *input_shape) -> (B, K).
+
+    Example:
+        >>> both = towers(nn.Linear(2, 3), input_shape=(2,), num_classes=3)
+        >>> both(torch.zeros(5, 2)).shape
+        torch.Size([5, 3])
+    """
+    shape, spec = [int(n) for n in input_shape], getattr(classifier, "spec", None)
+    if isinstance(classifier, Network):
+        spec = classifier.spec | {"head": "towers"}
+    else:
+        spec = {"name": "towers", "classifier_spec": spec, "input_shape": shape}
+        spec["num_classes"] = num_classes
+    return Towers(classifier, usual_energy_network(shape, num_classes), spec)
+
+
+def _network(body: list[nn.Module], num_features: int, spec: dict[str, Any]) -> Network | Towers:
+    """A body with the head that its spec names."""
+    shape, num_classes = spec["shape"], spec["num_classes"]
+    head = HEADS["joint" if spec["head"] == "towers" else spec["head"]](num_features, num_classes)
+    network = Network(nn.Sequential(*body), head, spec)
+    if spec["head"] == "towers":
+        return towers(network, input_shape=shape, num_classes=num_classes)
+    return network
 
 
 def _checked(
@@ -72,7 +118,7 @@ def _checked(
         wanted = "(C, H, W)" if axes == 3 else "positive sizes"
         refuse("shape", f"be {wanted}, without the batch axis", shape)
     check_integer("num_classes", num_classes, 1)
-    check_choice("head", head, HEADS)
+    check_choice("head", head, get_args(Head))
     return shape
 
 
@@ -84,7 +130,7 @@ def mlp(
     depth: int = 3,
     dropout: float = 0.0,
     head: Head = "joint",
-) -> Network:
+) -> Network | Towers:
     """Multilayer perceptron with SiLU units, for tables and points.
 
     Args:
@@ -93,7 +139,7 @@ def mlp(
         width: Units of each hidden layer.
         depth: Number of hidden layers, >= 1.
         dropout: Probability of dropping a unit in training, in [0, 1).
-        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `Network`).
+        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `towers`).
 
     Returns:
         A network (B, *shape) -> (B, K).
@@ -110,12 +156,12 @@ def mlp(
         inputs = width
     spec = {"name": "mlp", "shape": list(shape), "num_classes": num_classes, "width": width}
     spec |= {"depth": depth, "dropout": dropout, "head": head}
-    return Network(nn.Sequential(*layers), HEADS[head](inputs, num_classes), spec)
+    return _network(layers, inputs, spec)
 
 
 def small_cnn(
     shape: Sequence[int], num_classes: int, width: int = 32, *, head: Head = "joint"
-) -> Network:
+) -> Network | Towers:
     """Small smooth convolutional network for images from 8x8 to 64x64.
 
     One convolution at full size, then some that halve it until at most 7 pixels a side are left
@@ -126,7 +172,7 @@ def small_cnn(
         shape: (C, H, W), each side at least 4.
         num_classes: K >= 1.
         width: Channels at full size; doubled at each halving, up to four times.
-        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `Network`).
+        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `towers`).
 
     Returns:
         A network (B, C, H, W) -> (B, K).
@@ -152,7 +198,7 @@ def small_cnn(
     layers += [nn.Conv2d(now, now, 3, padding=1), nn.SiLU(), nn.Flatten()]
     spec = {"name": "small_cnn", "shape": list(shape), "num_classes": num_classes}
     spec |= {"width": width, "head": head}
-    return Network(nn.Sequential(*layers), HEADS[head](now * math.prod(size), num_classes), spec)
+    return _network(layers, now * math.prod(size), spec)
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -170,7 +216,7 @@ def pooled_cnn(
     *,
     norm: Norm = "group",
     head: Head = "joint",
-) -> Network:
+) -> Network | Towers:
     """Convolutional network for photographs, and other colour images of 16 pixels and more.
 
     A first convolution, then blocks that halve the image by averaging: convolution, pooling, norm,
@@ -182,7 +228,7 @@ def pooled_cnn(
         num_classes: K >= 1.
         width: Channels of the first block; doubled at each block, up to four times.
         norm: `"group"`, `"batch"` or `"none"`.
-        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `Network`).
+        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `towers`).
 
     Returns:
         A network (B, C, H, W) -> (B, K).
@@ -204,7 +250,7 @@ def pooled_cnn(
     layers.append(nn.Flatten())
     spec = {"name": "pooled_cnn", "shape": list(shape), "num_classes": num_classes}
     spec |= {"width": width, "norm": norm, "head": head}
-    return Network(nn.Sequential(*layers), HEADS[head](now * math.prod(size), num_classes), spec)
+    return _network(layers, now * math.prod(size), spec)
 
 
 class WideBlock(nn.Module):
@@ -238,7 +284,7 @@ def wide_resnet(
     norm: Norm = "none",
     dropout: float = 0.0,
     head: Head = "joint",
-) -> Network:
+) -> Network | Towers:
     """Wide residual network as the JEM papers use it: LeakyReLU(0.2), biased convolutions.
 
     Args:
@@ -248,7 +294,7 @@ def wide_resnet(
         width: Channels are 16, 32 and 64 times this.
         norm: `"none"` (JEM), `"batch"` (JEM++, SADA-JEM) or `"group"`.
         dropout: Probability of dropping an activation in training, in [0, 1).
-        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `Network`).
+        head: `"joint"`, `"factored"` (see `FactoredHead`) or `"towers"` (see `towers`).
 
     Returns:
         A network (B, C, H, W) -> (B, K).
@@ -272,10 +318,10 @@ def wide_resnet(
     layers += [_norm(norm, now), nn.LeakyReLU(0.2), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     spec = {"name": "wide_resnet", "shape": list(shape), "num_classes": num_classes}
     spec |= {"depth": depth, "width": width, "norm": norm, "dropout": dropout, "head": head}
-    return Network(nn.Sequential(*layers), HEADS[head](now, num_classes), spec)
+    return _network(layers, now, spec)
 
 
-NETWORKS: dict[str, Callable[..., Network]] = {
+NETWORKS: dict[str, Callable[..., Network | Towers]] = {
     "mlp": mlp,
     "small_cnn": small_cnn,
     "pooled_cnn": pooled_cnn,
@@ -305,7 +351,9 @@ def usual_head(shape: Sequence[int]) -> Head:
     return "towers" if colour else "factored"
 
 
-def network_for(shape: Sequence[int], num_classes: int, *, head: Head | None = None) -> Network:
+def network_for(
+    shape: Sequence[int], num_classes: int, *, head: Head | None = None
+) -> Network | Towers:
     """Choose a network by input shape: for images of 8 pixels or more a CNN, else `mlp`.
 
     Images of several channels and 16 pixels or more get `pooled_cnn`, others `small_cnn`. For

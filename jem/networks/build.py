@@ -14,10 +14,10 @@ from torch import nn
 
 from jem.checks import check_choice, check_integer, refuse
 from jem.errors import InputError
-from jem.networks.architectures import NETWORKS, network_for, usual_head
+from jem.networks.architectures import NETWORKS, Network, Towers, network_for, towers, usual_head
 from jem.networks.companion import Classifier, Companion, companion
 from jem.networks.foreign import copied, in_one_line
-from jem.networks.heads import Head
+from jem.networks.heads import Factored, Head
 from jem.randomness import derive_seed, global_generators_kept
 
 NetworkFactory = Callable[[tuple[int, ...], int], nn.Module]
@@ -39,7 +39,8 @@ def make_network(
         shape: Shape of one input.
         num_classes: K.
         head: Head of networks of ours, unless the name says another; the `usual_head` if None.
-            `"companion"` makes yours the classifier of a companion.
+            Yours keeps its own; `"towers"` puts a density beside it, `"companion"` makes it the
+            classifier of a companion.
         seed: Seed of new weights; torch's global generator is left as it was.
 
     Returns:
@@ -60,7 +61,7 @@ def make_network(
             torch.manual_seed(derive_seed(seed, "network") % 2**32)
             return companion(classifier, input_shape=shape, num_classes=num_classes)
     if isinstance(given, nn.Module):
-        return copied(given)
+        return _beside(copied(given), head, shape, num_classes, seed)
     if given is not None and not isinstance(given, str) and not callable(given):
         wanted = "be a torch module, a name or a function (shape, number of classes) -> module"
         refuse("network", wanted, type(given).__name__)
@@ -69,8 +70,22 @@ def make_network(
         if given is None:
             return network_for(shape, num_classes, head=head)
         if isinstance(given, str):
-            return network_from_text(given, shape, num_classes, head=head)
-        return _made_by(given, "the function `network`", shape, num_classes)
+            network = network_from_text(given, shape, num_classes, head=head)
+        else:
+            network = _made_by(given, "the function `network`", shape, num_classes)
+    return _beside(network, head, shape, num_classes, seed)
+
+
+def _beside(
+    network: nn.Module, head: Head | None, shape: Sequence[int], num_classes: int, seed: int
+) -> nn.Module:
+    """A network of the user's, with a density beside it where the head is `towers`."""
+    ready = Network, Towers, Companion, Factored
+    if (head or usual_head(shape)) != "towers" or isinstance(network, ready):
+        return network
+    with global_generators_kept():
+        torch.manual_seed(derive_seed(seed, "energy network") % 2**32)
+        return towers(network, input_shape=shape, num_classes=num_classes)
 
 
 def network_from_text(
@@ -127,7 +142,7 @@ def network_from_spec(
         spec: `{"name": ..., **arguments}`, or what `network_from_reference` takes.
         shape: Shape of one input, for a network that is named by a reference.
         num_classes: Its outputs.
-        classifier: The classifier of a companion, where the spec does not say how it is built.
+        classifier: That of a companion or of towers, where the spec does not say how it is built.
 
     Returns:
         A freshly initialised network of that kind.
@@ -138,6 +153,10 @@ def network_from_spec(
     if isinstance(spec, str):
         return network_from_reference(spec, shape, num_classes)
     arguments = {key: value for key, value in spec.items() if key != "name"}
+    if spec.get("name") == "towers":
+        held, shape = arguments.pop("classifier_spec"), arguments["input_shape"]
+        own: Any = classifier or network_from_spec(held, shape, arguments["num_classes"])
+        return towers(own, **arguments)
     if spec.get("name") == "companion":
         held, energy_network = arguments.pop("classifier_spec"), arguments["energy_network"]
         shape = arguments["input_shape"]
@@ -243,5 +262,5 @@ def spec_of(network: nn.Module | None) -> dict[str, Any] | str | None:
             "num_classes": network.num_classes,
         }
     spec = getattr(network, "spec", None)
-    ours = isinstance(spec, dict) and spec.get("name") in NETWORKS
+    ours = isinstance(spec, dict) and spec.get("name") in {*NETWORKS, "towers"}
     return spec if ours or (isinstance(spec, str) and ":" in spec) else None

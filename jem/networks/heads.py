@@ -133,11 +133,7 @@ def factored(network: nn.Module, layer: str | None = None) -> Factored:
     return Factored(network, layer)
 
 
-HEADS: dict[str, Callable[[int, int], nn.Module]] = {
-    "joint": JointHead,
-    "factored": FactoredHead,
-    "towers": JointHead,  # of the classifier; the density has a network of its own
-}
+HEADS: dict[str, Callable[[int, int], nn.Module]] = {"joint": JointHead, "factored": FactoredHead}
 
 
 def log_density(logits: Tensor) -> Tensor:

@@ -163,9 +163,9 @@ def build_model(
     # torch.compile puts a prefix before the names of weights, in the file or in `network`.
     weights = {name.replace("_orig_mod.", ""): value for name, value in state["weights"].items()}
     spec = state["network"]
-    is_companion = isinstance(spec, dict) and spec["name"] == "companion"
+    beside = isinstance(spec, dict) and "classifier_spec" in spec  # a companion, or towers
     whole: Any = network
-    if network is None or (is_companion and not hasattr(network, "energy_network")):
+    if network is None or (beside and not hasattr(network, "energy_network")):
         with global_generators_kept():  # its first weights are overwritten
             whole = _build_network(spec, weights["_extra_state"], source, network)
     model = JEM(getattr(whole, "_orig_mod", whole))

@@ -78,10 +78,11 @@ class Recipe:
     it, and is slow elsewhere. Weights, energies, chains and the heads of `jem.networks` stay
     float32. Turn autocast off in the last layer of your own network, or its logits are coarse."""
     head: Literal["joint", "factored", "towers", "companion"] | None = None
-    """Head of the network that is built for you; your own network keeps its own. `towers`: the
-    density has a small network of its own. `companion`: your network becomes the unchanged
-    classifier of a `jem.companion`. If None: `towers` for colour images of at least 16 pixels a
-    side, where one body for both costs accuracy, else `factored`."""
+    """Head of the network that is built for you; your own network keeps its own. `towers`: a small
+    network of its own learns the density, also beside yours (`jem.networks.towers`). `companion`:
+    your network becomes the unchanged classifier of a `jem.companion`. If None: `towers` for
+    colour images of at least 16 pixels a side, where one body for both costs accuracy, else
+    `factored`."""
     label_smoothing: Annotated[float, "[0, 1)"] = 0.003
     """Share of the target that is spread over all classes."""
     class_weight: Literal["none", "balanced"] = "none"

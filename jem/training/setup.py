@@ -14,7 +14,7 @@ from jem.checks import refuse
 from jem.data.batches import BatchStream, augment
 from jem.errors import InputError
 from jem.model import JEM
-from jem.networks import Companion, Factored, FactoredHead
+from jem.networks import Companion, Factored, FactoredHead, Towers
 from jem.objectives import OBJECTIVES, Batch, CrossEntropy, Objective, balanced_class_weights
 from jem.randomness import named_generator
 from jem.sampling.buffer import PersistentChains, ReplayBuffer
@@ -174,15 +174,15 @@ def build(
 
 def head_advice(model: JEM, context: UpdateContext) -> str:
     """What a network with the plain reading misses under a recipe made for the factored head."""
-    known = Factored, FactoredHead, Companion
+    known = Factored, FactoredHead, Companion, Towers
     plain = not any(isinstance(module, known) for module in model.network.modules())
     useful = context.trains_density and len(model.classes or ()) > 1
     if context.recipe.head not in ("factored", "towers") or not plain or not useful:
         return ""
     if context.recipe.head == "towers":
         return (
-            "in colour the density costs your network accuracy: train it with the recipe 'plain', "
-            "then 'companion' (jem.companion) gives it a density that leaves its predictions"
+            "in colour one network for both is a worse classifier: jem.networks.towers(network, "
+            "input_shape=..., num_classes=...) puts a density beside it that costs no accuracy"
         )
     return (
         "the network has the plain head: jem.networks.factored(network) gives it the factored "

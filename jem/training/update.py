@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jem.model import JEM, energy_of, evaluation_mode
+from jem.networks.foreign import logits_of
 from jem.objectives import Batch, CrossEntropy, Energies, NoObjective, Objective, Terms
 from jem.sampling.buffer import Draw, PersistentChains
 from jem.sampling.langevin import per_row
@@ -159,8 +160,8 @@ def evaluate(
     )
     loss = cross_entropy + terms.loss
     if model.density_model is not model:  # the tower of the classifier; both learn the classes
-        network: Any = model.network
-        logits = network.class_logits(batch.x).float()
+        classifier: Any = model.network.classifier
+        logits = logits_of(classifier, batch.x)
         cross_entropy = context.cross_entropy(logits, batch.labels, mean=mean)
         loss = loss + cross_entropy
     return UpdateResult(loss, cross_entropy, terms, logits, energies)

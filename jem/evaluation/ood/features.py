@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from jem.checks import check_integer, check_number, refuse
 from jem.errors import InputError
 from jem.model import JEM, on_model
+from jem.networks.architectures import Towers
 from jem.networks.companion import Companion
 from jem.networks.heads import Factored, FactoredHead
 from jem.sampling.moments import centred_by_class, ledoit_wolf
@@ -42,8 +43,10 @@ def features_of(model: JEM, x: Tensor) -> Tensor:
 
 
 def _classifier(model: JEM) -> nn.Module:
-    """The network that classifies: of a companion the given one."""
+    """The network that classifies: of a companion the given one, of two towers the first."""
     network = model.network
+    if isinstance(network, Towers):
+        return network.classifier
     if not isinstance(network, Companion):
         return network
     if network.classifier.module is None:
