@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from jem.model import JEM
 
-NEEDS = frozenset({"chains", "input_gradients"})
+NEEDS = frozenset({"chains", "input_gradients", "curvature"})
 """What an objective may ask for; see `Objective`."""
 
 Mean = Callable[[Tensor], Tensor]
@@ -67,6 +67,7 @@ class Objective(Protocol):
         - `chains`: persistent chains (and outliers) in `Energies`. If it needs nothing else, an
           update may be fused, for then the loss sees a chain through its energy alone.
         - `input_gradients`: a network that is differentiable in its inputs.
+        - `curvature`: one that is so twice, with second derivatives that are not zero throughout.
         """
 
     def __call__(

@@ -16,7 +16,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from jem.checks import check_labels, refuse
 from jem.data.batches import as_part, augment
 from jem.errors import InputError
-from jem.model import JEM, check_network, evaluation_mode
+from jem.model import JEM, check_network, energy_of, evaluation_mode
 from jem.networks.foreign import copied, in_one_line
 from jem.objectives import NEEDS, Batch, Objective
 from jem.randomness import global_generators_kept
@@ -72,6 +72,8 @@ def probe(
             _check_training_mode(model.trained, x, batch_size, "chains" in objective.needs)
         if recipe.epochs and objective.needs & {"chains", "input_gradients"}:
             _check_gradient(model, recipe, x)
+        if recipe.epochs and "curvature" in objective.needs:
+            _check_curvature(model.density_model, x)
     return num_classes
 
 
@@ -102,6 +104,33 @@ def _check_gradient(model: JEM, recipe: ResolvedRecipe, x: Tensor) -> None:
             "differentiable, without `torch.no_grad` or changes in place "
             f"({in_one_line(error.__cause__ or error)})"
         ) from error
+
+
+def _check_curvature(model: JEM, x: Tensor) -> None:
+    """Refuse a network whose second derivatives are missing or zero.
+
+    A logit of a piecewise linear network has none but zero; with the factored head its energy.
+    Both are asked, in double precision, as the latter is zero up to rounding.
+    """
+    trial = copied(model).double().eval()
+    rows = x.double().requires_grad_()
+    other = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows)
+    logits = trial._network_logits(rows)
+    for value in (logits[:, 0], energy_of(logits)):
+        rows.grad = torch.zeros_like(rows)
+        (slope,) = torch.autograd.grad(value.sum(), rows, create_graph=True)
+        try:
+            (slope * other).sum().backward(retain_graph=True)
+        except RuntimeError as error:
+            raise InputError(
+                "the network cannot be differentiated twice: set `score_form` to 'difference' "
+                f"({in_one_line(error)})"
+            ) from error
+        if slope.any() and rows.grad.norm() <= 1e-9 * slope.norm():
+            raise InputError(
+                "the network is piecewise linear (ReLU, LeakyReLU): its score is constant between "
+                "kinks, and has no gradient that moves them; use SiLU, GELU or Softplus"
+            )
 
 
 def _check_training_mode(model: JEM, x: Tensor, batch_size: int, chains: bool) -> None:

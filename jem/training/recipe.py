@@ -26,6 +26,7 @@ KINDS = ("vector", "embedding", "small image", "large image", "large colour imag
 _BY_KIND: dict[str, tuple[Any, ...]] = {
     "learning_rate": (0.002, 0.001, 0.002, 0.001, 0.001, 0.001),
     "density_weight": (0.1, 0.01, 0.1, 0.05, 0.05, 0.05),
+    "score_noise": ((0.2,), (0.2,), *[(0.1, 0.2, 0.4, 0.8)] * 4),
     "outlier_count": (0, 0, 0, 8, 8, 8),
     "num_chains": (64, 64, 16, 16, 16, 16),
     "num_steps": (2, 2, 2, 1, 1, 1),
@@ -63,8 +64,9 @@ class Recipe:
     """
 
     objective: str = "contrastive"
-    """What is minimised beside the cross-entropy, a key of `jem.objectives.OBJECTIVES`: `none`, or
-    `contrastive`: lower the energy of data and raise that of chains (see docs/method.md)."""
+    """What is minimised beside the cross-entropy, a key of `jem.objectives.OBJECTIVES`: `none`,
+    `contrastive`: lower the energy of data and raise that of chains, or `dsm`: denoising score
+    matching, without chains (see docs/method.md)."""
     fused: bool = True
     """Train the network and move the chains with one backward pass, which makes the last Langevin
     step of each update free. Only for objectives that need chains and nothing else."""
@@ -135,6 +137,13 @@ class Recipe:
     outlier_margin: Annotated[float, "[0, inf)"] = 10.0
     """Energy above that of the data, in nats, from which an outlier no longer counts."""
 
+    score_noise: Annotated[tuple[float, ...] | None, "(0, inf)"] = None
+    """For `dsm`: standard deviation of the noise whose direction is learned, in data units; of
+    several, each example draws one."""
+    score_form: Literal["exact", "difference"] = "exact"
+    """For `dsm`: differentiate the energy twice (exact), or take the difference of two energies,
+    which any network allows and which is noisier (difference)."""
+
     # -- sampler
     num_chains: Annotated[int | None, 1] = None
     """Chains that take part in each update, M."""
@@ -194,11 +203,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every field, then what fields ask of each other."""
-        if isinstance(self.decay_at, list):  # as JSON has it
-            object.__setattr__(self, "decay_at", tuple(self.decay_at))
+        for name in ("decay_at", "score_noise"):
+            if isinstance(value := getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(value))
         for name, kind in _kinds().items():
             _check_field(name, kind, getattr(self, name))
         check_choice("objective", self.objective, OBJECTIVES)
+        if self.score_noise == ():
+            refuse("score_noise", "hold a standard deviation", "none")
         size, least = self.buffer_size, self.num_chains
         if size and least and self.trains_density and not self.replacement and size < least:
             refuse("buffer_size", f"be at least `num_chains` ({least})", size)
@@ -250,6 +262,7 @@ class ResolvedRecipe(Recipe):
     head: Literal["joint", "factored", "towers", "companion"]
     learning_rate: float
     density_weight: float
+    score_noise: tuple[float, ...]
     outlier_count: int
     num_chains: int
     num_steps: int

@@ -46,6 +46,17 @@ RECIPES: dict[str, Recipe] = {
     "fast": Recipe(),
     "companion": Recipe(head="companion"),
     "plain": Recipe(objective="none", fused=False, head="joint"),
+    "dsm": Recipe(
+        objective="dsm",
+        fused=False,
+        density_weight=1.0,
+        outlier_count=0,
+        init="gaussian",
+        step_size=0.005,
+        noise_std=0.1,
+        gradient_blur=0.0,
+        sample_steps=20,
+    ),
     "finetune": Recipe(
         head="joint",
         learning_rate=3e-4,
@@ -93,6 +104,8 @@ RECIPES: dict[str, Recipe] = {
 - `companion`: for a network that classifies already, and keeps its predictions to the bit: a small
   network beside it learns the density (`jem.companion`).
 - `plain`: cross-entropy alone, to compare with.
+- `dsm`: denoising score matching, without chains. Samples are drawn at temperature 1, with steps
+  of half the square of the smallest noise.
 - `finetune`: for a network that classifies already, in a few epochs. Half of the negatives are
   outliers, which help at once. No penalty pulls its energies to 0, as they lie far from it.
 - `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.

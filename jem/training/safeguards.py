@@ -65,9 +65,10 @@ def give_up(context: UpdateContext, iteration: int) -> TrainingDivergedError:
     recipe = context.recipe
     settings = [f"--learning-rate {recipe.learning_rate / 4:g}", "--max-grad-norm 1"]
     if context.trains_density:
+        settings.append(f"--density-weight {recipe.density_weight / 3:.2g}")
+    if "chains" in context.objective.needs:
         settings += [
             f"--num-steps {recipe.num_steps * 2}",
-            f"--density-weight {recipe.density_weight / 3:.2g}",
             f"--energy-l2 {max(recipe.energy_l2 * 3, 0.03):.2g}",
         ]
     return TrainingDivergedError(
