@@ -63,7 +63,7 @@ def recipes(argv: list[str]) -> int:
     kinds = Table("for -, by input", *DEFAULTS)
     for name in DEFAULTS["vector"]:
         kinds.add_row(name, *(_shown(values[name]) for values in DEFAULTS.values()))
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(table, kinds)
     console.print(
         "vector: rows of tables, points; embedding: vectors of 100 numbers or more; large: 16 "
@@ -74,4 +74,6 @@ def recipes(argv: list[str]) -> int:
 
 
 def _shown(value: Any) -> str:  # noqa: ANN401
+    if isinstance(value, tuple):
+        return " ".join(map(_shown, value))
     return "-" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
