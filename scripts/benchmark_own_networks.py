@@ -101,6 +101,7 @@ def run_one(
     if settings.trains_density and args.pictures is not None:
         labels = torch.arange(len(splits.classes)).repeat_interleave(8)
         figure = inputs_figure(jem.sample(model, labels, seed=seed), model.bounds(), columns=8)
+        args.pictures.mkdir(parents=True, exist_ok=True)
         name = f"{splits.name}-{network}-{recipe}-{seed}.png".replace("/", "_")
         save_figure(figure, args.pictures / name)
     return found
