@@ -18,6 +18,7 @@ from jem.evaluation.ood import SCORES
 TINY = replace(
     jem.RECIPES["fast"], epochs=1, batch_size=16, num_chains=12, buffer_size=24, num_steps=3,
     sample_steps=3, density_weight=0.3, learning_rate=1e-3, step_size=1.0, warmup=0.0,
+    outlier_count=18,
 )  # fmt: skip
 PLAIN = replace(TINY, objective="none", head="joint")
 SCORES_OF_ANY_NETWORK = sorted(name for name, score in SCORES.items() if score.takes != "features")

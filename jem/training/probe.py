@@ -21,6 +21,7 @@ from jem.networks.foreign import copied, in_one_line
 from jem.objectives import NEEDS, Batch, Objective
 from jem.randomness import global_generators_kept
 from jem.sampling.langevin import energy_and_gradient
+from jem.training.optimisation import kept_statistics
 from jem.training.process import determinism_or_warning, isolated_randomness, lowered
 from jem.training.recipe import ResolvedRecipe
 from jem.training.safeguards import Diverged
@@ -135,7 +136,7 @@ def _check_curvature(model: JEM, x: Tensor) -> None:
 
 def _check_training_mode(model: JEM, x: Tensor, batch_size: int, chains: bool) -> None:
     """Refuse a network that fails, or learns from chains something else than it computes later."""
-    for name, module in model.network.named_modules() if chains else ():
+    for name, module in model.density_model.network.named_modules() if chains else ():
         if isinstance(module, _InstanceNorm) and module.track_running_stats:
             refuse(
                 f"network.{name}", "normalise each input by itself", "running statistics",
@@ -163,7 +164,8 @@ def _check_beside_chains(model: JEM, x: Tensor) -> None:
     data = []
     for chains in (x, torch.zeros_like(x)):
         torch.manual_seed(0)
-        data.append(forward_all(model, batch, chains)[0])
+        with kept_statistics(model):  # spectral normalisation too changes them at each call
+            data.append(forward_all(model.density_model, batch, chains)[0])
     if (data[0] - data[1]).abs().max() > 0.01 * (1 + data[0].abs().max()):
         raise InputError(
             "in training mode the logits of the data depend on the chains in the same batch: use "

@@ -110,8 +110,8 @@ def test_another_share_may_be_asked_for_after_the_fit():
 def test_the_threshold_is_set_on_rows_that_training_has_not_seen():
     x, y = load_breast_cancer(return_X_y=True)
     classifier = quick(acceptance_rate=0.9).fit(x, y)
-    parts = parts_of(x, y, acceptance_rate=0.9)
-    assert len(parts.train) + len(parts.calibration) == 569
+    parts = parts_of(x, y, validation=0.1, acceptance_rate=0.9)
+    assert len(parts.train) + len(parts.validation) + len(parts.calibration) == 569
     raw = classifier.model_.scaling.invert(parts.calibration.x)
     flagged = classifier.is_ood(raw.numpy())
     # r = floor(0.1 * 58) = 5: the fifth lowest of 57 scores is the threshold, give or take one
