@@ -89,10 +89,10 @@ class Session:
         name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
         self.report |= {"torch": torch.__version__, "device": name}
 
-    def network(self, name: str, head: str, num_classes: int = CLASSES) -> nn.Module:
-        """A network of this session's size, always from the same seed."""
+    def network(self, name: str, head: str | None, num_classes: int = CLASSES) -> nn.Module:
+        """A network of this session's size with one body, always from the same seed."""
         torch.manual_seed(0)
-        return self.nets[name](SHAPE, num_classes, head=head)
+        return self.nets[name](SHAPE, num_classes, head=head or "factored")
 
     def piece(self, name: str, seconds: float, work: Callable[[], Figures]) -> None:
         """Run a piece unless it is done, or too little time is left for it; keep its figures.
