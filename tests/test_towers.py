@@ -13,6 +13,7 @@ from jem.networks import (
     network_for,
     pooled_cnn,
     small_cnn,
+    towers,
     wide_resnet,
 )
 
@@ -46,12 +47,12 @@ def trained(recipe, head, norm="batch", **changes):
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_the_classifier_is_to_the_bit_the_one_that_plain_trains(fused):
-    plain, towers = trained("plain", "joint"), trained("fast", "towers", fused=fused)
+    plain, both = trained("plain", "joint"), trained("fast", "towers", fused=fused)
     learned = plain.network.state_dict()
     assert learned
-    assert all(v.equal(towers.network.classifier.state_dict()[k]) for k, v in learned.items())
+    assert all(v.equal(both.network.classifier.state_dict()[k]) for k, v in learned.items())
     x, _ = examples(5)
-    torch.testing.assert_close(towers.predict_proba(x), plain.predict_proba(x))
+    torch.testing.assert_close(both.predict_proba(x), plain.predict_proba(x))
 
 
 def test_energies_and_samples_are_those_of_the_second_tower():
@@ -128,7 +129,8 @@ def test_two_towers_with_a_network_of_the_users_are_read_from_a_file(tmp_path, m
     jem.save(model, tmp_path / "model.pt")
     x, _ = examples(5)
     assert jem.load(tmp_path / "model.pt")(x).equal(model.eval()(x))
-    network.spec["classifier_spec"] = None
+    network.classifier.spec = {"layers": 2}  # an attribute of the user's that happens to be there
+    network.spec = towers(network.classifier, input_shape=SHAPE, num_classes=K).spec
     jem.save(model, tmp_path / "other.pt")
     with pytest.raises(jem.InputError, match="network of your own; pass it"):
         jem.load(tmp_path / "other.pt")

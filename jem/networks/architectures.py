@@ -91,12 +91,12 @@ def towers(classifier: nn.Module, *, input_shape: Sequence[int], num_classes: in
         >>> both(torch.zeros(5, 2)).shape
         torch.Size([5, 3])
     """
-    shape, spec = [int(n) for n in input_shape], getattr(classifier, "spec", None)
+    shape, own = [int(n) for n in input_shape], getattr(classifier, "spec", None)
+    reference = own if isinstance(own, str) else None  # your `spec` may be anything at all
+    spec: dict[str, Any] = {"name": "towers", "classifier_spec": reference}
+    spec |= {"input_shape": shape, "num_classes": num_classes}
     if isinstance(classifier, Network):
         spec = classifier.spec | {"head": "towers"}
-    else:
-        spec = {"name": "towers", "classifier_spec": spec, "input_shape": shape}
-        spec["num_classes"] = num_classes
     return Towers(classifier, usual_energy_network(shape, num_classes), spec)
 
 

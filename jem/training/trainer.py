@@ -311,7 +311,7 @@ class Trainer:
         )  # fmt: skip
         self.num_epochs = self.context.recipe.epochs
         self.total_iterations = self.num_epochs * len(self.batches)
-        # It shares its parameters with the model, which clips and applies their gradients.
+        # Its parameters are those of the model, which clips and applies their gradients.
         self.trained = self.model.trained
         self.state = RunState(self.model, self.context, self.seed, self.folder)
         self._healthy_so_far = torch.ones((), dtype=torch.bool, device=self.device)
