@@ -60,6 +60,12 @@ class Benchmark:
     classifier: str = ""
     """Another classifier: the name and sizes of a network of ours, such as
     pooled_cnn:width=64,norm=batch."""
+    classifier_file: Path | None = None
+    """Keep the trained classifier in this file, or take it from there if it exists. All seeds then
+    divide the data as the first one, and differ in the companion alone."""
+    sgd: bool = False
+    """Train the classifier by SGD (learning rate 0.1, weight decay 5e-4, batches of 128) instead
+    of Adam: more accurate on photographs."""
     fast: bool = True
     """Train `fast` from scratch, too."""
     out: Path | None = None
@@ -100,18 +106,28 @@ def resnet(channels: int, num_classes: int, width: int) -> nn.Module:
     )
 
 
-def fit(model: jem.JEM, recipe: jem.Recipe, data: DataSplits, seed: int) -> dict[str, Any]:
-    """Train, and say what it took."""
+def fit(
+    model: jem.JEM, recipe: jem.Recipe, data: DataSplits, seed: int, file: Path | None = None
+) -> dict[str, Any]:
+    """Train, and say what it took; take the trained model from the file if it is there."""
+    if file is not None and file.exists():
+        state, figures = torch.load(file)
+        model.load_state_dict(state)
+        return figures  # type: ignore[no-any-return]
     start = time.process_time()
     result = jem.Trainer(model, recipe, seed=seed, device="cpu").fit(data.train, data.validation)
     seconds = time.process_time() - start
-    updates = {"iterations": result.iterations, "recoveries": result.recoveries}
-    return updates | {"cpu_seconds": seconds, "ms": 1000 * seconds / result.iterations}
+    figures = {"iterations": result.iterations, "recoveries": result.recoveries}
+    figures |= {"cpu_seconds": seconds, "ms": 1000 * seconds / result.iterations}
+    if file is not None:
+        torch.save((model.state_dict(), figures), file)
+    return figures
 
 
 def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
     """Train and measure the classifier, its companion, and `fast` from scratch."""
-    data = jem.data.load(args.data, root=args.data_root, seed=seed)
+    division = seed if args.classifier_file is None else args.seeds[0]
+    data = jem.data.load(args.data, root=args.data_root, seed=division)
     data = replace(data, train=some(data.train, args.num_train, seed))
     data = replace(data, test=some(data.test, args.num_test, seed))
     ood_sets = {
@@ -125,8 +141,8 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
     def model_of(network: nn.Module) -> jem.JEM:
         return jem.JEM(network, classes=data.classes, domain=data.domain, scaling=data.scaling)
 
-    def measured(model: jem.JEM, recipe: jem.Recipe) -> dict[str, Any]:
-        row = fit(model, recipe, data, seed) | figures_of(model, data, ood_sets, seed)
+    def measured(model: jem.JEM, recipe: jem.Recipe, file: Path | None = None) -> dict[str, Any]:
+        row = fit(model, recipe, data, seed, file) | figures_of(model, data, ood_sets, seed)
         print({name: value for name, value in row.items() if name != "auroc"}, flush=True)
         if recipe.trains_density:
             x = jem.sample(model, labels, seed=seed)
@@ -141,7 +157,11 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
             args.classifier, data.input_shape, num_classes, head="joint"
         )
     plain = replace(jem.RECIPES["plain"], epochs=args.classifier_epochs)
-    rows = {"classifier": measured(model_of(classifier), plain)}
+    if args.sgd:
+        plain = replace(
+            plain, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=128, warmup=0.2
+        )
+    rows = {"classifier": measured(model_of(classifier), plain, args.classifier_file)}
     with torch.no_grad():
         said = torch.cat([classifier(x).softmax(dim=1) for x in data.test.x.split(256)])
     both = jem.companion(classifier, input_shape=data.input_shape, num_classes=num_classes)
