@@ -159,7 +159,12 @@ def run(seed: int, args: Benchmark) -> dict[str, dict[str, Any]]:
     plain = replace(jem.RECIPES["plain"], epochs=args.classifier_epochs)
     if args.sgd:
         plain = replace(
-            plain, optimizer="sgd", learning_rate=0.1, weight_decay=5e-4, batch_size=128, warmup=0.2
+            plain,
+            optimizer="sgd",
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            batch_size=128,
+            warmup=0.2,
         )
     rows = {"classifier": measured(model_of(classifier), plain, args.classifier_file)}
     with torch.no_grad():

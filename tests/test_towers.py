@@ -142,7 +142,14 @@ def test_what_has_a_density_of_its_own_gets_no_other():
     for network in (pooled_cnn(SHAPE, K, 4, head="joint"), factored(Own())):
         assert type(make_network(network, SHAPE, K, None, seed=0)) is type(network)
     assert isinstance(make_network(Own(), SHAPE, K, "joint", seed=0), Own)
-    assert isinstance(make_network(Own(), (1, 16, 16), K, None, seed=0), Own)
+    assert isinstance(make_network(torch.nn.Linear(5, K), (5,), K, None, seed=0), torch.nn.Linear)
+
+
+def test_a_network_of_the_users_has_a_density_beside_it_for_images_of_any_kind():
+    for shape in (SHAPE, (1, 16, 16), (1, 8, 8)):
+        own = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(K))
+        own(torch.zeros(1, *shape))
+        assert isinstance(make_network(own, shape, K, None, seed=0), Towers)
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from jem.data import NAMES
 from jem.data.splits import DataSplits
 from jem.errors import InputError
 from jem.model import JEM
-from jem.networks import NETWORKS
+from jem.networks import NETWORKS, Towers
 from jem.runs.folder import RunFolder
 from jem.runs.model_file import save
 from jem.serving.scorer import fit_scorer
@@ -201,6 +201,8 @@ def _fit(
         progress=not flags.quiet,
         metadata=config.metadata() | columns | {"data_checksum": checksum(splits)},
     )
+    if config.recipe.head is None and isinstance(model.network, Towers) and _is_own(config):
+        note("a small network beside yours learns the density (--head joint: one for both)")
     resume = flags.resume and RunFolder(folder).holds_run()
     if not flags.quiet and max(splits.input_shape[1:], default=0) > USUAL_SIZE:
         note("fitting what chains begin at, which takes seconds for large images")

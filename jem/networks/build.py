@@ -39,8 +39,8 @@ def make_network(
         shape: Shape of one input.
         num_classes: K.
         head: Head of networks of ours, unless the name says another; the `usual_head` if None.
-            Yours keeps its own; `"towers"` puts a density beside it, `"companion"` makes it the
-            classifier of a companion.
+            Beside yours `"towers"` puts a density, and so does None if inputs are images;
+            `"companion"` makes it the classifier of a companion. Else yours keeps its own head.
         seed: Seed of new weights; torch's global generator is left as it was.
 
     Returns:
@@ -79,9 +79,14 @@ def make_network(
 def _beside(
     network: nn.Module, head: Head | None, shape: Sequence[int], num_classes: int, seed: int
 ) -> nn.Module:
-    """A network of the user's, with a density beside it where the head is `towers`."""
+    """A network of the user's, with a density beside it where the head is `towers`.
+
+    With that, the user's network becomes the classifier that it is without a density. One body for
+    both costs some networks accuracy (docs/benchmarks.md), so images have it so unless asked.
+    """
     ready = Network, Towers, Companion, Factored
-    if (head or usual_head(shape)) != "towers" or isinstance(network, ready):
+    beside = head == "towers" or (head is None and len(shape) == 3)
+    if not beside or isinstance(network, ready):
         return network
     with global_generators_kept():
         torch.manual_seed(derive_seed(seed, "energy network") % 2**32)

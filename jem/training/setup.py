@@ -179,14 +179,9 @@ def head_advice(model: JEM, context: UpdateContext) -> str:
     useful = context.trains_density and len(model.classes or ()) > 1
     if context.recipe.head not in ("factored", "towers") or not plain or not useful:
         return ""
-    if context.recipe.head == "towers":
-        return (
-            "in colour one network for both is a worse classifier: jem.networks.towers(network, "
-            "input_shape=..., num_classes=...) puts a density beside it that costs no accuracy"
-        )
     return (
-        "the network has the plain head: jem.networks.factored(network) gives it the factored "
-        "one, whose log-density is better at rejecting inputs unlike the data"
+        "one network for both may be a worse classifier: jem.networks.towers(network, "
+        "input_shape=..., num_classes=...) puts a density beside it that costs no accuracy"
     )
 
 

@@ -165,12 +165,13 @@ def test_damaged_images_are_left_out_where_that_is_asked_for(run, refused, pictu
     assert len((tmp_path / "s.csv").read_text().splitlines()) == 30
 
 
-def test_your_own_network_is_named_trained_and_loaded(run, tmp_path, monkeypatch):
+def test_your_own_network_is_named_trained_and_loaded(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "my_train_net.py").write_text(OWN_NETWORK)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     assert run("train", "--network", "my_train_net:make", "--out", "run", *QUICK) == 0
-    assert config_of(Path("run"))["network"] == "my_train_net:make"
+    assert "beside yours learns the density" in capsys.readouterr().err
+    assert config_of(Path("run"))["network"]["classifier_spec"] == "my_train_net:make"
     assert run("sample", "run", "--labels", 3, "--count", 1, "--out", "s.png") == 0
 
 

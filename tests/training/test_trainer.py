@@ -614,10 +614,10 @@ def test_cuda_trains_and_recovers(train):
     assert Trainer(model_of(), UNSTABLE, device="cuda").fit(train).recoveries >= 1
 
 
-def test_a_plain_head_is_told_of_the_factored_one(train, capsys):
+def test_a_network_for_both_is_told_of_two_towers(train, capsys):
     body = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.SiLU(), torch.nn.Linear(8, 2))
     factored = networks.factored(body)
     for network, epochs, advised in ((body, 1, True), (factored, 1, False), (body, 0, False)):
         recipe = replace(SMALL, epochs=epochs)
         Trainer(JEM(network), recipe, device="cpu", progress=True).fit(train)
-        assert ("jem.networks.factored" in capsys.readouterr().err) is advised
+        assert ("jem.networks.towers" in capsys.readouterr().err) is advised
