@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from jem import attacks as attacks
     from jem import data as data
     from jem import errors as errors
     from jem import evaluation as evaluation
@@ -45,7 +46,7 @@ if TYPE_CHECKING:
 # What the type checker sees above is imported when it is first asked for: `jem --help` answers
 # without loading torch, and the command line can settle how threads wait before torch starts any.
 _NAMES = {
-    "jem": "data errors evaluation networks objectives plotting sampling",
+    "jem": "attacks data errors evaluation networks objectives plotting sampling",
     "jem.errors": "InputError JemError RunFolderError TrainingDivergedError TrainingInterrupted",
     "jem.estimator.classifier": "JEMClassifier",
     "jem.estimator.pipeline": "TableEncoder make_pipeline",

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "networks": set(),
     "data": set(),
     "sampling": set(),
+    "attacks": {"sampling"},
     "objectives": {"model", "sampling"},
     "plotting": {"runs"},
     "devices": {"model", "networks"},
@@ -31,7 +32,9 @@ MAY_IMPORT = {
         "sampling",
     },
     "generation": {"data", "model", "sampling"},
-    "evaluation": {"data", "generation", "model", "networks", "plotting", "sampling"},
+    "evaluation": {
+        "attacks", "data", "generation", "model", "networks", "plotting", "sampling",
+    },
     "serving": {"data", "evaluation", "model", "networks", "runs"},
     "report": {
         "data", "evaluation", "generation", "model", "networks", "plotting", "runs", "sampling",

@@ -53,7 +53,7 @@ def test_examples_of_the_readme(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["docs/reference.md", "docs/your_network.md"])
+@pytest.mark.parametrize("name", ["docs/method.md", "docs/reference.md", "docs/your_network.md"])
 def test_examples_of_the_longer_documents(name, tmp_path, monkeypatch):
     """What can fail is an example that raises."""
     monkeypatch.chdir(tmp_path)
