@@ -7,7 +7,7 @@ TORCH_INDEX ?=
 # A worker for every core, each of one thread; a file's tests share a worker, and so its fixtures.
 WORKERS ?= -n auto --dist loadfile
 
-.PHONY: demo test test-slow test-all check
+.PHONY: demo test test-slow test-all check docs
 .DELETE_ON_ERROR:
 
 $(VENV)/made:
@@ -43,6 +43,10 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python scripts/count_lines.py
+
+docs: $(VENV)/installed-test
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs . site
+	@echo "open site/docs/index.html"
 
 # make benchmark-recipes, -sgld, -levers, -scoring, -tables, -finetune, -scaling, -unseen, -completion, -companion, -heads, -far, -photographs, -embeddings, -verdict, -scores or -own_networks; ARGS are its flags.
 benchmark-%: $(VENV)/installed

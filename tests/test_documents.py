@@ -1,6 +1,8 @@
 """The documents: their examples run as they stand, one after the other, and their links hold."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,8 +54,11 @@ def test_examples_of_the_readme(tmp_path, monkeypatch):
     assert (tmp_path / "wine" / "report.html").exists()
 
 
+LONGER = ("how_to", "method", "reference", "your_network")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["docs/method.md", "docs/reference.md", "docs/your_network.md"])
+@pytest.mark.parametrize("name", [f"docs/{name}.md" for name in LONGER])
 def test_examples_of_the_longer_documents(name, tmp_path, monkeypatch):
     """What can fail is an example that raises."""
     monkeypatch.chdir(tmp_path)
@@ -79,6 +84,17 @@ def test_commands_that_the_forge_and_contributors_run_are_targets_of_the_makefil
 
 def test_the_citation_names_this_version():
     assert f"\nversion: {jem.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_has_every_public_name(tmp_path):
+    words = ("-q", "-W", "--keep-going", "-c", "docs", ".", tmp_path)
+    subprocess.run([sys.executable, "-m", "sphinx", *words], cwd=ROOT, check=True)
+    page = (tmp_path / "docs" / "api.html").read_text()
+    functions = {name for name in jem.__all__ if callable(getattr(jem, name))}
+    assert functions == set(re.findall(r'id="jem\.(\w+)"', page)) & set(jem.__all__)
+    assert "<math" in page
+    assert not re.findall(r'<(?:script|link|img)[^>]*(?:src|href)="(?:https?:)?//', page)
 
 
 def test_examples_on_your_data():
