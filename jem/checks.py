@@ -95,6 +95,11 @@ def check_integer(
         refuse(name, f"be a whole number {limits}", repr(value))
 
 
+def counted(count: int, thing: str) -> str:
+    """A number of things in words, such as "1 image" and "1,200 images"."""
+    return f"{count:,} {thing}{'s' * (count != 1)}"
+
+
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Check that a value is one of several names.
 

@@ -133,8 +133,7 @@ def measured(logits: dict[str, Tensor]) -> tuple[dict[str, dict[str, float]], fl
 
     The logits stand for the inputs, and the model changes nothing.
     """
-    reference = logits.pop("validation"), None
-    detector = jem.OODDetector(jem.JEM(nn.Identity()), reference=reference)
+    detector = jem.OODDetector(jem.JEM(nn.Identity()), validation=logits.pop("validation"))
     detector.fit(logits.pop("calibration"), acceptance_rate=0.95)
     test, found = logits.pop("test"), {}
     for name, other in logits.items():

@@ -215,7 +215,7 @@ def everything(model, x):
     """All that a user does with a trained model, on one batch."""
     for name in SCORES_OF_ANY_NETWORK:
         jem.OODDetector(model, score=name, reference=(x, None)).score(x)
-    detector = jem.OODDetector(model, reference=(x, None)).fit(x)
+    detector = jem.OODDetector(model, validation=x).fit(x)
     detector.is_ood(x[0])
     model.predict_proba(x)
     jem.sample(model, [0, 1])

@@ -10,7 +10,7 @@ import tyro
 from torch import Tensor
 
 from jem import generation
-from jem.checks import check_integer, refuse
+from jem.checks import check_integer, counted, refuse
 from jem.commands.runs import Run, note_if_as_given, open_run
 from jem.commands.sample import drawing_files, write_drawing
 from jem.data.files import open_array
@@ -101,7 +101,7 @@ def inpaint(argv: list[str]) -> int:
     where = f"{files[0]} and {files[1]}"
     if len(x) > SHOWN:
         where = f"the first {SHOWN} in {files[0]}, all in {files[1]}"
-    print(f"{len(x)} inputs completed: {where}")
+    print(f"{counted(len(x), 'input')} completed: {where}")
     return 0
 
 

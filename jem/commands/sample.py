@@ -14,7 +14,7 @@ import tyro
 from torch import Tensor
 
 from jem import __version__, generation
-from jem.checks import check_integer
+from jem.checks import check_integer, counted
 from jem.commands.runs import Read, Run, check_out, note_if_as_given, open_run
 from jem.data.columns import decode
 from jem.data.scaling import Scaling
@@ -85,7 +85,7 @@ def sample(argv: list[str]) -> int:
     write_drawing(files, figure, trained, "sample", asked, x=raw.numpy(), labels=of_rows)
     if len(files) == 3:
         _write_table(files[2], trained.model.scaling, raw, of_rows)
-    print(f"{len(drawn)} samples: {', '.join(map(str, files))}")
+    print(f"{counted(len(drawn), 'sample')}: {', '.join(map(str, files))}")
     return 0
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from torch import Tensor
 
-from jem.checks import check_integer
+from jem.checks import check_integer, counted
 from jem.commands.runs import Run, check_out, note, open_run
 from jem.data.scaling import unit_warning
 from jem.errors import naming
@@ -42,7 +42,8 @@ class ScoreFlags:
     force: bool = False
     """Overwrite that file if it is there."""
     score: str | None = None
-    """The score that decides, such as combined, log_density or knn. If None: that of the run."""
+    """The score that decides, such as combined or log_density, or several that add up, such as
+    knn+max_probability. If None: that of the run."""
     acceptance_rate: float | None = None
     """Share of inputs like the training data to accept. If None: that of the run (0.95)."""
     network: str | None = None
@@ -100,7 +101,7 @@ def score(argv: list[str]) -> int:
     for line in stream.notes:
         note(line)
     print(
-        f"{count:,} inputs, {rejected:,} rejected ({rejected / count:.2%}): {out}\n"
+        f"{counted(count, 'input')}, {rejected:,} rejected ({rejected / count:.2%}): {out}\n"
         f"threshold: accepts {detector.acceptance_rate:.4g} of inputs like the "
         f"{detector.num_calibration:,} of the calibration part"
     )

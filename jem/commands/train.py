@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from jem.checks import counted
 from jem.commands.report import ReportFlags, make_report, print_report
 from jem.commands.runs import (
     check_same_data,
@@ -242,7 +243,7 @@ def _dry_run(flags: TrainFlags, config: RunConfig, splits: DataSplits, out: Path
     made = "" if out.exists() else " (not made)"
     print(f"parameters: {count:,}\ndevice:     {trainer.device}\nrun folder: {out}{made}")
     print(
-        f"cost:       {trainer.num_epochs} epochs, {total:,} updates, "
+        f"cost:       {counted(trainer.num_epochs, 'epoch')}, {counted(total, 'update')}, "
         f"{1000 * seconds:.1f} ms each on this machine: about {total * seconds:.0f} s"
     )
     later = {"samples": trainer.context.trains_density, "the report": flags.report}

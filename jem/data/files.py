@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from jem.checks import check_integer, refuse
+from jem.checks import check_integer, counted, refuse
 from jem.data.arrays import Array, check_numbers, from_arrays
 from jem.data.columns import Column, encode
 from jem.data.images import image_batches, is_image
@@ -255,8 +255,8 @@ def _read_csv(path: Path, label_column: str | None) -> tuple[pd.DataFrame, Array
         rows = next(table.rows([label]))
         known = rows[rows[label].notna()]
         labels = known[label].str.strip().to_numpy(object)
-    note = f"{path.name}: {len(rows):,} rows read; left out: {len(rows) - len(known):,} without a "
-    notes = (f"{note}label in column '{label}'",)
+    note = f"{path.name}: {counted(len(rows), 'row')} read; left out: {len(rows) - len(known):,} "
+    notes = (f"{note}without a label in column '{label}'",)
     with suppress(ValueError):
         labels = labels.astype(np.float64)  # 1 and 1.0 are one class, and 9 before 10
     if labels.dtype == np.float64 and (quantities := labels[labels != np.round(labels)]).size:

@@ -16,7 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from jem.checks import check_integer, refuse
+from jem.checks import check_integer, counted, refuse
 from jem.data.arrays import Array, assemble, check_classes, known_indices
 from jem.data.scaling import Scaling
 from jem.data.splits import PART_NAMES, DataPart, DataSplits, LazyPart, split_indices
@@ -197,7 +197,7 @@ def usable(
         if len(skipped) == total:
             raise InputError(f"all {total:,} images are damaged: {_first_few(skipped)}")
         warnings.warn(
-            f"{len(skipped):,} of {total:,} images are damaged and were left out: "
+            f"{len(skipped):,} of {counted(total, 'image')} left out, damaged: "
             f"{_first_few(skipped)}",
             stacklevel=2,
         )
@@ -236,7 +236,7 @@ def image_batches(
         refuse(str(path), f"hold images ({', '.join(IMAGE_SUFFIXES)})", "none")
 
     others = len(everything) - len(files)
-    notes = [f"left out: {others:,} other files"] * (others > 0)
+    notes = [f"left out: {counted(others, 'other file')}"] * (others > 0)
 
     def batches() -> Iterator[tuple[list[str], Array]]:
         images = usable(files, partial(read_image, shape=shape), skip_damaged=skip_damaged)
@@ -247,7 +247,7 @@ def image_batches(
             yield names, np.stack([image for _, (image, _) in chunk])
         if count:
             how = f"{shape[2]} x {shape[1]} pixels as in training (scaled, and the middle cut out)"
-            notes.append(f"{count:,} images were brought to {how}")
+            notes.append(f"brought to {how}: {counted(count, 'image')}")
 
     return batches(), len(files), notes
 
@@ -314,9 +314,10 @@ def load_folder(
         ]
     splits = assemble(folder.name, made, classes, scaling)
     others = sum(1 for file in walk(folder) if file not in class_of)
-    note = f"{len(files):,} images read, of subfolders too; left out: {others:,} other files"
+    note = f"{counted(len(files), 'image')} read, of subfolders too; left out: "
+    note += counted(others, "other file")
     if len(files) < len(class_of):
-        note += f" and {len(class_of) - len(files):,} damaged ones"
+        note += f" and {counted(len(class_of) - len(files), 'damaged one')}"
     return replace(splits, notes=(note,))
 
 

@@ -21,8 +21,9 @@ from jem import __version__
 from jem.checks import refuse
 from jem.errors import InputError
 from jem.evaluation.calibration.temperature import TemperatureScaling
-from jem.evaluation.ood.detector import OODDetector, Option
-from jem.evaluation.ood.scores import REASONS, SCORES
+from jem.evaluation.ood.detector import OODDetector
+from jem.evaluation.ood.fitted import Option
+from jem.evaluation.ood.scores import REASONS
 from jem.model import JEM, check_model, energy_of, evaluation_mode
 from jem.networks.foreign import copied, in_one_line
 from jem.runs.folder import write_atomically
@@ -61,10 +62,9 @@ def export_onnx(
     Args:
         model: The model, exported in evaluation mode; it is left as it was.
         path: The file to write, whole or not at all.
-        detector: A fitted detector of this model with a score that follows from the logits: one
-            of `jem.evaluation.ood.SCORES` that take "logits". It adds the outputs `p_value`,
-            `is_ood` and `reason`, an index of `jem.evaluation.ood.REASONS`, which the metadata
-            list.
+        detector: A fitted detector of this model, of any score but `"odin"`. It adds the outputs
+            `p_value`, `is_ood` and `reason`, an index of `jem.evaluation.ood.REASONS`, which the
+            metadata list. With `"knn"` the file holds the features of all training inputs.
         temperature: Calibrates the output `probabilities`, (B, K); None leaves them as they are.
             `class_index` is the most probable one, whose name is in the metadata. A
             `jem.fit_scorer` has both a detector and a temperature.
@@ -188,12 +188,12 @@ class _Graph(nn.Module):
         }
         if self.detector is not None:
             assert self.detector.threshold is not None, "checked before"
-            logits = self.detector.with_misfit(x, logits)
-            scores = self.detector.score_logits(logits)
+            terms = self.detector.fitted_score.score(self.detector.fitted_score.views(x, logits))
+            scores = terms.sum(dim=1)
             flagged = ~(scores >= self.detector.threshold)  # so NaN is flagged
             not_above = (self.calibration <= scores.double()[:, None]).sum(dim=1)
             outputs["p_value"] = (1 + not_above).double() / (1 + len(self.calibration))
-            outputs |= {"is_ood": flagged, "reason": self.detector.reason_logits(logits, flagged)}
+            outputs |= {"is_ood": flagged, "reason": self.detector.reason_of(terms, flagged)}
         return outputs
 
     def _scaled(self, raw: Tensor) -> Tensor:
@@ -212,9 +212,8 @@ def _forget_sources(program: torch.export.ExportedProgram) -> None:
 
 
 def _check_detector(model: JEM, detector: OODDetector) -> None:
-    if SCORES[detector.score_name].takes != "logits":
-        of_logits = ", ".join(name for name, score in SCORES.items() if score.takes == "logits")
-        wanted = f"have a score that follows from the logits ({of_logits}) to be exported"
+    if detector.fitted_score.takes("inputs"):
+        wanted = "have a score that needs no gradient of the inputs to be exported"
         refuse("detector", wanted, repr(detector.score_name))
     if detector.model is not model:
         refuse("detector", "belong to the model", "one of another model")
@@ -250,7 +249,7 @@ class PytorchOODAdapter:
 
     Args:
         model: The model.
-        score: A key of `SCORES`.
+        score: As for `OODDetector`.
         batch_size: Inputs computed at once.
         options: Passed to the score.
 
@@ -273,7 +272,8 @@ class PytorchOODAdapter:
             loader: Yields batches (x, y); inputs with y < 0 are OOD by that package's rule, and
                 left out.
         """
-        self.detector.fit_reference((x[y >= 0], y[y >= 0]) for x, y in loader)
+        known = [(x[y >= 0], y[y >= 0]) for x, y in loader]
+        self.detector.fit_reference(known).fit_maps(x for x, _ in known)
         return self
 
     def predict(self, x: Tensor) -> Tensor:

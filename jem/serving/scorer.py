@@ -15,8 +15,8 @@ from jem.data.splits import DataPart, DataSplits, LazyPart
 from jem.errors import InputError, RunFolderError
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.columns import foreign_columns
-from jem.evaluation.ood.detector import OODDetector, Option
-from jem.evaluation.ood.scores import SCORES
+from jem.evaluation.ood.detector import OODDetector
+from jem.evaluation.ood.fitted import Option
 from jem.evaluation.statistics import largest_acceptance_rate
 from jem.model import JEM, batched_logits, check_model, log_density
 from jem.runs.model_file import build_model, read_model
@@ -114,15 +114,15 @@ def fit_scorer(
 ) -> Scorer:
     """Fit a detector on the calibration part, and a temperature on the validation part.
 
-    The score `"combined"` is fitted on the validation part too, and not on the calibration part:
-    so the threshold keeps its promise.
+    The p-values of a sum such as `"combined"` are fitted on the validation part too, and not on
+    the calibration part: so the threshold keeps its promise.
 
     Args:
         model: A trained model.
         splits: Its data, divided as for training. The training part is used only by scores that
-            compare with training inputs, such as `"knn"` and `"vim"`, and by `"combined"` if
-            there is no validation part.
-        score: A key of `jem.evaluation.ood.SCORES`.
+            compare with training inputs, such as `"knn"` and `"vim"`, and by sums if there is no
+            validation part.
+        score: As for `OODDetector`, such as `"knn+max_probability"`.
         acceptance_rate: Share of in-distribution inputs to accept. None takes 0.95, or the largest
             share that a calibration part of fewer than 19 inputs can promise, n / (n + 1); a share
             that is asked for is kept or refused.
@@ -138,12 +138,13 @@ def fit_scorer(
     """
     _check_classes(model, splits)
     detector = OODDetector(model, score, None, batch_size, **options)
-    if SCORES[score].fit is not None:
+    if detector.fitted_score.compares:
+        detector.fit_reference(_batches(splits, "train", batch_size))
+    if detector.fitted_score.adds_up:
         # Without a validation part training inputs will do: their scores are too high, but the
-        # threshold comes from inputs that neither the model nor the maps have seen.
-        held_out = SCORES[score].fitted_on == "validation" and len(splits.validation)
-        part = "validation" if held_out else "train"
-        detector.fit_reference(_batches(splits, part, batch_size))
+        # threshold comes from inputs that neither the model nor the p-values have seen.
+        part = "validation" if len(splits.validation) else "train"
+        detector.fit_maps(x for x, _ in _batches(splits, part, batch_size))
     if acceptance_rate is None:
         acceptance_rate = largest_acceptance_rate(len(splits.calibration))
     calibration = _batches(splits, "calibration", batch_size)

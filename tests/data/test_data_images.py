@@ -159,7 +159,7 @@ def test_other_files_of_a_folder_are_counted(tmp_path):
     assert load(folder).describe().endswith(f"\n  {count} 0 other files")
     (folder / "dog" / "more").mkdir()
     (folder / "dog" / "more" / "notes.txt").write_text("not an image")
-    assert load(folder).describe().endswith(f"{count} 1 other files")
+    assert load(folder).describe().endswith(f"{count} 1 other file")
     (folder / "readme.md").write_text("not an image")
     (folder / "__MACOSX" / "dog").mkdir(parents=True)  # of archives made on a Mac
     (folder / "__MACOSX" / "dog" / "a.png").write_text("not an image")
@@ -249,7 +249,7 @@ def test_damaged_images_are_left_out_when_asked_for(tmp_path, memory_limit):
     damage(names[1])
     (folder / "cat" / "broken.ppm").write_bytes(b"P6\n8j8 8\n255\n" + bytes(192))
     gone = [names[1], folder / "cat" / "broken.ppm"]
-    with pytest.warns(UserWarning, match=f"^2 of 17 images are damaged .*{names[1]}"):
+    with pytest.warns(UserWarning, match=f"^2 of 17 images left out, damaged: .*{names[1]}"):
         skipped = load(folder, skip_damaged=True, memory_limit=memory_limit)
     with pytest.warns(UserWarning, match="^2 of 17 images"):
         scored, _ = read(folder, skip_damaged=True)
@@ -302,7 +302,8 @@ def test_images_of_another_size_are_scored_and_counted(tmp_path):
     assert np.array_equal(images[0, :, :, 0], kept)
     assert np.array_equal(images[1, :, :, 0], high[2:6])  # wide enough: the middle is cut out
     (line,) = stream.notes
-    assert line.startswith("1 images were brought to 5 x 4 pixels")
+    assert line.startswith("brought to 5 x 4 pixels")
+    assert line.endswith(": 1 image")
 
 
 def test_folder_is_read_with_its_subfolders_in_order(tmp_path):

@@ -43,7 +43,7 @@ def test_figures_are_those_of_independent_libraries(measured):
         ("log_density", of.model, noise.single["log_density"]),
         ("max_probability", of.model, noise.single["max_probability"]),
     ):  # fmt: skip
-        detector = OODDetector(of_model, name, reference=(of.splits.validation.x, None))
+        detector = OODDetector(of_model, name, validation=of.splits.validation.x)
         scores = torch.cat([detector.score(x) for x in (of.splits.test.x, given)])
         assert auroc.value == pytest.approx(roc_auc_score(labels, scores))
 
@@ -59,7 +59,7 @@ def test_sets_say_how_far_they_are_and_whether_they_are_new(measured):
 def test_pictured_inputs_are_the_ones_they_are_said_to_be(measured):
     of, report = measured
     ood = report.ood
-    detector = OODDetector(of.model, reference=(of.splits.validation.x, None))
+    detector = OODDetector(of.model, validation=of.splits.validation.x)
     scores = ood.scores.sort().values
     for shown, expected in ((ood.highest, scores.flip(0)), (ood.lowest, scores)):
         torch.testing.assert_close(detector.score(shown.x), expected[: len(shown.x)])

@@ -14,7 +14,7 @@ from jem.data import from_arrays
 from jem.data.columns import Column, encode
 from jem.data.scaling import Scaling
 from jem.errors import InputError, RunFolderError
-from jem.evaluation.ood import REASONS, SCORES
+from jem.evaluation.ood import REASONS
 from jem.networks import mlp, small_cnn
 from jem.serving.export import export_onnx
 
@@ -261,15 +261,52 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
         export_onnx(image_model, tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("score", ["mahalanobis", "knn"])
-def test_a_score_that_needs_more_than_logits_has_no_verdict_in_a_graph(
-    image_model, tmp_path, score
-):
-    reference = (torch.randn(9, 3, 8, 8), torch.arange(9) % 5)
-    detector = jem.OODDetector(image_model, score, reference)
-    can = ", ".join(name for name, score in SCORES.items() if score.takes == "logits")
-    with pytest.raises(InputError, match=rf"`detector` must .* \({can}\) .*got '{score}'"):
+def test_a_score_that_needs_gradients_has_no_verdict_in_a_graph(image_model, tmp_path):
+    detector = jem.OODDetector(image_model, "odin")
+    with pytest.raises(InputError, match=r"`detector` must .* no gradient .*got 'odin'"):
         export_onnx(image_model, tmp_path / "model.onnx", detector=detector)
+
+
+class Convolutional(nn.Sequential):
+    """A network without a method `features`: they go into its last linear layer."""
+
+    def __init__(self, num_classes):
+        super().__init__(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(),
+            nn.Linear(144, 6), nn.ReLU(), nn.Linear(6, num_classes),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("score", "companion"),
+    [("knn+max_probability", True), ("mahalanobis+gen", False), ("vim+react+scale", False)],
+)
+def test_scores_of_features_give_their_verdicts_from_a_file_and_from_a_graph(
+    tmp_path, score, companion
+):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = Convolutional(5)
+        if companion:
+            network = jem.companion(network, input_shape=(3, 8, 8), num_classes=5)
+    scaling = Scaling.of_bytes((3, 8, 8), "channels_last")
+    model = jem.JEM(network, classes=tuple("abcde"), scaling=scaling, input_shape=(3, 8, 8)).eval()
+    train, validation, calibration = (model.preprocess(images(60, 3, k)) for k in (1, 2, 3))
+    detector = jem.OODDetector(model, score, (train, torch.arange(60) % 5), validation=validation)
+    detector.fit(calibration, acceptance_rate=0.5)
+    export_onnx(model, tmp_path / "model.onnx", detector=detector)
+    jem.save(model, tmp_path / "model.pt", detector=detector)
+    again = jem.load_scorer(tmp_path / "model.pt", network=Convolutional(5))
+    raw = images(40, 3, seed=4)
+    found = again.predict(again.model.preprocess(raw))
+    assert 0 < found.is_ood.sum() < 40
+    got = run_onnx(tmp_path / "model.onnx", raw.astype(np.float32))
+    wanted = expected(model, raw, detector)
+    for name in ("p_value", "is_ood", "reason"):
+        torch.testing.assert_close(got[name], wanted[name])
+    assert found.reason == detector.reason(model.preprocess(raw))
+    if not score.endswith("scale"):
+        assert {"unlike the data", "between classes"} <= set(found.reason)
 
 
 def test_a_detector_must_be_fitted_and_of_the_same_model(image_model, point_model, tmp_path):

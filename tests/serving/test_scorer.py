@@ -44,14 +44,13 @@ def lazy(iris):
     )
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", [*SCORES, "combined", "knn+max_probability"])
 def test_table_says_what_its_parts_say(name, model, iris):
     scorer = fit_scorer(model, iris, score=name, acceptance_rate=0.8)
     x = iris.test.x
     table = scorer.predict(x)
-    part = getattr(iris, SCORES[name].fitted_on)
-    reference = (part.x, part.y)
-    detector = OODDetector(model, name, reference).fit(iris.calibration.x, acceptance_rate=0.8)
+    detector = OODDetector(model, name, iris.train[:], validation=iris.validation.x)
+    detector.fit(iris.calibration.x, acceptance_rate=0.8)
     torch.testing.assert_close(table.score, detector.score(x))
     torch.testing.assert_close(table.p_value, detector.p_value(x))
     assert table.reason == detector.reason(x)
@@ -146,7 +145,7 @@ def test_without_a_validation_part_maps_are_fitted_on_training_inputs(model, iri
     """Not on the calibration part: the threshold would promise more than it keeps."""
     lacking = replace(iris, validation=DataPart(*iris.validation[:0]))
     scorer = fit_scorer(model, lacking)
-    expected = OODDetector(model, reference=(iris.train.x, None)).fit(iris.calibration.x, 15 / 16)
+    expected = OODDetector(model, validation=iris.train.x).fit(iris.calibration.x, 15 / 16)
     assert scorer.detector.threshold == pytest.approx(expected.threshold)
     assert scorer.detector.num_calibration == 15
     judge = replace(iris, validation=iris.calibration)

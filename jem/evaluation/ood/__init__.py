@@ -6,4 +6,5 @@ from jem.evaluation.ood.metrics import OODMetrics as OODMetrics
 from jem.evaluation.ood.metrics import ood_metrics as ood_metrics
 from jem.evaluation.ood.scores import REASONS as REASONS
 from jem.evaluation.ood.scores import SCORES as SCORES
+from jem.evaluation.ood.scores import SUMS as SUMS
 from jem.evaluation.ood.scores import Score as Score

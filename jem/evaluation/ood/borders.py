@@ -20,7 +20,7 @@ def check_acceptance_rate(
     Args:
         acceptance_rate: Share of in-distribution inputs to accept.
         num_calibration: Calibration inputs.
-        shared: Whether half of them are the reference of the score.
+        shared: Whether half of them are for the p-values of a sum.
 
     Raises:
         InputError: If it is not in (0, 1), or they are too few.
@@ -32,7 +32,7 @@ def check_acceptance_rate(
             "x_calibration",
             f"hold at least {needed} inputs for an acceptance rate of {acceptance_rate:g}",
             num_calibration,
-            "with `reference=(x_validation, None)` half as many will do" if shared else "",
+            "with `validation=x_validation` half as many will do" if shared else "",
         )
 
 

@@ -1,15 +1,14 @@
 """A detector of OOD inputs: a score with a threshold that accepts a stated share of the data."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from jem.checks import as_batch, as_tensor, check_choice, check_finite, refuse
+from jem.checks import as_batch, as_tensor, refuse
 from jem.errors import InputError
 from jem.evaluation.ood.borders import (
     UNFITTED,
@@ -18,15 +17,12 @@ from jem.evaluation.ood.borders import (
     check_units,
     doubt_ties,
 )
-from jem.evaluation.ood.features import Reference, features_of, plain_head
-from jem.evaluation.ood.scores import REASONS, SCORES
+from jem.evaluation.ood.fitted import FittedScore, Option
+from jem.evaluation.ood.scores import REASONS
 from jem.model import JEM, batched_logits, check_model, check_network, inference
 
 ROUNDING = 2e-6
 """Relative rounding error of a score between batches of other sizes: 17 roundings of float32."""
-
-Option = int | float | None
-"""Value of an option of a score."""
 
 
 class OODVerdict(NamedTuple):
@@ -56,11 +52,14 @@ class OODDetector:
 
     Args:
         model: The model.
-        score: A key of `jem.evaluation.ood.SCORES`.
-        reference: Inputs (N, *shape) and class indices (N,) that the score compares with; None
-            for the indices where they do not count. `"knn"` and `"mahalanobis"` need those of
-            training. `"combined"` is best fitted on a validation part; without a reference `fit`
-            takes every second calibration input for it, and the others for the threshold.
+        score: A key of `jem.evaluation.ood.SCORES`, or several that add up, such as
+            `"knn+max_probability"`: the logarithms of their p-values. `"combined"` is
+            `"log_density+max_probability"`.
+        reference: Training inputs (N, *shape) and class indices (N,) that scores of features, such
+            as `"knn"`, compare with; None for the indices where they do not count.
+        validation: Inputs (N, *shape) that training has not seen, for the p-values of a sum.
+            Without them `fit` takes every second calibration input, and the others for the
+            threshold.
         batch_size: Inputs computed at once.
         options: Passed to the score, such as `k` of `"knn"`; plain values.
 
@@ -78,7 +77,7 @@ class OODDetector:
     Example:
         >>> x, validation = torch.randn(2, 200, 2).unbind()
         >>> model = JEM(torch.nn.Linear(2, 3))
-        >>> detector = OODDetector(model, reference=(validation, None)).fit(x, acceptance_rate=0.9)
+        >>> detector = OODDetector(model, validation=validation).fit(x, acceptance_rate=0.9)
         >>> detector.is_ood(x).sum().item()  # r - 1, for r = 20
         19
         >>> detector.p_value(x[0]).shape
@@ -91,31 +90,36 @@ class OODDetector:
         score: str = "combined",
         reference: tuple[Tensor | ArrayLike, Tensor | ArrayLike | None] | None = None,
         batch_size: int = 256,
+        *,
+        validation: Tensor | ArrayLike | None = None,
         **options: Option,
     ) -> None:
         check_model(model)
-        check_choice("score", score, SCORES)
-        for option in options:
-            check_choice(f"option of {score}", option, SCORES[score].options)
-        self.model, self.score_name, self.options = model, score, options
+        self.model, self.fitted_score = model, FittedScore(model, score, options)
         self.batch_size, self.input_shape = batch_size, model.input_shape
         self.acceptance_rate: float | None = None
         self.threshold: float | None = None
         self._calibration = torch.empty(0)  # (n,) sorted, double precision, on the CPU
-        self._reference: Reference | None = None  # what the score compares with
-        self._reference_is_given = False  # and not a part of the calibration inputs
-        if reference is not None and SCORES[score].fit is not None:
+        self._maps_are_given = False  # and not fitted on a part of the calibration inputs
+        if reference is not None and self.fitted_score.compares:
             x, y = as_batch(reference[0], self.input_shape), reference[1]
             labels = torch.zeros(len(x)) if y is None else as_tensor("reference", y)
             if labels.shape != (len(x),):
                 refuse("reference", f"hold a label for each of {len(x)} inputs", [*labels.shape])
             self.fit_reference(zip(x.split(batch_size), labels.split(batch_size), strict=True))
+        if validation is not None:
+            self.fit_maps(as_batch(validation, self.input_shape).split(batch_size))
+
+    @property
+    def score_name(self) -> str:
+        """The score, as it was asked for."""
+        return self.fitted_score.name
 
     def fit_reference(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Self:
         """Fit what the score compares with, on data that need not fit in memory.
 
         Args:
-            batches: Yields inputs (B, *shape) and class indices (B,).
+            batches: Yields training inputs (B, *shape) and class indices (B,).
 
         Returns:
             The detector. A score that compares with nothing does not look at the data.
@@ -123,19 +127,21 @@ class OODDetector:
         Raises:
             InputError: If there is no input, or a feature is not finite.
         """
-        score = SCORES[self.score_name]
-        if score.fit is None:
-            return self
-        with inference(self.model):
-            of = self._logits if score.takes == "logits" else partial(features_of, self.model)
-            pairs = [(of(x), y) for x, y in batches if len(x)]
-            if not pairs:
-                refuse("reference", "hold inputs", "none")
-            values, labels = (torch.cat(part) for part in zip(*pairs, strict=True))
-            if score.takes == "features":
-                check_finite("features of the reference", values)
-            given = plain_head(self.model, values.shape[1]) if score.fit_takes_head else labels
-            self._reference, self._reference_is_given = score.fit(values, given), True
+        self.fitted_score.fit(batches)
+        return self
+
+    def fit_maps(self, batches: Iterable[Tensor]) -> Self:
+        """Fit the p-values of a sum, on inputs that training has not seen.
+
+        Args:
+            batches: Yields inputs (B, *shape).
+
+        Returns:
+            The detector. A score that is no sum does not look at the data.
+        """
+        if self.fitted_score.adds_up:
+            self.fitted_score.fit_maps(batches)
+            self._maps_are_given = True
         return self
 
     def fit(self, x_calibration: Tensor | ArrayLike, acceptance_rate: float = 0.95) -> Self:
@@ -151,15 +157,15 @@ class OODDetector:
 
         Raises:
             InputError: If n is too small for that share (0.95 needs 19, 0.99 needs 99; twice as
-                many where `"combined"` has no reference), the inputs do not fit or most lie far
+                many for a sum without `validation`), the inputs do not fit or most lie far
                 outside the domain, a score is NaN, or as `jem.model.check_network`.
         """
         x = as_batch(x_calibration, self.model.input_shape)
-        halved = SCORES[self.score_name].fitted_on == "validation" and not self._reference_is_given
+        halved = self.fitted_score.adds_up and not self._maps_are_given
         check_acceptance_rate(acceptance_rate, len(x), shared=halved)  # before any work
         if halved:
-            self.fit_reference([(x[::2], torch.zeros(len(x[::2])))])
-            self._reference_is_given, x = False, x[1::2]
+            self.fit_maps(x[::2].split(self.batch_size))
+            self._maps_are_given, x = False, x[1::2]
         return self.fit_batches(x.split(self.batch_size), acceptance_rate)
 
     def fit_batches(self, batches: Iterable[Tensor], acceptance_rate: float = 0.95) -> Self:
@@ -173,7 +179,7 @@ class OODDetector:
         for x in batches:
             if not scores:
                 check_units(x, self.model)
-                check_network(self.model, x[:2], density=SCORES[self.score_name].uses_density)
+                check_network(self.model, x[:2], density=self.fitted_score.uses_density)
                 self.input_shape = tuple(x.shape[1:])
             scores.append(self.score(x))
         return self.fit_threshold(torch.cat(scores), acceptance_rate)
@@ -196,8 +202,7 @@ class OODDetector:
             refuse("scores", "have shape (n,)", tuple(scores.shape))
         check_scores(scores)
         exact = scores.cpu().double().sort().values
-        roundings = float((self._reference or {}).get("roundings", 1.0))
-        slack = ROUNDING * exact.abs().clamp(min=max(1.0, roundings))
+        slack = ROUNDING * exact.abs().clamp(min=max(1.0, self.fitted_score.roundings))
         self._set_threshold(torch.where(exact.isfinite(), exact - slack, exact), acceptance_rate)
         doubt_ties(exact, slack)
         return self
@@ -246,52 +251,31 @@ class OODDetector:
             InputError: If a score is NaN, inputs or logits do not fit, or the score does not suit
                 the model or lacks its reference.
         """
-        x, score = as_batch(x, self.input_shape), SCORES[self.score_name]
-        if logits is not None and len(logits) != len(x):
-            refuse("logits", f"hold a row for each of the {len(x)} inputs", f"{len(logits)} rows")
-        if not len(x):
-            return x.new_empty(0)
-        batches = x.split(self.batch_size)
+        x = as_batch(x, self.input_shape)
         with inference(self.model):
-            if score.takes == "logits":
-                logits = self._logits(x, logits)
-                if logits.shape[1] == 1 and not score.uses_density:
-                    raise InputError(
-                        f"the score {self.score_name!r} needs classes, but the model has one "
-                        "output (K = 1): use 'log_density'"
-                    )
-                parts = [self.score_logits(each) for each in logits.split(self.batch_size)]
-            elif score.takes == "features":
-                parts = [self._call(score.function, features_of(self.model, r)) for r in batches]
-            else:
-                parts = [score.function(self.model, rows, **self.options) for rows in batches]
-            scores = torch.cat(parts)
+            scores = self._terms(x, logits).sum(dim=1)
         check_scores(scores)
         return scores.to(x.device)
 
-    def _logits(self, x: Tensor, logits: Tensor | None = None) -> Tensor:
-        logits = batched_logits(self.model, x, self.batch_size) if logits is None else logits
-        return self.with_misfit(x.to(self.model.device), logits)
-
-    def with_misfit(self, x: Tensor, logits: Tensor) -> Tensor:
-        """Logits (B, K) of `x`, less the misfit of rows of a table (`BaseDensity.misfit`)."""
-        base = self.model.base
-        return logits if base is None else logits - base.misfit(x)[:, None].to(logits.device)
-
-    def score_logits(self, logits: Tensor) -> Tensor:
-        """Scores (B,) from logits (B, K) `with_misfit`, in one piece, unchecked: for export."""
-        return self._call(SCORES[self.score_name].function, logits)
-
-    def _call(self, function: Callable[..., Tensor], values: Tensor) -> Tensor:
-        """What a function of logits or features gives, with what was fitted for it."""
-        if SCORES[self.score_name].fit is None:
-            return function(values, **self.options)
-        if self._reference is None:
+    def _terms(self, x: Tensor, logits: Tensor | None) -> Tensor:
+        """What adds up to the scores, shape (B, T); in inference."""
+        fitted = self.fitted_score
+        if logits is not None and len(logits) != len(x):
+            refuse("logits", f"hold a row for each of the {len(x)} inputs", f"{len(logits)} rows")
+        if not len(x):
+            return x.new_empty(0, len(fitted.terms))
+        if logits is None and fitted.takes("logits"):
+            logits = batched_logits(self.model, x, self.batch_size)
+        if logits is not None and logits.shape[1] == 1 and fitted.needs_classes:
             raise InputError(
-                f"the score {self.score_name!r} needs reference data: pass reference=(x, y), the "
-                f"{SCORES[self.score_name].fitted_on} part"
+                f"the score {fitted.name!r} needs classes, but the model has one "
+                "output (K = 1): use 'log_density'"
             )
-        return function(values, self._reference, **self.options)
+        parts: list[Tensor | None] = [None] * len(x)
+        if logits is not None:
+            parts = list(logits.split(self.batch_size))
+        pairs = zip(x.split(self.batch_size), parts, strict=False)
+        return torch.cat([fitted.score(fitted.views(*pair)) for pair in pairs])
 
     def is_ood(self, x: Tensor | ArrayLike) -> Tensor:
         """`verdict` of inputs `x` (B, *shape): booleans (B,), True = out-of-distribution."""
@@ -330,10 +314,10 @@ class OODDetector:
     ) -> list[str]:
         """Say why inputs are flagged.
 
-        `"combined"` flags an input where log p of the density and log p of the confidence add up
-        to less than the threshold. One that is below half of it is small. The input is "unlike
-        the data" where the first is small, "between classes" where the second is, or "both".
-        Other scores have one reason: "between classes" if they are of p(y|x) alone.
+        A sum of T scores flags an input where the logarithms of T p-values add up to less than the
+        threshold; one that is below a T-th of it is small. The input is "unlike the data" where
+        that of the density or a distance is small, "between classes" where that of p(y|x) is, or
+        "both". A single score has one reason.
 
         Args:
             x: A batch (B, *shape) or one input, floats in the network's units.
@@ -346,40 +330,33 @@ class OODDetector:
         Raises:
             InputError: Before `fit`, or as `score`.
         """
-        x, score = as_batch(x, self.input_shape), SCORES[self.score_name]
-        if score.summands is not None and logits is None:
-            logits = batched_logits(self.model, x, self.batch_size)
+        x = as_batch(x, self.input_shape)
         if is_ood is None:
             is_ood = self.verdict(self.score(x, logits)).is_ood
-        if score.summands is None or logits is None:
-            return [score.reason if flagged else "" for flagged in is_ood.tolist()]
         rows, codes = is_ood.nonzero().flatten(), is_ood.long()
-        with inference(self.model):
-            seen = self._logits(x[rows.to(x.device)], logits[rows.to(logits.device)])
-            codes[rows] = self.reason_logits(seen, is_ood[rows]).to(codes)
+        if len(rows):
+            seen = None if logits is None else logits[rows.to(logits.device)]
+            with inference(self.model):
+                terms = self._terms(x[rows.to(x.device)], seen)
+            codes[rows] = self.reason_of(terms, is_ood[rows].to(terms.device)).to(codes)
         return [REASONS[code] for code in codes.tolist()]
 
-    def reason_logits(self, logits: Tensor, is_ood: Tensor) -> Tensor:
-        """Indices of `REASONS` (B,) from logits (B, K) and verdicts (B,), without checks."""
-        score = SCORES[self.score_name]
-        if score.summands is None or self.threshold is None:
-            return is_ood.long() * REASONS.index(score.reason)
-        both = self._call(score.summands, logits)
-        # Of two that add up to less than the threshold one is below half of it. NaN is low.
-        low = ~(both >= self.threshold / 2) | (both <= both.amin(dim=1, keepdim=True))
-        return is_ood.long() * (low[:, 0].long() + 2 * low[:, 1].long())
+    def reason_of(self, terms: Tensor, is_ood: Tensor) -> Tensor:
+        """Indices of `REASONS` (B,) from terms (B, T) and verdicts (B,), without checks."""
+        assert self.threshold is not None, "verdicts are at hand"
+        return self.fitted_score.reasons(terms, is_ood, self.threshold)
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values: everything but the model, which is saved by itself."""
         return {
             "score": self.score_name,
-            "options": dict(self.options),
+            "options": dict(self.fitted_score.options),
             "batch_size": self.batch_size,
             "input_shape": None if self.input_shape is None else list(self.input_shape),
             "acceptance_rate": self.acceptance_rate,
             "calibration": self._calibration.clone(),
-            "reference": self._reference,
-            "reference_is_given": self._reference_is_given,
+            "references": dict(self.fitted_score.references),
+            "maps_are_given": self._maps_are_given,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> Self:
@@ -388,12 +365,12 @@ class OODDetector:
         Args:
             state: As `state_dict` gave it; `torch.load(path, weights_only=True)` reads it.
         """
-        check_choice("score", state["score"], SCORES)
-        self.score_name, self.options = state["score"], dict(state["options"])
+        fitted = FittedScore(self.model, state["score"], state["options"])
+        fitted.references, self.fitted_score = dict(state["references"]), fitted
         self.batch_size, shape = int(state["batch_size"]), state["input_shape"]
         self.input_shape = None if shape is None else tuple(shape)
         self.acceptance_rate = self.threshold = None
-        self._calibration, self._reference = state["calibration"].cpu(), state["reference"]
-        self._reference_is_given = state["reference_is_given"]
+        self._calibration = state["calibration"].cpu()
+        self._maps_are_given = state["maps_are_given"]
         rate = state["acceptance_rate"]
         return self if rate is None else self.set_acceptance_rate(rate)

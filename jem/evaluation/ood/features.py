@@ -91,7 +91,7 @@ def _before_last_linear(model: JEM, x: Tensor) -> Tensor:
         model.logits(x)
     finally:
         hook.remove()
-    if not seen or len(seen[0]) != len(x):
+    if not seen or seen[0].shape[0] != x.shape[0]:  # `len` would fix the batch of a graph
         refuse("network", "pass one row for each input to its last linear layer", "other rows")
     return seen[0]
 
@@ -128,9 +128,12 @@ def knn(features: Tensor, bank: Reference, *, k: int | None = None) -> Tensor:
     # Features far from the origin differ in their last digits only: their mean is taken off first.
     centre = kept.mean(dim=0)
     z = F.normalize(features, dim=1) - centre.to(features)
-    nearest = z.new_empty(len(z), 0)
-    for rows in torch.split(kept, 4096):
-        distances = torch.cat([nearest, torch.cdist(z, (rows - centre).to(z))], dim=1)
+    nearest = z[:, :0]
+    mode = "use_mm_for_euclid_dist"  # for every size of batch: a graph cannot choose
+    for start in range(0, kept.shape[0], 4096):
+        rows = (kept[start : start + 4096] - centre).to(z)
+        far = torch.cdist(z, rows, compute_mode=mode)
+        distances = torch.cat([nearest, far], dim=1)
         nearest = distances.topk(min(k, distances.shape[1]), dim=1, largest=False).values
     return -nearest.amax(dim=1)
 
@@ -143,8 +146,8 @@ def class_gaussians(features: Tensor, labels: Tensor) -> Reference:
         labels: Class indices, shape (N,).
 
     Returns:
-        `means` (K, F) and `cholesky` (F, F), the lower triangular factor of the covariance within
-        classes, which is that of `jem.sampling.moments.ledoit_wolf`.
+        `means` (K, F) and `whitening` (F, F), after which the covariance within classes, which is
+        that of `jem.sampling.moments.ledoit_wolf`, is the identity.
     """
     means, within, _ = centred_by_class(features, labels)
     covariance = ledoit_wolf(within)
@@ -152,8 +155,10 @@ def class_gaussians(features: Tensor, labels: Tensor) -> Reference:
     # is added.
     floor = (1e-6 * covariance.diagonal().mean()).clamp_min(1e-12)
     covariance.diagonal().add_(floor)
+    identity = torch.eye(len(covariance)).to(covariance)
     cholesky = torch.linalg.cholesky(covariance)
-    return {"means": means.to(features), "cholesky": cholesky.to(features)}
+    whitening = torch.linalg.solve_triangular(cholesky, identity, upper=False).T
+    return {"means": means.to(features), "whitening": whitening.to(features)}
 
 
 def mahalanobis(features: Tensor, gaussians: Reference) -> Tensor:
@@ -171,12 +176,10 @@ def mahalanobis(features: Tensor, gaussians: Reference) -> Tensor:
     References:
         Lee et al. (2018), arXiv:1807.03888.
     """
-    means, cholesky = (gaussians[name].to(features) for name in ("means", "cholesky"))
-    centred = torch.cat([features, means]) - means[:1]  # a common offset would cost digits
-    white = torch.linalg.solve_triangular(cholesky, centred.T, upper=False).T
-    distances = [
-        (white[: len(features)] - mean).square().sum(dim=1) for mean in white[len(features) :]
-    ]
+    means, whitening = (gaussians[name].to(features) for name in ("means", "whitening"))
+    centre = means[:1]  # a common offset would cost digits
+    white, white_means = (features - centre) @ whitening, (means - centre) @ whitening
+    distances = [(white - mean).square().sum(dim=1) for mean in white_means]
     return -torch.stack(distances).amin(dim=0)
 
 

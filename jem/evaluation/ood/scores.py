@@ -25,7 +25,6 @@ from jem.evaluation.ood.features import (
     scale,
     vim,
 )
-from jem.evaluation.ood.fisher import combined, log_p_values, p_value_maps
 from jem.model import JEM, on_model
 
 REASONS = ("", "unlike the data", "between classes", "both")
@@ -41,27 +40,24 @@ class Score:
             `function(features)`, the features of shape (B, F). "inputs": `function(model, x)`,
             inputs of shape (B, *shape).
         function: Gives scores of shape (B,). Its options are keywords.
-        fit: `fit(logits, labels)`, or of features, gives the tensors that the function compares
-            with; it then takes them as a second argument. Where the score can show several
-            roundings of the logits, "roundings" among them says how many.
-        fitted_on: The part of the data that `fit` is for.
+        fit: `fit(logits, labels)`, or of features, of training inputs gives the tensors that the
+            function compares with; it then takes them as a second argument.
         fit_takes_head: Whether `fit` takes the last layer of the network in place of labels, which
             must then be linear and give the logits.
         uses_density: Whether the density counts. Such a score works with one output (K = 1), and
             not on a network that ends in a softmax.
         reason: What a flagged input is.
-        summands: For a sum of two scores, one of the density and one of the confidence: the
-            function that gives both, shape (B, 2). Those that are low then say the reason.
+        without_ties: A function of the same order where the first would tie by rounding; taken in
+            sums.
     """
 
     takes: Literal["logits", "features", "inputs"]
     function: Callable[..., Tensor]
     fit: Callable[[Tensor, Any], Reference] | None = None
-    fitted_on: Literal["train", "validation"] = "train"
     fit_takes_head: bool = False
     uses_density: bool = False
     reason: Literal["unlike the data", "between classes"] = "unlike the data"
-    summands: Callable[..., Tensor] | None = None
+    without_ties: Callable[..., Tensor] | None = None
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -103,6 +99,20 @@ def max_probability(logits: Tensor) -> Tensor:
         Hendrycks and Gimpel (2017), arXiv:1610.02136.
     """
     return logits.softmax(dim=1).amax(dim=1)
+
+
+def confidence(logits: Tensor) -> Tensor:
+    r"""Log-odds of the most probable class, log p - log(1 - p): its order, without its ties.
+
+    Args:
+        logits: f(x), shape (B, K); K = 1 gives infinity, for p = 1.
+
+    Returns:
+        Shape (B,), nats, at least -log(K - 1); 0 where all logits are infinite.
+    """
+    ordered = logits.sort(dim=1, descending=True).values
+    odds = ordered[:, 0] - ordered[:, 1:].logsumexp(dim=1)
+    return odds.nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
 def max_logit(logits: Tensor) -> Tensor:
@@ -200,10 +210,9 @@ def odin(model: JEM, x: Tensor, *, temperature: float = 1000.0, noise: float = 0
 
 
 SCORES: dict[str, Score] = {
-    "combined": Score("logits", combined, fit=p_value_maps, fitted_on="validation",
-                      uses_density=True, summands=log_p_values),
     "log_density": Score("logits", log_density, uses_density=True),
-    "max_probability": Score("logits", max_probability, reason="between classes"),
+    "max_probability": Score("logits", max_probability, reason="between classes",
+                             without_ties=confidence),
     "max_logit": Score("logits", max_logit),
     "entropy": Score("logits", entropy, reason="between classes"),
     "gen": Score("logits", gen, reason="between classes"),
@@ -214,4 +223,7 @@ SCORES: dict[str, Score] = {
     "scale": Score("features", scale, fit=head_only, fit_takes_head=True),
     "vim": Score("features", vim, fit=residual_space, fit_takes_head=True),
 }  # fmt: skip
-"""Name -> score."""
+"""Name -> score. Any of them add up, as `jem.evaluation.ood.fitted` does it: "knn+log_density"."""
+
+SUMS = {"combined": "log_density+max_probability"}
+"""Sums that have a name."""

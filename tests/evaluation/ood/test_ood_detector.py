@@ -104,11 +104,11 @@ def test_nan_scores_are_refused():
         detector.verdict(bad[:, 0])
 
 
-@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("name", [*SCORES, "combined", "knn+max_probability"])
 def test_detector_survives_saving(name, tmp_path):
     torch.manual_seed(0)
     model, x = JEM(mlp((2,), 3, width=8, depth=1)), torch.randn(60, 2)
-    options = {"k": 3} if name == "knn" else {}
+    options = {"k": 3} if "knn" in name else {}
     detector = OODDetector(model, name, (x[:30], torch.arange(30) % 3), **options)
     with torch.inference_mode():
         detector.fit(x[30:], acceptance_rate=0.8)
@@ -187,12 +187,12 @@ def test_misuse_is_refused():
 
 def test_the_combined_score_says_what_it_lacks():
     model, x = JEM(FirstColumn()), torch.randn(38, 1)
-    with pytest.raises(InputError, match=r"pass reference=\(x, y\), the validation part"):
+    with pytest.raises(InputError, match="pass validation=x"):
         OODDetector(model).score(x)
     with pytest.raises(InputError, match=r"at least 38 inputs .* half as many will do"):
         OODDetector(model).fit(x[:37])
     assert OODDetector(model).fit(x).num_calibration == 19
-    assert OODDetector(model, reference=(x, None)).fit(x[:19]).num_calibration == 19
+    assert OODDetector(model, validation=x).fit(x[:19]).num_calibration == 19
 
 
 def test_calibration_inputs_in_other_units_are_refused():

@@ -12,7 +12,6 @@ from jem.evaluation.ood import SCORES, OODDetector
 from jem.model import JEM
 from jem.networks import mlp
 
-COMBINED = SCORES["combined"]
 LOGITS = JEM(nn.Identity())
 """Inputs are their own logits."""
 
@@ -32,8 +31,13 @@ def data(num, seed, dtype=torch.float64):
 
 
 def terms_of(density, odds, reference):
-    maps = COMBINED.fit(reference, None)
-    return COMBINED.summands(logits_of(density, odds), maps)
+    return terms(OODDetector(LOGITS, validation=reference), logits_of(density, odds))
+
+
+def terms(detector, x):
+    """Logarithms of the p-values of the density and of the confidence."""
+    fitted = detector.fitted_score
+    return fitted.score(fitted.views(x))
 
 
 def share_accepted(num_reference, num_calibration, acceptance_rate, draws=300):
@@ -41,8 +45,8 @@ def share_accepted(num_reference, num_calibration, acceptance_rate, draws=300):
     for seed in range(draws):
         x = data(num_reference + num_calibration + 100, seed)
         x, test = x[:-100], x[-100:]
-        reference = (x[:num_reference], None) if num_reference else None
-        detector = OODDetector(LOGITS, reference=reference)
+        validation = x[:num_reference] if num_reference else None
+        detector = OODDetector(LOGITS, validation=validation)
         detector.fit(x[num_reference:], acceptance_rate=acceptance_rate)
         shares.append(float((~detector.is_ood(test)).double().mean()))
     return np.mean(shares), np.std(shares) / math.sqrt(draws)
@@ -72,7 +76,7 @@ def test_a_second_fit_makes_its_own_maps():
 @pytest.mark.parametrize("num_reference", [19, 1000])
 def test_far_rows_are_flagged_however_confident_and_dense_rows_between_classes_too(num_reference):
     reference, calibration = data(num_reference, seed=0), data(200, seed=1)
-    detector = OODDetector(LOGITS, reference=(reference, None)).fit(calibration)
+    detector = OODDetector(LOGITS, validation=reference).fit(calibration)
     density, odds = calibration.logsumexp(dim=1), calibration[:, 0] - calibration[:, 1]
     typical, sure = float(density.median()), float(odds.max())
     x = logits_of([-1e12, -1e4, -40.0, typical, float(density.max()), -1e4, typical],
@@ -113,15 +117,14 @@ def test_confident_inputs_do_not_tie():
     logits = torch.stack([odds, torch.zeros(3)], dim=1)
     assert (SCORES["max_probability"].function(logits) == 1).all()
     reference = torch.stack([torch.linspace(10, 90, 50), torch.zeros(50)], dim=1)
-    maps = COMBINED.fit(reference, None)
-    confidence = COMBINED.summands(logits, maps)[:, 1]
+    confidence = terms(OODDetector(LOGITS, validation=reference), logits)[:, 1]
     assert (confidence.diff() > 0).all()
 
 
 def test_infinite_logits_have_a_verdict():
     inf = float("inf")
     reference = torch.cat([data(60, seed=0), torch.full((1, 2), -inf, dtype=torch.float64)])
-    detector = OODDetector(LOGITS, reference=(reference, None)).fit(data(60, seed=1))
+    detector = OODDetector(LOGITS, validation=reference).fit(data(60, seed=1))
     x = torch.tensor([[-inf, -inf], [inf, 0.0], [0.0, -inf]], dtype=torch.float64)
     assert detector.is_ood(x).tolist() == [True, False, False]
     assert detector.reason(x)[0] in ("unlike the data", "both")
@@ -147,8 +150,7 @@ def test_every_flagged_input_has_a_reason_and_no_other_has(rate):
     detector = OODDetector(model).fit(torch.randn(200, 2), acceptance_rate=rate)
     x = 3 * torch.randn(1000, 2)
     assert [bool(why) for why in detector.reason(x)] == detector.is_ood(x).tolist()
-    terms = COMBINED.summands(model.logits(x).detach(), detector.state_dict()["reference"])
-    small = terms < detector.threshold / 2
+    small = terms(detector, x) < detector.threshold / 2
     for why, (unlike, between), flagged in zip(
         detector.reason(x), small.tolist(), detector.is_ood(x).tolist(), strict=True
     ):
@@ -160,7 +162,7 @@ def test_every_flagged_input_has_a_reason_and_no_other_has(rate):
 
 def test_one_output_leaves_the_order_of_the_log_density():
     x = torch.randn(500, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    detector = OODDetector(LOGITS, reference=(x[:100], None)).fit(x[100:200])
+    detector = OODDetector(LOGITS, validation=x[:100]).fit(x[100:200])
     by_density = OODDetector(LOGITS, "log_density").fit(x[100:200])
     assert detector.is_ood(x).equal(by_density.is_ood(x))
     assert detector.reason(x) == by_density.reason(x)
