@@ -20,6 +20,7 @@ COMMANDS = {
     "score": "classify inputs and reject those unlike the training data; writes a .csv file",
     "report": "measure a run: accuracy, calibration, OOD detection, samples, on one page",
     "compare": "compare runs on one page",
+    "app": "try a model in the browser",
     "export": "write a model as an ONNX file, for programs without this package",
     "sample": "draw new inputs of the classes you name",
     "inpaint": "fill in the missing part of inputs",

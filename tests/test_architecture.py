@@ -36,6 +36,7 @@ MAY_IMPORT = {
         "attacks", "data", "generation", "model", "networks", "plotting", "sampling",
     },
     "serving": {"data", "evaluation", "model", "networks", "runs"},
+    "app": {"data", "generation", "model", "plotting", "serving"},
     "report": {
         "data", "evaluation", "generation", "model", "networks", "plotting", "runs", "sampling",
         "serving",

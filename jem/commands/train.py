@@ -81,7 +81,7 @@ def train(argv: list[str]) -> int:
     if flags.report:
         report = ReportFlags(out, data_root=config.data_root, quiet=flags.quiet)
         print_report(make_report(report))
-    print(f"run folder: {out}")
+    print(f"run folder: {out}; to try it: jem app {out}")
     for name in ("best.pt", "samples.png", "report.html"):
         if (out / name).exists() and (flags.report or name != "report.html"):
             print(f"{name + ':':11} {out / name}")

@@ -2,19 +2,12 @@
 
 import json
 import os
-import shutil
 import time
 
 import pytest
 
 from jem.cli import main
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 SECTIONS = [
     "answers", "classification", "ood", "samples", "completions", "corruption", "training",
     "glossary", "again",
@@ -31,34 +24,16 @@ for (const e of document.querySelectorAll('body *')) {
 return sizes
 """
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver, Debian's packages"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(browser, tmp_path_factory):
     """The report that `jem train` ends in, after a short training with a control."""
     folder = tmp_path_factory.mktemp("browser") / "run"
     words = ["train", "--out", str(folder), "--control", "--quiet", "--device", "cpu"]
     assert main([*words, "--epochs", "3", "--sample-steps", "5"]) == 0
     return folder / "report.html"
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs the extra `test`")
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    yield driver
-    driver.quit()
 
 
 def show(browser, page, width, scheme="light"):
