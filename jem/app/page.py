@@ -129,8 +129,9 @@ def _answers(subjects: Sequence[Subject]) -> tuple[list[Any], Callable[[Tensor],
                     gr.Label(
                         label="calibrated probability", num_top_classes=4, show_heading=False
                     ),
-                    gr.Plot(label="its score (orange) among those of inputs like the data (blue)"),
+                    gr.Plot(show_label=False),
                 ]
+                gr.Markdown("Its score (orange) among those of inputs like the data (blue).")
 
     def answer(x: Tensor) -> list[Any]:
         values: list[Any] = []
@@ -327,7 +328,9 @@ def _table_tab(subjects: Sequence[Subject]) -> None:
     places, answer = _answers(subjects)
 
     def picked() -> list[Any]:
-        return list(rows.iloc[random.randrange(len(rows))])
+        row = rows.iloc[random.randrange(len(rows))]
+        numbers = [pd.api.types.is_number(value) for value in row]  # six digits: float32 has seven
+        return [float(f"{v:.6g}") if n else v for v, n in zip(row, numbers, strict=True)]
 
     @_shows_errors
     def judge(*values: Any) -> list[Any]:  # noqa: ANN401
