@@ -286,18 +286,17 @@ def training_figure(validation_nll: Points, gap: Points, recoveries: Sequence[in
         recoveries: Updates.
 
     Returns:
-        The figure of two panels.
+        The figure, a panel for each of the two that has points.
     """
-    figure = Figure(figsize=(7.4, 2.7), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.plot(*np.asarray(validation_nll).reshape(-1, 2).T, color=BLUE)
-    left.set(xlabel="update", ylabel="validation NLL, nats")
-    left.set_ylim(bottom=0)
-    right.plot(*np.asarray(gap).reshape(-1, 2).T, color=BLUE, lw=1)
-    right.axhline(0, color="grey", lw=0.8)
-    right.set(xlabel="update", ylabel="energy gap, nats")
-    for update in recoveries:
-        for axes in (left, right):
+    curves = {"validation NLL, nats": validation_nll, "energy gap, nats": gap}
+    drawn = {name: np.asarray(points) for name, points in curves.items() if len(points)}
+    figure = Figure(figsize=(3.7 * max(1, len(drawn)), 2.7), layout="constrained")
+    panels = figure.subplots(1, max(1, len(drawn)), squeeze=False)[0]
+    for (name, points), axes in zip(drawn.items(), panels, strict=False):
+        axes.plot(*points.T, color=BLUE)
+        axes.set(xlabel="update", ylabel=name)
+        axes.axhline(0, color="grey", lw=0.8)
+        for update in recoveries:
             axes.axvline(update, color=ORANGE, ls=":", lw=1)
     return figure
 

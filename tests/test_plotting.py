@@ -7,7 +7,15 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from jem.plotting import inputs_figure, roc_figure, save_figure, score_histograms, svg, tile_images
+from jem.plotting import (
+    inputs_figure,
+    roc_figure,
+    save_figure,
+    score_histograms,
+    svg,
+    tile_images,
+    training_figure,
+)
 
 DOMAIN = (torch.tensor(-1.0), torch.tensor(1.0))
 
@@ -97,6 +105,13 @@ def test_a_long_name_leaves_room_for_the_curve():
     assert max(len(name) for name in shown) == 28
     assert shown[1] == "letters"
     assert path not in drawn
+
+
+def test_a_curve_without_points_has_no_panel():
+    both = training_figure([(10, 1.0), (20, 0.5)], [(10, 0.1)], recoveries=[15])
+    assert len(both.axes) == 2
+    (gap,) = training_figure([], [(10, 0.1), (20, 0.2)]).axes
+    assert "gap" in gap.get_ylabel()
 
 
 def test_a_dollar_sign_in_a_name_is_no_formula(tmp_path):
