@@ -113,6 +113,7 @@ def fit(
     if file is not None and file.exists():
         state, figures = torch.load(file)
         model.load_state_dict(state)
+        model.eval()  # or the answers that are compared below would change its statistics
         return figures  # type: ignore[no-any-return]
     start = time.process_time()
     result = jem.Trainer(model, recipe, seed=seed, device="cpu").fit(data.train, data.validation)
