@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jem.evaluation.calibration.temperature import TemperatureScaling as TemperatureScaling
     from jem.evaluation.ood.detector import OODDetector as OODDetector
     from jem.evaluation.ood.metrics import ood_metrics as ood_metrics
+    from jem.evaluation.robustness.report import robustness_report as robustness_report
     from jem.generation import counterfactual as counterfactual
     from jem.generation import inpaint as inpaint
     from jem.generation import sample as sample
@@ -55,6 +56,7 @@ _NAMES = {
     "jem.evaluation.calibration.temperature": "TemperatureScaling",
     "jem.evaluation.ood.detector": "OODDetector",
     "jem.evaluation.ood.metrics": "ood_metrics",
+    "jem.evaluation.robustness.report": "robustness_report",
     "jem.generation": "counterfactual inpaint sample",
     "jem.model": "JEM",
     "jem.networks.companion": "companion",

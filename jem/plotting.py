@@ -277,6 +277,35 @@ def corruption_figure(
     return figure
 
 
+def robustness_figure(
+    sizes: Sequence[str], lines: Mapping[str, Sequence[tuple[float, float, float]]]
+) -> Figure:
+    """Draw shares by size of attack, with their intervals.
+
+    Args:
+        sizes: Names of the sizes, in order.
+        lines: Name of a line -> (share, lower end, upper end) for each size.
+
+    Returns:
+        A figure of one panel.
+    """
+    figure = Figure(figsize=(5.2, 3.4), layout="constrained")
+    axes = figure.subplots()
+    places = np.arange(len(sizes))
+    styles = zip(COLORS, ("o-", "s--", "^-.", "d:"), strict=False)
+    for index, ((name, values), (color, style)) in enumerate(
+        zip(lines.items(), styles, strict=False)
+    ):
+        share, low, high = np.asarray(values).T
+        reach = np.stack([share - low, high - share]).clip(min=0)
+        x = places + 0.06 * index  # bars beside each other
+        axes.errorbar(x, share, reach, fmt=style, color=color, ms=4, lw=1.2, capsize=2, label=name)
+    axes.set_xticks(places, labels=sizes)
+    axes.set(xlabel="largest change", ylabel="share classified rightly", ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize=SMALL)
+    return figure
+
+
 def training_figure(validation_nll: Points, gap: Points, recoveries: Sequence[int] = ()) -> Figure:
     """Draw validation NLL and the energy gap along training, recoveries as vertical lines.
 

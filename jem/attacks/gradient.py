@@ -28,6 +28,7 @@ def pgd(
     restarts: int = 1,
     loss: Loss = "cross_entropy",
     bounds: Bounds | None = None,
+    stop_when_fooled: bool = True,
     generator: torch.Generator,
 ) -> Tensor:
     r"""Look for inputs near `x` that get another class: projected gradient ascent (PGD).
@@ -36,8 +37,8 @@ def pgd(
 
     where d is the sign for "linf" and the gradient over its length for "l2", and the projection
     keeps x' within eps of x and in the bounds. Each restart begins at a random point of the
-    ball. An input that is fooled is done: it takes no further steps. For an input that is never
-    fooled, the point of the largest margin is returned. What is found is a *lower* bound of what
+    ball. For an input that is never fooled, the point of the largest margin is returned. What is
+    found is a *lower* bound of what
     an attacker can do: an input that survives may fall to another attack.
 
     Args:
@@ -55,11 +56,13 @@ def pgd(
             where each restart aims at another wrong class, the likeliest first.
         bounds: (low, high), numbers or tensors that broadcast to one input, such as
             `model.bounds()`; None for no bounds. Where `x` lies outside they are widened to it.
+        stop_when_fooled: An input that is fooled is done, and one that is misclassified already is
+            returned as it is. False goes on to the largest margin: inputs that are sure to be
+            wrong also fool other models more often.
         generator: Source of the random starts, on the device of `x`.
 
     Returns:
-        Attacked inputs, shape, dtype and device of `x`. Rows that are misclassified already are
-        returned as they are. An input is at most eps (and rounding) from `x`.
+        Attacked inputs, shape, dtype and device of `x`, at most eps (and rounding) from `x`.
 
     Raises:
         InputError: If an argument does not fit, or `logits_fn` gives NaN or has no gradient.
@@ -82,7 +85,7 @@ def pgd(
     check_number("step_size", step_size, "(0, inf)", optional=True)
     step_size = 2.5 * eps / num_steps if step_size is None else step_size
     whole = Ball.around(x.detach(), eps, norm, bounds)
-    found = Found(logits_fn, y, whole)
+    found = Found(logits_fn, y, whole, stop_when_fooled)
     for restart in range(restarts):
         rows, ball = found.rows, whole.rows(found.rows)
         z = ball.random(generator)

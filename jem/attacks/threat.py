@@ -94,21 +94,25 @@ class Found:
         logits_fn: Maps (B, *shape) to logits (B, K).
         y: Classes, shape (B,).
         ball: Around the inputs.
+        stop_when_fooled: Whether an input that is fooled is done.
 
     Attributes:
         x: The point of the largest margin for each input, (B, *shape).
-        rows: Indices of the inputs that still get their class.
+        rows: Indices of the inputs that are not done.
     """
 
-    def __init__(self, logits_fn: LogitsFunction, y: Tensor, ball: Ball) -> None:
-        self.logits_fn, self.y, self.x = logits_fn, y.to(ball.x.device).long(), ball.x.clone()
-        self.lead = torch.full((len(self.x),), -torch.inf, device=self.x.device)
+    def __init__(
+        self, logits_fn: LogitsFunction, y: Tensor, ball: Ball, stop_when_fooled: bool = True
+    ) -> None:
+        self.logits_fn, self.x, self.stop_when_fooled = logits_fn, ball.x.clone(), stop_when_fooled
         with torch.inference_mode(False), torch.no_grad():
             self.logits = logits_fn(self.x.clone())
         if self.logits.ndim != 2 or self.logits.shape[1] < 2:
             refuse("logits_fn", "return logits (B, K), K >= 2", tuple(self.logits.shape))
         check_finite("logits", self.logits)
         check_labels("y", y, len(self.x), self.logits.shape[1])
+        self.y = y.to(self.x.device).long()
+        self.lead = torch.full_like(self.logits[:, 0], -torch.inf)
         self.rows = torch.arange(len(self.x), device=self.x.device)
         self.rows = self.rows[self.look(self.rows, self.x, self.logits)[1]]
 
@@ -121,16 +125,17 @@ class Found:
             logits: Theirs.
 
         Returns:
-            Their margins, and whether they still get the class of the input.
+            Their margins, and whether the search goes on from them.
         """
-        lead, y = margin(logits, self.y[rows]), self.y[rows]
-        fooled = logits.argmax(dim=1) != y
-        better = (lead > self.lead[rows]) | fooled
-        self.lead[rows[better]] = lead[better].to(self.lead)
+        lead = margin(logits, self.y[rows])
+        better = lead > self.lead[rows]
+        self.lead[rows[better]] = lead[better]
         self.x[rows[better]] = z[better]
-        gone = rows[fooled]
-        if len(gone):
-            self.rows = self.rows[~torch.isin(self.rows, gone)]
+        if not self.stop_when_fooled:
+            return lead, torch.ones_like(better)
+        fooled = logits.argmax(dim=1) != self.y[rows]
+        if bool(fooled.any()):
+            self.rows = self.rows[~torch.isin(self.rows, rows[fooled])]
         return lead, ~fooled
 
     def gradient(
@@ -139,7 +144,7 @@ class Found:
         """Look at points, and take the gradient of a loss there.
 
         Returns:
-            Losses (R,), gradients (R, *shape), and whether the points still get the class.
+            Losses (R,), gradients (R, *shape), and whether the search goes on from the points.
         """
         with torch.inference_mode(False), torch.enable_grad():
             leaf = z.clone().requires_grad_()

@@ -60,8 +60,11 @@ class ReportFlags:
     """Folder of downloaded data sets. If None: that of the run, or the variable JEM_DATA."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
+    attack: bool = False
+    """Also attack test inputs: what is left of the accuracy under small changes that are made to
+    fool the classifier. It takes minutes."""
     seed: int = 0
-    """Seed of OOD sets, samples and bootstrap replicates."""
+    """Seed of OOD sets, samples, attacks and bootstrap replicates."""
     card: bool = False
     """Also write README.md into it, a model card in the format of the Hugging Face Hub. Without
     other flags, figures that are there already are not measured again."""
@@ -100,6 +103,7 @@ def make_report(args: ReportFlags) -> dict[str, Any]:
         report = measure(
             subject,
             acceptance_rate=args.acceptance_rate,
+            attack=args.attack,
             seed=args.seed,
             progress=lambda section: bar.stage(f"measuring {section}"),
         )

@@ -16,6 +16,7 @@ from jem.errors import InputError
 from jem.evaluation.chains import ChainHealth
 from jem.evaluation.fidelity.report import CompletionReport
 from jem.evaluation.robustness.corruption import CorruptionCurves, corruption_curves
+from jem.evaluation.robustness.report import RobustnessReport, robustness_report
 from jem.evaluation.statistics import largest_acceptance_rate, plain
 from jem.model import batched_logits
 from jem.report.classification import Classification, classification_section
@@ -38,6 +39,12 @@ LEFT_OUT = ("data", "records", "pictures", "bins", "risk_coverage")
 
 MOST_CORRUPTED = 2000
 """Test images that are damaged."""
+
+MOST_ATTACKED = 200
+"""Test inputs that are attacked."""
+
+REFINE_STEPS = 5
+"""Langevin steps of attacked inputs, where accuracy after such steps is measured."""
 
 MOST_POINTS = 200
 """Points of a curve of training."""
@@ -100,6 +107,7 @@ class Report:
         completions: Quality of completions.
         chains: Health of the persistent chains.
         corruption: Figures on damaged images.
+        attack: Accuracy under attack; None unless it was asked for.
         training: The course of training.
         left_out: Name of a section -> why it is not there.
     """
@@ -112,6 +120,7 @@ class Report:
     completions: CompletionReport | None
     chains: ChainHealth | None
     corruption: CorruptionCurves | None
+    attack: RobustnessReport | None
     training: Training
     left_out: dict[str, str]
 
@@ -131,6 +140,7 @@ def measure(
     subject: Subject,
     *,
     acceptance_rate: float = 0.95,
+    attack: bool = False,
     seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> Report:
@@ -142,7 +152,8 @@ def measure(
         subject: The model, its data, and what is known of its training.
         acceptance_rate: Share of in-distribution inputs that the threshold is to accept; fewer
             than 19 calibration inputs can promise no more than n / (n + 1).
-        seed: Decides OOD sets, samples and replicates.
+        attack: Also attack test inputs; it takes minutes.
+        seed: Decides OOD sets, samples, attacks and replicates.
         progress: Called with the name of each section before it is measured.
 
     Returns:
@@ -196,6 +207,9 @@ def measure(
         ),
         chains=attempt("chains", lambda: chains_section(subject, x, seed), draws=True),
         corruption=attempt("corruption", lambda: _corruption(subject, x, y, scorer)),
+        attack=attempt("attacks", lambda: _attack(subject, x, y, scorer, seed, progress))
+        if attack
+        else None,
         training=_training(subject.run.records),
         left_out=left_out,
     )
@@ -206,6 +220,28 @@ def _corruption(subject: Subject, x: Tensor, y: Tensor, scorer: Scorer) -> Corru
         raise InputError("corruptions are of images with classes")
     x, y = x[:MOST_CORRUPTED], y[:MOST_CORRUPTED]
     return corruption_curves(subject.model, x, y, scorer.temperature, scorer.detector)
+
+
+def _attack(
+    subject: Subject, x: Tensor, y: Tensor, scorer: Scorer, seed: int, progress: Progress
+) -> RobustnessReport:
+    scaling = subject.splits.scaling
+    columns = (scaling and scaling.encoding) or ()
+    if any(column.width > 1 or column.form for column in columns):
+        raise InputError("small changes of columns of text, dates or gaps give no rows of a table")
+    if scorer.temperature is None:
+        raise InputError("attacks are on classes")
+    has_chains = subject.model.sampler is not None and not subject.run.as_given
+    return robustness_report(
+        subject.model,
+        x[:MOST_ATTACKED],
+        y[:MOST_ATTACKED],
+        plain=subject.control,
+        detector=scorer.detector,
+        refine_steps=REFINE_STEPS if has_chains else 0,
+        seed=seed,
+        progress=lambda done, total: progress(f"attacks, part {done} of {total}"),
+    )
 
 
 def _training(records: list[dict[str, Any]]) -> Training:

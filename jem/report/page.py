@@ -35,6 +35,7 @@ def write_report(
     ood_sets: Mapping[str, Tensor | ArrayLike] | None = None,
     run: TrainingRun | None = None,
     acceptance_rate: float = 0.95,
+    attack: bool = False,
     seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
@@ -49,7 +50,8 @@ def write_report(
         ood_sets: More OOD sets, name -> inputs (N, *shape) in the network's units.
         run: What is known of the training.
         acceptance_rate: Share of in-distribution inputs that the threshold is to accept.
-        seed: Decides OOD sets, samples and bootstrap replicates.
+        attack: Also measure accuracy under attack; it takes minutes.
+        seed: Decides OOD sets, samples, attacks and bootstrap replicates.
         progress: Called with the name of each section before it is measured.
 
     Returns:
@@ -64,7 +66,9 @@ def write_report(
     """
     sets = {name: as_batch(x, splits.input_shape).float() for name, x in (ood_sets or {}).items()}
     subject = Subject(model, splits, control, sets, run or TrainingRun())
-    report = measure(subject, acceptance_rate=acceptance_rate, seed=seed, progress=progress)
+    report = measure(
+        subject, acceptance_rate=acceptance_rate, attack=attack, seed=seed, progress=progress
+    )
     return write_pages(report, Path(folder), model.bounds("cpu"), title=title)
 
 

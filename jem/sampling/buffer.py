@@ -176,4 +176,4 @@ class PersistentChains:
 
     def make_step(self, x: Tensor, grad: Tensor) -> Tensor:
         """Move chains once with a known gradient of their energies; both (M, *shape)."""
-        return self.step(x, grad, generator=self.generator, bounds=self.bounds)
+        return self.step(x.detach(), grad, generator=self.generator, bounds=self.bounds)

@@ -111,14 +111,14 @@ class LangevinStep:
                 is clipped to them.
 
         Returns:
-            New positions, shape and dtype of `x`, detached.
+            New positions, shape and dtype of `x`; differentiable where `x` and `grad` are.
         """
         share = self.gradient_blur
         if self.grad_clamp is not None:
             grad = grad.clamp(-self.grad_clamp, self.grad_clamp)
         if share:
             grad = (1 - share) * grad + share * blur(blur(grad))
-        moved = x.detach() - self.step_size * grad
+        moved = x - self.step_size * grad
         if self.noise_std:
             noise = torch.empty_like(moved).normal_(generator=generator)
             if share:  # noise of covariance P: the covariances of independent parts add up
@@ -195,7 +195,7 @@ def run_chains(
     """
     for step in steps:
         _, grad = energy_and_gradient(x, energy_fn)
-        x = step(x, grad, generator=generator, bounds=bounds)
+        x = step(x.detach(), grad, generator=generator, bounds=bounds)
         if after_step is not None:
             x = after_step(x)
     return x

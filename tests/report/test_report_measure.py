@@ -3,13 +3,17 @@
 import json
 from dataclasses import replace
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import accuracy_score, log_loss
 
 import jem
+from jem.data.arrays import from_arrays
 from jem.data.splits import DataPart
-from jem.report.measure import SCHEMA_VERSION, measure
+from jem.networks import mlp
+from jem.report.measure import SCHEMA_VERSION, Subject, measure
 from jem.report.verdicts import verdicts
 
 pytestmark = pytest.mark.usefixtures("quick_reference_classifier")
@@ -120,3 +124,40 @@ def test_one_class_and_few_calibration_inputs(make_subject):
     assert report.ood.acceptance_rate == pytest.approx(5 / 6)  # as much as five can promise
     assert report.ood.num_calibration == 5
     assert [v.answer for v in verdicts(report)][:2] == ["cannot tell", "cannot tell"]
+
+
+@pytest.fixture
+def quick_attacks(monkeypatch):
+    """Attacks that try for a moment."""
+    monkeypatch.setattr("jem.report.measure.MOST_ATTACKED", 12)
+    monkeypatch.setattr("jem.evaluation.robustness.report.NUM_QUERIES", 5)
+    monkeypatch.setattr("jem.evaluation.robustness.report.IMAGE_EPS", (0.01, 0.5))
+    monkeypatch.setattr("jem.evaluation.robustness.report.REFINED_STEPS", 3)
+
+
+def test_attacks_are_measured_where_they_are_asked_for(measured, quick_attacks):
+    of, without = measured
+    looked_at = []
+    report = measure(replace(of, ood_sets={}), attack=True, progress=looked_at.append)
+    x, y = of.splits.test[:12]
+    for model, name in ((of.model, "accuracy"), (of.control, "plain_accuracy")):
+        right = exact_logits(model, x).argmax(1) == y
+        found = [getattr(point, name).value for point in report.attack.points]
+        assert found[0] == float(right.double().mean())
+        assert found[-1] == 0  # all images can become the same grey one
+    assert report.attack.num == 12
+    assert report.attack.refine_steps == 5
+    assert looked_at[-1] == "attacks, part 8 of 8"
+    again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
+    assert [point["eps"] for point in again["attack"]["points"]] == [0, 0.01, 0.5]
+    assert without.attack is None
+    assert "attacks" not in without.left_out
+
+
+def test_rows_with_text_are_not_attacked():
+    rows = pd.DataFrame({"size": np.arange(60.0), "colour": ["red", "blue", "green"] * 20})
+    splits = from_arrays(rows, np.arange(60) % 2, name="made up", seed=0)
+    model = jem.JEM(mlp(splits.input_shape, 2, width=4), domain=splits.domain)
+    report = measure(Subject(model, splits), attack=True)
+    assert report.attack is None
+    assert "columns of text" in report.left_out["attacks"]

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import jem
+from jem.evaluation.robustness import RobustnessPoint, RobustnessReport
+from jem.evaluation.statistics import UNKNOWN, Estimate
 from jem.report.measure import measure
 from jem.report.page import comparison_rows, read_report, render, render_comparison
 from jem.report.verdicts import summary
@@ -43,6 +45,26 @@ def page(measured):
 def test_page_has_every_section_and_links_to_it(page):
     assert [attributes["id"] for attributes in Page(page).of("section")] == SECTIONS
     assert [a["href"] for a in Page(page).of("a")] == ["#main", *(f"#{n}" for n in SECTIONS)]
+
+
+@pytest.mark.parametrize("mislead", [True, False])
+def test_attacks_have_a_section_where_they_were_made(measured, page, mislead):
+    def share(value):
+        return Estimate(value, 0.01, value - 0.02, value + 0.02)
+
+    points = [
+        RobustnessPoint(eps, share(0.9), share(0.8), share(0.7), None, UNKNOWN, UNKNOWN)
+        for eps in (0.0, 8 / 255)
+    ]
+    unit = "the range of a pixel"
+    attack = RobustnessReport("linf", unit, 40, points, {}, mislead, share(0.05), 0, 0)
+    with_attack = render(replace(measured[1], attack=attack), None, title="attacked")
+    assert "attacks" in [section["id"] for section in Page(with_attack).of("section")]
+    assert "#attacks" in [a["href"] for a in Page(with_attack).of("a")]
+    assert "8/255" in with_attack
+    assert "Langevin steps (n" not in with_attack  # no refinement was measured
+    assert ("Do not believe this accuracy" in with_attack) == mislead
+    assert "attacks" not in page
 
 
 def test_page_needs_nothing_from_anywhere_and_runs_nothing(page):
