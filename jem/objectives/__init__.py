@@ -13,6 +13,8 @@ from jem.objectives.base import balanced_class_weights as balanced_class_weights
 from jem.objectives.contrastive import Contrastive as Contrastive
 from jem.objectives.contrastive import contrastive_loss as contrastive_loss
 from jem.objectives.contrastive import outlier_loss as outlier_loss
+from jem.objectives.noise_contrastive import NoiseContrastive as NoiseContrastive
+from jem.objectives.noise_contrastive import noise_contrastive_loss as noise_contrastive_loss
 from jem.objectives.score_matching import DenoisingScoreMatching as DenoisingScoreMatching
 from jem.objectives.score_matching import difference_error as difference_error
 from jem.objectives.score_matching import score_error as score_error
@@ -21,5 +23,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "none": NoObjective,
     "contrastive": Contrastive,
     "dsm": DenoisingScoreMatching,
+    "nce": NoiseContrastive,
 }
 """Objectives by the name that `Recipe.objective` gives them."""

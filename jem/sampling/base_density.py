@@ -225,6 +225,28 @@ class BaseDensity(nn.Module):
         nearest = self._squared_distances(inside, self.whitening, self.white_means).argmin(dim=1)
         return self.means[nearest].to(x)
 
+    @property
+    def log_z(self) -> float:
+        """Log of the integral of exp(`tempered_log_q`) at temperature 1, nats."""
+        size = self.means.shape[1]
+        log_det = self.whitening.diagonal().log().sum()  # of the square root of the precision
+        return float(size / 2 * math.log(2 * math.pi) - log_det - self.mean_log_q)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw from the mixture q, also outside the domain.
+
+        Args:
+            count: B.
+            generator: On the device of the base.
+
+        Returns:
+            Rows, float32, shape (B, D).
+        """
+        which = torch.multinomial(self.log_weights.exp(), count, True, generator=generator)
+        white = torch.empty_like(self.means[which]).normal_(generator=generator)
+        away: Tensor = torch.linalg.solve_triangular(self.whitening, white, upper=True, left=False)
+        return (self.means[which] + away).float()
+
     def tempered_log_q(self, x: Tensor) -> Tensor:
         """T log q of rows (B, D) inside the domain, shape (B,), nats, in the wide precision."""
         x = x if x.device.type == "mps" else x.double()

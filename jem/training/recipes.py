@@ -57,6 +57,17 @@ RECIPES: dict[str, Recipe] = {
         gradient_blur=0.0,
         sample_steps=20,
     ),
+    "nce": Recipe(
+        objective="nce",
+        fused=False,
+        density_weight=1.0,
+        outlier_count=0,
+        init="gaussian",
+        step_size=0.005,
+        noise_std=0.1,
+        gradient_blur=0.0,
+        sample_steps=20,
+    ),
     "finetune": Recipe(
         head="joint",
         learning_rate=3e-4,
@@ -106,6 +117,8 @@ RECIPES: dict[str, Recipe] = {
 - `plain`: cross-entropy alone, to compare with.
 - `dsm`: denoising score matching, without chains. Samples are drawn at temperature 1, with steps
   of half the square of the smallest noise.
+- `nce`: noise contrastive estimation, without chains, for vectors: the network tells the data from
+  the Gaussians of its base density.
 - `finetune`: for a network that classifies already, in a few epochs. Half of the negatives are
   outliers, which help at once. No penalty pulls its energies to 0, as they lie far from it.
 - `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.
