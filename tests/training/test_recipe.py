@@ -108,7 +108,11 @@ def test_a_margin_for_what_the_density_costs_needs_one():
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("quick", None, "'fast', 'companion', 'plain', 'dsm', 'nce', 'finetune', 'jem', 'jem_pp',"),
+        (
+            "quick",
+            None,
+            "'fast', 'companion', 'plain', 'dsm', 'nce', 'finetune', 'jem', 'jem_pp',",
+        ),
         ("fast", {"epoch": 3}, "`epoch`"),
         ("fast", {"objective": "bogus"}, "`objective`"),
         ({"epochs": 3}, None, "dict"),
