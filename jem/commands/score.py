@@ -16,7 +16,7 @@ from jem.data.scaling import unit_warning
 from jem.errors import naming
 from jem.progress import ProgressBar
 from jem.runs.folder import replacing
-from jem.serving.scorer import Prediction, Scorer, fit_scorer, scorer_from_state
+from jem.serving.scorer import Prediction, Scorer, fit_scorer, scorer_from_state, usual_score
 
 
 @dataclass
@@ -120,7 +120,7 @@ def _scorer(args: ScoreFlags, run: Run) -> Scorer:
                 saved.detector.set_acceptance_rate(args.acceptance_rate)
             return saved
     splits = run.splits(args.data, args.data_root, quiet=args.quiet)
-    score = args.score or "combined"
+    score = args.score or usual_score(run.model, splits)
     note(f"{reason}: fitting '{score}' on the calibration part of {splits.name}")
     return fit_scorer(
         run.model,

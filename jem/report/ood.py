@@ -49,7 +49,7 @@ class OODSet:
         num: Inputs.
         auroc: AUROC; 1 is perfect, 0.5 is chance.
         control_auroc: The same of the control, with a detector of its own.
-        single: The AUROC of other scores alone, by name: those that the detector's combines.
+        single: The AUROC of two scores alone, by name: those that `combined` adds up.
         flagged: Share flagged as OOD; higher is better.
         test_flagged: Share of test inputs flagged by the threshold that flags 95 % of the set;
             lower is better.

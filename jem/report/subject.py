@@ -65,8 +65,10 @@ class Subject:
 
     @cached_property
     def control_scorer(self) -> Scorer | None:
-        """Threshold and temperature of the control, fitted once for all sections."""
-        return None if self.control is None else fit_scorer(self.control, self.splits)
+        """Threshold, by the score of joint energy models, and temperature of the control."""
+        if self.control is None:
+            return None
+        return fit_scorer(self.control, self.splits, score="combined")
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from jem.errors import InputError, RunFolderError
 from jem.evaluation.calibration.temperature import TemperatureScaling
 from jem.evaluation.ood.columns import foreign_columns
 from jem.evaluation.ood.detector import OODDetector
+from jem.evaluation.ood.features import features_of
 from jem.evaluation.ood.fitted import Option
 from jem.evaluation.statistics import largest_acceptance_rate
-from jem.model import JEM, batched_logits, check_model, log_density
+from jem.model import JEM, batched_logits, check_model, inference, log_density
 from jem.runs.model_file import build_model, read_model
 
 
@@ -107,7 +108,7 @@ def fit_scorer(
     model: JEM,
     splits: DataSplits,
     *,
-    score: str = "combined",
+    score: str | None = None,
     acceptance_rate: float | None = None,
     batch_size: int = 256,
     **options: Option,
@@ -122,7 +123,7 @@ def fit_scorer(
         splits: Its data, divided as for training. The training part is used only by scores that
             compare with training inputs, such as `"knn"` and `"vim"`, and by sums if there is no
             validation part.
-        score: As for `OODDetector`, such as `"knn+max_probability"`.
+        score: As for `OODDetector`, such as `"knn+max_probability"`; None takes `usual_score`.
         acceptance_rate: Share of in-distribution inputs to accept. None takes 0.95, or the largest
             share that a calibration part of fewer than 19 inputs can promise, n / (n + 1); a share
             that is asked for is kept or refused.
@@ -137,6 +138,7 @@ def fit_scorer(
             does not suit the model, or its classes are not those of the data, in their order.
     """
     _check_classes(model, splits)
+    score = score or usual_score(model, splits)
     detector = OODDetector(model, score, None, batch_size, **options)
     if detector.fitted_score.compares:
         detector.fit_reference(_batches(splits, "train", batch_size))
@@ -150,6 +152,29 @@ def fit_scorer(
     calibration = _batches(splits, "calibration", batch_size)
     detector.fit_batches((x for x, _ in calibration), acceptance_rate)
     return Scorer(detector, fit_temperature(model, splits, batch_size))
+
+
+def usual_score(model: JEM, splits: DataSplits) -> str:
+    """The score of a model that is given none.
+
+    `"combined"` where `jem.Trainer` has trained a density. A classifier without one is judged by
+    the features before its last linear layer, where it has one, and its largest probability:
+    `"mahalanobis+max_probability"` with more than two training inputs for each feature, as the
+    covariance needs them, and `"knn+max_probability"` with fewer.
+
+    Args:
+        model: The model.
+        splits: Its data.
+    """
+    x, _ = splits.train[:1]
+    if model.sampler is not None or batched_logits(model, x).shape[1] == 1:
+        return "combined"
+    try:
+        with inference(model):
+            size = features_of(model, x).shape[1]
+    except InputError:
+        return "combined"
+    return f"{'mahalanobis' if len(splits.train) > 2 * size else 'knn'}+max_probability"
 
 
 def fit_temperature(

@@ -69,7 +69,8 @@ def test_table_says_what_its_parts_say(name, model, iris):
 
 def test_the_parts_have_one_purpose_each(model, iris):
     moved = replace(iris, train=None, test=None)  # not looked at
-    assert fit_scorer(model, moved).detector.num_calibration == len(iris.calibration)
+    scorer = fit_scorer(model, moved, score="combined")
+    assert scorer.detector.num_calibration == len(iris.calibration)
     other = replace(iris, validation=iris.test)
     first, second = (fit_scorer(model, of, score="entropy") for of in (iris, other))
     assert first.detector.threshold == second.detector.threshold
@@ -144,7 +145,7 @@ def test_an_empty_part_is_named(part, model, iris, tmp_path):
 def test_without_a_validation_part_maps_are_fitted_on_training_inputs(model, iris):
     """Not on the calibration part: the threshold would promise more than it keeps."""
     lacking = replace(iris, validation=DataPart(*iris.validation[:0]))
-    scorer = fit_scorer(model, lacking)
+    scorer = fit_scorer(model, lacking, score="combined")
     expected = OODDetector(model, validation=iris.train.x).fit(iris.calibration.x, 15 / 16)
     assert scorer.detector.threshold == pytest.approx(expected.threshold)
     assert scorer.detector.num_calibration == 15
@@ -156,6 +157,27 @@ def test_calibration_inputs_in_other_units_are_refused(model, iris):
     far = replace(iris.calibration, x=1000 * iris.calibration.x)
     with pytest.raises(InputError, match="`x_calibration`"):
         fit_scorer(model, replace(iris, calibration=far))
+
+
+def test_without_a_density_features_and_confidence_decide(model, iris):
+    """How many training inputs there are for each feature decides how features are compared."""
+    assert len(iris.train) > 2 * model.network.features(iris.test.x).shape[1]
+    assert fit_scorer(model, iris).detector.score_name == "mahalanobis+max_probability"
+    few = replace(iris, train=DataPart(*iris.train[:20]))
+    assert fit_scorer(model, few).detector.score_name == "knn+max_probability"
+    featureless = JEM(Islands())
+    assert fit_scorer(featureless, iris).detector.score_name == "combined"
+    recipe = replace(jem.RECIPES["fast"], epochs=1)
+    trained = JEM(networks.mlp((4,), 3, width=8, depth=1))
+    Trainer(trained, recipe, device="cpu").fit(iris.train)
+    assert fit_scorer(trained, iris).detector.score_name == "combined"
+
+
+class Islands(nn.Module):
+    """Logits without a linear layer: minus the distances to three points."""
+
+    def forward(self, x):
+        return -torch.cdist(x, 2 * torch.eye(3, 4).to(x))
 
 
 def test_a_scorer_needs_a_model_with_a_density(model, iris):
