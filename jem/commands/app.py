@@ -75,5 +75,8 @@ def app(argv: list[str]) -> int:
     print(f"{address}\nCtrl+C ends it", flush=True)
     if args.browser:
         threading.Timer(1.0, webbrowser.open, [address]).start()
-    uvicorn.run(page, host=args.host, port=args.port, log_level="warning")
+    # A browser keeps connections open; without a limit Ctrl+C would wait for it to be closed.
+    uvicorn.run(
+        page, host=args.host, port=args.port, log_level="warning", timeout_graceful_shutdown=1
+    )
     return 0
