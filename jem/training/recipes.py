@@ -42,32 +42,24 @@ _JEM_PP = replace(
     sample_steps=50,
 )
 
+_WITHOUT_CHAINS = Recipe(
+    fused=False,
+    density_weight=1.0,
+    outlier_count=0,
+    init="gaussian",
+    step_size=0.005,
+    noise_std=0.1,
+    gradient_blur=0.0,
+    sample_steps=20,
+)
+"""What the objectives without chains have in common: samples are drawn at temperature 1."""
+
 RECIPES: dict[str, Recipe] = {
     "fast": Recipe(),
     "companion": Recipe(head="companion"),
     "plain": Recipe(objective="none", fused=False, head="joint"),
-    "dsm": Recipe(
-        objective="dsm",
-        fused=False,
-        density_weight=1.0,
-        outlier_count=0,
-        init="gaussian",
-        step_size=0.005,
-        noise_std=0.1,
-        gradient_blur=0.0,
-        sample_steps=20,
-    ),
-    "nce": Recipe(
-        objective="nce",
-        fused=False,
-        density_weight=1.0,
-        outlier_count=0,
-        init="gaussian",
-        step_size=0.005,
-        noise_std=0.1,
-        gradient_blur=0.0,
-        sample_steps=20,
-    ),
+    "dsm": replace(_WITHOUT_CHAINS, objective="dsm"),
+    "nce": replace(_WITHOUT_CHAINS, objective="nce"),
     "finetune": Recipe(
         head="joint",
         learning_rate=3e-4,

@@ -52,6 +52,11 @@ def verdicts(browser):
     return [v.text for v in browser.find_elements("css selector", "[id^=verdict]")]
 
 
+def pictures(browser):
+    """The pictures that are seen now, and not those of other tabs."""
+    return [i for i in browser.find_elements("css selector", "img") if i.is_displayed()]
+
+
 def press(browser, text):
     """Press the button that is seen with a text."""
     xpath = f"//button[normalize-space()={text!r}]"
@@ -93,12 +98,15 @@ def test_a_test_input_is_completed_changed_and_new_ones_are_drawn(browser, addre
     waited_for(lambda: all("inputs like" in v for v in verdicts(browser)))
     for tab, button, count in (("Complete", "Complete", 6), ("Draw new ones", "Draw", 9)):
         press(browser, tab)
+        assert len(pictures(browser)) < count
         press(browser, button)
-        images = "//img[not(ancestor::*[contains(@style, 'display: none')])]"
-        waited_for(lambda: len(browser.find_elements("xpath", images)) >= count)  # noqa: B023
+        waited_for(lambda: len(pictures(browser)) == count)  # noqa: B023
     press(browser, "Change")
+    assert pictures(browser) == []
     press(browser, "Change")
-    waited_for(lambda: "istance" in browser.page_source or "nearest miss" in browser.page_source)
+    waited_for(lambda: len(pictures(browser)) == 2)
+    seen = browser.find_element("tag name", "body").text
+    assert "Distance: " in seen or "the nearest miss" in seen
 
 
 def test_what_is_no_image_gets_a_sentence(browser, address, tmp_path):
@@ -106,4 +114,5 @@ def test_what_is_no_image_gets_a_sentence(browser, address, tmp_path):
     browser.get(address)
     field = waited_for(lambda: browser.find_elements("css selector", "input[type=file]"))[0]
     field.send_keys(str(tmp_path / "no.png"))
-    waited_for(lambda: "must be an image" in browser.page_source)
+    body = browser.find_element("tag name", "body")
+    assert "got a damaged one" in waited_for(lambda: "must be an image" in body.text and body.text)
