@@ -198,13 +198,14 @@ def _image_tabs(subjects: Sequence[Subject]) -> None:
         pad.input(drawn, pad, outputs, show_progress="hidden", trigger_mode="always_last")
         file.change(given, file, outputs)
         pick.click(picked, None, outputs)
-    with gr.Tab("Complete"):
-        _complete_tab(first, current)
     if len(first.classes) > 1 and first.splits is not None:
         with gr.Tab("Change"):
             _change_tab(first, current)
-    with gr.Tab("Draw new ones"):
-        _draw_tab(first)
+    if first.model.sampler is not None:  # a classifier without a density draws nothing
+        with gr.Tab("Complete"):
+            _complete_tab(first, current)
+        with gr.Tab("Draw new ones"):
+            _draw_tab(first)
 
 
 def _needed(x: Tensor | None) -> Tensor:

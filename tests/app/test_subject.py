@@ -95,3 +95,12 @@ def test_a_row_of_a_table_is_the_input_that_it_came_from():
         assert subject.from_row(dict(rows.iloc[i])).allclose(data.test.x[i : i + 1], atol=1e-5)
     with pytest.raises(jem.InputError, match="table"):
         Subject("alone", subject.scorer).rows()
+
+
+def test_a_classifier_without_a_density_has_a_page_that_draws_nothing():
+    page = pytest.importorskip("jem.app.page", reason="needs the extra `app`")
+    data = images(0)
+    subject = subject_of(data)
+    assert callable(page.build_page([subject]))
+    with pytest.raises(jem.InputError, match="sampler"):
+        jem.sample(subject.model, [0])
