@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from jem.evaluation.calibration.conformal import ConformalSets as ConformalSets
     from jem.evaluation.calibration.report import calibration_report as calibration_report
     from jem.evaluation.calibration.temperature import TemperatureScaling as TemperatureScaling
+    from jem.evaluation.likelihood import log_partition as log_partition
     from jem.evaluation.ood.detector import OODDetector as OODDetector
     from jem.evaluation.ood.metrics import ood_metrics as ood_metrics
     from jem.evaluation.robustness.report import robustness_report as robustness_report
@@ -54,6 +55,7 @@ _NAMES = {
     "jem.evaluation.calibration.conformal": "ConformalSets",
     "jem.evaluation.calibration.report": "calibration_report",
     "jem.evaluation.calibration.temperature": "TemperatureScaling",
+    "jem.evaluation.likelihood": "log_partition",
     "jem.evaluation.ood.detector": "OODDetector",
     "jem.evaluation.ood.metrics": "ood_metrics",
     "jem.evaluation.robustness.report": "robustness_report",

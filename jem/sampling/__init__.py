@@ -13,5 +13,7 @@ from jem.sampling.buffer import ReplayBuffer as ReplayBuffer
 from jem.sampling.langevin import LangevinStep as LangevinStep
 from jem.sampling.langevin import energy_and_gradient as energy_and_gradient
 from jem.sampling.langevin import run_chains as run_chains
+from jem.sampling.mala import Points as Points
+from jem.sampling.mala import mala_step as mala_step
 from jem.sampling.outliers import Outliers as Outliers
 from jem.sampling.outliers import SmoothNoiseBase as SmoothNoiseBase

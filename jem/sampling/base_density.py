@@ -145,7 +145,7 @@ class BaseDensity(nn.Module):
             groups=column_groups(x, columns),
         )
         known = draft.state()  # all but the following two, which need the Gaussians
-        known["mean_log_q"] = torch.cat([draft._log_q(part) for part in rows.split(4096)]).mean()
+        known["mean_log_q"] = torch.cat([draft.log_q(part) for part in rows.split(4096)]).mean()
         count, size = rows.shape
         # Few rows say nothing of new ones, and in an embedding no column belongs to another.
         if count > 2 * size and not shrinkage:
@@ -250,9 +250,9 @@ class BaseDensity(nn.Module):
     def tempered_log_q(self, x: Tensor) -> Tensor:
         """T log q of rows (B, D) inside the domain, shape (B,), nats, in the wide precision."""
         x = x if x.device.type == "mps" else x.double()
-        return self.temperature.to(x) * self._log_q(x)
+        return self.temperature.to(x) * self.log_q(x)
 
-    def _log_q(self, x: Tensor) -> Tensor:
+    def log_q(self, x: Tensor) -> Tensor:
         """Log q of rows (B, D) less its mean over the training data, shape (B,)."""
         squares = self._squared_distances(x, self.whitening, self.white_means)
         log_q = torch.logsumexp(self.log_weights.to(x) - squares / 2, dim=1)
