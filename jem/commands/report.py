@@ -63,8 +63,11 @@ class ReportFlags:
     attack: bool = False
     """Also attack test inputs: what is left of the accuracy under small changes that are made to
     fool the classifier. It takes minutes."""
+    likelihood: bool = False
+    """Also measure what a test input costs in bits under the density, and whether that can be
+    trusted. It takes minutes."""
     seed: int = 0
-    """Seed of OOD sets, samples, attacks and bootstrap replicates."""
+    """Seed of OOD sets, samples, attacks, chains and bootstrap replicates."""
     card: bool = False
     """Also write README.md into it, a model card in the format of the Hugging Face Hub. Without
     other flags, figures that are there already are not measured again."""
@@ -104,6 +107,7 @@ def make_report(args: ReportFlags) -> dict[str, Any]:
             subject,
             acceptance_rate=args.acceptance_rate,
             attack=args.attack,
+            likelihood=args.likelihood,
             seed=args.seed,
             progress=lambda section: bar.stage(f"measuring {section}"),
         )

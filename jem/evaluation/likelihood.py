@@ -60,6 +60,7 @@ class LogPartition:
         at_one: The model as it is. None where the steps did not lead so far.
         chosen: The inverse temperature at which validation inputs cost least, among those that
             are trusted. None without validation inputs.
+        doubt: Why log Z of the model as it is cannot be trusted; empty where it can.
         largest_saving: Bits a component that the model as it is can save at most, against the
             base distribution; None without test inputs.
         base: "uniform noise" or "class Gaussians".
@@ -74,6 +75,7 @@ class LogPartition:
     points: list[LogPartitionPoint]
     at_one: LogPartitionPoint | None
     chosen: LogPartitionPoint | None
+    doubt: str
     largest_saving: Estimate | None
     base: str
     temperature: float
@@ -99,28 +101,15 @@ class LogPartition:
         return None if point is None else point.bits_per_dim
 
     @property
+    def shown(self) -> list[LogPartitionPoint]:
+        """All of these points, by their inverse temperatures."""
+        more = [point for point in (self.at_one, self.chosen) if point not in (None, *self.points)]
+        return sorted([*self.points, *more], key=lambda point: point.beta)  # type: ignore[list-item]
+
+    @property
     def base_bits(self) -> Estimate | None:
         """The same of the base distribution alone."""
         return self.points[0].bits_per_dim
-
-    @property
-    def doubt(self) -> str:
-        """Why log Z of the model as it is cannot be trusted; empty where it can."""
-        point = self.at_one
-        if point is None:
-            reached = f"beta = {self.points[-1].beta:.3g}"
-            return f"the steps led only to {reached}, and not to the model (1); raise `num_steps`"
-        if point.crossed:
-            return (
-                "the bracket crossed: the lower bound lies above the upper one, so the chains do "
-                "not follow the density, and neither bound holds"
-            )
-        if not point.trusted:
-            return (
-                f"the chains are worth {point.effective_size:.1f} independent ones, and "
-                f"{REPEATS * FEWEST} are needed; raise `num_steps`"
-            )
-        return ""
 
 
 def log_partition(
@@ -223,6 +212,7 @@ def log_partition(
         points=points[:: max(1, num_steps // SHOWN)],
         at_one=at_one,
         chosen=chosen,
+        doubt=_doubt(at_one, points[-1].beta),
         largest_saving=None if of_test is None else of_test.saving(of_base),
         base=base,
         temperature=temperature,
@@ -330,3 +320,22 @@ def _point(bracket: Bracket, at: int, of_test: _Costs | None) -> LogPartitionPoi
         trusted=not crossed and size >= FEWEST * REPEATS,
         bits_per_dim=bits,
     )
+
+
+def _doubt(at_one: LogPartitionPoint | None, furthest: float) -> str:
+    if at_one is None:
+        return (
+            f"the steps led only to the inverse temperature {furthest:.3g}, and not to the model "
+            "(1); raise `num_steps`"
+        )
+    if at_one.crossed:
+        return (
+            "the bracket crossed: the lower bound lies above the upper one, so the chains do not "
+            "follow the density, and neither bound holds"
+        )
+    if not at_one.trusted:
+        return (
+            f"the chains are worth {at_one.effective_size:.1f} independent ones, and "
+            f"{REPEATS * FEWEST} are needed; raise `num_steps`"
+        )
+    return ""

@@ -15,6 +15,7 @@ from jem.data.splits import PART_NAMES, DataSplits
 from jem.errors import InputError
 from jem.evaluation.chains import ChainHealth
 from jem.evaluation.fidelity.report import CompletionReport
+from jem.evaluation.likelihood import LogPartition, log_partition
 from jem.evaluation.robustness.corruption import CorruptionCurves, corruption_curves
 from jem.evaluation.robustness.report import RobustnessReport, robustness_report
 from jem.evaluation.statistics import largest_acceptance_rate, plain
@@ -45,6 +46,9 @@ MOST_ATTACKED = 200
 
 REFINE_STEPS = 5
 """Langevin steps of attacked inputs, where accuracy after such steps is measured."""
+
+MOST_COSTED = 2000
+"""Test inputs, and validation inputs, whose bits are measured."""
 
 MOST_POINTS = 200
 """Points of a curve of training."""
@@ -108,6 +112,7 @@ class Report:
         chains: Health of the persistent chains.
         corruption: Figures on damaged images.
         attack: Accuracy under attack; None unless it was asked for.
+        likelihood: log Z and bits of test inputs; None unless they were asked for.
         training: The course of training.
         left_out: Name of a section -> why it is not there.
     """
@@ -121,6 +126,7 @@ class Report:
     chains: ChainHealth | None
     corruption: CorruptionCurves | None
     attack: RobustnessReport | None
+    likelihood: LogPartition | None
     training: Training
     left_out: dict[str, str]
 
@@ -141,6 +147,7 @@ def measure(
     *,
     acceptance_rate: float = 0.95,
     attack: bool = False,
+    likelihood: bool = False,
     seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> Report:
@@ -153,7 +160,8 @@ def measure(
         acceptance_rate: Share of in-distribution inputs that the threshold is to accept; fewer
             than 19 calibration inputs can promise no more than n / (n + 1).
         attack: Also attack test inputs; it takes minutes.
-        seed: Decides OOD sets, samples, attacks and replicates.
+        likelihood: Also measure what test inputs cost in bits; it takes minutes.
+        seed: Decides OOD sets, samples, attacks, chains and replicates.
         progress: Called with the name of each section before it is measured.
 
     Returns:
@@ -210,6 +218,11 @@ def measure(
         attack=attempt("attacks", lambda: _attack(subject, x, y, scorer, seed, progress))
         if attack
         else None,
+        likelihood=attempt(
+            "likelihood", lambda: _likelihood(subject, x, seed, progress), draws=True
+        )
+        if likelihood
+        else None,
         training=_training(subject.run.records),
         left_out=left_out,
     )
@@ -225,9 +238,7 @@ def _corruption(subject: Subject, x: Tensor, y: Tensor, scorer: Scorer) -> Corru
 def _attack(
     subject: Subject, x: Tensor, y: Tensor, scorer: Scorer, seed: int, progress: Progress
 ) -> RobustnessReport:
-    scaling = subject.splits.scaling
-    columns = (scaling and scaling.encoding) or ()
-    if any(column.width > 1 or column.form for column in columns):
+    if _has_encoded_columns(subject):
         raise InputError("small changes of columns of text, dates or gaps give no rows of a table")
     if scorer.temperature is None:
         raise InputError("attacks are on classes")
@@ -242,6 +253,27 @@ def _attack(
         seed=seed,
         progress=lambda done, total: progress(f"attacks, part {done} of {total}"),
     )
+
+
+def _likelihood(subject: Subject, x: Tensor, seed: int, progress: Progress) -> LogPartition:
+    if subject.model.sampler is None:
+        raise InputError("no density was trained")
+    if _has_encoded_columns(subject):
+        raise InputError("columns of text, dates or gaps have no density")
+    validation = subject.splits.validation[:MOST_COSTED][0]
+    return log_partition(
+        subject.model,
+        seed=seed,
+        test=x[:MOST_COSTED],
+        validation=validation if len(validation) else None,
+        progress=lambda done, total: progress(f"likelihood, step {done:,} of {total:,}"),
+    )
+
+
+def _has_encoded_columns(subject: Subject) -> bool:
+    scaling = subject.splits.scaling
+    columns = (scaling and scaling.encoding) or ()
+    return any(column.width > 1 or column.form for column in columns)
 
 
 def _training(records: list[dict[str, Any]]) -> Training:

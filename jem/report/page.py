@@ -36,6 +36,7 @@ def write_report(
     run: TrainingRun | None = None,
     acceptance_rate: float = 0.95,
     attack: bool = False,
+    likelihood: bool = False,
     seed: int = 0,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def write_report(
         run: What is known of the training.
         acceptance_rate: Share of in-distribution inputs that the threshold is to accept.
         attack: Also measure accuracy under attack; it takes minutes.
-        seed: Decides OOD sets, samples, attacks and bootstrap replicates.
+        likelihood: Also measure what test inputs cost in bits; it takes minutes.
+        seed: Decides OOD sets, samples, attacks, chains and bootstrap replicates.
         progress: Called with the name of each section before it is measured.
 
     Returns:
@@ -67,7 +69,12 @@ def write_report(
     sets = {name: as_batch(x, splits.input_shape).float() for name, x in (ood_sets or {}).items()}
     subject = Subject(model, splits, control, sets, run or TrainingRun())
     report = measure(
-        subject, acceptance_rate=acceptance_rate, attack=attack, seed=seed, progress=progress
+        subject,
+        acceptance_rate=acceptance_rate,
+        attack=attack,
+        likelihood=likelihood,
+        seed=seed,
+        progress=progress,
     )
     return write_pages(report, Path(folder), model.bounds("cpu"), title=title)
 

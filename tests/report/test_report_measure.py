@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from sklearn.metrics import accuracy_score, log_loss
 import jem
 from jem.data.arrays import from_arrays
 from jem.data.splits import DataPart
+from jem.evaluation.likelihood import log_partition
 from jem.networks import mlp
 from jem.report.measure import SCHEMA_VERSION, Subject, measure
 from jem.report.verdicts import verdicts
@@ -152,6 +154,34 @@ def test_attacks_are_measured_where_they_are_asked_for(measured, quick_attacks):
     assert [point["eps"] for point in again["attack"]["points"]] == [0, 0.01, 0.5]
     assert without.attack is None
     assert "attacks" not in without.left_out
+
+
+@pytest.fixture
+def quick_annealing(monkeypatch):
+    few = partial(log_partition, num_steps=10, num_chains=16)
+    monkeypatch.setattr("jem.report.measure.log_partition", few)
+
+
+def test_bits_are_measured_where_they_are_asked_for(measured, quick_annealing):
+    of, without = measured
+    looked_at = []
+    report = measure(replace(of, ood_sets={}), likelihood=True, progress=looked_at.append)
+    assert report.likelihood.num_test == len(of.splits.test)
+    assert report.likelihood.base_bits.value == pytest.approx(1.0)  # of the range of two
+    assert report.likelihood.chosen.trusted  # validation inputs chose it
+    assert looked_at[-1].startswith("likelihood, step ")
+    again = json.loads(json.dumps(report.to_dict(), allow_nan=False))["likelihood"]
+    assert again["at_one"]["log_z"] == report.likelihood.log_z
+    assert again["at_one"]["bits_per_dim"]["value"] == report.likelihood.at_one.bits_per_dim.value
+    assert again["doubt"] == report.likelihood.doubt
+    assert without.likelihood is None
+    assert "likelihood" not in without.left_out
+
+
+def test_a_density_that_nobody_trained_has_no_bits(make_subject):
+    report = measure(make_subject(trained=False, control=False), likelihood=True)
+    assert report.likelihood is None
+    assert "trained" in report.left_out["likelihood"]
 
 
 def test_rows_with_text_are_not_attacked():

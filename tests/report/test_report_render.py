@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import jem
+from jem.evaluation.likelihood import LogPartition, LogPartitionPoint
 from jem.evaluation.robustness import RobustnessPoint, RobustnessReport
-from jem.evaluation.statistics import UNKNOWN, Estimate
+from jem.evaluation.statistics import UNKNOWN, Estimate, Interval
 from jem.report.measure import measure
 from jem.report.page import comparison_rows, read_report, render, render_comparison
 from jem.report.verdicts import summary
@@ -65,6 +66,75 @@ def test_attacks_have_a_section_where_they_were_made(measured, page, mislead):
     assert "Langevin steps (n" not in with_attack  # no refinement was measured
     assert ("Do not believe this accuracy" in with_attack) == mislead
     assert "attacks" not in page
+
+
+def point(beta, bits, *, trusted=True, crossed=False):
+    interval = Interval(-2.0, -1.0)
+    cost = Estimate(bits, 0.01, bits - 0.02, bits + 0.02)
+    return LogPartitionPoint(beta, -1.5, interval, crossed, 99.0, 0.6, trusted, cost)
+
+
+def likelihood(base, at_one, chosen, *, doubt="", saving=1.0):
+    most = Estimate(saving, 0.01, saving - 0.02, saving + 0.02)
+    points = [point(0.0, base), point(0.5, (base + at_one.bits_per_dim.value) / 2)]
+    numbers = {"levels": 256, "num_test": 40, "num_chains": 192, "num_steps": 400}
+    return LogPartition(
+        points, at_one, chosen, doubt, most, "uniform noise", temperature=1.0, **numbers
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "said", "not_said"),
+    [
+        (
+            likelihood(8.0, point(1.0, 7.0), point(2.0, 6.5)),
+            [
+                "less than under uniform noise",
+                "inverse temperature 2,",
+                "6.500 bits",
+                "2 (chosen)",
+            ],
+            ["Do not believe", "hardly more than"],
+        ),
+        (
+            likelihood(8.0, point(1.0, 8.5), point(0.0, 8.0), saving=0.01),
+            [
+                "more than uniform noise",
+                "worse than no training",
+                "hardly more than uniform noise",
+            ],
+            ["Do not believe", "At the inverse temperature"],
+        ),
+        (
+            likelihood(8.0, point(1.0, 7.99), None, saving=0.2),
+            ["not clearly more or less than under uniform noise"],
+            ["worse than", "hardly more", "chosen on validation"],
+        ),
+        (
+            likelihood(
+                8.0,
+                point(1.0, 5.0, trusted=False, crossed=True),
+                point(0.0, 8.0),
+                doubt="the bracket crossed",
+            ),
+            ["Do not believe the figures of the model as it was trained:", "no: bounds crossed"],
+            ["as it was trained a test input costs", "less than under"],
+        ),
+    ],
+)
+def test_likelihoods_have_a_section_that_says_what_they_are_worth(
+    measured, page, found, said, not_said
+):
+    text = render(replace(measured[1], likelihood=found), None, title="bits")
+    assert "likelihood" in [section["id"] for section in Page(text).of("section")]
+    assert "#likelihood" in [a["href"] for a in Page(text).of("a")]
+    section = text[text.index('<section id="likelihood"') : text.index('<section id="training"')]
+    assert section.index("can save at most") < section.index("<table>")
+    for words in said:
+        assert words in section
+    for words in not_said:
+        assert words not in section
+    assert 'id="likelihood"' not in page
 
 
 def test_page_needs_nothing_from_anywhere_and_runs_nothing(page):
