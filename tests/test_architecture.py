@@ -28,8 +28,8 @@ MAY_IMPORT = {
     "model": {"data", "networks", "sampling"},
     "runs": {"data", "devices", "model", "networks", "sampling"},
     "training": {
-        "data", "devices", "generation", "model", "networks", "objectives", "plotting", "runs",
-        "sampling",
+        "attacks", "data", "devices", "generation", "model", "networks", "objectives", "plotting",
+        "runs", "sampling",
     },
     "generation": {"data", "model", "sampling"},
     "evaluation": {

@@ -4,5 +4,6 @@ They work on any function from inputs to logits. Tutorial and limits: docs/metho
 """
 
 from jem.attacks.gradient import apgd as apgd
+from jem.attacks.gradient import n_fgsm as n_fgsm
 from jem.attacks.gradient import pgd as pgd
 from jem.attacks.random_search import square as square

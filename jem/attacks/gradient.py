@@ -6,9 +6,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jem.attacks.threat import Ball, Found, LogitsFunction, Loss, Norm, check_attack
+from jem.attacks.threat import (
+    Ball,
+    Found,
+    LogitsFunction,
+    Loss,
+    Norm,
+    attack_loss,
+    check_attack,
+)
 from jem.checks import check_integer, check_number
-from jem.sampling.langevin import Bounds, per_row
+from jem.sampling.langevin import Bounds, clip_to_bounds, per_row
 
 MOMENTUM = 0.75
 """Share of the new step of `apgd`; the rest is the last move."""
@@ -150,6 +158,46 @@ def apgd(
             break
         _climb(found, whole, loss, restart, checkpoints, num_steps, generator)
     return found.x
+
+
+def n_fgsm(
+    logits_fn: LogitsFunction,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    bounds: Bounds | None = None,
+    generator: torch.Generator,
+) -> Tensor:
+    r"""Attack with one step, for training: the fast gradient sign method on noisy inputs (N-FGSM).
+
+    .. math:: x' = \mathrm{clip}\big(z + \epsilon\,\mathrm{sign}\,\nabla_z L(z, y)\big), \qquad
+              z = x + U(-2\epsilon, 2\epsilon)
+
+    The change is not brought back to eps: it may be three times as large. So this is no attack to
+    measure with; take `pgd`. A network that learns from these inputs withstands changes of eps,
+    for one forward and backward pass more in each update.
+
+    Args:
+        logits_fn: As in `pgd`.
+        x: Inputs, shape (B, *shape).
+        y: Right classes, shape (B,).
+        eps: Size of the change to withstand, in the units of `x`, as in `pgd` for "linf".
+        bounds: As in `pgd`.
+        generator: Source of the noise, on the device of `x`.
+
+    Returns:
+        Attacked inputs, shape of `x`, detached.
+
+    References:
+        De Jorge et al. (2022), arXiv:2202.01181. Wong et al. (2020), arXiv:2001.03994.
+    """
+    z = x.detach() + torch.empty_like(x).uniform_(-2 * eps, 2 * eps, generator=generator)
+    with torch.inference_mode(False), torch.enable_grad():
+        leaf = z.clone().requires_grad_()
+        loss = attack_loss(logits_fn(leaf), y, "cross_entropy", y)
+        (grad,) = torch.autograd.grad(loss.sum(), leaf)
+    return clip_to_bounds(z + eps * grad.sign(), bounds).detach()
 
 
 class _Climb(NamedTuple):

@@ -63,7 +63,7 @@ def recipes(argv: list[str]) -> int:
     kinds = Table("for -, by input", *DEFAULTS)
     for name in DEFAULTS["vector"]:
         kinds.add_row(name, *(_shown(values[name]) for values in DEFAULTS.values()))
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 200)
     console.print(table, kinds)
     console.print(
         "vector: rows of tables, points; embedding: vectors of 100 numbers or more; large: 16 "

@@ -10,7 +10,9 @@ from jem.objectives.base import NoObjective as NoObjective
 from jem.objectives.base import Objective as Objective
 from jem.objectives.base import Terms as Terms
 from jem.objectives.base import balanced_class_weights as balanced_class_weights
+from jem.objectives.contrastive import Adversarial as Adversarial
 from jem.objectives.contrastive import Contrastive as Contrastive
+from jem.objectives.contrastive import bounded_contrast as bounded_contrast
 from jem.objectives.contrastive import contrastive_loss as contrastive_loss
 from jem.objectives.contrastive import outlier_loss as outlier_loss
 from jem.objectives.noise_contrastive import NoiseContrastive as NoiseContrastive
@@ -22,6 +24,7 @@ from jem.objectives.score_matching import score_error as score_error
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "none": NoObjective,
     "contrastive": Contrastive,
+    "adversarial": Adversarial,
     "dsm": DenoisingScoreMatching,
     "nce": NoiseContrastive,
 }

@@ -145,3 +145,63 @@ class Contrastive:
             named["outlier"] = outlier_loss(data, energies.outliers, margin=margin, mean=mean)
             loss = loss + weight * self.outlier_weight * named["outlier"]
         return Terms(loss, named, gap)
+
+
+def bounded_contrast(
+    energy_data: Tensor, energy_chains: Tensor, *, mean: Mean = torch.mean
+) -> Tensor:
+    r"""Tell data from chains by the sign of the energy: the binary cross-entropy of -E as a logit.
+
+    .. math:: L = \overline{-\log \sigma(-E(x))} + \overline{-\log \sigma(E(\tilde x))}
+
+    A datum far below zero, or a chain far above, no longer counts, so energies stay small without
+    a penalty. What is learned is where the data lie rather than how dense they are.
+
+    Args:
+        energy_data: E of training points, shape (N,), nats.
+        energy_chains: E of chain ends, shape (M,), detached from the chain's graph.
+        mean: How values are averaged; for a run in several processes, over all of them.
+
+    Returns:
+        Scalar >= 0; 2 log 2 where all energies are zero.
+
+    References:
+        Yin et al. (2025), arXiv:2510.13872 (DAT), the generative part of the loss.
+
+    Example:
+        >>> bounded_contrast(torch.tensor([-100.0]), torch.tensor([0.0]))
+        tensor(0.6931)
+    """
+    return mean(F.softplus(energy_data)) + mean(F.softplus(-energy_chains))
+
+
+@dataclass(frozen=True)
+class Adversarial:
+    """The weighted `bounded_contrast`; the log calls it `bounded_contrast`.
+
+    Its chains go straight for low energy, by steps without noise (`Recipe.normalize_gradient`).
+    With `Recipe.attack_eps` the classifier beside it learns to withstand small changes of its
+    inputs, which keeps the energy smooth, too.
+
+    References:
+        Yin et al. (2025), arXiv:2510.13872, dual adversarial training (DAT).
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"chains"})
+
+    def __call__(
+        self,
+        model: JEM,
+        batch: Batch,
+        energies: Energies,
+        *,
+        weight: float,
+        generator: torch.Generator,
+        mean: Mean,
+    ) -> Terms:
+        """The loss and its term, which is unweighted."""
+        data, chains = energies.data, energies.chains
+        assert chains is not None, "asked for in `needs`"
+        loss = bounded_contrast(data, chains, mean=mean)
+        gap = (mean(chains) - mean(data)).detach()
+        return Terms(weight * loss, {"bounded_contrast": loss}, gap)

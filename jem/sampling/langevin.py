@@ -69,6 +69,8 @@ class LangevinStep:
         grad_clamp: Clamp each component of the gradient to [-c, c] first (the proximal step of
             JEM++), or None.
         gradient_blur: s in [0, 1), for images (B, C, H, W).
+        normalize_gradient: Divide the gradient of each chain by its root mean square first, so
+            that a step changes components by eta, however steep the energy is.
 
     References:
         Welling and Teh (2011), ICML. Grathwohl et al. (2020), arXiv:1912.03263, equation 3.
@@ -83,6 +85,7 @@ class LangevinStep:
     noise_std: float
     grad_clamp: float | None = None
     gradient_blur: float = 0.0
+    normalize_gradient: bool = False
 
     @property
     def temperature(self) -> float:
@@ -114,6 +117,9 @@ class LangevinStep:
             New positions, shape and dtype of `x`; differentiable where `x` and `grad` are.
         """
         share = self.gradient_blur
+        if self.normalize_gradient:
+            rms = grad.flatten(1).square().mean(dim=1).sqrt()
+            grad = grad / per_row(rms.clamp_min(1e-12), grad)
         if self.grad_clamp is not None:
             grad = grad.clamp(-self.grad_clamp, self.grad_clamp)
         if share:

@@ -121,7 +121,11 @@ def fit_sampler(
 
     begins_at_noise = recipe.init != "gaussian"
     step = LangevinStep(
-        recipe.step_size, recipe.noise_std, recipe.langevin_grad_clamp, recipe.gradient_blur
+        recipe.step_size,
+        recipe.noise_std,
+        recipe.langevin_grad_clamp,
+        recipe.gradient_blur,
+        recipe.normalize_gradient,
     )
     frequencies = torch.bincount(labels, minlength=num_classes).float() / len(labels)
     model.sampler = SamplerSettings(

@@ -65,8 +65,8 @@ class Recipe:
 
     objective: str = "contrastive"
     """What is minimised beside the cross-entropy, a key of `jem.objectives.OBJECTIVES`: `none`,
-    `contrastive`: lower the energy of data and raise that of chains, or `dsm`: denoising score
-    matching, without chains (see docs/method.md)."""
+    `contrastive`: lower the energy of data and raise that of chains, `adversarial`: the same until
+    the two are told apart, or `dsm` and `nce`, without chains (see docs/method.md)."""
     fused: bool = True
     """Train the network and move the chains with one backward pass, which makes the last Langevin
     step of each update free. Only for objectives that need chains and nothing else."""
@@ -89,6 +89,10 @@ class Recipe:
     """Share of the target that is spread over all classes."""
     class_weight: Literal["none", "balanced"] = "none"
     """In the cross-entropy every example counts the same (none), or every class (balanced)."""
+    attack_eps: Annotated[float, "[0, inf)"] = 0.0
+    """Train the classifier on attacked inputs, so that it withstands changes of each component of
+    up to this size, in data units: images lie in [-1, 1], where 16/255 is the 8/255 of [0, 1]. An
+    update takes a forward and a backward pass more. With 0 it sees the data."""
     log_every: Annotated[int, 1] = 20
     """Updates between lines of `metrics.jsonl`."""
 
@@ -157,6 +161,9 @@ class Recipe:
     langevin_grad_clamp: Annotated[float | None, "(0, inf)"] = None
     """Largest size of each component of a chain's gradient (JEM++ takes 1). If None: no
     clamp."""
+    normalize_gradient: bool = False
+    """Divide each chain's gradient by its root mean square, so that `step_size` is what a step
+    changes components by."""
     gradient_blur: Annotated[float | None, "[0, 1)"] = None
     """For images: share of the blurred gradient in a step. Chains then change regions rather than
     single pixels."""

@@ -59,6 +59,22 @@ RECIPES: dict[str, Recipe] = {
     "companion": Recipe(head="companion"),
     "plain": Recipe(objective="none", fused=False, head="joint"),
     "dsm": replace(_WITHOUT_CHAINS, objective="dsm"),
+    "adversarial": Recipe(
+        objective="adversarial",
+        attack_eps=16 / 255,
+        head="joint",
+        density_weight=1.0,
+        normalize_gradient=True,
+        step_size=0.03,
+        noise_std=0.0,
+        gradient_blur=0.0,
+        outlier_count=0,
+        num_steps=5,
+        init="mixed",
+        num_chains=64,
+        buffer_size=64,
+        reinit_prob=1.0,
+    ),
     "nce": replace(_WITHOUT_CHAINS, objective="nce"),
     "finetune": Recipe(
         head="joint",
@@ -111,6 +127,10 @@ RECIPES: dict[str, Recipe] = {
   of half the square of the smallest noise.
 - `nce`: noise contrastive estimation, without chains, for vectors: the network tells the data from
   the Gaussians of its base density.
+- `adversarial`: for a classifier that withstands small changes of its inputs. It is trained on
+  attacked inputs (`attack_eps`), and the energy tells data from points that five steps of fixed
+  length find from noise and class Gaussians: after Yin et al. (2025), arXiv:2510.13872 (DAT), with
+  attacks of one step, and with noise in place of foreign photographs.
 - `finetune`: for a network that classifies already, in a few epochs. Half of the negatives are
   outliers, which help at once. No penalty pulls its energies to 0, as they lie far from it.
 - `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.

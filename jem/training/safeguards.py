@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from jem.attacks import n_fgsm, pgd
 from jem.data.batches import BatchStream, Examples
 from jem.errors import TrainingDivergedError
 from jem.model import JEM, batched_logits, energy_of, inference
 from jem.randomness import global_generators_kept, named_generator
 from jem.training.optimisation import kept_statistics
-from jem.training.update import UpdateContext, UpdateResult
+from jem.training.update import UpdateContext, UpdateResult, attacks_inputs
 
 MAX_RECOVERIES = 5
 """Recoveries from divergence before a run gives up."""
@@ -64,6 +68,8 @@ def give_up(context: UpdateContext, iteration: int) -> TrainingDivergedError:
     """
     recipe = context.recipe
     settings = [f"--learning-rate {recipe.learning_rate / 4:g}", "--max-grad-norm 1"]
+    if recipe.attack_eps:
+        settings.append(f"--attack-eps {recipe.attack_eps / 2:.2g}")
     if context.trains_density:
         settings.append(f"--density-weight {recipe.density_weight / 3:.2g}")
     if "chains" in context.objective.needs:
@@ -105,6 +111,47 @@ def why_doubted(model: JEM, context: UpdateContext, as_given: str, examples: Exa
         "too few updates (validation examples, too, may end training early), or data that fill "
         "their range evenly; train longer (--epochs)"
     )
+
+
+MOST_OVERFITTED = 0.3
+"""Share of a batch that may keep its class in the attack of training and lose it in a search."""
+
+
+def check_attacked(model: JEM, examples: BatchStream, context: UpdateContext) -> dict[str, float]:
+    """Check that what withstands the attack of training withstands a search, too.
+
+    Training on attacks of one step can end in *catastrophic overfitting*: within an epoch the
+    network learns to recognise them, and falls to every other attack.
+
+    Args:
+        model: The model of training, as it is now.
+        examples: Training examples, of which the first batch is looked at, the same every time.
+        context: The recipe, which says whether and how far inputs are attacked.
+
+    Returns:
+        `attacked_accuracy`, that of the batch under `pgd` of 10 steps; nothing without attacks.
+
+    Raises:
+        Diverged: If that is lower than under the attack of training by more than 0.3.
+
+    References:
+        Wong et al. (2020), arXiv:2001.03994, section 5.4.
+    """
+    if not attacks_inputs(model, context):
+        return {}
+    x, y = next(examples.epoch(0))
+    generator = named_generator(0, "attack", device=x.device)
+    how: Any = {"eps": context.recipe.attack_eps, "bounds": model.bounds(), "generator": generator}
+    with inference(model):
+        learned, searched = (
+            float(
+                (model.logits(attack(model.logits, x, y, **how)).argmax(dim=1) == y).float().mean()
+            )
+            for attack in (n_fgsm, partial(pgd, num_steps=10))
+        )
+    if learned - searched > MOST_OVERFITTED:
+        raise Diverged
+    return {"attacked_accuracy": searched}
 
 
 def check_modes(model: JEM, examples: BatchStream, context: UpdateContext, epoch: int) -> None:

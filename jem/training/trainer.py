@@ -33,6 +33,7 @@ from jem.training.recipe import Recipe
 from jem.training.recipes import recipe_from
 from jem.training.safeguards import (
     Diverged,
+    check_attacked,
     check_modes,
     is_healthy,
     mask_gradients,
@@ -187,10 +188,10 @@ class Trainer:
             try:
                 self._fit_epoch(epoch, self.state.progress.iteration - epoch * len(self.batches))
                 self._require_healthy()
+                epochs[epoch] = self._end_epoch(valid)
             except Diverged:
                 self._go_back()
                 continue
-            epochs[epoch] = self._end_epoch(valid)
             stop = self.state.guard is not None and self.state.guard.stops
             if on_epoch is not None:
                 stop |= bool(on_epoch(epochs[epoch]))
@@ -289,6 +290,7 @@ class Trainer:
             "iteration": progress.iteration,
             "seconds": progress.seconds,
             "recoveries": progress.recoveries,
+            **check_attacked(self.trained, self.batches.labelled, self.context),
             **state.take_losses(),
         }
         if valid is not None:

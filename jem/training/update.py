@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from jem.attacks import n_fgsm
 from jem.model import JEM, energy_of, evaluation_mode
 from jem.networks.foreign import logits_of
 from jem.objectives import Batch, CrossEntropy, Energies, NoObjective, Objective, Terms
@@ -153,6 +154,8 @@ def evaluate(
         Losses and energies, with their graph; no chain has moved.
     """
     mean = context.ranks.mean
+    if attacks_inputs(model, context):
+        batch = batch._replace(x=attacked(model, batch, context))
     logits, energies = forward_all(model.density_model, batch, x_chains)
     cross_entropy = context.cross_entropy(logits, batch.labels, mean=mean)
     terms = context.objective(
@@ -165,6 +168,20 @@ def evaluate(
         cross_entropy = context.cross_entropy(logits, batch.labels, mean=mean)
         loss = loss + cross_entropy
     return UpdateResult(loss, cross_entropy, terms, logits, energies)
+
+
+def attacks_inputs(model: JEM, context: UpdateContext) -> bool:
+    """Whether the classifier is trained on attacked inputs: not where there are no classes."""
+    return bool(context.recipe.attack_eps) and len(model.classes or ()) > 1
+
+
+def attacked(model: JEM, batch: Batch, context: UpdateContext) -> Tensor:
+    """Inputs that the classifier learns from in place of its own, shape (B, *shape)."""
+    with evaluation_mode(model):
+        return n_fgsm(
+            model.logits, batch.x, batch.labels, eps=context.recipe.attack_eps,
+            bounds=model.bounds(), generator=context.generator,
+        )  # fmt: skip
 
 
 def sam_backward(
