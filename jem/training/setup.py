@@ -36,6 +36,8 @@ class Batches:
         density: Examples of the density, or None if it sees those of the classifier.
         outliers: Makes outliers, or None.
         ranks: Processes, each of which takes its part of every batch.
+        seed: Decides the random changes, batch by batch, whatever else draws random numbers: so
+            towers see the batches of `plain`.
     """
 
     recipe: ResolvedRecipe
@@ -43,6 +45,7 @@ class Batches:
     density: BatchStream | None
     outliers: Outliers | None
     ranks: Processes
+    seed: int
 
     def __len__(self) -> int:
         """Updates of an epoch."""
@@ -54,23 +57,24 @@ class Batches:
         Args:
             epoch: Which one, from 0: it decides the order of the examples.
             start: Batches of it that were already seen.
-            generator: Source of the random changes.
+            generator: Source of the outliers.
         """
         recipe, part = self.recipe, self.ranks.part
         seen = epoch * len(self) + start
         other = None if self.density is None else _endless(self.density, seen)
 
-        def changed(x: Tensor) -> Tensor:
+        def changed(x: Tensor, changes: torch.Generator) -> Tensor:
             shift, flip, noise = recipe.augment_shift, recipe.augment_flip, recipe.augment_noise
-            return augment(x, shift=shift, flip=flip, noise_std=noise, generator=generator)
+            return augment(x, shift=shift, flip=flip, noise_std=noise, generator=changes)
 
-        for x, labels in self.labelled.epoch(epoch, start):
+        for number, (x, labels) in enumerate(self.labelled.epoch(epoch, start), seen):
+            changes = named_generator(self.seed, "changes", number, device=generator.device)
             x_density = None if other is None else part(next(other)[0])
-            x, labels = changed(part(x)), part(labels)
+            x, labels = changed(part(x), changes), part(labels)
             if x_density is None:
                 x_density = x
             elif recipe.augment_density:
-                x_density = changed(x_density)
+                x_density = changed(x_density, changes)
             outliers = None
             if self.outliers is not None:
                 count = -(-recipe.outlier_count // self.ranks.count)  # each makes one or more
@@ -146,7 +150,7 @@ def build(
         resolved,
         objective,
         CrossEntropy(recipe.label_smoothing, weight),
-        named_generator(ranks.seed(seed), "augmentation", device=model.device),
+        named_generator(ranks.seed(seed), "augmentation", device=model.device),  # an old name
         ranks=ranks,
     )
     outliers = None
@@ -169,7 +173,7 @@ def build(
             )
             context = replace(context, chains=chains)
     ranks.copy(model.parameters())
-    return context, Batches(resolved, labelled, density, outliers, ranks)
+    return context, Batches(resolved, labelled, density, outliers, ranks, ranks.seed(seed))
 
 
 def head_advice(model: JEM, context: UpdateContext) -> str:

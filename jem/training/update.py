@@ -34,7 +34,7 @@ class UpdateContext:
         recipe: The recipe.
         objective: What trains the density.
         cross_entropy: What trains the classifier.
-        generator: Source of the randomness of objective and augmentation.
+        generator: Source of the randomness of objective and outliers.
         chains: The chains; None for an objective that needs none.
         ranks: The processes of the run.
     """

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -286,6 +287,7 @@ def test_training_works_outside_the_main_thread(train):
 
 KILLED = """
 import sys, torch, jem
+from copy import deepcopy
 from dataclasses import replace
 sys.path.insert(0, {tests!r})
 from test_trainer import SMALL, blobs, model_of
@@ -621,3 +623,19 @@ def test_a_network_for_both_is_told_of_two_towers(train, capsys):
         recipe = replace(SMALL, epochs=epochs)
         Trainer(JEM(network), recipe, device="cpu", progress=True).fit(train)
         assert ("jem.networks.towers" in capsys.readouterr().err) is advised
+
+
+def test_two_towers_train_the_classifier_of_plain_on_images_that_are_changed_at_random():
+    x = torch.rand(64, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    examples = torch.utils.data.TensorDataset(x, torch.arange(64) % 2)
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 2))
+    changes = {"epochs": 2, "batch_size": 16, "augment_shift": 2, "outlier_count": 4}
+    both = networks.towers(deepcopy(body), input_shape=(3, 8, 8), num_classes=2)
+    logits = []
+    for network, recipe in ((body, "plain"), (both, "fast")):
+        model = JEM(network, domain=(-1, 1))
+        recipe = replace(RECIPES[recipe], **changes)
+        Trainer(model, recipe, seed=0, device="cpu").fit(examples)
+        logits.append(model.logits(x).log_softmax(dim=1))
+    torch.testing.assert_close(logits[0], logits[1])
