@@ -211,7 +211,7 @@ class TrainFlags:
     dry_run: bool = False
     """Show the resolved configuration, the network, the device and a cost estimate, and stop."""
     report: bool = True
-    """Write report.html and report.json when training has ended."""
+    """Write report.html and report.json when training has ended; --resume does not remember it."""
     log: Literal["tensorboard"] | None = None
     """Also write event files for TensorBoard into OUT/tensorboard."""
     quiet: bool = False

@@ -74,6 +74,8 @@ def train(argv: list[str]) -> int:
         recipes[out / "control"] = replace(RECIPES["plain"], **shared)
     fitted: dict[Path, JEM] = {}
     for folder, recipe in recipes.items():
+        if folder != out and not flags.quiet:
+            note("training the plain classifier, to compare with")
         fitted |= _fit(flags, replace(config, recipe=recipe), splits, folder)
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
@@ -203,7 +205,7 @@ def _fit(
         metadata=config.metadata() | columns | {"data_checksum": checksum(splits)},
     )
     if config.recipe.head is None and isinstance(model.network, Towers) and _is_own(config):
-        note("a small network beside yours learns the density (--head joint: one for both)")
+        note("a network beside yours learns the density (--head joint: one for both)")
     resume = flags.resume and RunFolder(folder).holds_run()
     if not flags.quiet and max(splits.input_shape[1:], default=0) > USUAL_SIZE:
         note("fitting what chains begin at, which takes seconds for large images")

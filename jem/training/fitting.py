@@ -81,11 +81,12 @@ def model_for(
     Args:
         given: Its network, as `make_network` takes it.
         splits: Its data.
-        recipe: Its recipe, which names the head.
+        recipe: Its recipe, which names the head; a run that trains no density needs none.
         seed: Seed of new weights.
     """
+    head = recipe.head or (None if recipe.trains_density else "joint")
     return JEM(
-        make_network(given, splits.input_shape, len(splits.classes), recipe.head, seed),
+        make_network(given, splits.input_shape, len(splits.classes), head, seed),
         input_shape=splits.input_shape,
         classes=splits.classes,
         domain=splits.domain,

@@ -89,7 +89,7 @@ def _check_classes(model: JEM, labels: Tensor, num_classes: int) -> None:
             "a density give all examples one label, and no names of classes"
         )
     if model.classes is not None and named != num_classes:
-        refuse("classes", f"name each of {num_classes} outputs of the network", model.classes)
+        refuse("network", f"have {named} outputs, one for each class", num_classes)
     if num_classes > 1:
         check_labels("labels", labels, len(labels), num_classes)
 

@@ -80,11 +80,11 @@ class Recipe:
     it, and is slow elsewhere. Weights, energies, chains and the heads of `jem.networks` stay
     float32. Turn autocast off in the last layer of your own network, or its logits are coarse."""
     head: Literal["joint", "factored", "towers", "companion"] | None = None
-    """Head of the network that is built for you; your own network keeps its own. `towers`: a small
-    network of its own learns the density, also beside yours (`jem.networks.towers`). `companion`:
-    your network becomes the unchanged classifier of a `jem.companion`. If None: `towers` for
-    colour images of at least 16 pixels a side, where one body for both costs accuracy, else
-    `factored`."""
+    """What the density is read from. `towers`: a small network of its own, beside the classifier
+    (`jem.networks.towers`). `factored`: an output of its own of the one network, and `joint`: the
+    logits; your own network is then taken as it is. `companion`: your network becomes the
+    unchanged classifier of a `jem.companion`. If None: `towers` for colour images of at least 16
+    pixels a side and for your own network of images, else `factored`."""
     label_smoothing: Annotated[float, "[0, 1)"] = 0.003
     """Share of the target that is spread over all classes."""
     class_weight: Literal["none", "balanced"] = "none"
@@ -231,7 +231,7 @@ class Recipe:
     @property
     def trains_density(self) -> bool:
         """Whether the objective that it names trains the density; a `Trainer` may have another."""
-        return self.objective != "none"
+        return self.objective != "none" and self.epochs != 0
 
     def num_epochs(self, updates_per_epoch: int) -> int:
         """Epochs of a run whose epochs have so many updates."""
@@ -254,7 +254,7 @@ class Recipe:
         """
         kind = kind_of(input_shape, classes)
         values = DEFAULTS[kind] | {"epochs": self.num_epochs(updates_per_epoch)}
-        values["head"] = usual_head(input_shape)
+        values["head"] = usual_head(input_shape) if self.trains_density else "joint"
         values |= {name: value for name, value in vars(self).items() if value is not None}
         if self.buffer_size is None:
             values["buffer_size"] = max(values["num_chains"], values["buffer_size"])

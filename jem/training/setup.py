@@ -132,6 +132,8 @@ def build(
 
     labelled = stream("labelled", recipe.batch_size)
     resolved = recipe.resolved(x.shape[1:], len(labelled), model.classes or ())
+    if isinstance(model.network, Towers):  # what a run is resumed with
+        resolved = replace(resolved, head="towers")
     objective = objective or make_objective(resolved)
     num_classes = probe(model, resolved, objective, x, all_labels, labelled.batch_size)
     _set_up_model(model, x, num_classes)
@@ -191,7 +193,7 @@ def head_advice(model: JEM, context: UpdateContext) -> str:
 
 def make_objective(recipe: ResolvedRecipe) -> Objective:
     """The objective that a recipe names; its fields that a recipe has too are taken from there."""
-    kind = OBJECTIVES[recipe.objective]
+    kind = OBJECTIVES[recipe.objective if recipe.trains_density else "none"]
     names: list[str] = [f.name for f in fields(kind)] if is_dataclass(kind) else []
     return kind(**{name: getattr(recipe, name) for name in names if hasattr(recipe, name)})
 

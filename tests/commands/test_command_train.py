@@ -173,6 +173,20 @@ def test_your_own_network_is_named_trained_and_loaded(run, tmp_path, monkeypatch
     assert "beside yours learns the density" in capsys.readouterr().err
     assert config_of(Path("run"))["network"]["classifier_spec"] == "my_train_net:make"
     assert run("sample", "run", "--labels", 3, "--count", 1, "--out", "s.png") == 0
+    assert config_of(Path("run"))["recipe"]["head"] == "towers"
+    assert run("train", "--out", "run", "--resume", *WITHOUT) == 0
+
+
+def test_your_own_network_that_trains_nothing_is_judged_as_a_plain_classifier(
+    run, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "my_given_net.py").write_text(OWN_NETWORK)
+    monkeypatch.chdir(tmp_path)
+    assert run("train", "--network", "my_given_net:make", "--epochs", 0, *WITHOUT) == 0
+    assert "beside yours" not in capsys.readouterr().err
+    scorer = jem.load_scorer("runs/digits")
+    assert scorer.model.sampler is None
+    assert scorer.detector.score_name == "mahalanobis+max_probability"
 
 
 def test_a_network_of_ours_is_sized_by_name_and_again_by_the_configuration(run, tmp_path):
@@ -200,8 +214,8 @@ def test_a_run_of_no_epochs_is_a_classifier_as_given(
     assert "0 updates were made" in figures["run"]["as_given"]
     assert not any(row["used_in_training"] for row in figures["ood"]["sets"])
     assert "--control" not in (folder / "report.html").read_text()
-    assert run("sample", folder, "--count", 1, "--out", tmp_path / "s.png", "--quiet") == 0
-    assert "did not train the density" in capsys.readouterr().err
+    assert run("sample", folder, "--count", 1, "--out", tmp_path / "s.png", "--quiet") == 2
+    assert "train it with a recipe that has chains" in capsys.readouterr().err
 
 
 def test_a_network_whose_classes_are_in_another_order_is_doubted(
