@@ -52,7 +52,8 @@ def export(argv: list[str]) -> int:
     else:
         about = export_onnx(run.model, out, detector=detector, temperature=scorer.temperature)
         shape = ", ".join(map(str, about["input_shape"]))
-        print(f"{out}: takes float32 `inputs` of shape (B, {shape}) in the units of the training data")
+        units = "float32, in the units of the training data"
+        print(f"{out}: takes `inputs` of shape (B, {shape}), {units}")
     print(
         f"threshold: accepts {detector.acceptance_rate:.4g} of inputs like the "
         f"{detector.num_calibration:,} of the calibration part"

@@ -74,8 +74,6 @@ def train(argv: list[str]) -> int:
         recipes[out / "control"] = replace(RECIPES["plain"], **shared)
     fitted: dict[Path, JEM] = {}
     for folder, recipe in recipes.items():
-        if folder != out and not flags.quiet:
-            note("training the plain classifier, to compare with")
         fitted |= _fit(flags, replace(config, recipe=recipe), splits, folder)
     if not ranks.first:
         return 0  # of several processes, the first measures what all have trained
@@ -191,6 +189,8 @@ def _fit(
     flags: TrainFlags, config: RunConfig, splits: DataSplits, folder: Path
 ) -> dict[Path, JEM]:
     """Train; return the models to keep, by their files."""
+    if folder.name == "control" and not flags.quiet:
+        note("training the plain classifier, to compare with")
     model = model_for(config.network, splits, config.recipe, config.seed)
     encoding = splits.scaling.encoding
     columns = {"columns": [column.plain() for column in encoding]} if encoding else {}
