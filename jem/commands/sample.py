@@ -53,6 +53,9 @@ class SampleFlags:
     initial_noise: float | None = None
     """Noise of the first step, which falls to that of the recipe. 0.5 with 100 steps gives more
     varied images. If None: that of the recipe throughout."""
+    metropolis: bool = False
+    """Accept or refuse each step by the rule of Metropolis, for tables: with many steps (500 and
+    more) exact samples of the density at the temperature of the recipe."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     quiet: bool = False
@@ -75,7 +78,8 @@ def sample(argv: list[str]) -> int:
         )
     of_rows = [name for name in names for _ in range(args.count)]
     labels = torch.tensor([classes.index(name) for name in of_rows])
-    asked = {name: getattr(args, name) for name in ("seed", "guidance", "initial_noise")}
+    settings = ("seed", "guidance", "initial_noise", "metropolis")
+    asked = {name: getattr(args, name) for name in settings}
     asked["num_steps"] = usual if args.num_steps is None else args.num_steps
     with ProgressBar("drawing", quiet=args.quiet) as bar:
         drawn = generation.sample(trained.model, labels, progress=bar.update, **asked)

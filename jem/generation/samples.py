@@ -20,6 +20,7 @@ from jem.sampling.langevin import (
     energy_and_gradient,
     run_chains,
 )
+from jem.sampling.mala import run_corrected_chains
 
 BLOCK = 16
 """Chains that share a generator, and one batch of the network."""
@@ -37,6 +38,7 @@ def sample(
     num_steps: int | None = None,
     guidance: float = 1.0,
     initial_noise: float | None = None,
+    metropolis: bool = False,
     progress: Progress | None = None,
 ) -> Tensor:
     r"""Draw inputs with Langevin chains, for classes you name.
@@ -61,6 +63,10 @@ def sample(
         guidance: s >= 0; below 1 more varied, above 1 more typical of the class.
         initial_noise: Noise of the first step, in data units, falling evenly to that of training
             at the last; None keeps that of training throughout.
+        metropolis: Accept or refuse each step by the rule of Metropolis, for vectors. After enough
+            steps, chains are then exact samples of exp(-E_s / T) in the domain, with T the
+            temperature of their steps. The steps of training are far too few for that: ask
+            `jem.evaluation.chains.mixing` how many it takes.
         progress: Called after each step with steps done and steps in all.
 
     Returns:
@@ -71,7 +77,7 @@ def sample(
 
     References:
         Grathwohl et al. (2020), arXiv:1912.03263, section 5.1. Kirkpatrick et al. (1983),
-        Science 220, for annealing.
+        Science 220, for annealing. Roberts and Tweedie (1996), Bernoulli 2, for corrected steps.
     """
     sampler = sampler_of(model)
     frequencies = sampler.class_frequencies
@@ -80,6 +86,8 @@ def sample(
         count = len(labels)
     count = 16 if count is None else count
     check_integer("count", count, 1)
+    if metropolis:
+        check_correctable(model, sampler.step)
 
     def begin(rows: slice, generator: torch.Generator) -> Beginning:
         weights = frequencies.to(generator.device)
@@ -97,7 +105,10 @@ def sample(
         step = stable_step(sampler.step, x, guided_energy(model, y, guidance), model.bounds())
     num_steps = sampler.num_steps if num_steps is None else num_steps
     steps = annealed(step, num_steps, initial_noise)
-    return run_blocks(model, count, begin, steps, seed=seed, name="sample", progress=progress)
+    run = run_corrected_chains if metropolis else run_chains
+    return run_blocks(
+        model, count, begin, steps, seed=seed, name="sample", progress=progress, run=run
+    )
 
 
 # -- what all drawing shares ----------------------------------------------------------------------
@@ -116,6 +127,21 @@ def sampler_of(model: JEM) -> SamplerSettings:
             "train it with a recipe that has chains, such as 'fast'"
         )
     return model.sampler
+
+
+def check_correctable(model: JEM, step: LangevinStep) -> None:
+    """Check that steps of a model can be corrected by the rule of Metropolis.
+
+    Raises:
+        InputError: If its inputs are no vectors, or its steps have no noise.
+    """
+    if model.input_shape is not None and len(model.input_shape) != 1:
+        raise InputError(
+            "corrected steps are for vectors: the chains of images run so far below temperature 1 "
+            "that hardly a step would be accepted"
+        )
+    if not step.noise_std:
+        raise InputError("corrected steps need noise, and the chains of this model have none")
 
 
 def annealed(
@@ -231,6 +257,7 @@ def run_blocks(
     seed: int,
     name: str,
     progress: Progress | None = None,
+    run: Callable[..., Tensor] = run_chains,
 ) -> Tensor:
     """Draw with chains, a block of them at a time.
 
@@ -247,6 +274,7 @@ def run_blocks(
         seed: Seed of all generators.
         name: What the generators are for.
         progress: Called after each step of each block.
+        run: `run_chains`, or `run_corrected_chains`, which takes no constraint.
 
     Returns:
         Shape (count, *shape), on the model's device.
@@ -266,9 +294,7 @@ def run_blocks(
         for number, rows in enumerate(blocks_of(count)):
             generator = named_generator(seed, name, number, device=model.device)
             x, energy, constrain = begin(rows, generator)
-            x = run_chains(
-                x, energy, steps, generator=generator, bounds=bounds, after_step=on_step
-            )
+            x = run(x, energy, steps, generator=generator, bounds=bounds, after_step=on_step)
             blocks.append(x[: rows.stop - rows.start])
     return torch.cat(blocks)
 

@@ -15,5 +15,6 @@ from jem.sampling.langevin import energy_and_gradient as energy_and_gradient
 from jem.sampling.langevin import run_chains as run_chains
 from jem.sampling.mala import Points as Points
 from jem.sampling.mala import mala_step as mala_step
+from jem.sampling.mala import run_corrected_chains as run_corrected_chains
 from jem.sampling.outliers import Outliers as Outliers
 from jem.sampling.outliers import SmoothNoiseBase as SmoothNoiseBase

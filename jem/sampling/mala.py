@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from jem.sampling.langevin import per_row
+from jem.sampling.langevin import Bounds, EnergyFunction, LangevinStep, per_row
 
 Terms = Callable[[Tensor], Sequence[Tensor]]
 """Maps points (B, ...) to the terms of a log-density, each of shape (B,), row by row."""
@@ -65,7 +65,7 @@ def mala_step(
     step_size: Tensor | float,
     *,
     generator: torch.Generator,
-    bounds: tuple[Tensor, Tensor] | None = None,
+    bounds: Bounds | None = None,
 ) -> tuple[Points, Tensor]:
     r"""Propose a Langevin step of every chain, and accept it or stay.
 
@@ -117,7 +117,37 @@ def mala_step(
     return new.where(accepted, points), accepted
 
 
-def reflect(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+def run_corrected_chains(
+    x: Tensor,
+    energy_fn: EnergyFunction,
+    steps: Iterable[LangevinStep],
+    *,
+    generator: torch.Generator,
+    bounds: Bounds | None = None,
+    after_step: Callable[[Tensor], object] | None = None,
+) -> Tensor:
+    """Run every chain through the steps of `run_chains`, each accepted or refused.
+
+    A step of noise sigma and temperature T is a `mala_step` of size sigma on -E / T, so many equal
+    steps sample exp(-E / T) inside the bounds exactly. The arguments are those of `run_chains`; a
+    clamp or a blur of the gradient is left out, and what `after_step` returns is not used.
+    """
+    points = Points.at(x, lambda x: (-energy_fn(x),))
+    for step in steps:
+        points, _ = mala_step(
+            points,
+            lambda x: (-energy_fn(x),),
+            [1 / step.temperature],
+            step.noise_std,
+            generator=generator,
+            bounds=bounds,
+        )
+        if after_step is not None:
+            after_step(points.x)
+    return points.x
+
+
+def reflect(x: Tensor, low: Tensor | float, high: Tensor | float) -> tuple[Tensor, Tensor]:
     """Fold points into a box at its faces.
 
     Args:
@@ -133,7 +163,7 @@ def reflect(x: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         >>> x, turned
         (tensor([[0.7500, 0.5000]]), tensor([[ True, False]]))
     """
-    low, high = low.to(x), high.to(x)
+    low, high = (torch.as_tensor(bound).to(x) for bound in (low, high))
     away = (x - low).remainder(2 * (high - low))
     turned = away > high - low
     inside = torch.where(turned, high - (away - (high - low)), low + away)

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from scipy.signal import lfilter
 from torch import nn
 
 from jem.errors import InputError
-from jem.evaluation.chains import MEANINGS, chain_health, gap_verdict
+from jem.evaluation.chains import MEANINGS, chain_health, gap_verdict, mixing, r_hat_and_size
 from jem.model import JEM
 from jem.sampling.base_distributions import SamplerSettings, UniformBase
 from jem.sampling.langevin import LangevinStep
@@ -144,3 +146,79 @@ def test_chains_without_settings_or_that_blow_up_are_refused():
         chain_health(JEM(Energy(bowl)), normal(30), normal(20, 1), seed=0)
     with pytest.raises(InputError, match=r"left the finite numbers at step .*step_size"):
         chain_health(model_of(bowl, step_size=30.0), normal(30), normal(20, 1), seed=0)
+
+
+# -- corrected chains -----------------------------------------------------------------------------
+
+
+def test_corrected_chains_that_mix_agree(global_rng_untouched):
+    model = model_of(bowl, step_size=0.5, domain=(-3.0, 3.0))
+    found = mixing(model, num_steps=400, seed=0)
+    assert found.r_hat < 1.03
+    assert 100 < found.effective_size < 16 * 200
+    assert 0.7 < found.acceptance < 1
+    assert found == mixing(model, num_steps=400, seed=0)
+
+
+def test_chains_that_stay_in_wells_of_their_own_disagree():
+    def two(x):
+        return torch.minimum((x + 2).square().sum(dim=1), (x - 2).square().sum(dim=1)) * 20
+
+    model = model_of(two, step_size=0.005, domain=(-3.0, 3.0))
+    found = mixing(model, num_steps=100, seed=0)
+    assert found.r_hat > 1.5
+    assert found.effective_size < 50
+
+
+def test_a_label_decides_which_well_corrected_chains_go_to():
+    model = model_of(bowl, lambda x: 1e4 * bowl(x), step_size=0.5, domain=(-3.0, 3.0))
+    assert mixing(model, 0, num_steps=40, seed=0).acceptance > 0.7
+    assert (
+        mixing(model, 1, num_steps=40, seed=0).acceptance
+        != mixing(model, 0, num_steps=40, seed=0).acceptance
+    )
+
+
+def ar1(phi, num_chains, num, seed=0):
+    """x' = phi x + e, in its stationary law of variance 1: rho_t = phi^t."""
+    rng = np.random.default_rng(seed)
+    noise = rng.normal(size=(num_chains, num)) * math.sqrt(1 - phi**2)
+    noise[:, 0] = rng.normal(size=num_chains)
+    return torch.from_numpy(lfilter([1.0], [1.0, -phi], noise, axis=1))
+
+
+@pytest.mark.parametrize("phi", [0.0, 0.5, 0.9, -0.4])
+def test_the_effective_size_of_an_autoregression_has_its_closed_form(phi):
+    traces = ar1(phi, 8, 20_000)
+    r_hat, size = r_hat_and_size(traces)
+    assert size == pytest.approx(traces.numel() * (1 - phi) / (1 + phi), rel=0.08)
+    assert 0.999 < r_hat < 1.005
+
+
+def test_chains_that_each_stay_in_a_place_of_their_own_are_worth_one_draw_each():
+    places = torch.randn(10, 1, generator=torch.Generator().manual_seed(1))
+    r_hat, size = r_hat_and_size(ar1(0.0, 10, 400) * 0.1 + places)
+    assert size == pytest.approx(10, rel=0.1)
+    # Ten means of variance var(places), twice each, beside a variance of 0.01 within.
+    between = float(places.repeat(2, 1).var())
+    assert r_hat == pytest.approx(math.sqrt(1 + between / 0.01), rel=0.05)
+
+
+def test_chains_that_move_to_and_fro_have_a_floor():
+    assert r_hat_and_size(ar1(-0.99, 2, 1000))[1] == pytest.approx(2000 * math.log10(2000))
+
+
+def test_chains_that_never_move_agree_on_nothing():
+    assert r_hat_and_size(torch.full((3, 40), 0.1).double()) == (math.inf, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_steps": 10}, "`num_steps` must be a whole number of at least 40, got 10"),
+        ({"num_chains": 1}, "`num_chains` must be a whole number of at least 2, got 1"),
+    ],
+)
+def test_too_little_for_mixing_is_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        mixing(model_of(bowl), **{"seed": 0, **arguments})

@@ -50,6 +50,34 @@ def test_samples_have_the_shape_of_inputs_and_stay_in_the_domain(model):
     assert [len(jem.sample(model, count=count)) for count in (None, 3, 40)] == [16, 3, 40]
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_corrected_samples_have_the_variance_of_their_temperature(temperature):
+    step = {"step_size": 0.8 / temperature, "noise_std": 1.6**0.5}
+    model = JEM(Wells([0.0]), input_shape=(2,))
+    model.sampler = settings(frequencies=(1.0,), num_steps=30, **step)
+    corrected = jem.sample(model, count=800, metropolis=True)  # 1,600 numbers: an error of 3.5 %
+    assert float(corrected.var()) == pytest.approx(temperature, rel=0.13)
+    assert float(jem.sample(model, count=800).var()) > 1.4 * temperature  # T / (1 - eta / 2)
+
+
+def test_corrected_samples_do_not_depend_on_how_many_are_drawn(model):
+    many = jem.sample(model, [0, 1, 2] * 10, metropolis=True)
+    few = jem.sample(model, [0, 1, 2], metropolis=True)
+    assert torch.equal(many[:3], few)
+    assert many.abs().max() < 1
+    assert not torch.equal(few, jem.sample(model, [0, 1, 2]))
+
+
+def test_images_and_chains_without_noise_cannot_be_corrected(model, image_network):
+    images = JEM(image_network, input_shape=(1, 8, 8), domain=(-1.0, 1.0))
+    images.sampler = settings(UniformBase(-1.0, 1.0, (1, 8, 8)))
+    with pytest.raises(InputError, match="corrected steps are for vectors"):
+        jem.sample(images, metropolis=True)
+    model.sampler = settings(noise_std=0.0)
+    with pytest.raises(InputError, match="corrected steps need noise"):
+        jem.sample(model, metropolis=True)
+
+
 def test_without_labels_classes_come_at_their_frequencies():
     model = JEM(Wells([-3.0, 3.0]))
     model.sampler = settings(frequencies=(0.8, 0.2), num_steps=60)
