@@ -11,8 +11,8 @@ from jem.evaluation.statistics import Estimate, Interval, mean_estimate, normal_
 from jem.generation.samples import Progress
 from jem.model import JEM, check_model, check_network, inference, on_model
 from jem.randomness import named_generator
-from jem.sampling.annealing import Bracket, Path, log_z_bracket
-from jem.sampling.base_distributions import UniformBase
+from jem.sampling.annealing import BoxGaussians, Bracket, Path, log_z_bracket
+from jem.sampling.base_distributions import GaussianBase, UniformBase
 
 REPEATS = 3
 """Independent groups of chains."""
@@ -130,9 +130,11 @@ def log_partition(
     Chains begin at exact draws of a base distribution q, and follow the densities p_beta: from q
     (beta = 0) to the model (beta = 1), and on while validation inputs become more likely. Their
     weights give a lower bound of log Z on average. Chains that run back give an upper bound, which
-    is approximate, as they begin where the others ended. q is uniform in the model's domain; for
-    vectors with a base density it is that, on the whole space, and `log_density` above is divided
-    by its temperature. Every step is a Langevin step with a Metropolis correction that bounces off
+    is approximate, as they begin where the others ended. q is uniform in the model's domain. For
+    models whose samples begin at class Gaussians and move at temperature 1, as those of `dsm`, it
+    is these Gaussians without correlations, cut off at the faces of the domain. For vectors with a
+    base density it is that, on the whole space, and `log_density` above is divided by its
+    temperature. Every step is a Langevin step with a Metropolis correction that bounces off
     the faces of the domain (`jem.sampling.mala_step`).
 
     With q uniform, p_beta is the model at the temperature 1 / beta. A model that chains trained
@@ -238,6 +240,15 @@ def _path_of(model: JEM) -> tuple[Path, str, float]:
         refuse("model", "have a domain or a base density", None, "set `model.domain`")
     uniform = UniformBase(*bounds, model.input_shape)
     faces = uniform.low.to(model.device), uniform.high.to(model.device)
+    sampler = model.sampler
+    if sampler and isinstance(sampler.init, GaussianBase) and sampler.step.temperature >= 0.99:
+        gaussians = BoxGaussians(sampler.init, *faces)
+
+        def from_gaussians(x: Tensor) -> tuple[Tensor, Tensor]:
+            log_q = gaussians.log_prob(x)
+            return log_q, density.log_density(x) - log_q
+
+        return Path(from_gaussians, gaussians.sample, 0.0, faces), "class Gaussians", 1.0
     log_volume = float((uniform.high - uniform.low).double().log().sum())
     path = Path(
         lambda x: (density.log_density(x),),

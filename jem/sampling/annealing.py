@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jem.sampling.base_distributions import GaussianBase
 from jem.sampling.mala import Points, Terms, mala_step
 
 Move = Callable[[Points, int], tuple[Points, Tensor]]
@@ -25,6 +26,8 @@ LENGTH = 0.5
 """Standard deviation of a log-weight between two temperatures of the first chains."""
 NARROWEST = 0.01
 """Least step of a component, as a share of the largest one."""
+LEAST_SPREAD = 0.025
+"""Least standard deviation of Gaussians in a box, as a share of its width."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,47 @@ class Path:
         return mala_step(
             points, self.terms, weights, size, generator=generator, bounds=self.bounds
         )
+
+
+class BoxGaussians:
+    r"""Gaussians of classes without correlations, cut off at the faces of a box: normalised.
+
+    .. math:: q(x) = \sum_k \pi_k \prod_i \frac{N(x_i; m_{ki}, s_{ki}^2)}{
+              \Phi((u_i - m_{ki}) / s_{ki}) - \Phi((l_i - m_{ki}) / s_{ki})}
+
+    Args:
+        base: Gaussians of classes. Of their covariances the diagonal is taken.
+        low: Lower faces, broadcastable to one point.
+        high: Upper faces.
+    """
+
+    def __init__(self, base: GaussianBase, low: Tensor, high: Tensor) -> None:
+        self.weights = base.frequencies.double().to(low.device)
+        self.means = base.means.double().to(low.device)  # (K, *shape)
+        variances = (base.variances + base.factors.square().sum(dim=2)).view_as(base.means)
+        least = LEAST_SPREAD * (high - low).double()
+        self.stds = torch.maximum(variances.double().sqrt().to(low.device), least)
+        self.low, self.high = low, high
+        self.below = self._cumulative(low)
+        self.inside = self._cumulative(high) - self.below
+
+    def _cumulative(self, x: Tensor) -> Tensor:
+        cumulative: Tensor = torch.special.ndtr((x.double() - self.means) / self.stds)
+        return cumulative
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Log-density of points (B, *shape) inside the box, shape (B,), nats."""
+        squares = ((x.double()[:, None] - self.means) / self.stds).square()
+        scale = (2 * math.pi) ** 0.5 * self.stds * self.inside
+        each = -(squares / 2 + scale.log()).flatten(2).sum(dim=2)
+        return torch.logsumexp(each + self.weights.log(), dim=1)
+
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Draw points, shape (count, *shape), by the inverse of the distribution function."""
+        k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        share = torch.empty_like(self.means[k]).uniform_(generator=generator)
+        at = torch.special.ndtri(self.below[k] + share * self.inside[k])
+        return torch.clamp((self.means[k] + self.stds[k] * at).float(), self.low, self.high)
 
 
 class Schedule(NamedTuple):

@@ -51,7 +51,7 @@ def test_defaults_are_those_of_the_library(draw, digits_run):
     [
         (["--labels", "ten"], "unknown class ten"), (["--count", 0], "--count"),
         (["--guidance", -1], "guidance"), (["--num-steps", -1], "num_steps"),
-        (["--initial-noise", -1], "initial_noise"),
+        (["--initial-noise", -1], "initial_noise"), (["--metropolis"], "are for vectors"),
     ],
 )  # fmt: skip
 def test_mistakes_write_nothing(refused, digits_run, tmp_path, words, named):

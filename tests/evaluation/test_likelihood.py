@@ -8,7 +8,7 @@ from torch import nn
 
 import jem
 from jem import InputError
-from jem.sampling import BaseDensity, LangevinStep
+from jem.sampling import BaseDensity, GaussianBase, LangevinStep, SamplerSettings
 
 
 class Bowl(nn.Module):
@@ -101,6 +101,22 @@ def test_noise_stays_within_the_level_so_images_of_one_level_cost_no_more_than_i
     # -log2 of the geometric mean of the density in the lowest level, times the level's width
     bits = slope / 256 / math.log(2) + (math.log2(1 / slope) + 7)
     assert found.at_one.bits_per_dim.low - 0.05 <= bits <= found.at_one.bits_per_dim.high + 0.05
+
+
+@pytest.mark.parametrize(
+    ("temperature", "base"), [(1.0, "class Gaussians"), (0.1, "uniform noise")]
+)
+def test_images_whose_samples_begin_at_gaussians_at_temperature_1_begin_there(temperature, base):
+    model = bowl(10.0, (1, 2, 2))
+    generator = torch.Generator().manual_seed(0)
+    x = (0.5 * torch.randn(200, 1, 2, 2, generator=generator)).clamp(-1, 1)
+    init = GaussianBase.fit(x, torch.arange(200) % 2, 2)
+    step = LangevinStep(0.005 / temperature, 0.1)
+    model.sampler = SamplerSettings(init, 10, step, torch.tensor([0.5, 0.5]))
+    found = jem.log_partition(model, seed=0, num_steps=60)
+    assert found.base == base
+    assert found.interval.low <= 4 * -0.233921 <= found.interval.high
+    assert found.interval.high - found.interval.low < 0.6
 
 
 def vectors_with_base(temperature):

@@ -100,7 +100,7 @@ def likelihood(base, at_one, chosen, *, doubt="", saving=1.0):
             likelihood(8.0, point(1.0, 8.5), point(0.0, 8.0), saving=0.01),
             [
                 "more than uniform noise",
-                "worse than no training",
+                "worse than no network",
                 "hardly more than uniform noise",
             ],
             ["Do not believe", "At the inverse temperature"],

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from jem.sampling.annealing import Path, anneal, bracket, log_z_bracket
+from jem.sampling import GaussianBase
+from jem.sampling.annealing import BoxGaussians, Path, anneal, bracket, log_z_bracket
 from jem.sampling.mala import Points
 
 BOX = (torch.tensor(-1.0), torch.tensor(1.0))
@@ -109,6 +110,23 @@ def test_beta_1_stays_among_the_temperatures_where_they_go_on():
     assert int((found.betas == 1).sum()) == 1
     assert float(found.betas[-1]) > 2  # the mean of g is -1 / beta there
     assert bool((found.betas.diff() > 0).all())
+
+
+def test_gaussians_in_a_box_are_normalised_and_drawn_as_they_say(generator):
+    means = torch.tensor([[[[-1.0, 0.2]]], [[[0.5, 2.0]]]])  # two classes of two pixels
+    factors, variances = torch.full((2, 2, 1), 0.3), torch.tensor([[0.1, 0.5], [0.0, 0.04]])
+    base = GaussianBase(means, factors, variances, torch.tensor([0.3, 0.7]))
+    found = BoxGaussians(base, *(bound.expand(1, 1, 2) for bound in BOX))
+    middle = (torch.arange(400) + 0.5) / 200 - 1
+    grid = torch.cartesian_prod(middle, middle)
+    density = found.log_prob(grid.view(-1, 1, 1, 2)).exp() * (2 / 400) ** 2
+    assert float(density.sum()) == pytest.approx(1.0, abs=1e-3)
+    x = found.sample(20_000, generator)
+    assert x.shape == (20_000, 1, 1, 2)
+    assert float(x.abs().max()) <= 1
+    drawn = x.view(-1, 2).double()
+    assert torch.allclose(drawn.mean(dim=0), density @ grid.double(), atol=0.02)
+    assert torch.allclose(drawn.square().mean(dim=0), density @ grid.double() ** 2, atol=0.02)
 
 
 # -- both directions, with a kernel of known properties -------------------------------------------
