@@ -10,8 +10,12 @@ import torchvision
 from torch import nn
 
 import jem
+from jem import networks
 from jem.errors import InputError
 from jem.networks import mlp
+from jem.sampling import UniformBase
+from jem.sampling.base_distributions import SamplerSettings
+from jem.sampling.langevin import LangevinStep
 
 TINY = replace(
     jem.RECIPES["companion"], epochs=2, batch_size=16, num_chains=12, buffer_size=24, num_steps=2,
@@ -225,9 +229,37 @@ def test_samples_of_a_class_are_drawn_from_the_energy_network():
     alone.sampler, alone.classes = model.sampler, model.classes
     labels = torch.arange(20) % K
     for guidance in (1.0, 2.0):
-        drawn = jem.sample(model, labels, guidance=guidance)
-        assert drawn.equal(jem.sample(alone, labels, guidance=guidance))
-        assert not drawn.equal(jem.sample(model, (labels + 1) % K, guidance=guidance))
+        settings = {"guidance": guidance, "num_steps": model.sampler.num_steps // 2}
+        drawn = jem.sample(model, labels, **settings)
+        assert drawn.equal(jem.sample(alone, labels, **settings))
+        assert not drawn.equal(jem.sample(model, (labels + 1) % K, **settings))
+
+
+@pytest.mark.parametrize("build", [jem.companion, networks.towers])
+def test_the_classifier_chooses_among_the_chains_of_a_sample(build):
+    """It knows bright and dark; the density, which is untrained, does not."""
+
+    class Bright(nn.Module):
+        def forward(self, x):
+            mean = 100 * (x.mean(dim=(1, 2, 3)) - 0.5)
+            return torch.stack([mean, -mean], dim=1)
+
+    network = build(Bright(), input_shape=SHAPE, num_classes=2)
+    model = jem.JEM(network, domain=(0.0, 1.0), classes=("bright", "dark"))
+    step = LangevinStep(step_size=0.0, noise_std=0.01)
+    init = UniformBase(0.0, 1.0, SHAPE)
+    model.sampler = SamplerSettings(init, 4, step, torch.tensor([0.5, 0.5]))
+    model.input_shape = SHAPE
+    labels = torch.arange(64) % 2
+    few, all_steps = (jem.sample(model, labels, num_steps=n) for n in (2, 4))
+    right = [share_right(model, x, labels) for x in (few, all_steps)]
+    assert right[0] < 0.7  # half of the steps, and no choice: chance
+    assert right[1] > 0.85  # the best of four: 15/16 in expectation
+    assert jem.sample(model, labels[:7]).equal(all_steps[:7])
+
+
+def share_right(model, x, labels):
+    return float((model.predict_proba(x).argmax(dim=1) == labels).float().mean())
 
 
 def test_a_density_without_classes_draws_a_class_by_the_gradient_of_the_classifier():

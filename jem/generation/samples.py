@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ from jem.sampling.mala import run_corrected_chains
 
 BLOCK = 16
 """Chains that share a generator, and one batch of the network."""
+CHAINS_BESIDE = 4
+"""Chains for each sample of a density beside a classifier, half of the way."""
 
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""
@@ -50,8 +53,10 @@ def sample(
     training many steps end in few modes; noise that begins high and falls (simulated annealing)
     spreads them over more.
 
-    A network that holds an `energy_network` with classes, as a companion does, draws with that
-    alone: p(y|x) here is then that of its `density_model`, and not that of the classifier.
+    A network that holds an `energy_network` with classes, as a companion and towers do, draws with
+    that alone: p(y|x) here is then that of its `density_model`. The classifier beside it chooses:
+    each sample has four chains, and after half of the model's steps only the one goes on that the
+    classifier finds most probably of the class.
 
     Args:
         model: A model trained with chains, or with `sampler` and `domain` set.
@@ -89,15 +94,6 @@ def sample(
     if metropolis:
         check_correctable(model, sampler.step)
 
-    def begin(rows: slice, generator: torch.Generator) -> Beginning:
-        weights = frequencies.to(generator.device)
-        y = torch.multinomial(weights, BLOCK, replacement=True, generator=generator)
-        if labels is not None:  # the classes of rows that only fill the block do not matter
-            y = torch.zeros_like(y)
-            y[: rows.stop - rows.start] = labels[rows]
-        x = sampler.init.sample(BLOCK, y, generator=generator)
-        return Beginning(x, guided_energy(model, y, guidance))
-
     generator = named_generator(seed, "step", device=model.device)
     y = frequencies.to(model.device).multinomial(BLOCK, replacement=True, generator=generator)
     with inference(model):
@@ -106,9 +102,41 @@ def sample(
     num_steps = sampler.num_steps if num_steps is None else num_steps
     steps = annealed(step, num_steps, initial_noise)
     run = run_corrected_chains if metropolis else run_chains
+    half = sampler.num_steps // 2
+    beside = model.density_model is not model and len(model.density_model.classes or ()) > 1
+    chains = CHAINS_BESIDE if beside and not metropolis and num_steps > half else 1
+    left = steps[half:] if chains > 1 else steps
+
+    def begin(rows: slice, generator: torch.Generator) -> Beginning:
+        weights = frequencies.to(generator.device)
+        y = torch.multinomial(weights, BLOCK, replacement=True, generator=generator)
+        if labels is not None:  # the classes of rows that only fill the block do not matter
+            y = torch.zeros_like(y)
+            y[: rows.stop - rows.start] = labels[rows]
+        energy = guided_energy(model, y, guidance)
+        starts = [sampler.init.sample(BLOCK, y, generator=generator) for _ in range(chains)]
+        if chains > 1:
+            go = partial(run_chains, generator=generator, bounds=model.bounds())
+            ends = [go(x, energy, steps[:half]) for x in starts]
+            starts = [_most_probable(model, torch.stack(ends), y)]
+        return Beginning(starts[0], energy)
+
     return run_blocks(
-        model, count, begin, steps, seed=seed, name="sample", progress=progress, run=run
+        model, count, begin, left, seed=seed, name="sample", progress=progress, run=run
     )
+
+
+def _most_probable(model: JEM, candidates: Tensor, labels: Tensor) -> Tensor:
+    """For each row the candidate that the classifier finds most probably of the row's class.
+
+    Args:
+        model: The model.
+        candidates: Shape (C, B, *shape).
+        labels: Class indices, shape (B,).
+    """
+    log_p = torch.stack([model.logits(x).log_softmax(dim=1) for x in candidates])  # (C, B, K)
+    rows = torch.arange(len(labels), device=labels.device)
+    return candidates[log_p[:, rows, labels].argmax(dim=0), rows]
 
 
 # -- what all drawing shares ----------------------------------------------------------------------
