@@ -48,6 +48,6 @@ docs: $(VENV)/installed-test
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs . site
 	@echo "open site/docs/index.html"
 
-# make benchmark-recipes, -sgld, -levers, -scoring, -tables, -finetune, -scaling, -unseen, -completion, -companion, -heads, -far, -photographs, -embeddings, -verdict, -scores, -attacks, -text or -own_networks; ARGS are its flags.
+# make benchmark-recipes, -sgld, -levers, -scoring, -tables, -finetune, -scaling, -unseen, -completion, -companion, -heads, -far, -photographs, -embeddings, -verdict, -scores, -attacks, -text, -density or -own_networks; ARGS are its flags.
 benchmark-%: $(VENV)/installed
 	$(BIN)/python scripts/benchmark_$*.py $(ARGS)

@@ -4,13 +4,14 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import tyro
 
 from jem.checks import check_integer, refuse
 from jem.errors import InputError, naming
 from jem.networks import network_for, usual_head
+from jem.networks.heads import Head
 from jem.training.recipe import GROUPS, Recipe, help_texts
 from jem.training.recipes import recipe_from
 
@@ -143,11 +144,12 @@ def _network_name(spec: dict[str, Any], recipe: Recipe) -> str | None:
         return name if isinstance(name, str) else None
     spec = dict(spec)
     shape, num_classes = spec.pop("shape", (1,)), spec.pop("num_classes", 1)
-    head = None if recipe.head == "companion" else recipe.head
+    others: dict[str | None, Head | None] = {"companion": None, "density": "joint"}
+    head = others.get(recipe.head, cast("Head | None", recipe.head))
     if network_for(shape, num_classes, head=head).spec.items() >= spec.items():
         return None
     name = spec.pop("name", "")
-    if spec.get("head") == (recipe.head or usual_head(shape)):  # the control has its recipe's
+    if spec.get("head") == (head or usual_head(shape)):  # the control has its recipe's
         del spec["head"]
     return f"{name}:{','.join(f'{key}={value}' for key, value in spec.items())}"
 

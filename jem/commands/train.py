@@ -172,8 +172,11 @@ def _load(flags: TrainFlags, config: RunConfig, out: Path, *, first: bool) -> Da
         note(line)
     if flags.resume:
         check_same_data(out, config, splits)
-    if len(splits.classes) < 2:
-        raise InputError(f"a classifier needs at least two classes, but {splits.name} has one")
+    if len(splits.classes) < 2 and config.recipe.head != "density":
+        raise InputError(
+            f"a classifier needs at least two classes, but {splits.name} has one; "
+            "--head density trains a density alone"
+        )
     return splits
 
 

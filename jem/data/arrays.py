@@ -139,13 +139,13 @@ def assemble(
 
 
 def check_classes(names: Sequence[str]) -> None:
-    """Check that there are two classes or more, each of its own name.
+    """Check that each class has its own name; a density alone can do with one class.
 
     Raises:
         InputError: If not.
     """
-    if len(set(names)) < max(2, len(names)):
-        refuse("classes", "hold at least two different names, each once", ", ".join(names))
+    if len(set(names)) < max(1, len(names)):
+        refuse("classes", "hold different names, each once", ", ".join(names) or "none")
 
 
 def known_indices(labels: Sequence[str], classes: Sequence[str]) -> Indices:

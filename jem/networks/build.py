@@ -28,7 +28,7 @@ def make_network(
     given: nn.Module | NetworkFactory | str | None,
     shape: Sequence[int],
     num_classes: int,
-    head: Head | Literal["companion"] | None,
+    head: Head | Literal["companion", "density"] | None,
     seed: int,
 ) -> nn.Module:
     """Make the network of a run: a copy of yours, one by name, or the usual one for a shape.
@@ -37,7 +37,7 @@ def make_network(
         given: A module, a function (shape, number of classes) -> module, a name as
             `network_from_text` takes it, or None.
         shape: Shape of one input.
-        num_classes: K.
+        num_classes: K; the head `"density"` has one output in any case.
         head: Head of networks of ours, unless the name says another; the `usual_head` if None.
             Beside yours `"towers"` puts a density, and so does None if inputs are images;
             `"companion"` makes it the classifier of a companion. Else yours keeps its own head.
@@ -50,6 +50,8 @@ def make_network(
         InputError: If this is neither a module nor a function, the function fails, or there is no
             classifier for a companion.
     """
+    if head == "density":
+        num_classes, head = 1, "joint"
     if head == "companion":
         if given is None or (isinstance(given, str) and given.partition(":")[0] in NETWORKS):
             wanted = "be a classifier that you have trained, since the head is a companion"

@@ -251,12 +251,13 @@ def scorer_from_state(state: dict[str, Any], model: JEM, source: str | Path) -> 
 def _check_classes(model: JEM, splits: DataSplits) -> None:
     """Check that the classes of a model are those of the data, in their order.
 
-    Classes that are only numbered, as training does without names, are those of any data.
+    Classes that are only numbered, as training does without names, are those of any data, and so
+    is the one of a density.
     """
     check_model(model)
     classes = tuple(str(name) for name in splits.classes)
     numbered = tuple(str(k) for k in range(len(classes)))
-    if model.classes in (None, numbered, classes):
+    if model.classes in (None, numbered, classes, ("0",)):
         return
     pairs = zip_longest(model.classes or (), classes)
     k, (own, wanted) = next((k, pair) for k, pair in enumerate(pairs) if pair[0] != pair[1])

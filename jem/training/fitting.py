@@ -88,7 +88,7 @@ def model_for(
     return JEM(
         make_network(given, splits.input_shape, len(splits.classes), head, seed),
         input_shape=splits.input_shape,
-        classes=splits.classes,
+        classes=None if recipe.head == "density" else splits.classes,
         domain=splits.domain,
         scaling=splits.scaling,
     )

@@ -68,7 +68,7 @@ def probe(
     x = x[:2].to(model.device)
     with determinism_or_warning():
         num_classes = check_network(model, x).shape[1]
-        _check_classes(model, labels, num_classes)
+        _check_classes(model, labels, num_classes, recipe.head)
         if not recipe.freeze_norm_and_dropout:
             _check_training_mode(model.trained, x, batch_size, "chains" in objective.needs)
         if recipe.epochs and objective.needs & {"chains", "input_gradients"}:
@@ -78,15 +78,18 @@ def probe(
     return num_classes
 
 
-def _check_classes(model: JEM, labels: Tensor, num_classes: int) -> None:
+def _check_classes(model: JEM, labels: Tensor, num_classes: int, head: str) -> None:
     """Refuse a network that has no output for a label, or no name for an output."""
+    if head == "density" and num_classes > 1:
+        refuse("network", "have one output for the head 'density'", num_classes)
     highest = int(labels.max())
     named = 1 if model.classes is None else len(model.classes)
-    if num_classes == 1 and (named > 1 or int(labels.min()) < highest):
+    ignored = head == "density" or int(labels.min()) == highest
+    if num_classes == 1 and (named > 1 or not ignored):
         wanted = max(named, highest + 1)  # K = 1 is a density, of one class
         raise InputError(
             f"the network must have {wanted} outputs, one for each class, got one; for only "
-            "a density give all examples one label, and no names of classes"
+            "a density set `head` of the recipe to 'density', and give no names of classes"
         )
     if model.classes is not None and named != num_classes:
         refuse("network", f"have {named} outputs, one for each class", num_classes)

@@ -79,12 +79,13 @@ class Recipe:
     """Number format of the network in training. bfloat16 can halve the time on hardware made for
     it, and is slow elsewhere. Weights, energies, chains and the heads of `jem.networks` stay
     float32. Turn autocast off in the last layer of your own network, or its logits are coarse."""
-    head: Literal["joint", "factored", "towers", "companion"] | None = None
+    head: Literal["joint", "factored", "towers", "companion", "density"] | None = None
     """What the density is read from. `towers`: a small network of its own, beside the classifier
     (`jem.networks.towers`). `factored`: an output of its own of the one network, and `joint`: the
     logits; your own network is then taken as it is. `companion`: your network becomes the
-    unchanged classifier of a `jem.companion`. If None: `towers` for colour images of at least 16
-    pixels a side and for your own network of images, else `factored`."""
+    unchanged classifier of a `jem.companion`. `density`: one output, and no classes; labels are
+    not looked at. If None: `towers` for colour images of at least 16 pixels a side and for your
+    own network of images, else `factored`."""
     label_smoothing: Annotated[float, "[0, 1)"] = 0.003
     """Share of the target that is spread over all classes."""
     class_weight: Literal["none", "balanced"] = "none"
@@ -266,7 +267,7 @@ class ResolvedRecipe(Recipe):
     """A recipe with nothing left open that depends on the data. None in a field means "off"."""
 
     epochs: int
-    head: Literal["joint", "factored", "towers", "companion"]
+    head: Literal["joint", "factored", "towers", "companion", "density"]
     learning_rate: float
     density_weight: float
     score_noise: tuple[float, ...]

@@ -101,6 +101,29 @@ RECIPES: dict[str, Recipe] = {
         sample_init="uniform",
         sample_steps=200,
     ),
+    "image_ebm": replace(
+        _PUBLISHED,
+        head="density",
+        epochs=60,
+        batch_size=128,
+        learning_rate=1e-4,
+        warmup=0.0,
+        decay_at=(0.25, 0.5, 0.75),
+        decay_factor=0.63,
+        max_grad_norm=0.1,
+        energy_l2=0.2,
+        num_chains=128,
+        buffer_size=8192,
+        num_steps=60,
+        step_size=10.0,
+        noise_std=0.005,
+        langevin_grad_clamp=0.03,
+        init="uniform",
+        sample_init="uniform",
+        sample_steps=256,
+        separate_density_batches=False,
+        augment_noise=0.005,
+    ),
     "jem_pp": _JEM_PP,
     "sada_jem": replace(
         _JEM_PP,
@@ -134,6 +157,10 @@ RECIPES: dict[str, Recipe] = {
 - `finetune`: for a network that classifies already, in a few epochs. Half of the negatives are
   outliers, which help at once. No penalty pulls its energies to 0, as they lie far from it.
 - `jem`: Grathwohl et al. (2020), arXiv:1912.03263, step by step.
+- `image_ebm`: an energy of images without classes, with the settings of tutorial 8 on deep energy
+  models of the University of Amsterdam, after Du and Mordatch (2019), arXiv:1903.08689, for 28x28
+  pixels. Its beta1 of Adam is 0, and its rate falls a little in each epoch. To compare with
+  `replace(RECIPES["fast"], head="density")`, which costs far less.
 - `jem_pp`: JEM++, Yang and Ji (2021), arXiv:2109.09032. Chains begin at class Gaussians and make
   steps without noise, by gradients clamped to 1, inside the domain. The paper's inner loop makes
   5 steps of 0.2 on a fixed gradient of the first layer, which is one step of 1; so its 10 outer
@@ -141,10 +168,11 @@ RECIPES: dict[str, Recipe] = {
 - `sada_jem`: SADA-JEM, Yang et al. (2022), arXiv:2209.07959. The same chains with 5 steps,
   adaptive sharpness-aware minimisation, and batches of the density that are never augmented.
 
-The last three have the published settings for CIFAR-10. Warm-up and decays are shares of the run,
-so that they scale with it. Augmentation belongs to the data, so `augment_shift` and `augment_flip`
-follow the kind of input. Chains make steps in evaluation mode, and class Gaussians are of low
-rank. How many steps a sample makes was chosen on validation digits (`docs/log.md`).
+The last four have published settings, the last three those for CIFAR-10. Warm-up and decays are
+shares of the run, so that they scale with it. Augmentation belongs to the data, so
+`augment_shift` and `augment_flip` follow the kind of input. Chains make steps in evaluation mode,
+and class Gaussians are of low rank. How many steps a sample makes was chosen on validation digits
+(`docs/log.md`).
 """
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,6 +53,26 @@ def quick_run(run, tmp_path_factory):
 
 
 # -- what it makes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [["a", "b"], ["a"]])
+def test_a_density_alone_is_trained_scored_and_reported_without_labels(
+    run, pictures, tmp_path, capsys, classes
+):
+    data, out = pictures(tmp_path / "data", count=40), tmp_path / "run"
+    for other in {"a", "b"} - {*classes}:
+        shutil.rmtree(data / other)
+    head = ["--head", "density"] if classes == ["a", "b"] else ["--recipe", "image_ebm"]
+    quick = [word for word in QUICK if word != "--no-report"]
+    assert run("train", "--data", data, "--out", out, *head, "--num-steps", "2", *quick) == 0
+    model = jem.load(out)
+    assert model(torch.zeros(3, *model.input_shape)).shape == (3, 1)
+    report = json.loads((out / "report.json").read_text())
+    assert "no classes" in report["left_out"]["classification"]
+    assert run("score", out, data, "--out", tmp_path / "scores.csv") == 0
+    assert len(pd.read_csv(tmp_path / "scores.csv")) == 40 * len(classes)
+    assert jem.sample(model, count=3, num_steps=1).shape == (3, *model.input_shape)
+    capsys.readouterr()
 
 
 def test_a_useless_model_ends_with_status_1_and_says_so(run, tmp_path, capsys):

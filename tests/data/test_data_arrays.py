@@ -158,7 +158,7 @@ def with_value(x, place, value=np.nan):
     ("x", "y", "options", "message"),
     [
         (ROWS, LABELS[:50], {}, r"`y` .*\(60,\), got \(50,\)"),
-        (ROWS, LABELS * 0, {}, "`classes` must hold at least two"),
+        (ROWS, LABELS, {"classes": ["a", "a"]}, "`classes` must hold different names"),
         (ROWS, np.eye(3)[LABELS], {}, r"`y` .*y.argmax\(1\)"),
         (ROWS, ["a", "b", math.nan] * 20, {}, "`y` .*none in row 2"),
         (ROWS, LABELS + 0.5, {}, "no quantities"),

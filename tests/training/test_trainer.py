@@ -73,7 +73,7 @@ def train():
     return blobs()
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"companion"}))  # trains no classifier
+@pytest.mark.parametrize("name", sorted(RECIPES.keys() - {"companion", "image_ebm"}))
 def test_every_recipe_learns_two_blobs(name, train):
     recipe = replace(
         RECIPES[name], epochs=20, learning_rate=5e-3, batch_size=16, num_chains=16, num_steps=2,
@@ -86,6 +86,24 @@ def test_every_recipe_learns_two_blobs(name, train):
     assert result.epochs[-1]["valid_accuracy"] > 0.97
     assert not model.training
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_a_density_alone_looks_at_no_label(train):
+    x, y = train
+    recipe = replace(SMALL, head="density")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        models = [JEM(networks.mlp((2,), 1, width=16)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for model, labels in zip(models, (y, 7 - y), strict=True):
+        Trainer(model, recipe, device="cpu").fit((x, labels), blobs(seed=1))
+    assert_same_bits(*map(weights, models))
+    far = torch.tensor([[0.0, 9.0]])
+    assert models[0].log_density(x).median() > models[0].log_density(far).item()
+    with pytest.raises(InputError, match="one output for the head 'density', got 2"):
+        Trainer(JEM(networks.mlp((2,), 2)), recipe, device="cpu").fit(train)
+    with pytest.raises(InputError, match="set `head` of the recipe to 'density'"):
+        Trainer(JEM(networks.mlp((2,), 1)), SMALL, device="cpu").fit(train)
 
 
 def test_same_seed_same_bits_and_other_seed_other_bits(train):
