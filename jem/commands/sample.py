@@ -54,8 +54,8 @@ class SampleFlags:
     """Noise of the first step, which falls to that of the recipe. 0.5 with 100 steps gives more
     varied images. If None: that of the recipe throughout."""
     metropolis: bool = False
-    """Accept or refuse each step by the rule of Metropolis, for tables: with many steps (500 and
-    more) exact samples of the density at the temperature of the recipe."""
+    """Accept or refuse each step by the rule of Metropolis, for tables: after enough steps, exact
+    samples of the density at the temperature of the recipe."""
     network: str | None = None
     """`module:factory` of your own network, if the run does not name it."""
     quiet: bool = False
