@@ -6,8 +6,10 @@ Every message reads "`name` must ..., got ...". Formulas do not check: their cal
 import math
 import operator
 import re
+import sys
 import warnings
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -251,3 +253,11 @@ def as_batch(x: Tensor | ArrayLike, input_shape: tuple[int, ...] | None) -> Tens
         x = x[None]
     check_inputs("x", x, input_shape, least=0)
     return x
+
+
+def callers_level() -> int:
+    """Stack level, for a warning, of the code outside of this package that called into it."""
+    here, level, frame = str(Path(__file__).parent), 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
+        level, frame = level + 1, frame.f_back
+    return level

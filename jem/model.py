@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from jem.checks import check_inputs, refuse
-from jem.data.scaling import Scaling
+from jem.checks import callers_level, check_inputs, refuse
+from jem.data.scaling import Scaling, unit_warning
 from jem.errors import InputError
 from jem.networks.companion import Companion
 from jem.networks.foreign import logits_of, why_no_density
@@ -344,13 +345,19 @@ class JEM(nn.Module):
 
         Raises:
             InputError: If the shape does not fit, or a value is no number; NaN stays NaN.
+
+        Warns:
+            UserWarning: If the inputs look as if they were in other units (`unit_warning`).
         """
         if self.scaling is None:
             raise InputError(
                 "this model keeps no input scaling; pass inputs in the network's own units, "
                 "or set `model.scaling` (jem.data.Scaling)"
             )
-        return self.scaling(raw).to(self.device)
+        x = self.scaling(raw)
+        if doubt := unit_warning(x, self.scaling, self.domain):
+            warnings.warn(doubt, stacklevel=callers_level())
+        return x.to(self.device)
 
     @property
     def device(self) -> torch.device:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jem import JEM
-from jem.data import Scaling
+from jem.data import Scaling, from_arrays
 from jem.errors import InputError
 from jem.model import batched_logits, energy_of, evaluation_mode, log_density
 
@@ -231,3 +231,12 @@ def test_class_indices_of_inference_mode_do_not_stop_gradients():
     assert torch.equal(logits.grad, -torch.eye(3, dtype=torch.float64)[[0, 2]])
     with pytest.raises(InputError, match=r"lie in 0\.\.2, got 0\.\.3"):
         energy_of(logits, torch.tensor([0, 3]))
+
+
+def test_inputs_in_other_units_are_doubted_where_they_are_converted():
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8))
+    splits = from_arrays(images, [0, 1] * 20)
+    model = JEM(nn.Flatten(), domain=splits.domain, scaling=splits.scaling)
+    with pytest.warns(UserWarning, match="in the same units") as caught:
+        model.preprocess(np.random.default_rng(1).random((1, 8, 8)))
+    assert caught[0].filename == __file__

@@ -92,7 +92,7 @@ def score(argv: list[str]) -> int:
                 columns["foreign_columns"] = [";".join(row) for row in scorer.foreign_columns(x)]
             if not count:
                 writer.writerow(columns)
-                if model.scaling and (doubt := unit_warning(raw, x, scale, model.domain)):
+                if model.scaling and (doubt := unit_warning(x, scale, model.domain)):
                     note(f"{args.inputs}: {doubt}")
             writer.writerows(zip(*columns.values(), strict=True))
             count, rejected = count + len(names), rejected + int(found.is_ood.sum())

@@ -228,9 +228,7 @@ FEWEST = 10
 """Inputs that tell of their units together: each of fewer may be dark, or out of distribution."""
 
 
-def unit_warning(
-    raw: npt.NDArray[Any], x: Tensor, scaling: Scaling, domain: tuple[Tensor, Tensor] | None
-) -> str | None:
+def unit_warning(x: Tensor, scaling: Scaling, domain: tuple[Tensor, Tensor] | None) -> str | None:
     """Say why a batch looks as if it were in other units, such as 0 to 1 for 0 to 255.
 
     Images are doubted where the largest absolute value of the batch is above 4 times that of the
@@ -240,8 +238,7 @@ def unit_warning(
     range of the training data.
 
     Args:
-        raw: Inputs as they came, shape (N, ...).
-        x: The same in network units, shape (N, *input_shape).
+        x: Inputs in network units, shape (N, *input_shape).
         scaling: What made them.
         domain: Bounds of the training data in network units, for tables.
 
@@ -257,10 +254,12 @@ def unit_warning(
             f"all {len(x):,} rows lie outside the range of the training data in more than half of "
             f"the columns: check the units and the order of the columns"
         )
-    largest = max(float(raw.max()), -float(raw.min()))
+    raw = x * scaling.scale.to(x.device) + scaling.shift.to(x.device)
+    largest = float(raw.abs().max())
     usual = float((scaling.shift.abs() + scaling.scale).max())
-    fractions = largest <= 1 <= usual / FACTOR and bool((raw != np.round(raw)).any())
-    dark = 0 < FACTOR * largest < usual and (len(raw) >= FEWEST or fractions)
+    broken = float((raw - raw.round()).abs().max()) > 1e-6 * usual
+    fractions = broken and largest <= 1 <= usual / FACTOR
+    dark = 0 < FACTOR * largest < usual and (len(x) >= FEWEST or fractions)
     if not dark and largest <= FACTOR * usual:
         return None
     return (

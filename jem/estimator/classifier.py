@@ -17,15 +17,13 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 
-from jem.checks import check_number, refuse
+from jem.checks import callers_level, check_number, refuse
 from jem.data.arrays import refuse_missing
-from jem.data.scaling import unit_warning
 from jem.data.splits import DataSplits
 from jem.errors import TrainingInterrupted
 from jem.estimator.data import (
     RawFormat,
     call_of,
-    callers_level,
     class_indices,
     class_weights,
     content_hash,
@@ -372,11 +370,7 @@ class JEMClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             X = flat(self._format.check(X))  # noqa: N806
         rows = validate_data(self, dense(X), reset=False)
         raw = rows.reshape(-1, *self._format.shape)
-        x = self.model_.preprocess(raw)
-        assert self.model_.scaling is not None, "set in fit"
-        if doubt := unit_warning(raw, x, self.model_.scaling, self.model_.domain):
-            warnings.warn(doubt, stacklevel=callers_level())
-        return x
+        return self.model_.preprocess(raw)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Logits of network inputs, shape (N, K), in double precision, on the CPU."""

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal, Self
 
 import joblib
@@ -336,14 +335,6 @@ def class_weights(
     if not (np.isfinite(weights) & (weights > 0)).all():
         refuse("class_weight", "hold numbers above 0", wanted)
     return torch.as_tensor(weights, dtype=torch.float32)
-
-
-def callers_level() -> int:
-    """Stack level, for a warning, of the code outside of this folder that called into it."""
-    here, level, frame = str(Path(__file__).parent), 1, sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(here):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def call_of(estimator: BaseEstimator) -> dict[str, Any]:

@@ -12,11 +12,10 @@ import numpy.typing as npt
 from sklearn.utils import column_or_1d
 from sklearn.utils.validation import check_is_fitted
 
-from jem.checks import refuse
+from jem.checks import callers_level, refuse
 from jem.data.splits import DataPart
 from jem.errors import InputError
 from jem.estimator.data import (
-    callers_level,
     class_indices,
     content_hash,
     images_or_none,

@@ -90,7 +90,7 @@ def splits():
 
 
 def doubt(splits, raw):
-    return unit_warning(np.asarray(raw), splits.scaling(raw), splits.scaling, splits.domain)
+    return unit_warning(splits.scaling(raw), splits.scaling, splits.domain)
 
 
 @pytest.mark.parametrize(("factor", "largest"), [(255 / 16, "255"), (1 / 255, "0.06275")])
@@ -119,4 +119,4 @@ def test_tables_are_doubted_where_every_row_lies_outside(load):
     others = x + 100 * x.std(axis=0)
     assert doubt(splits, others[:9]) is None  # such rows are what the scores are for
     assert doubt(splits, np.concatenate([others, x[:1]])) is None
-    assert unit_warning(x, torch.full((len(x), 1), 99.0), splits.scaling, None) is None
+    assert unit_warning(torch.full((len(x), 1), 99.0), splits.scaling, None) is None
