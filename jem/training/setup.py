@@ -152,7 +152,8 @@ def build(
         resolved,
         objective,
         CrossEntropy(recipe.label_smoothing, weight),
-        named_generator(ranks.seed(seed), "augmentation", device=model.device),  # an old name
+        # Of objective and outliers; the name is part of the seed.
+        named_generator(ranks.seed(seed), "augmentation", device=model.device),
         ranks=ranks,
     )
     outliers = None
