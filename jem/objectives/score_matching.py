@@ -1,21 +1,24 @@
-"""Denoising score matching: the gradient of the energy at noisy data, against the noise.
+"""Score matching: the gradient of the energy at noisy data, against the noise or by its curvature.
 
 Nothing is sampled. The energy that fits is that of the data with noise, up to a constant.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from jem.checks import refuse
 from jem.model import JEM, evaluation_mode
 from jem.objectives.base import Batch, Energies, Mean, Terms
 from jem.sampling.langevin import per_row
 
 STRIDE = 0.1
 """Distance of the two points of a finite difference from the noisy input, in units of sigma."""
+MOST_AXES = 64
+"""Numbers of an input up to which the exact trace is offered: each takes a backward pass."""
 
 
 def score_error(
@@ -81,6 +84,46 @@ def difference_error(
     return ((ahead - behind) / (2 * STRIDE) - along).square()
 
 
+def curvature_error(
+    energy: Callable[[Tensor], Tensor],
+    x: Tensor,
+    noise: Tensor,
+    std: Tensor,
+    directions: Iterable[Tensor],
+) -> Tensor:
+    r"""The same error by the curvature of the energy: where the noise points to is not used.
+
+    .. math:: 1 + \tfrac{2 \sigma^2}{D} \Big( \tfrac12 \|\nabla E(\tilde x)\|^2 -
+              \sum_v v^\top \nabla^2 E(\tilde x)\, v \Big), \qquad
+              \tilde x = x + \sigma\varepsilon
+
+    With the D axes as directions, this is implicit score matching with the exact trace; with one
+    direction of random signs it is sliced score matching with reduced variance. The mean over
+    noise and directions is that of `score_error`.
+
+    Args:
+        energy: Maps inputs (B, *shape) to E, shape (B,), nats, row by row.
+        x: Data, shape (B, *shape).
+        noise: Standard normal epsilon, shape (B, *shape).
+        std: sigma of each row, shape (B,), in units of the data.
+        directions: v, each of shape (B, *shape), whose sum of v v^T has the identity as its mean.
+
+    Returns:
+        Error of each row, shape (B,), with a graph; a single one may be negative.
+
+    References:
+        Hyvarinen (2005), JMLR 6, theorem 1. Song et al. (2019), Sliced score matching,
+        arXiv:1905.07088, equation 8.
+    """
+    noisy = (x + per_row(std, x) * noise).detach().requires_grad_()
+    (slope,) = torch.autograd.grad(energy(noisy).sum(), noisy, create_graph=True)
+    error = slope.square().flatten(1).sum(dim=1) / 2
+    for v in directions:
+        (bend,) = torch.autograd.grad((slope * v).sum(), noisy, create_graph=True)
+        error = error - (v * bend).flatten(1).sum(dim=1)
+    return 1 + 2 * std.square() / x[0].numel() * error
+
+
 @dataclass(frozen=True)
 class DenoisingScoreMatching:
     """The weighted mean error of the score; the log calls it `score_error`.
@@ -90,16 +133,17 @@ class DenoisingScoreMatching:
 
     Attributes:
         score_noise: Values of sigma, in units of the data; each row draws one.
-        score_form: `exact`, `score_error`, or `difference`, `difference_error`.
+        score_form: `exact`, `score_error`; `difference`, `difference_error`; or `sliced` or
+            `trace`, `curvature_error` along one direction of random signs or along every axis.
     """
 
     score_noise: tuple[float, ...] = (0.1,)
-    score_form: Literal["exact", "difference"] = "exact"
+    score_form: Literal["exact", "difference", "sliced", "trace"] = "exact"
 
     @property
     def needs(self) -> frozenset[str]:
-        """Gradients of inputs, by which samples are drawn; second derivatives if exact."""
-        curvature = {"curvature"} if self.score_form == "exact" else set()
+        """Gradients of inputs, by which samples are drawn; second derivatives but for one form."""
+        curvature = set() if self.score_form == "difference" else {"curvature"}
         return frozenset({"input_gradients"} | curvature)
 
     def __call__(
@@ -112,8 +156,15 @@ class DenoisingScoreMatching:
         generator: torch.Generator,
         mean: Mean,
     ) -> Terms:
-        """The loss and its term, which is unweighted."""
+        """The loss and its term, which is unweighted.
+
+        Raises:
+            InputError: If the form is `trace` and inputs have more than 64 numbers.
+        """
         x = batch.x_density
+        if self.score_form == "trace" and (size := x[0].numel()) > MOST_AXES:
+            wanted = f"have at most {MOST_AXES} numbers for the `score_form` 'trace'"
+            refuse("inputs", wanted, size, "take 'sliced'")
         drawn = torch.randint(
             len(self.score_noise), (len(x),), generator=generator, device=x.device
         )
@@ -122,6 +173,12 @@ class DenoisingScoreMatching:
         with evaluation_mode(model):
             if self.score_form == "exact":
                 error = score_error(model.energy, x, noise, std)
+            elif self.score_form == "trace":
+                axes = torch.eye(x[0].numel()).to(x).view(-1, 1, *x.shape[1:])
+                error = curvature_error(model.energy, x, noise, std, axes)
+            elif self.score_form == "sliced":
+                signs = torch.empty_like(x).bernoulli_(generator=generator) * 2 - 1
+                error = curvature_error(model.energy, x, noise, std, [signs])
             else:
                 direction = torch.empty_like(x).normal_(generator=generator)
                 with torch.autocast(x.device.type, enabled=False):  # small differences

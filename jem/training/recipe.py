@@ -145,9 +145,10 @@ class Recipe:
     score_noise: Annotated[tuple[float, ...] | None, "(0, inf)"] = None
     """For `dsm`: standard deviation of the noise whose direction is learned, in data units; of
     several, each example draws one."""
-    score_form: Literal["exact", "difference"] = "exact"
+    score_form: Literal["exact", "difference", "sliced", "trace"] = "exact"
     """For `dsm`: differentiate the energy twice (exact), or take the difference of two energies,
-    which any network allows and which is noisier (difference)."""
+    which any network allows and which is noisier (difference). `sliced` (the recipe `ssm`) and
+    `trace` (at most 64 numbers) measure the curvature of the energy in place of the noise."""
 
     # -- sampler
     num_chains: Annotated[int | None, 1] = None

@@ -59,6 +59,7 @@ RECIPES: dict[str, Recipe] = {
     "companion": Recipe(head="companion"),
     "plain": Recipe(objective="none", fused=False, head="joint"),
     "dsm": replace(_WITHOUT_CHAINS, objective="dsm"),
+    "ssm": replace(_WITHOUT_CHAINS, objective="dsm", score_form="sliced"),
     "adversarial": Recipe(
         objective="adversarial",
         attack_eps=16 / 255,
@@ -148,6 +149,8 @@ RECIPES: dict[str, Recipe] = {
 - `plain`: cross-entropy alone, to compare with.
 - `dsm`: denoising score matching, without chains. Samples are drawn at temperature 1, with steps
   of half the square of the smallest noise.
+- `ssm`: sliced score matching, at data with the noise of `dsm`: it learns the same density from
+  the curvature of the energy along a random direction, and an update costs twice as much.
 - `nce`: noise contrastive estimation, without chains, for vectors: the network tells the data from
   the Gaussians of its base density.
 - `adversarial`: for a classifier that withstands small changes of its inputs. It is trained on

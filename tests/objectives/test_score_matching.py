@@ -10,7 +10,13 @@ from torch import nn
 import jem
 from jem import RECIPES, networks
 from jem.errors import InputError
-from jem.objectives import DenoisingScoreMatching, difference_error, score_error
+from jem.objectives import (
+    DenoisingScoreMatching,
+    contrastive_loss,
+    curvature_error,
+    difference_error,
+    score_error,
+)
 
 COVARIANCE = torch.tensor([[1.5, 0.6], [0.6, 0.8]], dtype=torch.float64)
 PRECISION = torch.tensor([[1.1, -0.3], [-0.3, 1.7]], dtype=torch.float64)
@@ -56,6 +62,63 @@ def test_its_minimum_is_the_precision_of_the_data_with_noise(std):
     assert loss.item() == pytest.approx(1 - std**2 * best.trace().item() / 2)
 
 
+AXES = [torch.tensor([[1.0, 0.0]]).double(), torch.tensor([[0.0, 1.0]]).double()]
+
+
+def implicit(a, x, directions):
+    """Hyvarinen's objective of each row: the curvature form without noise, on its scale."""
+    std = torch.ones(len(x)).double()
+    return curvature_error(quadratic(a), x, torch.zeros_like(x), std, directions) - 1
+
+
+def test_the_form_of_curvatures_is_implicit_score_matching_and_its_minimum():
+    x, _ = exact_sample()
+    assert implicit(PRECISION, x, AXES).mean().item() == pytest.approx(-1.137, abs=1e-9)
+    a = torch.linalg.inv(COVARIANCE).requires_grad_()
+    loss = implicit(a, x, AXES).mean()
+    (slope,) = torch.autograd.grad(loss, a)
+    assert slope.norm() < 1e-10
+    assert loss.item() == pytest.approx(-1.369048, abs=1e-6)
+
+
+def test_random_signs_measure_the_trace_and_vary_as_they_should():
+    x = normal(100_000, 2) @ torch.linalg.cholesky(COVARIANCE).T
+    signs = normal(100_000, 2, seed=2).sign()
+    sliced = implicit(PRECISION, x, [signs])
+    assert sliced.mean().item() == pytest.approx(-1.137, abs=0.02)
+    assert sliced.std().item() == pytest.approx(1.80, abs=0.02)
+    every = torch.tensor([[1.0, 1.0], [1.0, -1.0]]).double()  # -v gives what v gives
+    mean = sum(implicit(PRECISION, x, [v[None]]) for v in every) / 2
+    torch.testing.assert_close(mean, implicit(PRECISION, x, AXES))
+
+
+@pytest.mark.parametrize("std", [0.5, 0.1])
+def test_curvatures_give_the_error_of_denoising_in_the_mean(std):
+    x, noise = exact_sample()
+    sizes = torch.full((len(x),), std).double()
+    errors = curvature_error(quadratic(PRECISION), x, noise, sizes, AXES)
+    assert errors.mean().item() == pytest.approx(mean_error(PRECISION, std).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("size", "ratio"), [(0.5, 1.442), (0.1, 1.0177), (0.02, 1.0007)])
+def test_a_step_of_a_chain_from_the_data_contrasts_as_curvatures_do(size, ratio):
+    """CD-1 (Song and Kingma 2021, section 5), for E = a x^2 / 2 and data of variance 1.3."""
+    x, noise = (v[:, :1] for v in exact_sample())
+    x = x * math.sqrt(1.3 / 1.5)
+    a = torch.tensor([[0.7]], dtype=torch.float64, requires_grad=True)
+    energy = quadratic(a)
+    moved = (x - size**2 / 2 * 0.7 * x + size * noise).detach()
+    (contrast,) = torch.autograd.grad(contrastive_loss(energy(x), energy(moved)), a)
+    (slope,) = torch.autograd.grad(implicit_1d(a, x), a)
+    assert (contrast / (size**2 / 2 * slope)).item() == pytest.approx(ratio, abs=1e-3)
+
+
+def implicit_1d(a, x):
+    std = torch.full((len(x),), math.sqrt(0.5)).double()  # 2 sigma^2 / D is 1
+    axis = [torch.ones(1, 1).double()]
+    return curvature_error(quadratic(a), x, torch.zeros_like(x), std, axis).mean() - 1
+
+
 def test_several_sizes_of_noise_learn_one_density_with_shares_as_their_squares():
     """Data at 0: the best score is that of a mixture of N(0, s) and N(0, 2 s), weights 1 to 4."""
     sizes, grid = (0.5, 1.0), torch.linspace(-2, 2, 9).double()
@@ -83,8 +146,9 @@ def test_several_sizes_of_noise_learn_one_density_with_shares_as_their_squares()
 def test_more_curvature_at_the_data_lowers_the_error():
     c = torch.zeros((), dtype=torch.float64, requires_grad=True)
     x, noise, std = normal(500, 3), normal(500, 3, seed=2), torch.full((500,), 0.3).double()
-    for form in (score_error, difference_error):
+    for form in (score_error, difference_error, curvature_error):
         extra = () if form is score_error else (normal(500, 3, seed=3),)
+        extra = ([extra[0].sign()],) if form is curvature_error else extra
         loss = form(lambda z: c * z.square().sum(dim=1) / 2, x, noise, std, *extra).mean()
         assert torch.autograd.grad(loss, c)[0] < 0
 
@@ -144,6 +208,9 @@ def test_an_image_counts_as_the_row_of_its_pixels():
         rows = [z.flatten(1) for z in images[:count]]
         of_images = form(energy, *images[:2], std, *images[2:count])
         assert torch.equal(of_images, form(energy, *rows[:2], std, *rows[2:]))
+    of_images = curvature_error(energy, *images[:2], std, images[2:])
+    rows = [z.flatten(1) for z in images]
+    assert torch.equal(of_images, curvature_error(energy, *rows[:2], std, rows[2:]))
 
 
 # -- in training
@@ -168,7 +235,9 @@ def model_of(classes=2, activation=nn.SiLU):
         return jem.JEM(networks.factored(nn.Sequential(*layers, nn.Linear(64, classes))))
 
 
-@pytest.mark.parametrize(("classes", "form"), [(2, "exact"), (1, "difference")])
+@pytest.mark.parametrize(
+    ("classes", "form"), [(2, "exact"), (1, "difference"), (2, "sliced"), (1, "trace")]
+)
 def test_it_trains_a_density_with_and_without_classes(classes, form, tmp_path):
     x, y = ring()
     model = model_of(classes)
@@ -202,7 +271,7 @@ def test_a_run_that_was_stopped_ends_in_the_same_bits(tmp_path):
 
 
 @pytest.mark.parametrize("head", ["plain", "factored"])
-@pytest.mark.parametrize("form", ["exact", "difference"])
+@pytest.mark.parametrize("form", ["exact", "sliced", "trace", "difference"])
 def test_a_piecewise_linear_network_is_refused_by_the_exact_form(head, form):
     model = model_of(activation=nn.LeakyReLU)
     if head == "plain":
@@ -235,6 +304,24 @@ def test_a_network_without_second_derivatives_is_told_of_the_other_form():
     model = model_of(activation=OnlyOnce)
     with pytest.raises(InputError, match="`score_form` to 'difference'"):
         jem.Trainer(model, RECIPE, device="cpu").fit(ring())
+
+
+def test_the_exact_trace_is_for_few_numbers():
+    network = nn.Sequential(nn.Linear(65, 8), nn.SiLU(), nn.Linear(8, 2))
+    trainer = jem.Trainer(jem.JEM(network), replace(RECIPE, score_form="trace"), device="cpu")
+    with pytest.raises(InputError, match=r"at most 64 numbers .* got 65: take 'sliced'"):
+        trainer.fit((torch.rand(64, 65), torch.arange(64) % 2))
+
+
+def test_the_recipe_ssm_learns_the_density_of_dsm():
+    x, y = ring()
+    found = []
+    for name in ("dsm", "ssm"):
+        model = model_of()
+        changes = {"epochs": 60, "batch_size": 32, "learning_rate": 1e-2}
+        jem.Trainer(model, replace(RECIPES[name], **changes), device="cpu").fit((x, y))
+        found.append(model.log_density(x + 0.3).detach())
+    assert torch.corrcoef(torch.stack(found))[0, 1] > 0.9
 
 
 def test_its_noise_comes_from_the_recipe():
