@@ -111,7 +111,7 @@ def test_a_margin_for_what_the_density_costs_needs_one():
         (
             "quick",
             None,
-            "'fast', 'companion', 'plain', 'dsm', 'adversarial', 'nce', 'finetune', 'jem',",
+            "'fast', 'companion', 'plain', 'dsm', 'ssm', 'adversarial', 'nce', 'finetune', 'jem',",
         ),
         ("fast", {"epoch": 3}, "`epoch`"),
         ("fast", {"objective": "bogus"}, "`objective`"),
