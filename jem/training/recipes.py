@@ -150,7 +150,7 @@ RECIPES: dict[str, Recipe] = {
 - `dsm`: denoising score matching, without chains. Samples are drawn at temperature 1, with steps
   of half the square of the smallest noise.
 - `ssm`: sliced score matching, at data with the noise of `dsm`: it learns the same density from
-  the curvature of the energy along a random direction, and an update costs twice as much.
+  the curvature of the energy along a random direction, and takes longer.
 - `nce`: noise contrastive estimation, without chains, for vectors: the network tells the data from
   the Gaussians of its base density.
 - `adversarial`: for a classifier that withstands small changes of its inputs. It is trained on
