@@ -393,7 +393,7 @@ def test_a_network_that_does_not_fit_what_is_said_of_it_is_refused(train):
             Trainer(model, SMALL, device="cpu").fit(data, valid)
 
     three = JEM(networks.mlp((2,), 2), classes=("a", "b", "c"))
-    refused(three, "`classes`")
+    refused(three, "`network` must have 3 outputs, one for each class, got 2")
     refused(JEM(networks.mlp((2,), 2), input_shape=(3,)), r"have shape \(B, 3\)")
     refused(model_of(), "`valid`", valid=(torch.rand(4, 3), train[1][:4]))
     frozen = model_of()
