@@ -26,7 +26,7 @@ from jem.sampling.mala import run_corrected_chains
 BLOCK = 16
 """Chains that share a generator, and one batch of the network."""
 CHAINS_BESIDE = 4
-"""Chains for each sample of a density beside a classifier, half of the way."""
+"""Chains for each sample of a density beside a classifier, until the classifier chooses one."""
 
 Progress = Callable[[int, int], None]
 """Called with steps done and steps in all."""

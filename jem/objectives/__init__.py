@@ -17,7 +17,7 @@ from jem.objectives.contrastive import contrastive_loss as contrastive_loss
 from jem.objectives.contrastive import outlier_loss as outlier_loss
 from jem.objectives.noise_contrastive import NoiseContrastive as NoiseContrastive
 from jem.objectives.noise_contrastive import noise_contrastive_loss as noise_contrastive_loss
-from jem.objectives.score_matching import DenoisingScoreMatching as DenoisingScoreMatching
+from jem.objectives.score_matching import ScoreMatching as ScoreMatching
 from jem.objectives.score_matching import curvature_error as curvature_error
 from jem.objectives.score_matching import difference_error as difference_error
 from jem.objectives.score_matching import score_error as score_error
@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "none": NoObjective,
     "contrastive": Contrastive,
     "adversarial": Adversarial,
-    "dsm": DenoisingScoreMatching,
+    "dsm": ScoreMatching,
     "nce": NoiseContrastive,
 }
 """Objectives by the name that `Recipe.objective` gives them."""

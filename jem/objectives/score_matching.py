@@ -125,7 +125,7 @@ def curvature_error(
 
 
 @dataclass(frozen=True)
-class DenoisingScoreMatching:
+class ScoreMatching:
     """The weighted mean error of the score; the log calls it `score_error`.
 
     It is 1 for an energy that is constant, and best where it is lowest; it has no zero. Energies

@@ -143,7 +143,7 @@ class Recipe:
     """Energy above that of the data, in nats, from which an outlier no longer counts."""
 
     score_noise: Annotated[tuple[float, ...] | None, "(0, inf)"] = None
-    """For `dsm`: standard deviation of the noise whose direction is learned, in data units; of
+    """For `dsm` and `ssm`: standard deviation of the noise on the data, in data units; of
     several, each example draws one."""
     score_form: Literal["exact", "difference", "sliced", "trace"] = "exact"
     """For `dsm`: differentiate the energy twice (exact), or take the difference of two energies,
@@ -232,7 +232,7 @@ class Recipe:
 
     @property
     def trains_density(self) -> bool:
-        """Whether the objective that it names trains the density; a `Trainer` may have another."""
+        """Whether its objective trains the density, in any epoch; a `Trainer` may have another."""
         return self.objective != "none" and self.epochs != 0
 
     def num_epochs(self, updates_per_epoch: int) -> int:

@@ -11,7 +11,7 @@ import jem
 from jem import RECIPES, networks
 from jem.errors import InputError
 from jem.objectives import (
-    DenoisingScoreMatching,
+    ScoreMatching,
     contrastive_loss,
     curvature_error,
     difference_error,
@@ -328,7 +328,7 @@ def test_its_noise_comes_from_the_recipe():
     recipe = replace(RECIPE, score_noise=[0.2, 0.5])
     trainer = jem.Trainer(model_of(), recipe, device="cpu")
     trainer.fit(ring())
-    assert trainer.context.objective == DenoisingScoreMatching((0.2, 0.5))
+    assert trainer.context.objective == ScoreMatching((0.2, 0.5))
     for noise in ((), (0.1, 0.0), 0.1):
         with pytest.raises(InputError, match="`score_noise`"):
             replace(recipe, score_noise=noise)
